@@ -1,0 +1,1 @@
+"""What only this bundle has: the global-pooling networks and the pseudo-mask second stage."""

@@ -1,0 +1,274 @@
+"""Global-pooling (GP) networks: classifiers whose class maps are the evidence for their decision.
+
+Source: Chatterjee et al., "Weakly-supervised segmentation using inherently-explainable classification models and
+their application to brain tumour classification", arXiv:2206.05148.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.efficientnet import EfficientNetLite0
+from common.pooling import GlobalPool
+
+
+def sinc_upsample(x: Tensor) -> Tensor:
+    """Double the spatial size by band-limited (sinc) interpolation, i.e. zero-padding of the spectrum.
+
+    Input samples reappear at the even positions of the output; the Nyquist term of an even-sized axis is split
+    between both signs so that a real signal stays real.
+
+    Args:
+        x: `[B, C, H, W]`, H and W even.
+
+    Returns:
+        `[B, C, 2H, 2W]`.
+    """
+    height, width = x.shape[-2:]
+    spectrum = torch.fft.rfft2(x.float())
+    half_h, half_w = height // 2, width // 2
+    nyquist_w = torch.cat([torch.ones(half_w), torch.full((1,), 0.5)]).to(x.device)
+    spectrum = spectrum * nyquist_w
+    nyquist_row = spectrum[..., half_h : half_h + 1, :] * 0.5
+    gap = torch.zeros(x.shape[0], x.shape[1], height - 1, half_w + 1, dtype=spectrum.dtype, device=x.device)
+    spectrum = torch.cat(
+        [spectrum[..., :half_h, :], nyquist_row, gap, nyquist_row, spectrum[..., half_h + 1 :, :]], dim=-2
+    )
+    spectrum = F.pad(spectrum, [0, width - half_w])
+    return (4.0 * torch.fft.irfft2(spectrum, s=[2 * height, 2 * width])).to(x.dtype)
+
+
+class Upsample(nn.Module):
+    """Double the spatial size and map `in_channels` to `out_channels`.
+
+    Args:
+        mode: `sinc` (the paper's default) and `bilinear` interpolate, then mix channels by a 1×1 convolution;
+            `transposed` is a stride-2 transposed convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, mode: Literal["sinc", "transposed", "bilinear"]) -> None:
+        super().__init__()
+        if mode not in ("sinc", "transposed", "bilinear"):
+            raise ValueError(f"upsample must be 'sinc', 'transposed' or 'bilinear', got {mode!r}")
+        self.mode: str = mode
+        self.conv: nn.Module = (
+            nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
+            if mode == "transposed"
+            else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "transposed":
+            return self.conv(x)
+        # Both interpolations act on each channel alone, so mixing channels first gives the same result at a quarter
+        # of the cost.
+        x = self.conv(x)
+        if self.mode == "sinc":
+            return sinc_upsample(x)
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
+        nn.ReLU(inplace=True),
+    )
+
+
+class GPNet(nn.Module):
+    """A fully convolutional network, a global pool and one 1×1 convolution shared by logits and class maps.
+
+    Subclasses implement `features`. With `pool_at="features"` (the paper) the pool comes before the head, so a
+    logit is the head of the pooled features and in general not the maximum of its class map. With `pool_at="map"`
+    the head comes first and the logit is the pooled class map: what is seen is what decided.
+
+    Args:
+        num_features: channels of the feature map.
+        num_classes: classes, 0 = healthy.
+        pool: name of a pool in `common.pooling`.
+        pool_at: `features` or `map`.
+        pool_options: keyword arguments of the pool, e.g. `{"alpha": 8}` for `smooth_max`.
+        organ_channel: the last input channel is an organ mask (> 0.5 inside). It is not seen by the convolutions;
+            it restricts the pool to the organ, so no evidence can come from outside.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_features: int,
+        num_classes: int,
+        pool: str = "max",
+        pool_at: Literal["features", "map"] = "features",
+        pool_options: dict | None = None,
+        organ_channel: bool = False,
+    ) -> None:
+        super().__init__()
+        if pool_at not in ("features", "map"):
+            raise ValueError(f"pool_at must be 'features' or 'map', got {pool_at!r}")
+        self.num_classes = num_classes
+        self.pool_at: str = pool_at
+        self.organ_channel = organ_channel
+        self.pool = GlobalPool(pool, **(pool_options or {}))
+        self.head = nn.Conv2d(num_features, num_classes, kernel_size=1)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Feature map `[B, num_features, H, W]` of `[B, in_channels, H, W]`."""
+        raise NotImplementedError
+
+    @torch.jit.export
+    def explain(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class maps and the logits they lead to, in one pass.
+
+        Args:
+            image: `[B, in_channels (+1 with organ_channel), H, W]`.
+
+        Returns:
+            Class maps `[B, num_classes, H, W]` (raw, one logit per pixel) and logits `[B, num_classes]`.
+        """
+        mask: Tensor | None = None
+        if self.organ_channel:
+            mask = image[:, -1:] > 0.5
+            image = image[:, :-1]
+        features = self.features(image)
+        maps = self.head(features)
+        if self.pool_at == "map":
+            # Evidence relative to class 0; the shift cancels in the softmax, and class 0's logit is 0.
+            maps = maps - maps[:, :1]
+            return maps, self.pool(maps, mask)
+        pooled = self.pool(features, mask)
+        return maps, F.linear(pooled, self.head.weight.flatten(1), self.head.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits `[B, num_classes]` of `[B, in_channels (+1 with organ_channel), H, W]`."""
+        return self.explain(image)[1]
+
+
+class GPUNet(GPNet):
+    """GP-UNet: a three-level U-Net without normalisation whose decoder map is pooled globally.
+
+    1,740,675 parameters with sinc upsampling and 1,863,555 with transposed convolution at 4 channels, 3 classes and
+    the default widths, as in the authors' code.
+
+    Args:
+        in_channels: image channels, without the organ channel.
+        num_classes: classes, 0 = healthy.
+        features: widths of the three levels.
+        upsample: `sinc` (paper), `transposed` or `bilinear`.
+        dropout: probability of dropping a channel at the bottleneck.
+        input_mean: subtracted from the image; 1 for images in multiples of their median.
+        kwargs: see `GPNet`.
+
+    Raises:
+        ValueError: H or W of the input is not a multiple of 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 4,
+        num_classes: int = 3,
+        *,
+        features: Sequence[int] = (64, 128, 256),
+        upsample: Literal["sinc", "transposed", "bilinear"] = "sinc",
+        dropout: float = 0.5,
+        input_mean: float = 0.0,
+        **kwargs,
+    ) -> None:
+        low, mid, high = features
+        super().__init__(num_features=low, num_classes=num_classes, **kwargs)
+        self.in_channels = in_channels
+        self.input_mean = input_mean
+        self.encoder1 = _double_conv(in_channels, low)
+        self.encoder2 = _double_conv(low, mid)
+        self.bottleneck = _double_conv(mid, high)
+        self.dropout = nn.Dropout2d(dropout)
+        self.up2 = Upsample(high, mid, upsample)
+        self.decoder2 = _double_conv(2 * mid, mid)
+        self.up1 = Upsample(mid, low, upsample)
+        self.decoder1 = _double_conv(2 * low, low)
+        _initialise(self)
+        nn.init.normal_(self.head.weight, std=0.05)
+
+    def features(self, image: Tensor) -> Tensor:
+        if image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"GPUNet expects {self.in_channels} image channel(s), got an input of shape {list(image.shape)}"
+            )
+        if image.shape[2] % 4 != 0 or image.shape[3] % 4 != 0:
+            raise ValueError(f"GPUNet needs H and W that divide by 4, got {list(image.shape)}: pad the slices")
+        level1 = self.encoder1(image - self.input_mean)
+        level2 = self.encoder2(F.avg_pool2d(level1, 2))
+        deep = self.dropout(self.bottleneck(F.avg_pool2d(level2, 2)))
+        level2 = self.decoder2(torch.cat([level2, self.up2(deep)], dim=1))
+        return self.decoder1(torch.cat([level1, self.up1(level2)], dim=1))
+
+
+class GPEfficientUNet(GPNet):
+    """GP-UNet with an EfficientNet-Lite0 encoder: ImageNet features generalise from few patients.
+
+    Args:
+        in_channels: image channels, without the organ channel: 1 (repeated for the encoder) or 3.
+        num_classes: classes, 0 = healthy.
+        decoder: widths of the decoder at strides 8, 4, 2 and 1.
+        weights: of the encoder, see `common.efficientnet.EfficientNetLite0`; None when a checkpoint follows.
+        dropout: probability of dropping a channel of the deepest features.
+        input_scale: brings the image to the encoder's range; 0.4 puts an organ median of 1 near its middle.
+        kwargs: see `GPNet`.
+
+    Raises:
+        ValueError: H or W of the input is not a multiple of 16.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        *,
+        decoder: Sequence[int] = (64, 32, 24, 16),
+        weights: str | None = None,
+        dropout: float = 0.1,
+        input_scale: float = 0.4,
+        **kwargs,
+    ) -> None:
+        super().__init__(num_features=decoder[-1], num_classes=num_classes, **kwargs)
+        if in_channels not in (1, 3):
+            raise ValueError(f"GPEfficientUNet takes 1 or 3 image channels, got {in_channels}")
+        self.in_channels = in_channels
+        self.input_scale = input_scale
+        self.encoder = EfficientNetLite0(weights)
+        self.dropout = nn.Dropout2d(dropout)
+        skips = (*self.encoder.channels[-2::-1], in_channels)
+        below = (self.encoder.channels[-1], *decoder[:-1])
+        self.ups = nn.ModuleList(Upsample(b, out, "bilinear") for b, out in zip(below, decoder, strict=True))
+        self.mixes = nn.ModuleList(_double_conv(out + s, out) for out, s in zip(decoder, skips, strict=True))
+        _initialise(self.ups)
+        _initialise(self.mixes)
+        nn.init.normal_(self.head.weight, std=0.05)
+
+    def features(self, image: Tensor) -> Tensor:
+        if image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"GPEfficientUNet expects {self.in_channels} image channel(s), got an input of {list(image.shape)}"
+            )
+        if image.shape[2] % 16 != 0 or image.shape[3] % 16 != 0:
+            raise ValueError(f"GPEfficientUNet needs H and W that divide by 16, got {list(image.shape)}")
+        skips = self.encoder((image * self.input_scale).expand(-1, 3, -1, -1))
+        skips.insert(0, image - 1.0)
+        x = self.dropout(skips.pop())
+        for up, mix in zip(self.ups, self.mixes):  # noqa: B905 (TorchScript knows no strict)
+            x = mix(torch.cat([skips.pop(), up(x)], dim=1))
+        return x
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation: without normalisation layers PyTorch's default lets activations fade with depth."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

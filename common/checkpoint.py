@@ -1,0 +1,112 @@
+"""Weights in and out: plain state dicts, training that resumes, errors that say which file does not fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from .data import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, if it exists here.
+
+    Raises:
+        RuntimeError: a CUDA device is asked for and there is none of that number.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"device {device} was asked for, but CUDA sees {torch.cuda.device_count()} device(s); use --device cpu"
+        )
+    return device
+
+
+def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:
+    """Load a plain state dict (or `{"model": state dict}`) into a network, all or nothing.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, or one of another architecture; the message names the first keys that differ.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: train first, or give the file with --ckpt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    target = network.module if hasattr(network, "module") else network
+    expected = target.state_dict()  # type: ignore[union-attr,operator]
+    wrong = sorted(set(expected) ^ set(state)) if isinstance(state, dict) else ["(not a dictionary)"]
+    wrong = wrong or [k for k in expected if expected[k].shape != state[k].shape]
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit the network {type(target).__name__}: {len(wrong)} entries differ, e.g. {wrong[:3]}; "
+            "use the config that it was trained with"
+        )
+    target.load_state_dict(state)  # type: ignore[union-attr,operator]
+    return network
+
+
+def save_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a network's plain state dict, atomically."""
+    target = network.module if hasattr(network, "module") else network
+    with atomic_path(path) as temporary:
+        torch.save(target.state_dict(), temporary)  # type: ignore[union-attr,operator]
+
+
+class TrainingCheckpoint:
+    """Handler: save all that training needs after each epoch, resume from it, and leave `model.pt` at the end.
+
+    Args:
+        path: the checkpoint; training that finds it goes on after its last epoch.
+        objects: what has `state_dict` / `load_state_dict`: network, optimizer, schedule …
+        model: the network whose plain weights go to `model_path` after every epoch.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        objects: dict[str, Any],
+        *,
+        model: torch.nn.Module,
+        model_path: str | os.PathLike[str],
+    ) -> None:
+        self.path = Path(path)
+        self.objects = objects
+        self.model = model
+        self.model_path = model_path
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._resume)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _resume(self, engine: Engine) -> None:
+        if not self.path.is_file():
+            return
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, target in self.objects.items():
+            try:
+                target.load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"{self.path} belongs to another training ({name}: {error}); remove it or change output_dir"
+                ) from error
+        engine.state.epoch = state["epoch"]
+        if engine.state.epoch_length:
+            engine.state.iteration = state["epoch"] * engine.state.epoch_length
+        logger.info("resuming %s after epoch %d", self.path, state["epoch"])
+
+    def _save(self, engine: Engine) -> None:
+        state = {name: target.state_dict() for name, target in self.objects.items()}
+        with atomic_path(self.path) as temporary:
+            torch.save(state | {"epoch": engine.state.epoch}, temporary)
+        save_weights(self.model, self.model_path)

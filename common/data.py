@@ -1,0 +1,449 @@
+"""Datalists: which image has which yes/no label, and who is in training, validation and test.
+
+A datalist is one JSON file::
+
+    {"name": str, "classes": ["none", "tumour"], "modalities": ["flair"], "seed": 0,
+     "training": [case, ...], "validation": [case, ...], "test": [case, ...]}
+
+with ``case = {"case": unique name, "patient": id, "image": path or list of paths (one per modality),
+"label": mask path (optional), "cls": label}``. ``cls`` is one int for the whole volume, or one int per axial slice,
+ordered inferior→superior. Paths are relative to ``dataset_dir``. Training sees ``cls`` only; the mask derives it
+here and scores later.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.data import partition_dataset
+from nibabel.filebasedimages import ImageFileError
+
+__all__ = [
+    "SECTIONS",
+    "atomic_path",
+    "cases",
+    "check_patients",
+    "find_cases",
+    "load_datalist",
+    "make_datalist",
+    "matched_weights",
+    "patient_folds",
+    "slice_labels",
+    "split_patients",
+    "write_datalist",
+]
+
+SECTIONS = ("training", "validation", "test")
+Case = dict[str, Any]
+PathLike = str | os.PathLike[str]
+
+
+@contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; it becomes ``path`` when the block ends without an error.
+
+    The suffix is kept, because image writers choose the format by it, and the leading dot hides it from globs.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _glob(dataset_dir: Path, pattern: str) -> dict[tuple[str, ...], str]:
+    """Files that match ``pattern``, relative to ``dataset_dir``, by the texts that its wildcards stand for."""
+    regex = ""
+    for part in re.split(r"(\*\*/|\*+|\?|\[[^\]]+\])", pattern):
+        if part == "**/":
+            regex += "((?:.*/)?)"
+        elif part[:1] == "*":
+            regex += "([^/]*)"
+        elif part == "?":
+            regex += "([^/])"
+        elif part[:1] == "[":
+            regex += "(" + part.replace("[!", "[^") + ")"
+        else:
+            regex += re.escape(part)
+    names = [name.replace(os.sep, "/") for name in sorted(glob.glob(pattern, root_dir=dataset_dir, recursive=True))]
+    matches = [re.fullmatch(regex, name) for name in names if (dataset_dir / name).is_file()]
+    return {match.groups(): match.string for match in matches if match}
+
+
+def _partners(
+    first: dict[tuple[str, ...], str], other: dict[tuple[str, ...], str], pattern: str
+) -> tuple[dict[str, str], list[str]]:
+    """Pair files by as many wildcards as both patterns have; also return what is left over in ``other``."""
+    width = min((len(key) for group in (first, other) for key in group), default=0)
+    short: dict[tuple[str, ...], str] = {}
+    for key, name in other.items():
+        if short.setdefault(key[:width], name) != name:
+            raise ValueError(f"{pattern!r}: {short[key[:width]]} and {name} fit one case; make the pattern narrower.")
+    pairs = {name: short[key[:width]] for key, name in first.items() if key[:width] in short}
+    return pairs, sorted(set(other.values()) - set(pairs.values()))
+
+
+def _stem(name: str) -> str:
+    """File name without its folder and without ``.nii``, ``.nii.gz`` or another single suffix."""
+    return re.sub(r"(\.nii(\.gz)?|\.[^.]+)$", "", Path(name).name)
+
+
+def find_cases(
+    dataset_dir: PathLike, image_pattern: str | Sequence[str], *, label_pattern: str | None = None
+) -> list[Case]:
+    """List the cases below a folder by glob patterns.
+
+    Files belong together where the wildcards of their patterns stand for the same text: ``*/flair.nii.gz`` goes
+    with ``*/mask.nii.gz`` of the same folder, ``images/*.nii.gz`` with ``labels/*.nii.gz`` of the same name.
+    A case is named after its folder (``/`` becomes ``_``), or after the file where it lies in ``dataset_dir`` itself;
+    where that is not unique, ``<folder>_<file stem>``.
+
+    Args:
+        dataset_dir: folder that the patterns are relative to.
+        image_pattern: one glob pattern, or one per modality; every case must have all of them.
+        label_pattern: pattern of the masks; a case without a mask gets no ``label``.
+
+    Returns:
+        Cases sorted by name, with the keys ``case``, ``patient`` (the case name), ``image`` (absolute path, or a list
+        of them where a list of patterns was given) and, if found, ``label``.
+
+    Raises:
+        FileNotFoundError: nothing matches, or a case lacks a modality.
+        ValueError: two files fit one case, or two cases get one name.
+    """
+    root = Path(dataset_dir).absolute()
+    patterns = [image_pattern] if isinstance(image_pattern, str) else list(image_pattern)
+    found = [_glob(root, pattern) for pattern in patterns]
+    for pattern, files in zip(patterns, found, strict=True):
+        if not files:
+            raise FileNotFoundError(f"no file matches {pattern!r} in {root}; check dataset_dir and the pattern.")
+    labels = _partners(found[0], _glob(root, label_pattern), label_pattern)[0] if label_pattern else {}
+    rows = {name: [name] for name in found[0].values()}
+    missing: list[str] = []
+    for pattern, files in zip(patterns[1:], found[1:], strict=True):
+        pairs, alone = _partners(found[0], files, pattern)
+        missing += [f"{pattern!r} beside {name}" for name in rows if name not in pairs]
+        missing += [f"{patterns[0]!r} beside {name}" for name in alone]
+        for name, partner in pairs.items():
+            rows[name].append(partner)
+    if missing:
+        raise FileNotFoundError(
+            f"{root}: {len(missing)} image(s) missing: {'; '.join(missing[:3])}. Every case needs one file per "
+            "modality: add the files, or leave the modality or the case out."
+        )
+
+    folders = {name: Path(name).parent.as_posix().replace("/", "_") for name in rows}
+    short = {name: _stem(name) if folders[name] == "." else folders[name] for name in rows}
+    count = Counter(short.values())
+    cases: list[Case] = []
+    for name, images in rows.items():
+        unique = count[short[name]] == 1 or folders[name] == "."
+        case_name = short[name] if unique else f"{folders[name]}_{_stem(name)}"
+        paths = [str(root / image) for image in images]
+        case: Case = {"case": case_name, "patient": case_name}
+        case["image"] = paths[0] if isinstance(image_pattern, str) else paths
+        if name in labels:
+            case["label"] = str(root / labels[name])
+        cases.append(case)
+    _check_names(cases, str(root))
+    return sorted(cases, key=lambda case: case["case"])
+
+
+def _check_names(cases: Iterable[Case], source: str) -> None:
+    twice = [name for name, n in Counter(case["case"] for case in cases).items() if n > 1]
+    if twice:
+        raise ValueError(f"{source}: the case name(s) {twice[:3]} occur more than once; names must be unique.")
+
+
+def check_patients(datalist: dict[str, Any]) -> None:
+    """Refuse a datalist in which one patient is in two sections: scores would be of memory, not of skill.
+
+    Raises:
+        ValueError: naming the patient and the sections.
+    """
+    seen: dict[str, str] = {}
+    for section in SECTIONS:
+        for case in datalist.get(section, []):
+            first = seen.setdefault(str(case["patient"]), section)
+            if first != section:
+                raise ValueError(
+                    f"patient {case['patient']!r} is in {first!r} and in {section!r} (case {case['case']!r}); "
+                    "all cases of a patient belong in one section."
+                )
+
+
+def _check(datalist: dict[str, Any], source: str) -> None:
+    """The checks of reading and writing: keys, class range, unique names, no patient in two sections."""
+    classes = datalist.get("classes")
+    if not isinstance(classes, list) or len(classes) < 2:
+        raise ValueError(f"{source}: 'classes' must list two or more names, the negative one first; got {classes!r}.")
+    for section in SECTIONS:
+        for case in datalist.get(section, []):
+            needed = ("case", "patient", "image", *(("cls",) if section == "training" else ()))
+            lacking = [key for key in needed if key not in case]
+            if lacking:
+                raise ValueError(f"{source}: case {case.get('case', case)!r} of {section!r} lacks {lacking}.")
+            values = _cls(case)
+            if not all(isinstance(c, int) and 0 <= c < len(classes) for c in values) or ("cls" in case and not values):
+                raise ValueError(
+                    f"{source}: case {case['case']!r}: cls must be an int, or one int per slice, from 0 to "
+                    f"{len(classes) - 1} ({classes}); got {case['cls']!r}."
+                )
+    _check_names((case for section in SECTIONS for case in datalist.get(section, [])), source)
+    check_patients(datalist)
+
+
+def _cls(case: Case) -> list[int]:
+    cls = case.get("cls", [])
+    return cls if isinstance(cls, list) else [cls]
+
+
+def _map_paths(case: Case, change: Any) -> Case:
+    """``case`` with ``change`` applied to every path of ``image`` and ``label``."""
+    paths = {key: case[key] for key in ("image", "label") if case.get(key)}
+    return case | {k: [change(p) for p in v] if isinstance(v, list) else change(v) for k, v in paths.items()}
+
+
+def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> list[Case]:
+    """Read one section of a datalist, checked, with absolute paths.
+
+    Args:
+        path: the JSON file.
+        section: ``training``, ``validation`` or ``test``.
+        dataset_dir: folder that the paths in the file are relative to.
+
+    Raises:
+        FileNotFoundError: the datalist, or an image or mask that the section names, does not exist.
+        ValueError: no valid JSON, a section absent or empty, a wrong ``cls``, a name twice, a patient in two sections.
+    """
+    try:
+        datalist = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); write it with write_datalist.") from error
+    if not isinstance(datalist, dict) or not datalist.get(section):
+        filled = [s for s in SECTIONS if isinstance(datalist, dict) and datalist.get(s)]
+        raise ValueError(f"{path}: the section {section!r} is absent or empty; sections with cases: {filled}.")
+    _check(datalist, str(path))
+    root = Path(dataset_dir).absolute()
+    cases = [_map_paths(case, lambda p: str(root / p)) for case in datalist[section]]
+    files: list[str] = []
+    for case in cases:
+        _map_paths(case, files.append)
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path}: {len(missing)} of {len(files)} files of {section!r} do not exist, e.g. {', '.join(missing[:3])}; "
+            f"check dataset_dir ({root})."
+        )
+    return cases
+
+
+def cases(
+    dataset_dir: PathLike,
+    image_pattern: str | Sequence[str],
+    *,
+    label_pattern: str | None = None,
+    datalist: PathLike | None = None,
+    section: str = "test",
+) -> list[Case]:
+    """Cases of a run: one section of a datalist where there is one, else whatever the patterns find.
+
+    Args:
+        dataset_dir: folder of the data.
+        image_pattern, label_pattern: see :func:`find_cases`; unused with a datalist.
+        datalist: JSON file, or ``None``.
+        section: of the datalist.
+    """
+    if datalist is not None:
+        return load_datalist(datalist, section, dataset_dir=dataset_dir)
+    return find_cases(dataset_dir, image_pattern, label_pattern=label_pattern)
+
+
+def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
+    """Check a datalist and write it as JSON, atomically.
+
+    Raises:
+        ValueError: no training cases, a key missing, a wrong ``cls``, a name twice, a patient in two sections.
+    """
+    if not datalist.get("training"):
+        raise ValueError(f"{path}: the section 'training' is absent or empty; nothing could be learned from it.")
+    _check(datalist, str(path))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(datalist, indent=4) + "\n", encoding="utf-8")
+
+
+def split_patients(
+    patients: Iterable[str], *, fractions: Sequence[float] = (0.6, 0.15, 0.25), seed: int = 0
+) -> list[list[str]]:
+    """Split patients at random into training, validation and test.
+
+    Args:
+        patients: ids; repeats and order do not matter.
+        fractions: share of each part; they sum to 1. Every part with a share gets one patient or more.
+        seed: the same patients and seed give the same split.
+
+    Returns:
+        One sorted list of ids per fraction.
+
+    Raises:
+        ValueError: fractions negative or not summing to 1, or fewer patients than parts.
+    """
+    share = np.asarray(fractions, dtype=float)
+    if (share < 0).any() or not np.isclose(share.sum(), 1):
+        raise ValueError(f"fractions must be 0 or more and sum to 1; got {tuple(fractions)}.")
+    ids = sorted(set(patients))
+    if len(ids) < np.count_nonzero(share):
+        raise ValueError(f"{len(ids)} patient(s) cannot fill {np.count_nonzero(share)} parts; add patients.")
+    counts = np.floor(share * len(ids) + 1e-9).astype(int)
+    while counts.sum() < len(ids):  # largest remainder first
+        counts[np.argmax(share * len(ids) - counts)] += 1
+    for part in np.flatnonzero((counts == 0) & (share > 0)):
+        counts[np.argmax(counts)] -= 1
+        counts[part] = 1
+    # The last part is drawn first, so that the test patients stay the same when training and validation trade places.
+    order = np.random.default_rng(seed).permutation(len(ids))
+    parts = np.split(order, np.cumsum(counts[::-1])[:-1])[::-1]
+    return [sorted(ids[i] for i in part) for part in parts]
+
+
+def patient_folds(patients: Iterable[str], *, folds: int, seed: int = 0) -> list[list[str]]:
+    """Deal patients into cross-validation folds; each is in exactly one, and fold sizes differ by one at most.
+
+    Raises:
+        ValueError: fewer than two folds, or fewer patients than folds.
+    """
+    ids = sorted(set(patients))
+    if not 2 <= folds <= len(ids):
+        raise ValueError(f"folds must lie between 2 and the number of patients ({len(ids)}); got {folds}.")
+    return [sorted(fold) for fold in partition_dataset(ids, num_partitions=folds, shuffle=True, seed=seed)]
+
+
+def slice_labels(mask_path: PathLike, *, class_if_positive: int = 1) -> list[int]:
+    """One label per axial slice, inferior→superior, from a mask file in any orientation.
+
+    Args:
+        mask_path: 3D NIfTI; voxels > 0 are the finding.
+        class_if_positive: the label (e.g. the tumour grade) of a slice that holds such a voxel; others get 0.
+
+    Raises:
+        ValueError: the file cannot be decoded or is not a 3D volume.
+    """
+    try:
+        image = nib.as_closest_canonical(nib.load(mask_path))
+        mask = np.asanyarray(image.dataobj)
+    except (ImageFileError, EOFError, zlib.error) as error:
+        raise ValueError(f"{mask_path}: cannot be read ({error}); expected a complete NIfTI file.") from error
+    if mask.ndim != 3:
+        raise ValueError(f"{mask_path}: expected a 3D mask, got the shape {mask.shape}.")
+    return [class_if_positive if positive else 0 for positive in (mask > 0).any(axis=(0, 1))]
+
+
+def make_datalist(
+    cases: Sequence[Case],
+    *,
+    name: str,
+    classes: Sequence[str],
+    modalities: Sequence[str],
+    dataset_dir: PathLike,
+    fractions: Sequence[float] = (0.6, 0.15, 0.25),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Split cases by patient and assemble a datalist with paths relative to ``dataset_dir``.
+
+    Args:
+        cases: cases with absolute paths, ``patient`` and ``cls``, as adapters return them.
+        name: name of the data set.
+        classes: class names; index 0 is the negative one.
+        modalities: names of the images of a case, in their order.
+        dataset_dir: folder that paths are made relative to.
+        fractions: shares of training, validation and test.
+        seed: seed of the split, recorded in the datalist.
+
+    Raises:
+        ValueError: a case has another number of images than ``modalities``, or training lacks positives or negatives.
+
+    Warns:
+        UserWarning: validation or test lacks positives or negatives, so that some scores there are undefined.
+    """
+    for case in cases:
+        if np.size(case["image"]) != len(modalities):
+            raise ValueError(f"case {case['case']!r}: {np.size(case['image'])} image(s), but modalities={modalities}.")
+    root = Path(dataset_dir).absolute()
+    relative = [_map_paths(case, lambda p: Path(os.path.relpath(p, root)).as_posix()) for case in cases]
+    datalist: dict[str, Any] = {"name": name, "classes": list(classes), "modalities": list(modalities), "seed": seed}
+    parts = split_patients([case["patient"] for case in cases], fractions=fractions, seed=seed)
+    for section, patients in zip(SECTIONS, map(set, parts), strict=True):
+        datalist[section] = [case for case in relative if case["patient"] in patients]
+    _check(datalist, name)
+    for section in SECTIONS:
+        labels = {cls > 0 for case in datalist[section] for cls in _cls(case)}
+        for positive, word in ((True, "positive"), (False, "negative")):
+            if datalist[section] and positive not in labels:
+                message = f"{name}: {section!r} holds no {word} label; add such cases or choose another seed."
+                if section == "training":
+                    raise ValueError(message)
+                warnings.warn(message, stacklevel=2)
+    return datalist
+
+
+def matched_weights(
+    cls: Sequence[int] | np.ndarray, positions: Sequence[float] | np.ndarray, *, bins: int = 10, floor: float = 0.05
+) -> np.ndarray:
+    """Sampling weights under which the position of a slice tells nothing about its label.
+
+    Positives and negatives are drawn 1:1, positive classes in equal shares, and negatives (class 0) follow the
+    positives' distribution over position bins. Without this a network can tell "middle of the head" from "top" and
+    call it a tumour. Negatives in bins without positives share ``floor`` of the negatives' draws, equally. Positives
+    in bins without negatives keep their weight: there is nothing to match them with.
+
+    Args:
+        cls: shape (slices,), class of each slice.
+        positions: shape (slices,), position in the volume, 0 (lowest slice) to 1 (highest).
+        bins: number of equal position bins.
+        floor: share of negatives drawn from bins without positives, 0 to 1.
+
+    Returns:
+        Weights, shape (slices,), summing to 1, e.g. for ``torch.utils.data.WeightedRandomSampler``.
+
+    Raises:
+        ValueError: shapes differ, positions outside [0, 1], or no positive or no negative slice.
+    """
+    label, where = np.asarray(cls), np.asarray(positions, dtype=float)
+    if label.ndim != 1 or label.shape != where.shape:
+        raise ValueError(f"cls and positions must be 1D and equally long; got {label.shape} and {where.shape}.")
+    if not ((where >= 0) & (where <= 1)).all() or not 0 <= floor <= 1:
+        raise ValueError("positions and floor must lie in [0, 1].")
+    if not (label > 0).any() or not (label == 0).any():
+        raise ValueError("cls needs at least one positive (> 0) and one negative (0) slice.")
+    index = np.minimum((where * bins).astype(int), bins - 1)
+    weights = np.zeros(len(label))
+    grades = np.unique(label[label > 0])
+    for grade in grades:
+        weights[label == grade] = 0.5 / len(grades) / np.count_nonzero(label == grade)
+    negative = label == 0
+    available = np.bincount(index[negative], minlength=bins)
+    wanted = np.bincount(index[~negative], weights[~negative], minlength=bins) * (available > 0)
+    lone = negative & (wanted[index] == 0)
+    if wanted.any():
+        rest = floor if lone.any() else 0.0
+        target = 0.5 * (1 - rest) * wanted / wanted.sum()
+        weights[negative] = target[index[negative]] / available[index[negative]]
+    else:  # no bin holds both, so there is nothing to match
+        rest = 1.0
+    weights[lone] = 0.5 * rest / max(int(lone.sum()), 1)
+    return weights

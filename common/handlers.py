@@ -1,0 +1,183 @@
+"""Ignite handlers: scores of cases with a ground-truth mask, and the summary that a report quotes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+
+from .data import atomic_path
+from .metrics import (
+    bootstrap_by_patient,
+    classification_scores,
+    dice,
+    healthy_false_positive_rate,
+    iou,
+    roc_auc,
+    slice_dice,
+    summarize,
+)
+from .output import pairs, write_csv
+from .slices import axial
+
+
+class CaseScores:
+    """Score every case that has a `label` and summarise: `metrics.csv`, `summary.json`, `slices.csv`.
+
+    Voxel metrics are computed in the label's own grid, which the label never leaves. A label is positive where it
+    is > 0. Cases without a label are left out.
+
+    Args:
+        output_dir: where the files go.
+        raw_threshold: the heatmap above it is the raw mask (no gate, no refinement).
+        sweep: thresholds of the raw map; their mean Dice goes to `threshold_sweep.csv`. For validation patients only.
+        position_prior: `[bins]` share of positive slices by slice position, from the training labels; its AUC says
+            how far position alone goes.
+        resamples: bootstrap resamples of the intervals.
+    """
+
+    BASELINES = ("baseline_threshold", "baseline_gated")
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        raw_threshold: float = 0.0,
+        sweep: Sequence[float] = (),
+        position_prior: Sequence[float] | None = None,
+        resamples: int = 1000,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.raw_threshold = raw_threshold
+        self.sweep = list(sweep)
+        self.position_prior = position_prior
+        self.resamples = resamples
+        self.rows: list[dict[str, Any]] = []
+        self.slices: list[dict[str, Any]] = []
+        self.swept: list[np.ndarray] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows, self.slices, self.swept = [], [], []
+
+    def _score(self, engine: Engine) -> None:
+        for batch, output in pairs(engine):
+            if "label" in batch:
+                self._score_case(batch, output)
+
+    def _score_case(self, batch: dict, output: dict) -> None:
+        label = axial(batch["label"])
+        truth = label[0].numpy() > 0
+        if tuple(batch["label"].shape[1:]) != tuple(output["pred"].shape[1:]):
+            raise ValueError(
+                f"{batch['label'].meta.get('filename_or_obj')}: the mask's shape {list(batch['label'].shape[1:])} "
+                f"is not the image's {list(output['pred'].shape[1:])}"
+            )
+        pred = axial(output["pred"])[0].numpy() > 0
+        heat = axial(output["heatmap"])[0].numpy()
+        raw = heat > self.raw_threshold
+        on_positive = slice_dice(pred, truth)
+        row: dict[str, Any] = {
+            "case": batch["case"],
+            "patient": batch.get("patient", batch["case"]),
+            "dice": dice(pred, truth),
+            "iou": iou(pred, truth),
+            "dice_raw": dice(raw, truth),
+            "slice_dice": float(on_positive.mean()) if len(on_positive) else float("nan"),
+            "slice_dice_raw": float(slice_dice(raw, truth).mean()) if len(on_positive) else float("nan"),
+            "healthy_fpr": healthy_false_positive_rate(pred, truth),
+            "heat_outside": float(output["heat_outside"]),
+            "dice_empty": dice(np.zeros_like(truth), truth),
+        }
+        for name in self.BASELINES:
+            if name in output:
+                row[f"dice_{name}"] = dice(axial(output[name])[0].numpy() > 0, truth)
+        self.rows.append(row)
+        if self.sweep:
+            self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
+        probability = np.asarray(output["slice_probability"])
+        positive = np.asarray(truth.any(axis=(0, 1)))
+        if len(positive) != probability.shape[1]:
+            raise ValueError(f"case {batch['case']}: {len(positive)} slices in the mask, {probability.shape[1]} scored")
+        for z, (p, y) in enumerate(zip(1 - probability[0], positive, strict=True)):
+            self.slices.append(
+                {
+                    "case": batch["case"],
+                    "patient": row["patient"],
+                    "slice": z,
+                    "position": z / max(len(positive) - 1, 1),
+                    "probability": float(p),
+                    "positive": int(y),
+                }
+            )
+
+    def _finish(self, engine: Engine) -> None:
+        if not self.rows:
+            raise RuntimeError("no case has a ground-truth mask: nothing to score (is label_pattern right?)")
+        write_csv(self.output_dir / "metrics.csv", [_rounded(row) for row in self.rows])
+        write_csv(self.output_dir / "slices.csv", [_rounded(row) for row in self.slices])
+        with atomic_path(self.output_dir / "summary.json") as path:
+            path.write_text(json.dumps(self.summary(), indent=4) + "\n")
+        if self.sweep:
+            means = np.mean(self.swept, axis=0)
+            rows = [{"threshold": t, "dice_raw": round(float(m), 4)} for t, m in zip(self.sweep, means, strict=True)]
+            write_csv(self.output_dir / "threshold_sweep.csv", rows)
+
+    def summary(self) -> dict[str, Any]:
+        """Mean, standard deviation, median and 95 % interval over patients of each metric, and the slices' scores."""
+        numbers = [k for k in self.rows[0] if k not in ("case", "patient")]
+        result: dict[str, Any] = {"cases": len(self.rows)}
+        for name in numbers:
+            result[name] = {k: _round(v) for k, v in summarize([row.get(name, np.nan) for row in self.rows]).items()}
+        labels = np.array([row["positive"] for row in self.slices])
+        probabilities = np.array([row["probability"] for row in self.slices])
+        patients = np.array([row["patient"] for row in self.slices])
+        scores: dict[str, Any] = {k: _round(v) for k, v in classification_scores(probabilities, labels).items()}
+        scores["auc_interval"] = self._auc_interval(patients, probabilities, labels)
+        if self.position_prior is not None:
+            prior = np.asarray(self.position_prior)
+            bins = np.array([int(min(row["position"], 1 - 1e-9) * len(prior)) for row in self.slices])
+            scores["auc_position_alone"] = _round(classification_scores(prior[bins], labels)["auc"])
+        result["slices"] = scores
+        return result
+
+    def _auc_interval(self, patients: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> list[float]:
+        low, high = bootstrap_by_patient(patients, roc_auc, probabilities, labels, resamples=self.resamples)
+        return [_round(low), _round(high)]
+
+
+def position_prior(cases: Sequence[dict], *, bins: int = 20) -> list[float]:
+    """Share of positive slices by slice position, from the `cls` lists of training cases.
+
+    Args:
+        cases: with `cls` as a list of one label per slice; others are ignored.
+        bins: of the position `z / (Z − 1)`.
+
+    Returns:
+        `[bins]`, in [0, 1]; an empty bin holds 0.
+    """
+    positive, total = np.zeros(bins), np.zeros(bins)
+    for case in cases:
+        if isinstance(case.get("cls"), list):
+            labels = np.asarray(case["cls"]) > 0
+            index = (np.linspace(0, 1 - 1e-9, len(labels)) * bins).astype(int)
+            np.add.at(positive, index, labels)
+            np.add.at(total, index, 1)
+    return (positive / np.maximum(total, 1)).tolist()
+
+
+def _round(value: float, digits: int = 4) -> float:
+    return round(float(value), digits)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}

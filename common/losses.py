@@ -1,0 +1,114 @@
+"""Losses and class weights that torch and MONAI do not offer as such.
+
+The weighted cross-entropy of GP-UNet is ``torch.nn.CrossEntropyLoss(weight=class_weights(...))``; it has no twin here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.losses import DiceLoss
+from torch.nn import functional as F
+
+
+def class_weights(labels: torch.Tensor | np.ndarray | Sequence[int], *, num_classes: int) -> torch.Tensor:
+    """Weight classes by inverse frequency, ``n / (C * n_c)``, so that every class weighs the same in a loss.
+
+    It is scikit-learn's "balanced" mode, but a class without any case gets weight 0 instead of an error.
+
+    Args:
+        labels: one integer class per case, ``[n]``, each in 0 .. C − 1.
+        num_classes: C.
+
+    Returns:
+        float32 ``[C]``.
+
+    Raises:
+        ValueError: if a label is not a class, or fewer than two classes have cases.
+    """
+    values = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"labels must be a non-empty list of integers [n]; got shape {list(values.shape)}")
+    wrong = values[(values != np.floor(values)) | (values < 0) | (values >= num_classes)]
+    if wrong.size:
+        raise ValueError(f"label {wrong[0]} is not a class; labels must be integers in 0 .. {num_classes - 1}")
+    counts = np.bincount(values.astype(np.int64), minlength=num_classes)
+    if np.count_nonzero(counts) < 2:
+        only = int(np.argmax(counts))
+        absent = [c for c in range(num_classes) if c != only]
+        names = f"cases of the classes {absent}"
+        if num_classes == 2:
+            names = "negatives (class 0)" if only == 1 else "positives (class 1)"
+        raise ValueError(
+            f"a datalist without {names} cannot train a classifier; all {values.size} cases are of class {only}: "
+            "add cases of another class or check the 'cls' entries"
+        )
+    weights = np.where(counts > 0, values.size / (num_classes * np.maximum(counts, 1)), 0.0)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def label_smoothing(labels: torch.Tensor, *, epsilon: float) -> torch.Tensor:
+    """Pull multi-hot labels towards 1/2: ``y' = (1 − ε) y + ε / 2`` (INSIGHT, Eq. 6).
+
+    For one class index per case, use ``torch.nn.CrossEntropyLoss(label_smoothing=...)`` instead.
+
+    Args:
+        labels: 0, 1 or in between, any shape.
+        epsilon: ε in [0, 1]; 0 leaves the labels unchanged, 1 erases them.
+
+    Returns:
+        Labels of the same shape, floating point.
+
+    Raises:
+        ValueError: if epsilon is out of range.
+    """
+    if not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"epsilon must be in [0, 1]; got {epsilon}")
+    return (1.0 - epsilon) * labels + epsilon / 2.0
+
+
+def soft_bce_dice(
+    margin: torch.Tensor, target: torch.Tensor, *, valid: torch.Tensor | None = None, dice_weight: float = 1.0
+) -> torch.Tensor:
+    """Binary cross-entropy plus soft Dice against a pseudo-mask, over the voxels that count.
+
+    ``mean(BCE) + dice_weight * (1 − 2 Σ p t / (Σ p + Σ t))`` with ``p = sigmoid(margin)``. The sums of the Dice term
+    run over the whole batch: per-sample Dice is stuck at 1 for every sample without foreground.
+
+    Args:
+        margin: logit of foreground, ``[B, 1, *spatial]``.
+        target: pseudo-mask in [0, 1], same shape.
+        valid: true where a voxel counts; any shape that broadcasts to the margin's, e.g. ``[B, 1, 1, 1]`` to leave
+            out whole samples, such as positive slices without a pseudo-mask. Default: all count.
+        dice_weight: weight of the Dice term.
+
+    Returns:
+        A scalar in at least float32. Exactly 0, with zero gradient, if no voxel counts.
+
+    Raises:
+        ValueError: if the shapes do not go together.
+    """
+    if margin.ndim < 3 or margin.shape[1] != 1 or target.shape != margin.shape:
+        raise ValueError(
+            f"margin and target must both be [B, 1, *spatial]; got shapes {list(margin.shape)} and {list(target.shape)}"
+        )
+    if margin.dtype != torch.float64:
+        margin = margin.float()
+    counts = torch.ones_like(margin, dtype=torch.bool)
+    if valid is not None:
+        sizes = zip(valid.shape, margin.shape, strict=False)
+        if valid.ndim != margin.ndim or any(got not in (1, wanted) for got, wanted in sizes):
+            raise ValueError(
+                f"valid must broadcast to the margin's shape {list(margin.shape)} axis by axis, e.g. "
+                f"{[margin.shape[0]] + [1] * (margin.ndim - 1)}; got {list(valid.shape)}"
+            )
+        counts = (valid > 0.5).expand_as(margin)
+    # Masked before the sigmoid, so that not even a NaN among the ignored voxels reaches the gradient.
+    margin = margin.masked_fill(~counts, 0.0)
+    target = target.to(margin.dtype).masked_fill(~counts, 0.0)
+    bce = F.binary_cross_entropy_with_logits(margin, target, weight=counts.to(margin.dtype), reduction="sum")
+    # MONAI's MaskedDiceLoss masks the logits, whose sigmoid is then 1/2; hence the masked probabilities.
+    dice = DiceLoss(batch=True)(margin.sigmoid().masked_fill(~counts, 0.0), target)
+    return bce / counts.sum().clamp(min=1) + dice_weight * dice

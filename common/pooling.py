@@ -1,0 +1,186 @@
+"""Pooling of a map of any spatial rank to one number per channel, optionally inside a mask.
+
+All functions take maps ``[B, C, *spatial]`` and return ``[B, C]`` in at least float32. A mask ``[B, 1, *spatial]``
+restricts the pool to the positions where it is above 0.5. A sample whose mask is empty pools to 0 with zero gradient.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import torch
+from torch import nn
+
+
+def _flatten(maps: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check the shapes; return the maps ``[B, C, N]`` in at least float32 and the mask, bool ``[B, 1, N]``."""
+    if maps.dim() < 3 or 0 in maps.shape[2:]:
+        raise ValueError(f"maps must be [B, C, *spatial] with at least one position; got shape {list(maps.shape)}")
+    flat = maps.flatten(2)
+    if flat.dtype != torch.float64:
+        flat = flat.float()  # half precision overflows in sums and exponentials
+    if mask is None:
+        return flat, torch.ones_like(flat[:, :1], dtype=torch.bool)
+    expected = [maps.shape[0], 1] + list(maps.shape[2:])  # noqa: RUF005 (TorchScript has no unpacking in lists)
+    if list(mask.shape) != expected:
+        raise ValueError(
+            f"mask must have shape {expected} to go with maps of shape {list(maps.shape)}; got {list(mask.shape)}"
+        )
+    return flat, mask.flatten(2) > 0.5
+
+
+# TorchScript compiles no function that has keyword-only options with defaults, hence the two bodies below.
+
+
+def _smooth_max(maps: torch.Tensor, mask: torch.Tensor | None, alpha: float) -> torch.Tensor:
+    if not (0.0 <= alpha < math.inf):
+        raise ValueError(f"alpha must be finite and not negative; got {alpha}. For the exact maximum use 'max'")
+    flat, inside = _flatten(maps, mask)
+    values = flat.masked_fill(~inside, 0.0)
+    # A very negative finite number, not -inf: the softmax of an empty mask would be NaN, and so its gradient.
+    weights = (alpha * values).masked_fill(~inside, -3.0e38).softmax(dim=-1)
+    return (weights * values).sum(dim=-1)
+
+
+def _top_fraction(maps: torch.Tensor, mask: torch.Tensor | None, fraction: float) -> torch.Tensor:
+    if not (0.0 < fraction <= 1.0):
+        raise ValueError(f"fraction must be in (0, 1]; got {fraction}")
+    flat, inside = _flatten(maps, mask)
+    area = inside.sum(dim=-1, keepdim=True)
+    # No sample needs more than a full mask would: a bound known from the shape, so the device is not synchronised.
+    most = max(1, int(fraction * inside.shape[-1] + 0.5))
+    count = (fraction * area + 0.5).floor().clamp(min=1, max=most)
+    largest = flat.masked_fill(~inside, -math.inf).topk(most, dim=-1)[0]
+    chosen = torch.arange(most, device=maps.device) < torch.minimum(count, area)
+    return largest.masked_fill(~chosen, 0.0).sum(dim=-1) / count[..., 0]
+
+
+def global_max_pool(maps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Pool to the largest value (GP-UNet).
+
+    Args:
+        maps: ``[B, C, *spatial]``.
+        mask: ``[B, 1, *spatial]``, bool or float; positions above 0.5 count.
+
+    Returns:
+        ``[B, C]``; 0 where the mask is empty.
+
+    Raises:
+        ValueError: if the maps have no spatial axis, or the mask has another shape.
+    """
+    flat, inside = _flatten(maps, mask)
+    largest = flat.masked_fill(~inside, -math.inf).max(dim=-1)[0]
+    return torch.where(inside.any(dim=-1), largest, torch.zeros_like(largest))
+
+
+def global_avg_pool(maps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Pool to the mean.
+
+    Args:
+        maps: ``[B, C, *spatial]``.
+        mask: ``[B, 1, *spatial]``, bool or float; positions above 0.5 count.
+
+    Returns:
+        ``[B, C]``; 0 where the mask is empty.
+
+    Raises:
+        ValueError: if the maps have no spatial axis, or the mask has another shape.
+    """
+    flat, inside = _flatten(maps, mask)
+    total = flat.masked_fill(~inside, 0.0).sum(dim=-1)
+    return total / inside.sum(dim=-1).clamp(min=1)
+
+
+def smooth_max_pool(maps: torch.Tensor, mask: torch.Tensor | None = None, *, alpha: float = 8.0) -> torch.Tensor:
+    """Pool to the softmax-weighted sum ``sum_i softmax(alpha * H)_i * H_i`` (INSIGHT, Eq. 5).
+
+    It tends to the mean as alpha → 0 and to the maximum as alpha → ∞. At a given alpha a few hot positions are diluted
+    by many cold ones: at alpha = 8, 15 saturated cells of 43,808 (32 slices of 37 × 37 tokens), all others 0, give
+    0.505. A lesion that is smaller than that cannot reach a probability of 0.5 unless alpha grows or a mask shrinks
+    the pool.
+
+    Args:
+        maps: ``[B, C, *spatial]``.
+        mask: ``[B, 1, *spatial]``, bool or float; positions above 0.5 count.
+        alpha: sharpness, finite and not negative, in units of 1 / map value.
+
+    Returns:
+        ``[B, C]``; 0 where the mask is empty.
+
+    Raises:
+        ValueError: if the maps have no spatial axis, the mask has another shape, or alpha is out of range.
+    """
+    return _smooth_max(maps, mask, alpha)
+
+
+def top_fraction_pool(maps: torch.Tensor, mask: torch.Tensor | None = None, *, fraction: float = 0.03) -> torch.Tensor:
+    """Pool to the mean of the largest values: between max (one position) and average (``fraction = 1``).
+
+    The number of positions is ``fraction`` times the sample's own mask area, rounded, and at least 1.
+
+    Args:
+        maps: ``[B, C, *spatial]``.
+        mask: ``[B, 1, *spatial]``, bool or float; positions above 0.5 count.
+        fraction: share of the (masked) positions, in (0, 1].
+
+    Returns:
+        ``[B, C]``; 0 where the mask is empty.
+
+    Raises:
+        ValueError: if the maps have no spatial axis, the mask has another shape, or the fraction is out of range.
+    """
+    return _top_fraction(maps, mask, fraction)
+
+
+POOLINGS = {
+    "max": global_max_pool,
+    "avg": global_avg_pool,
+    "smooth_max": smooth_max_pool,
+    "top_fraction": top_fraction_pool,
+}
+
+
+class GlobalPool(nn.Module):
+    """A pooling chosen by name, for configs; a thin wrapper over :data:`POOLINGS` that TorchScript can compile.
+
+    Args:
+        name: a key of :data:`POOLINGS`.
+        **options: keyword options of that function (``alpha``, ``fraction``).
+
+    Raises:
+        ValueError: if there is no such pooling, or it has no such option.
+
+    Example:
+        >>> GlobalPool("smooth_max", alpha=4.0)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(self, name: str, **options: float) -> None:
+        super().__init__()
+        if name not in POOLINGS:
+            raise ValueError(f"unknown pooling {name!r}; choose one of {sorted(POOLINGS)}")
+        parameters = inspect.signature(POOLINGS[name]).parameters.values()
+        known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f"pooling {name!r} has no option {unknown}; its options are {sorted(known)}")
+        known.update(options)
+        self.name = name
+        self.alpha = float(known.get("alpha", 0.0))
+        self.fraction = float(known.get("fraction", 1.0))
+
+    def forward(self, maps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Pool ``[B, C, *spatial]`` to ``[B, C]`` inside the mask ``[B, 1, *spatial]``."""
+        # A chain, not a look-up in POOLINGS: TorchScript cannot hold a function in an attribute.
+        if self.name == "max":
+            return global_max_pool(maps, mask)
+        if self.name == "avg":
+            return global_avg_pool(maps, mask)
+        if self.name == "smooth_max":
+            return _smooth_max(maps, mask, self.alpha)
+        return _top_fraction(maps, mask, self.fraction)
+
+    def extra_repr(self) -> str:
+        """Show the name and the option in use."""
+        option = {"smooth_max": f", alpha={self.alpha}", "top_fraction": f", fraction={self.fraction}"}
+        return repr(self.name) + option.get(self.name, "")

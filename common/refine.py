@@ -1,0 +1,105 @@
+"""From maps to masks: gate the slices, threshold the map, then follow the intensity inside what it points at.
+
+Arrays are `[H, W, D]` in the model's grid, slices along the last axis, `spacing` in millimetres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import ndimage as ndi
+from skimage.morphology import disk
+
+from .binarize import largest_component
+
+
+def smooth_along_slices(probability: np.ndarray, *, sigma_mm: float, slice_mm: float) -> np.ndarray:
+    """Gaussian smoothing of slice probabilities `[C, D]` over neighbouring slices; `sigma_mm=0` changes nothing.
+
+    A lesion spans neighbouring slices, so a lone slice is less credible than a run of them.
+    """
+    if sigma_mm <= 0 or probability.shape[-1] < 2:
+        return probability
+    return ndi.gaussian_filter1d(probability, sigma_mm / slice_mm, axis=-1, mode="nearest")
+
+
+def open_slices(probability: np.ndarray, gate: float | None) -> np.ndarray:
+    """Class of each slice, `[D]` of `[C, D]` probabilities: 0 stays shut, others are looked into.
+
+    Args:
+        gate: a slice is open when its probability of not being class 0 exceeds it; None opens it when class 0 is not
+            the most probable one.
+    """
+    leading = 1 + probability[1:].argmax(axis=0)
+    opened = probability.argmax(axis=0) > 0 if gate is None else 1 - probability[0] > gate
+    return np.where(opened, leading, 0)
+
+
+def each_slice(function: Callable[[np.ndarray], np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """Apply a 2D operation to the slices of `mask` that hold something; the others stay empty."""
+    out = np.zeros_like(mask)
+    for z in np.flatnonzero(mask.any(axis=(0, 1))):
+        out[..., z] = function(mask[..., z])
+    return out
+
+
+def refine_by_intensity(
+    seed: np.ndarray,
+    image: np.ndarray,
+    organ: np.ndarray,
+    *,
+    spacing: Sequence[float],
+    dilate_mm: float = 4.5,
+    intensity: float = 1.25,
+    adaptive: float = 0.0,
+    smooth_mm: float = 1.0,
+    opening_mm: float = 1.5,
+    largest: bool = True,
+) -> np.ndarray:
+    """Bright voxels of the organ near the seed: weak maps point at a lesion, its brightness gives the outline.
+
+    The seed's slices are dilated by `dilate_mm`; voxels brighter than a threshold stay; a small opening removes
+    specks, holes are filled slice by slice.
+
+    Args:
+        seed: bool, what the map marks.
+        image: in multiples of the organ's median intensity.
+        organ: bool.
+        spacing: millimetres of the three axes.
+        dilate_mm: in-plane reach beyond the seed.
+        intensity: brightness threshold in organ medians.
+        adaptive: with a > 0 the threshold is at least `1 + a·(m − 1)`, m = median brightness of the seed: half way
+            between organ and lesion for a = 0.5.
+        smooth_mm: in-plane Gaussian of the image before it is thresholded.
+        opening_mm: radius of the opening.
+        largest: keep the largest 3D component (26-connected): right for one lesion (glioma), wrong for many (MS).
+
+    Returns:
+        Bool mask; empty for an empty seed.
+    """
+    if not seed.any():
+        return np.zeros_like(seed, dtype=bool)
+    box = _bounding_box(seed, np.ceil(2 * (dilate_mm + opening_mm) / np.asarray(spacing[:2])).astype(int) + 2)
+    inside, bright, allowed = seed[box], image[box], organ[box]
+    pixel = float(np.mean(spacing[:2]))
+    bright = ndi.gaussian_filter(bright.astype(np.float32), (smooth_mm / pixel, smooth_mm / pixel, 0))
+    threshold = intensity
+    sure = inside & (bright > intensity)
+    if adaptive > 0 and sure.any():
+        threshold = max(intensity, 1 + adaptive * (float(np.median(bright[sure])) - 1))
+    reach = each_slice(lambda s: ndi.distance_transform_edt(~s) * pixel <= dilate_mm, inside)
+    kept = reach & allowed & (bright > threshold)
+    if opening_mm > 0:
+        element = disk(max(1, round(opening_mm / pixel)))
+        kept = each_slice(lambda s: ndi.binary_opening(s, element), kept)
+    kept = each_slice(ndi.binary_fill_holes, kept)
+    mask = np.zeros_like(seed, dtype=bool)
+    mask[box] = largest_component(kept) if largest else kept
+    return mask
+
+
+def _bounding_box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, ...]:
+    (box,) = ndi.find_objects(mask.astype(np.uint8))
+    rows = [slice(max(s.start - int(m), 0), s.stop + int(m)) for s, m in zip(box[:2], margin, strict=True)]
+    return (*rows, box[2])

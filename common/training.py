@@ -1,0 +1,166 @@
+"""What training needs beside MONAI's trainer: intensity augmentation, averaged weights, a log that plots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.config import KeysCollection
+from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from .output import write_csv
+
+
+class RandIntensityd(RandomizableTransform, MapTransform):
+    """Random gamma, gain, blur and noise of images in multiples of the organ's median.
+
+    Gamma acts as `x ** g`, which leaves the median (1) where it is. Afterwards values are clipped to `[0, upper]`.
+
+    Args:
+        keys: images `[C, *spatial]`, non-negative.
+        gamma, gain: standard range r; the factor is `exp(uniform(-r, r))`.
+        blur: probability of a Gaussian blur of 0.4 to 1.2 pixels.
+        noise: the noise's standard deviation is `uniform(0, noise)`.
+        upper: clip value.
+        prob: of changing an image at all.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        gamma: float = 0.25,
+        gain: float = 0.12,
+        blur: float = 0.3,
+        noise: float = 0.06,
+        upper: float = 4.0,
+        prob: float = 1.0,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.gamma = gamma
+        self.gain = gain
+        self.blur = blur
+        self.noise = noise
+        self.upper = upper
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return data
+        uniform = self.R.uniform
+        gamma, gain = torch.exp(torch.tensor(uniform(-1, 1, 2)) * torch.tensor([self.gamma, self.gain])).tolist()
+        sigma = uniform(0.4, 1.2) if uniform() < self.blur else 0.0
+        noise = uniform(0, self.noise)
+        for key in self.key_iterator(data):
+            image = data[key] ** gamma * gain
+            if sigma > 0:
+                image = GaussianSmooth(sigma)(image)
+            if noise > 0:
+                image = image + torch.as_tensor(self.R.normal(0, noise, image.shape), dtype=image.dtype)
+            data[key] = image.clamp(0, self.upper)
+        return data
+
+
+def parameter_groups(network: torch.nn.Module, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Optimizer groups by the first fitting prefix of the parameters' names; `""` fits the rest."""
+    groups: dict[str, list[torch.nn.Parameter]] = {prefix: [] for prefix in learning_rates}
+    for name, parameter in network.named_parameters():
+        groups[next(prefix for prefix in groups if name.startswith(prefix))].append(parameter)
+    return [{"params": groups[prefix], "lr": rate} for prefix, rate in learning_rates.items() if groups[prefix]]
+
+
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, *, norm: float | None = None, value: float | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer, which from now on clips gradients to a total norm, or each entry to ± `value`, before a step."""
+
+    def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, norm)
+        if value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, value)
+
+    optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
+class WeightAverage:
+    """Handler: exponential moving average of the weights after every iteration (the shipped weights are these)."""
+
+    def __init__(self, average: AveragedModel, network: torch.nn.Module) -> None:
+        self.average = average
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+
+    def _update(self, engine: Engine) -> None:
+        self.average.update_parameters(self.network)
+
+
+class TrainingLog:
+    """Handler: a progress bar, and one row an epoch in `training_log.csv` (epoch, loss, validation metrics, seconds).
+
+    Args:
+        path: of the CSV file; a resumed training goes on from its rows.
+        validator: evaluator whose latest metrics are logged beside the loss.
+        progress: show the bar.
+    """
+
+    def __init__(self, path: str | Path, *, validator: Engine | None = None, progress: bool = True) -> None:
+        self.path = Path(path)
+        self.validator = validator
+        self.progress = progress
+        self.rows: list[dict[str, Any]] = []
+        self.losses: list[float] = []
+        self.start = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
+        if self.progress:
+            ProgressBar(persist=False, desc="training", bar_format=None).attach(engine)
+
+    def _begin(self, engine: Engine) -> None:
+        self.losses, self.start = [], time.perf_counter()
+
+    def _collect(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        self.losses.append(float((output[0] if isinstance(output, Sequence) else output)["loss"]))
+
+    def _end(self, engine: Engine) -> None:
+        row: dict[str, Any] = {"epoch": engine.state.epoch, "loss": round(sum(self.losses) / len(self.losses), 5)}
+        if self.validator is not None:
+            row |= {k: round(float(v), 5) for k, v in self.validator.state.metrics.items()}
+        row["seconds"] = round(time.perf_counter() - self.start, 1)
+        self.rows.append(row)
+        write_csv(self.path, self._earlier(engine.state.epoch) + self.rows)
+
+    def _earlier(self, epoch: int) -> list[dict[str, Any]]:
+        """Rows that an interrupted run left, up to where this one resumed."""
+        first = epoch - len(self.rows) + 1
+        if first == 1 or not self.path.is_file():
+            return []
+        lines = self.path.read_text().splitlines()
+        header = lines[0].split(",")
+        rows = [dict(zip(header, line.split(","), strict=False)) for line in lines[1:]]
+        return [row for row in rows if int(row["epoch"]) < first]
+
+
+def prepare_batch(
+    batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """`(image, cls)` of a batch for MONAI's trainers and evaluators; `cls` is the image-level label."""
+    image = batch["image"].to(device, non_blocking=non_blocking)
+    return image.contiguous(memory_format=torch.channels_last), batch["cls"].to(device, non_blocking=non_blocking)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+
+from common.losses import class_weights, label_smoothing, soft_bce_dice
+
+
+def random_batch(shape=(3, 1, 5, 6), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    margin = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    target = (torch.rand(shape, generator=generator) > 0.7).double()
+    return margin, target
+
+
+def closed_form(margin, target, dice_weight=1.0):
+    """The formula of the docstring in NumPy, on flat arrays of the voxels that count."""
+    margin, target = margin.detach().numpy().ravel(), target.numpy().ravel()
+    p = 1.0 / (1.0 + np.exp(-margin))
+    bce = -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean()
+    return bce + dice_weight * (1 - 2 * (p * target).sum() / (p.sum() + target.sum()))
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_class_weights_are_sklearns_balanced(num_classes):
+    labels = np.random.default_rng(0).choice(
+        num_classes, size=101, p=np.arange(1, num_classes + 1) / sum(range(num_classes + 1))
+    )
+    expected = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
+    for form in (labels, torch.as_tensor(labels), labels.tolist()):
+        np.testing.assert_allclose(class_weights(form, num_classes=num_classes).numpy(), expected, rtol=1e-6)
+
+
+def test_class_weights_balance_the_loss_of_the_classes():
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    weights = class_weights(labels, num_classes=2)
+    assert weights[labels][labels == 0].sum() == pytest.approx(weights[labels][labels == 1].sum())
+    assert weights[labels].mean() == pytest.approx(1.0)
+
+
+def test_absent_class_weighs_nothing():
+    weights = class_weights([0, 0, 0, 2], num_classes=3)
+    assert weights.tolist() == pytest.approx([4 / 9, 0.0, 4 / 3])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        ([0, 0, 0], 2, r"without positives \(class 1\) cannot train a classifier; all 3 cases are of class 0"),
+        ([1, 1], 2, r"without negatives \(class 0\) cannot train"),
+        ([1, 1], 3, r"without cases of the classes \[0, 2\] cannot train"),
+        ([0, 1, 2], 2, "label 2 is not a class"),
+        ([0, -1], 2, "label -1 is not a class"),
+        ([0, 0.5], 2, "label 0.5 is not a class"),
+        ([], 2, r"got shape \[0\]"),
+        ([[0, 1]], 2, r"got shape \[1, 2\]"),
+    ],
+)
+def test_unusable_labels_are_named(labels, classes, message):
+    with pytest.raises(ValueError, match=message):
+        class_weights(labels, num_classes=classes)
+
+
+def test_label_smoothing_closed_form():
+    labels = torch.tensor([[0.0, 1.0], [1.0, 0.5]])
+    torch.testing.assert_close(label_smoothing(labels, epsilon=0.1), torch.tensor([[0.05, 0.95], [0.95, 0.5]]))
+    assert torch.equal(label_smoothing(labels, epsilon=0.0), labels)
+    assert label_smoothing(torch.tensor([0, 1]), epsilon=0.2).tolist() == pytest.approx([0.1, 0.9])
+    with pytest.raises(ValueError, match=r"epsilon must be in \[0, 1\]; got 1.5"):
+        label_smoothing(labels, epsilon=1.5)
+
+
+@pytest.mark.parametrize("dice_weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(3, 1, 5, 6), (2, 1, 3, 4, 5)])
+def test_loss_equals_its_formula(shape, dice_weight):
+    margin, target = random_batch(shape)
+    loss = soft_bce_dice(margin, target, dice_weight=dice_weight)
+    assert loss.ndim == 0
+    assert loss.item() == pytest.approx(closed_form(margin, target, dice_weight), rel=1e-5)
+
+
+def test_known_values():
+    target = torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 2, 2)
+    assert soft_bce_dice(torch.zeros_like(target), target).item() == pytest.approx(math.log(2) + 0.5, rel=1e-5)
+    assert soft_bce_dice((2 * target - 1) * 50, target).item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_ignored_samples_and_voxels_change_nothing():
+    margin, target = random_batch()
+    keep = torch.tensor([True, False, True]).reshape(3, 1, 1, 1)
+    loss = soft_bce_dice(margin, target, valid=keep)
+    assert loss.item() == pytest.approx(closed_form(margin[[0, 2]], target[[0, 2]]), rel=1e-5)
+    voxels = torch.rand(margin.shape) > 0.5
+    loss = soft_bce_dice(margin, target, valid=voxels.float())
+    assert loss.item() == pytest.approx(closed_form(margin[voxels], target[voxels]), rel=1e-5)
+
+
+def test_ignored_nan_reaches_neither_loss_nor_gradient():
+    margin, target = random_batch()
+    keep = torch.tensor([1, 0, 1]).reshape(3, 1, 1, 1)
+    poisoned = margin.detach().clone()
+    poisoned[1] = float("nan")
+    poisoned.requires_grad_()
+    loss = soft_bce_dice(poisoned, target, valid=keep)
+    loss.backward()
+    torch.testing.assert_close(loss, soft_bce_dice(margin, target, valid=keep))
+    assert poisoned.grad is not None
+    assert torch.isfinite(poisoned.grad).all()
+    assert (poisoned.grad[1] == 0).all()
+
+
+def test_all_ignored_is_exactly_zero_with_zero_gradient():
+    margin, target = random_batch()
+    loss = soft_bce_dice(margin, target, valid=torch.zeros(3, 1, 1, 1))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert margin.grad is not None
+    assert (margin.grad == 0).all()
+
+
+def test_gradient_is_the_numerical_one():
+    margin, target = random_batch((2, 1, 2, 2))
+    valid = torch.tensor([True, True, True, False]).reshape(1, 1, 2, 2)
+    assert torch.autograd.gradcheck(lambda m: soft_bce_dice(m, target, valid=valid), (margin,))
+
+
+def test_half_precision_gives_float32():
+    margin, target = random_batch()
+    loss = soft_bce_dice(margin.half(), target.half())
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(closed_form(margin, target), rel=1e-3)
+
+
+def test_shape_errors_quote_the_shapes():
+    margin, target = random_batch()
+    with pytest.raises(ValueError, match=r"\[3, 1, 5, 6\] and \[3, 5, 6\]"):
+        soft_bce_dice(margin, target[:, 0])
+    with pytest.raises(ValueError, match=r"\[3, 1, 5, 6\].*got \[3\]"):
+        soft_bce_dice(margin, target, valid=torch.ones(3))
