@@ -8,8 +8,9 @@ from pathlib import Path
 import fire
 
 from . import adapters
-from .data import make_datalist, patient_folds, split_patients, write_datalist
+from .data import make_datalist, write_datalist
 from .demo import demo, phantom_dataset
+from .splits import patient_folds, split_patients
 
 
 def phantom(output_dir: str, cases: int = 24, seed: int = 0) -> None:

@@ -27,8 +27,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import partition_dataset
 from nibabel.filebasedimages import ImageFileError
+
+from .splits import split_patients
 
 __all__ = [
     "SECTIONS",
@@ -38,10 +39,7 @@ __all__ = [
     "find_cases",
     "load_datalist",
     "make_datalist",
-    "matched_weights",
-    "patient_folds",
     "slice_labels",
-    "split_patients",
     "write_datalist",
 ]
 
@@ -287,52 +285,6 @@ def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(datalist, indent=4) + "\n", encoding="utf-8")
 
 
-def split_patients(
-    patients: Iterable[str], *, fractions: Sequence[float] = (0.6, 0.15, 0.25), seed: int = 0
-) -> list[list[str]]:
-    """Split patients at random into training, validation and test.
-
-    Args:
-        patients: ids; repeats and order do not matter.
-        fractions: share of each part; they sum to 1. Every part with a share gets one patient or more.
-        seed: the same patients and seed give the same split.
-
-    Returns:
-        One sorted list of ids per fraction.
-
-    Raises:
-        ValueError: fractions negative or not summing to 1, or fewer patients than parts.
-    """
-    share = np.asarray(fractions, dtype=float)
-    if (share < 0).any() or not np.isclose(share.sum(), 1):
-        raise ValueError(f"fractions must be 0 or more and sum to 1; got {tuple(fractions)}.")
-    ids = sorted(set(patients))
-    if len(ids) < np.count_nonzero(share):
-        raise ValueError(f"{len(ids)} patient(s) cannot fill {np.count_nonzero(share)} parts; add patients.")
-    counts = np.floor(share * len(ids) + 1e-9).astype(int)
-    while counts.sum() < len(ids):  # largest remainder first
-        counts[np.argmax(share * len(ids) - counts)] += 1
-    for part in np.flatnonzero((counts == 0) & (share > 0)):
-        counts[np.argmax(counts)] -= 1
-        counts[part] = 1
-    # The last part is drawn first, so that the test patients stay the same when training and validation trade places.
-    order = np.random.default_rng(seed).permutation(len(ids))
-    parts = np.split(order, np.cumsum(counts[::-1])[:-1])[::-1]
-    return [sorted(ids[i] for i in part) for part in parts]
-
-
-def patient_folds(patients: Iterable[str], *, folds: int, seed: int = 0) -> list[list[str]]:
-    """Deal patients into cross-validation folds; each is in exactly one, and fold sizes differ by one at most.
-
-    Raises:
-        ValueError: fewer than two folds, or fewer patients than folds.
-    """
-    ids = sorted(set(patients))
-    if not 2 <= folds <= len(ids):
-        raise ValueError(f"folds must lie between 2 and the number of patients ({len(ids)}); got {folds}.")
-    return [sorted(fold) for fold in partition_dataset(ids, num_partitions=folds, shuffle=True, seed=seed)]
-
-
 def slice_labels(mask_path: PathLike, *, class_if_positive: int = 1) -> list[int]:
     """One label per axial slice, inferior→superior, from a mask file in any orientation.
 
@@ -399,51 +351,3 @@ def make_datalist(
                     raise ValueError(message)
                 warnings.warn(message, stacklevel=2)
     return datalist
-
-
-def matched_weights(
-    cls: Sequence[int] | np.ndarray, positions: Sequence[float] | np.ndarray, *, bins: int = 10, floor: float = 0.05
-) -> np.ndarray:
-    """Sampling weights under which the position of a slice tells nothing about its label.
-
-    Positives and negatives are drawn 1:1, positive classes in equal shares, and negatives (class 0) follow the
-    positives' distribution over position bins. Without this a network can tell "middle of the head" from "top" and
-    call it a tumour. Negatives in bins without positives share ``floor`` of the negatives' draws, equally. Positives
-    in bins without negatives keep their weight: there is nothing to match them with.
-
-    Args:
-        cls: shape (slices,), class of each slice.
-        positions: shape (slices,), position in the volume, 0 (lowest slice) to 1 (highest).
-        bins: number of equal position bins.
-        floor: share of negatives drawn from bins without positives, 0 to 1.
-
-    Returns:
-        Weights, shape (slices,), summing to 1, e.g. for ``torch.utils.data.WeightedRandomSampler``.
-
-    Raises:
-        ValueError: shapes differ, positions outside [0, 1], or no positive or no negative slice.
-    """
-    label, where = np.asarray(cls), np.asarray(positions, dtype=float)
-    if label.ndim != 1 or label.shape != where.shape:
-        raise ValueError(f"cls and positions must be 1D and equally long; got {label.shape} and {where.shape}.")
-    if not ((where >= 0) & (where <= 1)).all() or not 0 <= floor <= 1:
-        raise ValueError("positions and floor must lie in [0, 1].")
-    if not (label > 0).any() or not (label == 0).any():
-        raise ValueError("cls needs at least one positive (> 0) and one negative (0) slice.")
-    index = np.minimum((where * bins).astype(int), bins - 1)
-    weights = np.zeros(len(label))
-    grades = np.unique(label[label > 0])
-    for grade in grades:
-        weights[label == grade] = 0.5 / len(grades) / np.count_nonzero(label == grade)
-    negative = label == 0
-    available = np.bincount(index[negative], minlength=bins)
-    wanted = np.bincount(index[~negative], weights[~negative], minlength=bins) * (available > 0)
-    lone = negative & (wanted[index] == 0)
-    if wanted.any():
-        rest = floor if lone.any() else 0.0
-        target = 0.5 * (1 - rest) * wanted / wanted.sum()
-        weights[negative] = target[index[negative]] / available[index[negative]]
-    else:  # no bin holds both, so there is nothing to match
-        rest = 1.0
-    weights[lone] = 0.5 * rest / max(int(lone.sum()), 1)
-    return weights

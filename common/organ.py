@@ -86,9 +86,9 @@ def brain_mask(
 ) -> np.ndarray:
     """The brain in a T2-FLAIR (or similar) head, skull-stripped or not.
 
-    Brain-like voxels deep in the head are cut from eyes, muscles and marrow by an erosion; the largest 3D part is
-    followed from its widest slice upwards and downwards, where it may only narrow; then it grows back, and
-    ventricles and sulci are closed.
+    Where the skull is stripped, the brain is all there is. Else brain-like voxels deep in the head are cut from eyes,
+    muscles and marrow by an erosion; the largest 3D part is followed from its widest slice upwards and downwards,
+    where it may only narrow; then it grows back, and ventricles and sulci are closed.
 
     Args:
         neck_mm: radius of the erosion: connections narrower than twice that are cut.
@@ -102,14 +102,10 @@ def brain_mask(
     head = head_mask(smooth, spacing)
     depth = _depth(head, spacing)
     median = _deep_median(smooth, depth)
-    candidates = head & (smooth > 0.55 * median)
-    stripped = _is_stripped(image, smooth, head, depth, median)
-    allowed = head
-    if stripped:
-        neck_mm = min(neck_mm, 3.0)
-    else:
-        allowed = head & (depth > skull_mm) & ~_scalp(smooth, head, depth, median, spacing, scalp_mm)
-        candidates &= allowed
+    if _is_stripped(image, smooth, head, depth, median):
+        return head
+    allowed = head & (depth > skull_mm) & ~_scalp(smooth, head, depth, median, spacing, scalp_mm)
+    candidates = allowed & (smooth > 0.55 * median)
     cores = largest_component(_depth(candidates, spacing) > neck_mm)
     followed = _follow_from_widest(cores, spacing, neck_mm, drift_mm)
     grown = _dilated(followed, neck_mm + 1.5, spacing) & allowed

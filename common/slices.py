@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
-from .data import matched_weights, slice_labels
+from .data import slice_labels
+from .splits import matched_weights
 
 
 class SliceDataset(Dataset):

@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
@@ -161,6 +162,11 @@ class TrainingLog:
 def prepare_batch(
     batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """`(image, cls)` of a batch for MONAI's trainers and evaluators; `cls` is the image-level label."""
-    image = batch["image"].to(device, non_blocking=non_blocking)
-    return image.contiguous(memory_format=torch.channels_last), batch["cls"].to(device, non_blocking=non_blocking)
+    """`(image, cls)` of a batch for MONAI's trainers and evaluators; `cls` is the image-level label.
+
+    The image is a plain tensor in channels-last order: a `MetaTensor` would carry its meta data through every layer.
+    """
+    image = batch["image"]
+    image = image.as_tensor() if isinstance(image, MetaTensor) else image
+    image = image.to(device, non_blocking=non_blocking).contiguous(memory_format=torch.channels_last)
+    return image, batch["cls"].to(device, non_blocking=non_blocking)

@@ -93,11 +93,13 @@ class TestKaggle3m:
         (case,) = kaggle_3m(kaggle_root, tmp_path / "out")
         assert case["patient"] == "TCGA_CS_4941"
         assert case["cls"] == [int(n in (2, 10)) for n in range(1, 13)]
-        np.testing.assert_array_equal(nib.load(case["image"]).get_fdata()[0, 0], 100 + np.arange(1, 13))
+        np.testing.assert_array_equal(
+            nib.Nifti1Image.from_filename(case["image"]).get_fdata()[0, 0], 100 + np.arange(1, 13)
+        )
 
     def test_writes_lps_volumes_with_nominal_spacing(self, kaggle_root, tmp_path):
         (case,) = kaggle_3m(kaggle_root, tmp_path / "out")
-        image, mask = nib.load(case["image"]), nib.load(case["label"])
+        image, mask = nib.Nifti1Image.from_filename(case["image"]), nib.Nifti1Image.from_filename(case["label"])
         assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
         assert image.header.get_zooms() == (1, 1, 5)
         assert image.shape == mask.shape == (6, 8, 12)
@@ -107,7 +109,7 @@ class TestKaggle3m:
 
     def test_splits_channels_into_their_modalities(self, kaggle_root, tmp_path):
         (case,) = kaggle_3m(kaggle_root, tmp_path / "out", modalities=("post", "pre"))
-        assert [int(nib.load(p).get_fdata()[0, 0, 0]) for p in case["image"]] == [201, 1]
+        assert [int(nib.Nifti1Image.from_filename(p).get_fdata()[0, 0, 0]) for p in case["image"]] == [201, 1]
 
     def test_skips_finished_cases_and_mends_unfinished_ones(self, kaggle_root, tmp_path):
         (first,) = kaggle_3m(kaggle_root, tmp_path / "out")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from common.data import (
     find_cases,
     load_datalist,
     make_datalist,
-    matched_weights,
-    patient_folds,
     slice_labels,
-    split_patients,
     write_datalist,
 )
+from common.splits import split_patients
 
 
 def touch(root: Path, *names: str) -> None:
@@ -162,45 +159,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-class TestSplits:
-    @pytest.mark.parametrize(
-        ("count", "sizes"), [(100, [60, 15, 25]), (82, [49, 12, 21]), (3, [1, 1, 1]), (5, [3, 1, 1])]
-    )
-    def test_parts_have_their_shares_and_no_patient_twice(self, count, sizes):
-        patients = [f"P{i}" for i in range(count)]
-        parts = split_patients(patients, seed=3)
-        assert [len(part) for part in parts] == sizes
-        assert sorted(chain(*parts)) == sorted(patients)
-
-    def test_order_and_repeats_do_not_matter_but_the_seed_does(self):
-        patients = [f"P{i}" for i in range(30)]
-        assert split_patients(patients, seed=1) == split_patients(patients[::-1] + patients[:9], seed=1)
-        assert split_patients(patients, seed=1) != split_patients(patients, seed=2)
-
-    def test_a_share_of_zero_gets_nobody(self):
-        assert [len(part) for part in split_patients("abcd", fractions=(0.5, 0.5, 0.0))] == [2, 2, 0]
-
-    @pytest.mark.parametrize("fractions", [(0.5, 0.2, 0.2), (1.2, -0.2, 0.0)])
-    def test_fractions_that_are_none_are_refused(self, fractions):
-        with pytest.raises(ValueError, match="sum to 1"):
-            split_patients("abcd", fractions=fractions)
-
-    def test_too_few_patients_are_refused(self):
-        with pytest.raises(ValueError, match=r"2 patient\(s\) cannot fill 3 parts"):
-            split_patients(["a", "b", "a"])
-        with pytest.raises(ValueError, match=r"number of patients \(2\); got 3"):
-            patient_folds(["a", "b"], folds=3)
-
-    @pytest.mark.parametrize(("count", "folds"), [(11, 5), (10, 5), (4, 4)])
-    def test_each_patient_is_in_one_fold_and_folds_are_even(self, count, folds):
-        patients = [f"P{i}" for i in range(count)]
-        dealt = patient_folds(patients[::-1], folds=folds, seed=1)
-        assert sorted(chain(*dealt)) == sorted(patients)
-        assert len(dealt) == folds
-        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
-        assert dealt == patient_folds(patients, folds=folds, seed=1) != patient_folds(patients, folds=folds, seed=2)
-
-
 class TestSliceLabels:
     @pytest.mark.parametrize("axcodes", ["LPS", "RAS", "LPI", "SRA", "PIR"])
     def test_run_from_inferior_to_superior_in_any_orientation(self, tmp_path, axcodes):
@@ -252,47 +210,3 @@ class TestMakeDatalist:
     def test_refuses_another_number_of_images_than_modalities(self, tmp_path):
         with pytest.raises(ValueError, match="case 'a': 1 image"):
             self.make(tmp_path, [case("a")], modalities=["flair", "t1"])
-
-
-class TestMatchedWeights:
-    @pytest.fixture
-    def slices(self) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(0)
-        positions = rng.uniform(0, 1, 600)
-        chance = np.clip(1 - 5 * np.abs(positions - 0.55), 0, 0.9)  # none below 0.35 or above 0.75
-        return np.where(rng.uniform(size=600) < chance, rng.integers(1, 3, 600), 0), positions
-
-    def test_negatives_follow_the_positives_position(self, slices):
-        cls, positions = slices
-        weights = matched_weights(cls, positions, bins=10, floor=0.05)
-        edges = np.linspace(0, 1, 11)
-        positive = np.histogram(positions[cls > 0], edges, weights=weights[cls > 0])[0]
-        negative = np.histogram(positions[cls == 0], edges, weights=weights[cls == 0])[0]
-        shared = positive > 0
-        assert 3 < shared.sum() < 8  # the example has bins of both kinds
-        np.testing.assert_allclose(negative[shared] / 0.95, positive[shared], rtol=0, atol=1e-6)
-        assert negative[~shared].sum() == pytest.approx(0.5 * 0.05)
-
-    def test_draws_are_half_positive_in_equal_shares_per_class(self, slices):
-        cls, positions = slices
-        weights = matched_weights(cls, positions)
-        assert [weights[cls == c].sum() for c in (0, 1, 2)] == pytest.approx([0.5, 0.25, 0.25])
-
-    def test_no_floor_is_set_aside_where_every_bin_has_positives(self):
-        weights = matched_weights([1, 0, 1, 0, 0], [0.1, 0.1, 0.9, 0.9, 0.9], bins=2)
-        np.testing.assert_allclose(weights, [0.25, 0.25, 0.25, 0.125, 0.125])
-
-    def test_without_a_common_bin_all_are_drawn_evenly(self):
-        np.testing.assert_allclose(matched_weights([1, 1, 0, 0], [0.1, 0.2, 0.9, 1.0], bins=2), 0.25)
-
-    @pytest.mark.parametrize(
-        ("cls", "positions", "message"),
-        [
-            ([1, 1], [0, 1], "one positive .* and one negative"),
-            ([1, 0], [0, 1.1], r"\[0, 1\]"),
-            ([1, 0], [0], "equally long"),
-        ],
-    )
-    def test_refuses_what_cannot_be_matched(self, cls, positions, message):
-        with pytest.raises(ValueError, match=message):
-            matched_weights(cls, positions)

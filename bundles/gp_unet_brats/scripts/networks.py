@@ -119,7 +119,7 @@ class GPNet(nn.Module):
         self.head = nn.Conv2d(num_features, num_classes, kernel_size=1)
 
     def features(self, image: Tensor) -> Tensor:
-        """Feature map `[B, num_features, H, W]` of `[B, in_channels, H, W]`."""
+        """Feature map `[B, num_features, H / s, W / s]` of `[B, in_channels, H, W]`, s the network's stride."""
         raise NotImplementedError
 
     @torch.jit.export
@@ -138,10 +138,14 @@ class GPNet(nn.Module):
             image = image[:, :-1]
         features = self.features(image)
         maps = self.head(features)
+        if maps.shape[-2:] != image.shape[-2:]:
+            maps = F.interpolate(maps, size=image.shape[-2:], mode="bilinear", align_corners=False)
         if self.pool_at == "map":
             # Evidence relative to class 0; the shift cancels in the softmax, and class 0's logit is 0.
             maps = maps - maps[:, :1]
             return maps, self.pool(maps, mask)
+        if mask is not None and features.shape[-2:] != image.shape[-2:]:
+            mask = F.interpolate(mask.float(), size=features.shape[-2:]) > 0.5
         pooled = self.pool(features, mask)
         return maps, F.linear(pooled, self.head.weight.flatten(1), self.head.bias)
 
@@ -209,15 +213,19 @@ class GPUNet(GPNet):
         return self.decoder1(torch.cat([level1, self.up1(level2)], dim=1))
 
 
-class GPEfficientUNet(GPNet):
-    """GP-UNet with an EfficientNet-Lite0 encoder: ImageNet features generalise from few patients.
+class GPEfficientNet(GPNet):
+    """A GP network on ImageNet features, which generalise from few patients: EfficientNet-Lite0 and a 1×1 decoder.
+
+    The encoder's features at strides 2, 4, 8 and 16 are projected to one width and added up at stride 4; the class
+    map is interpolated to the image's size. So few layers lie between the pool and the pretrained features that a
+    single pooled position teaches them within a few epochs.
 
     Args:
         in_channels: image channels, without the organ channel: 1 (repeated for the encoder) or 3.
         num_classes: classes, 0 = healthy.
-        decoder: widths of the decoder at strides 8, 4, 2 and 1.
+        width: channels of the sum.
         weights: of the encoder, see `common.efficientnet.EfficientNetLite0`; None when a checkpoint follows.
-        dropout: probability of dropping a channel of the deepest features.
+        dropout: probability of dropping a channel of the sum.
         input_scale: brings the image to the encoder's range; 0.4 puts an organ median of 1 near its middle.
         kwargs: see `GPNet`.
 
@@ -230,40 +238,34 @@ class GPEfficientUNet(GPNet):
         in_channels: int = 1,
         num_classes: int = 2,
         *,
-        decoder: Sequence[int] = (64, 32, 24, 16),
+        width: int = 32,
         weights: str | None = None,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         input_scale: float = 0.4,
         **kwargs,
     ) -> None:
-        super().__init__(num_features=decoder[-1], num_classes=num_classes, **kwargs)
+        super().__init__(num_features=width, num_classes=num_classes, **kwargs)
         if in_channels not in (1, 3):
-            raise ValueError(f"GPEfficientUNet takes 1 or 3 image channels, got {in_channels}")
+            raise ValueError(f"GPEfficientNet takes 1 or 3 image channels, got {in_channels}")
         self.in_channels = in_channels
         self.input_scale = input_scale
         self.encoder = EfficientNetLite0(weights)
+        self.laterals = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in self.encoder.channels)
         self.dropout = nn.Dropout2d(dropout)
-        skips = (*self.encoder.channels[-2::-1], in_channels)
-        below = (self.encoder.channels[-1], *decoder[:-1])
-        self.ups = nn.ModuleList(Upsample(b, out, "bilinear") for b, out in zip(below, decoder, strict=True))
-        self.mixes = nn.ModuleList(_double_conv(out + s, out) for out, s in zip(decoder, skips, strict=True))
-        _initialise(self.ups)
-        _initialise(self.mixes)
-        nn.init.normal_(self.head.weight, std=0.05)
 
     def features(self, image: Tensor) -> Tensor:
         if image.shape[1] != self.in_channels:
             raise ValueError(
-                f"GPEfficientUNet expects {self.in_channels} image channel(s), got an input of {list(image.shape)}"
+                f"GPEfficientNet expects {self.in_channels} image channel(s), got an input of {list(image.shape)}"
             )
         if image.shape[2] % 16 != 0 or image.shape[3] % 16 != 0:
-            raise ValueError(f"GPEfficientUNet needs H and W that divide by 16, got {list(image.shape)}")
-        skips = self.encoder((image * self.input_scale).expand(-1, 3, -1, -1))
-        skips.insert(0, image - 1.0)
-        x = self.dropout(skips.pop())
-        for up, mix in zip(self.ups, self.mixes):  # noqa: B905 (TorchScript knows no strict)
-            x = mix(torch.cat([skips.pop(), up(x)], dim=1))
-        return x
+            raise ValueError(f"GPEfficientNet needs H and W that divide by 16, got {list(image.shape)}")
+        levels = self.encoder((image * self.input_scale).expand(-1, 3, -1, -1))
+        size = levels[1].shape[-2:]
+        total = torch.zeros_like(levels[1][:, :1])
+        for lateral, level in zip(self.laterals, levels):  # noqa: B905 (TorchScript knows no strict)
+            total = total + F.interpolate(lateral(level), size=size, mode="bilinear", align_corners=False)
+        return self.dropout(F.relu(total))
 
 
 def _initialise(module: nn.Module) -> None:

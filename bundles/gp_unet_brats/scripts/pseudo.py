@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from common import training
 from common.losses import soft_bce_dice
 from common.refine import refine_by_intensity
 from common.slices import SliceDataset, slice_classes
@@ -106,10 +107,9 @@ def prepare_batch(
     batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`(image, targets of PseudoMaskLoss)` of a batch; the organ mask is the image's last channel."""
-    image = batch["image"].to(device, non_blocking=non_blocking).contiguous(memory_format=torch.channels_last)
-    target = {key: batch[key].to(device, non_blocking=non_blocking) for key in ("cls", "pseudo", "counts")}
-    target["counts"] = target["counts"].float()
-    return image, target | {"organ": (image[:, -1:] > 0.5).float()}
+    image, cls = training.prepare_batch(batch, device, non_blocking)
+    pseudo, counts = (torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("pseudo", "counts"))
+    return image, {"cls": cls, "pseudo": pseudo, "counts": counts.float(), "organ": (image[:, -1:] > 0.5).float()}
 
 
 __all__: Sequence[str] = ("ExplainInferer", "PseudoMaskDataset", "PseudoMaskLoss", "prepare_batch")
