@@ -144,7 +144,7 @@ class Normalized(MapTransform):
 class MapsToMaskd(MapTransform):
     """Turn the maps and slice probabilities of `SliceMapInferer` into a heatmap, a mask and the numbers beside them.
 
-    Writes `pred` (label values `[1, H, W, D]`), `heatmap` (raw evidence against class 0, 0 outside the organ),
+    Writes `pred` (label values `[1, H, W, D]`), `heatmap` (raw evidence against class 0, its minimum outside the organ),
     `probability` `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability`
     `[C, D]`, `threshold`, and `heat_outside`, the share of positive evidence that lay outside the organ.
 
@@ -214,7 +214,8 @@ class MapsToMaskd(MapTransform):
             classes_of_slices = open_slices(probability, self.gate)
             suspicious = probability[:, int((1 - probability[0]).argmax())]
             everywhere = self._evidence(maps, classes_of_slices, suspicious)
-            heat = everywhere * organ
+            # Outside there is as little evidence as anywhere inside, so that any threshold leaves it out.
+            heat = np.where(organ, everywhere, everywhere[organ].min(initial=0.0))
             seed = self._seed(heat, organ) & (classes_of_slices > 0)
             mask = self._mask(seed, volume[0], organ, spacing)
             if mask.sum() * float(np.prod(spacing)) / 1000.0 < self.min_volume_ml:
