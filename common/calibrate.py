@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Calibration:
         self.raw_thresholds = list(raw_thresholds)
         self.passes = passes
         self.label_gate = label_gate
-        self.cases: list[dict[str, Any]] = []
+        self.cases: list[dict[Hashable, Any]] = []
         self.trials: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.distributed import one_rank_only
 from ignite.engine import Engine, Events
 
 from .data import atomic_path
@@ -29,6 +30,12 @@ def usable_device(device: torch.device | str) -> torch.device:
     return device
 
 
+def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
+    """The network inside a `DistributedDataParallel` (or any other wrapper with a `module`)."""
+    module = getattr(network, "module", None)
+    return module if isinstance(module, torch.nn.Module) else network
+
+
 def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:
     """Load a plain state dict (or `{"model": state dict}`) into a network, all or nothing.
 
@@ -43,8 +50,8 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     state = state.get("model", state) if isinstance(state, dict) else state
-    target = network.module if hasattr(network, "module") else network
-    expected = target.state_dict()  # type: ignore[union-attr,operator]
+    target = unwrapped(network)
+    expected = target.state_dict()
     wrong = sorted(set(expected) ^ set(state)) if isinstance(state, dict) else ["(not a dictionary)"]
     wrong = wrong or [k for k in expected if expected[k].shape != state[k].shape]
     if wrong:
@@ -52,15 +59,14 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
             f"{path} does not fit the network {type(target).__name__}: {len(wrong)} entries differ, e.g. {wrong[:3]}; "
             "use the config that it was trained with"
         )
-    target.load_state_dict(state)  # type: ignore[union-attr,operator]
+    target.load_state_dict(state)
     return network
 
 
 def save_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a network's plain state dict, atomically."""
-    target = network.module if hasattr(network, "module") else network
     with atomic_path(path) as temporary:
-        torch.save(target.state_dict(), temporary)  # type: ignore[union-attr,operator]
+        torch.save(unwrapped(network).state_dict(), temporary)
 
 
 class TrainingCheckpoint:
@@ -105,6 +111,7 @@ class TrainingCheckpoint:
             engine.state.iteration = state["epoch"] * engine.state.epoch_length
         logger.info("resuming %s after epoch %d", self.path, state["epoch"])
 
+    @one_rank_only()
     def _save(self, engine: Engine) -> None:
         state = {name: target.state_dict() for name, target in self.objects.items()}
         with atomic_path(self.path) as temporary:

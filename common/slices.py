@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
+from monai.data import DistributedWeightedRandomSampler, MetaTensor
 from monai.transforms import Orientation, apply_transform
 from torch import Tensor
-from torch.utils.data import Dataset, WeightedRandomSampler
+from torch.distributed import get_world_size, is_initialized
+from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
 from tqdm import tqdm
 
 from .data import slice_labels
@@ -115,17 +115,21 @@ def slice_classes(case: dict, depth: int) -> list[int]:
     return [int(c) for c in cls]
 
 
-def matched_sampler(dataset: SliceDataset, *, num_samples: int | None = None, bins: int = 10) -> WeightedRandomSampler:
+def matched_sampler(dataset: SliceDataset, *, num_samples: int | None = None, bins: int = 10) -> Sampler:
     """Draw positives and negatives 1:1, negatives from where positives lie, so that position is no shortcut.
 
     Args:
         dataset: the slices.
-        num_samples: draws per epoch; by default twice the number of positive slices.
+        num_samples: draws per epoch, over all processes of a distributed run; by default twice the number of
+            positive slices.
         bins: of slice position.
     """
     weights = matched_weights(dataset.classes, dataset.positions, bins=bins)
-    positives = sum(label > 0 for label in dataset.classes)
-    return WeightedRandomSampler(torch.as_tensor(weights).tolist(), num_samples or 2 * positives)
+    draws = num_samples or 2 * sum(label > 0 for label in dataset.classes)
+    if is_initialized():
+        per_rank = -(-draws // get_world_size())
+        return DistributedWeightedRandomSampler(dataset, weights.tolist(), num_samples_per_rank=per_rank)
+    return WeightedRandomSampler(weights.tolist(), draws)
 
 
 def axial(volume: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.config import KeysCollection
@@ -16,6 +17,7 @@ from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from .checkpoint import unwrapped
 from .output import write_csv
 
 
@@ -74,7 +76,7 @@ class RandIntensityd(RandomizableTransform, MapTransform):
 def parameter_groups(network: torch.nn.Module, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """Optimizer groups by the first fitting prefix of the parameters' names; `""` fits the rest."""
     groups: dict[str, list[torch.nn.Parameter]] = {prefix: [] for prefix in learning_rates}
-    for name, parameter in network.named_parameters():
+    for name, parameter in unwrapped(network).named_parameters():
         groups[next(prefix for prefix in groups if name.startswith(prefix))].append(parameter)
     return [{"params": groups[prefix], "lr": rate} for prefix, rate in learning_rates.items() if groups[prefix]]
 
@@ -146,7 +148,8 @@ class TrainingLog:
             row |= {k: round(float(v), 5) for k, v in self.validator.state.metrics.items()}
         row["seconds"] = round(time.perf_counter() - self.start, 1)
         self.rows.append(row)
-        write_csv(self.path, self._earlier(engine.state.epoch) + self.rows)
+        if get_rank() == 0:
+            write_csv(self.path, self._earlier(engine.state.epoch) + self.rows)
 
     def _earlier(self, epoch: int) -> list[dict[str, Any]]:
         """Rows that an interrupted run left, up to where this one resumed."""

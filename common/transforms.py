@@ -144,8 +144,8 @@ class Normalized(MapTransform):
 class MapsToMaskd(MapTransform):
     """Turn the maps and slice probabilities of `SliceMapInferer` into a heatmap, a mask and the numbers beside them.
 
-    Writes `pred` (label values `[1, H, W, D]`), `heatmap` (raw evidence against class 0, its minimum outside the organ),
-    `probability` `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability`
+    Writes `pred` (label values `[1, H, W, D]`), `heatmap` (raw evidence against class 0, its minimum outside the
+    organ), `probability` `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability`
     `[C, D]`, `threshold`, and `heat_outside`, the share of positive evidence that lay outside the organ.
 
     Args:

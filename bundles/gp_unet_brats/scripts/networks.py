@@ -263,8 +263,8 @@ class GPEfficientNet(GPNet):
         levels = self.encoder((image * self.input_scale).expand(-1, 3, -1, -1))
         size = levels[1].shape[-2:]
         total = torch.zeros_like(levels[1][:, :1])
-        for lateral, level in zip(self.laterals, levels):  # noqa: B905 (TorchScript knows no strict)
-            total = total + F.interpolate(lateral(level), size=size, mode="bilinear", align_corners=False)
+        for i, lateral in enumerate(self.laterals):
+            total = total + F.interpolate(lateral(levels[i]), size=size, mode="bilinear", align_corners=False)
         return self.dropout(F.relu(total))
 
 
