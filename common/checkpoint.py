@@ -98,7 +98,10 @@ class TrainingCheckpoint:
     def _resume(self, engine: Engine) -> None:
         if not self.path.is_file():
             return
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self.path} is not a readable checkpoint: {error}; remove it to start anew") from error
         for name, target in self.objects.items():
             try:
                 target.load_state_dict(state[name])

@@ -38,7 +38,7 @@ def run_bundle(bundle: str | Path, configs: list[str], **overrides: object) -> N
     ]
     command += ["--logging_file", str(root / "configs" / "logging.conf")]
     for key, value in overrides.items():
-        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        command += [f"--{key}", str(value)]  # the command line reads Python literals
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     subprocess.run(command, check=True, env=environment)
 

@@ -40,7 +40,7 @@ class EfficientNetLite0(nn.Module):
     Raises:
         ImportError: `imagenet` without the package.
         FileNotFoundError: the file does not exist.
-        ValueError: the file holds other keys.
+        ValueError: the file cannot be read, or holds other keys or shapes.
     """
 
     channels = (16, 24, 40, 112)
@@ -76,11 +76,18 @@ class EfficientNetLite0(nn.Module):
         """Load weights whose keys number the blocks throughout (`_blocks.7.…`), as the package's file does."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no encoder weights at {path}; give a local file, 'imagenet' or null")
-        source = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            source = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
         wanted = {re.sub(r"_blocks\.\d+\.(\d+)\.", r"_blocks.\1.", key): key for key in self.state_dict()}
-        missing = [key for key in wanted if key not in source]
+        own = self.state_dict()
+        missing = [key for key, name in wanted.items() if key not in source or source[key].shape != own[name].shape]
         if missing:
-            raise ValueError(f"{path} holds no EfficientNet-Lite0: {len(missing)} keys are missing, e.g. {missing[:3]}")
+            raise ValueError(
+                f"{path} holds no EfficientNet-Lite0: {len(missing)} keys are missing or of another shape, "
+                f"e.g. {missing[:3]}"
+            )
         self.load_state_dict({ours: source[theirs] for theirs, ours in wanted.items()})
 
     def train(self, mode: bool = True) -> EfficientNetLite0:

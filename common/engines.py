@@ -39,7 +39,7 @@ class CaseDataset(Dataset):
         try:
             case = apply_transform(self.transform, case)
         except Exception as error:
-            return {"case": self.data[index]["case"], "error": _root_message(error)}
+            return {"case": self.data[index]["case"], "error": _with_files(_root_message(error), self.data[index])}
         case["load_seconds"] = time.perf_counter() - start
         return case
 
@@ -49,6 +49,13 @@ def _root_message(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"
+
+
+def _with_files(message: str, case: dict) -> str:
+    """The message, and the case's files where it names none of them (a truncated gzip does not)."""
+    images = case.get("image", [])
+    files = [str(f) for f in (*(images if isinstance(images, list) else [images]), case.get("label")) if f]
+    return message if any(f in message for f in files) else f"{message} (in {', '.join(files)})"
 
 
 class CaseEvaluator(SupervisedEvaluator):
@@ -86,11 +93,18 @@ class CaseEvaluator(SupervisedEvaluator):
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
         self.failed = {}
         cases = len(self.data_loader)  # type: ignore[arg-type]
+        at_the_end: Exception | None = None
         with tqdm(total=cases, desc="cases", unit="case", disable=not self.progress) as self._bar, torch.no_grad():
-            super().run(global_epoch)
+            try:
+                super().run(global_epoch)
+            except Exception as error:  # e.g. a handler to which the failed cases left nothing
+                if not self.failed:
+                    raise
+                at_the_end = error
         if self.failed:
             lines = "\n".join(f"  {case}: {reason}" for case, reason in self.failed.items())
-            raise RuntimeError(f"{len(self.failed)} of {cases} cases failed:\n{lines}")
+            more = f"\nand then: {_root_message(at_the_end)}" if at_the_end else ""
+            raise RuntimeError(f"{len(self.failed)} of {cases} cases failed:\n{lines}{more}") from at_the_end
 
     def _iteration(self, engine: Any, batchdata: dict) -> Any:
         case = batchdata["case"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,16 @@ class CaseScores:
                 self._score_case(batch, output)
 
     def _score_case(self, batch: dict, output: dict) -> None:
-        label = axial(batch["label"])
-        truth = label[0].numpy() > 0
         if tuple(batch["label"].shape[1:]) != tuple(output["pred"].shape[1:]):
             raise ValueError(
                 f"{batch['label'].meta.get('filename_or_obj')}: the mask's shape {list(batch['label'].shape[1:])} "
                 f"is not the image's {list(output['pred'].shape[1:])}"
             )
+        truth = axial(batch["label"])[0].numpy() > 0
+        probability = np.asarray(output["slice_probability"])
+        positive = np.asarray(truth.any(axis=(0, 1)))
+        if len(positive) != probability.shape[1]:
+            raise ValueError(f"case {batch['case']}: {len(positive)} slices in the mask, {probability.shape[1]} scored")
         pred = axial(output["pred"])[0].numpy() > 0
         heat = axial(output["heatmap"])[0].numpy()
         raw = heat > self.raw_threshold
@@ -104,10 +108,6 @@ class CaseScores:
         self.rows.append(row)
         if self.sweep:
             self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
-        probability = np.asarray(output["slice_probability"])
-        positive = np.asarray(truth.any(axis=(0, 1)))
-        if len(positive) != probability.shape[1]:
-            raise ValueError(f"case {batch['case']}: {len(positive)} slices in the mask, {probability.shape[1]} scored")
         for z, (p, y) in enumerate(zip(1 - probability[0], positive, strict=True)):
             self.slices.append(
                 {
@@ -126,7 +126,7 @@ class CaseScores:
         write_csv(self.output_dir / "metrics.csv", [_rounded(row) for row in self.rows])
         write_csv(self.output_dir / "slices.csv", [_rounded(row) for row in self.slices])
         with atomic_path(self.output_dir / "summary.json") as path:
-            path.write_text(json.dumps(self.summary(), indent=4) + "\n")
+            path.write_text(json.dumps(_strict(self.summary()), indent=4, allow_nan=False) + "\n")
         if self.sweep:
             means = np.mean(self.swept, axis=0)
             rows = [{"threshold": t, "dice_raw": round(float(m), 4)} for t, m in zip(self.sweep, means, strict=True)]
@@ -145,7 +145,7 @@ class CaseScores:
         scores["auc_interval"] = self._auc_interval(patients, probabilities, labels)
         if self.position_prior is not None:
             prior = np.asarray(self.position_prior)
-            bins = np.array([int(min(row["position"], 1 - 1e-9) * len(prior)) for row in self.slices])
+            bins = _bins(np.array([row["position"] for row in self.slices]), len(prior))
             scores["auc_position_alone"] = _round(classification_scores(prior[bins], labels)["auc"])
         result["slices"] = scores
         return result
@@ -169,10 +169,24 @@ def position_prior(cases: Sequence[dict], *, bins: int = 20) -> list[float]:
     for case in cases:
         if isinstance(case.get("cls"), list):
             labels = np.asarray(case["cls"]) > 0
-            index = (np.linspace(0, 1 - 1e-9, len(labels)) * bins).astype(int)
+            index = _bins(np.arange(len(labels)) / max(len(labels) - 1, 1), bins)
             np.add.at(positive, index, labels)
             np.add.at(total, index, 1)
     return (positive / np.maximum(total, 1)).tolist()
+
+
+def _bins(positions: np.ndarray, bins: int) -> np.ndarray:
+    """Index of the equal bin of [0, 1] that each position falls into."""
+    return np.minimum((positions * bins).astype(int), bins - 1)
+
+
+def _strict(value: Any) -> Any:
+    """What JSON can hold: null where a score is undefined (NaN), since `NaN` is no JSON."""
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _round(value: float, digits: int = 4) -> float:

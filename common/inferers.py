@@ -77,13 +77,16 @@ class SliceMapInferer(Inferer):
         return out.permute(1, 2, 3, 0)
 
     def _explain(self, batch: Tensor, network: Any) -> tuple[Tensor, Tensor]:
+        maps, logits = self._padded(batch, network)
+        if self.flip:  # left-right: the first spatial axis in LPS and RAS orientation
+            mirrored_maps, mirrored_logits = self._padded(batch.flip(2), network)
+            maps, logits = (maps + mirrored_maps.flip(2)) / 2, (logits + mirrored_logits) / 2
+        return maps, logits
+
+    def _padded(self, batch: Tensor, network: Any) -> tuple[Tensor, Tensor]:
         height, width = batch.shape[-2:]
         batch = F.pad(batch, [0, -width % self.divisor, 0, -height % self.divisor])
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        maps, logits = network.explain(batch)
-        if self.flip:  # left-right: the first spatial axis in LPS and RAS orientation
-            mirrored_maps, mirrored_logits = network.explain(batch.flip(2))
-            maps, logits = (maps + mirrored_maps.flip(2)) / 2, (logits + mirrored_logits) / 2
+        maps, logits = network.explain(batch.contiguous(memory_format=torch.channels_last))
         return maps[..., :height, :width].float(), logits.float()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,15 @@ class CaseWriter:
             affine = np.asarray(image.meta["original_affine"])
             heatmap = np.asarray(output["heatmap"])[0].astype(np.float32)
             mask = np.asarray(output["pred"])[0].astype(np.uint8)
-            if self.save_heatmap:
-                write_nifti(self.output_dir / f"{case}_heatmap.nii.gz", heatmap, affine)
-            if self.save_mask:
-                write_nifti(self.output_dir / f"{case}_seg.nii.gz", mask, affine)
-            if self.save_montage:
-                truth = np.asarray(batch["label"])[0] > 0 if "label" in batch else None
-                picture = montage(np.asarray(batch["scan"])[0], heatmap, mask, truth, affine=affine)
-                with atomic_path(self.output_dir / f"{case}_montage.png") as temporary:
-                    picture.save(temporary)
+            with ExitStack() as finished:  # a case's files appear together, or none does
+                base = self.output_dir / case
+                if self.save_heatmap:
+                    write_nifti(finished.enter_context(atomic_path(f"{base}_heatmap.nii.gz")), heatmap, affine)
+                if self.save_mask:
+                    write_nifti(finished.enter_context(atomic_path(f"{base}_seg.nii.gz")), mask, affine)
+                if self.save_montage:
+                    picture = montage(np.asarray(batch["scan"])[0], heatmap, mask, _truth(batch, mask), affine=affine)
+                    picture.save(finished.enter_context(atomic_path(f"{base}_montage.png")))
             self.rows.append(self._row(case, mask, affine, output, time.perf_counter() - engine.started))  # type: ignore[attr-defined]
 
     def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
@@ -108,3 +109,9 @@ class CaseWriter:
 
     def _finish(self, engine: Engine) -> None:
         write_csv(self.output_dir / "predictions.csv", self.rows)
+
+
+def _truth(batch: Mapping, mask: np.ndarray) -> np.ndarray | None:
+    """The ground truth, if there is one and it can be outlined: `CaseScores` complains about one on another grid."""
+    label = np.asarray(batch["label"])[0] if "label" in batch else None
+    return label > 0 if label is not None and label.shape == mask.shape else None

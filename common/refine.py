@@ -69,31 +69,32 @@ def refine_by_intensity(
         spacing: millimetres of the three axes.
         dilate_mm: in-plane reach beyond the seed.
         intensity: brightness threshold in organ medians.
-        adaptive: with a > 0 the threshold is at least `1 + a·(m − 1)`, m = median brightness of the seed: half way
-            between organ and lesion for a = 0.5.
+        adaptive: with a > 0 the threshold is at least `1 + a·(m − 1)`, m = median brightness of the seed where it is
+            above `intensity`: half way between organ and lesion for a = 0.5.
         smooth_mm: in-plane Gaussian of the image before it is thresholded.
         opening_mm: radius of the opening.
         largest: keep the largest 3D component (26-connected): right for one lesion (glioma), wrong for many (MS).
 
     Returns:
-        Bool mask; empty for an empty seed.
+        Bool mask inside the organ; empty for an empty seed.
     """
     if not seed.any():
         return np.zeros_like(seed, dtype=bool)
-    box = _bounding_box(seed, np.ceil(2 * (dilate_mm + opening_mm) / np.asarray(spacing[:2])).astype(int) + 2)
+    pixels = np.asarray(spacing[:2], dtype=float)
+    reach_mm = max(2 * (dilate_mm + opening_mm), dilate_mm + 4 * smooth_mm)  # the Gaussian is cut at 4 sigma
+    box = _bounding_box(seed, np.ceil(reach_mm / pixels).astype(int) + 2)
     inside, bright, allowed = seed[box], image[box], organ[box]
-    pixel = float(np.mean(spacing[:2]))
-    bright = ndi.gaussian_filter(bright.astype(np.float32), (smooth_mm / pixel, smooth_mm / pixel, 0))
+    bright = ndi.gaussian_filter(bright.astype(np.float32), (*(smooth_mm / pixels), 0))
     threshold = intensity
     sure = inside & (bright > intensity)
     if adaptive > 0 and sure.any():
         threshold = max(intensity, 1 + adaptive * (float(np.median(bright[sure])) - 1))
-    reach = each_slice(lambda s: ndi.distance_transform_edt(~s) * pixel <= dilate_mm, inside)
+    reach = each_slice(lambda s: ndi.distance_transform_edt(~s, sampling=pixels) <= dilate_mm, inside)
     kept = reach & allowed & (bright > threshold)
     if opening_mm > 0:
-        element = disk(max(1, round(opening_mm / pixel)))
+        element = disk(max(1, round(opening_mm / float(pixels.mean()))))
         kept = each_slice(lambda s: ndi.binary_opening(s, element), kept)
-    kept = each_slice(ndi.binary_fill_holes, kept)
+    kept = each_slice(ndi.binary_fill_holes, kept) & allowed
     mask = np.zeros_like(seed, dtype=bool)
     mask[box] = largest_component(kept) if largest else kept
     return mask

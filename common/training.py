@@ -74,10 +74,17 @@ class RandIntensityd(RandomizableTransform, MapTransform):
 
 
 def parameter_groups(network: torch.nn.Module, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Optimizer groups by the first fitting prefix of the parameters' names; `""` fits the rest."""
+    """Optimizer groups by the first fitting prefix of the parameters' names; `""` fits the rest.
+
+    Raises:
+        ValueError: no prefix fits a parameter.
+    """
     groups: dict[str, list[torch.nn.Parameter]] = {prefix: [] for prefix in learning_rates}
     for name, parameter in unwrapped(network).named_parameters():
-        groups[next(prefix for prefix in groups if name.startswith(prefix))].append(parameter)
+        fitting = [prefix for prefix in groups if name.startswith(prefix)]
+        if not fitting:
+            raise ValueError(f"no learning rate for the parameter {name!r}: add one under its prefix, or under ''")
+        groups[fitting[0]].append(parameter)
     return [{"params": groups[prefix], "lr": rate} for prefix, rate in learning_rates.items() if groups[prefix]]
 
 

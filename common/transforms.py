@@ -135,7 +135,8 @@ class Normalized(MapTransform):
                 data[key] = image / torch.where(peak > 0, peak, torch.ones_like(peak))
             else:
                 organ = _array(data[self.organ_key])[0] > 0.5
-                for channel in image:
+                data[key] = image.clone()
+                for channel in data[key]:
                     values = normalize_by_median(_array(channel), organ, upper=self.upper)
                     channel.copy_(torch.as_tensor(values * organ))
         return data
