@@ -23,10 +23,10 @@ class TestBrain:
     def test_brain_is_found_in_a_whole_head(self, heads):
         assert min(dice(brain_mask(image, SPACING), brain) for image, _, brain in heads) > 0.95
 
-    def test_nothing_of_the_scalp_is_brain(self, heads):
+    def test_nothing_of_the_scalp_around_the_brain_is_brain(self, heads):
         for image, _, brain in heads:
             near = ndi.binary_dilation(brain, np.ones((3, 3, 1), bool))
-            scalp = (image > 1.2 * np.median(image[brain])) & ~near
+            scalp = (image > 1.2 * np.median(image[brain])) & ~near & brain.any(axis=(0, 1))
             assert scalp.sum() > 1000
             assert not (brain_mask(image, SPACING) & scalp).any()
 
@@ -91,7 +91,7 @@ class TestHead:
         assert not head_mask(image, (2.0, 2.0, 5.0))[:10, :10].any()
 
 
-def chest(size: int = 96, depth: int = 4) -> tuple[np.ndarray, np.ndarray]:
+def chest(size: int = 96, depth: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Body, two lungs with vessels, a table below; and the lungs."""
     rng = np.random.default_rng(2)
     x, y = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
@@ -127,10 +127,8 @@ class TestLung:
     def test_agrees_with_the_lungs_of_real_scans(self, real_data):
         scores = []
         for folder in sorted(real_data("covid_ct").glob("*/")):
-            ct, lung = nib.Nifti1Image.from_filename(folder / "ct.nii.gz"), nib.Nifti1Image.from_filename(
-                folder / "lung.nii.gz"
-            )
-            middle = slice(ct.shape[2] // 2 - 2, ct.shape[2] // 2 + 2)
+            ct, lung = (nib.Nifti1Image.from_filename(folder / f"{name}.nii.gz") for name in ("ct", "lung"))
+            middle = slice(ct.shape[2] // 2 - 2, ct.shape[2] // 2 + 3)
             image = np.asarray(ct.dataobj[..., middle], dtype=np.float32)
             scores.append(dice(lung_mask(image, ct.header.get_zooms()), np.asarray(lung.dataobj[..., middle]) > 0))
         assert np.median(scores) > 0.93
@@ -147,8 +145,8 @@ class TestOrganMask:
 
     @pytest.mark.parametrize("organ", sorted(set(ORGANS) - {"none"}))
     def test_image_without_the_organ_is_refused(self, organ):
-        with pytest.raises(ValueError, match=rf"no {organ} found in an image of shape \[16, 16, 3\].*organ: none"):
-            organ_mask(np.zeros((16, 16, 3)), spacing=SPACING, organ=organ)
+        with pytest.raises(ValueError, match=rf"no {organ} found in an image of shape \[16, 16, 5\].*organ: none"):
+            organ_mask(np.zeros((16, 16, 5)), spacing=SPACING, organ=organ)
 
     def test_options_reach_the_function(self):
         image, _ = disk_head((2.0, 2.0))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.transforms import LoadImage, ResampleToMatch
 from torch import Tensor
 
 from common import training
@@ -68,6 +69,22 @@ class PseudoMaskDataset(SliceDataset):
         volume, z = self.where[index]
         pseudo = self.pseudo[volume][None, ..., z]
         return item | {"pseudo": pseudo.float(), "counts": float(item["cls"] == 0 or bool(pseudo.any()))}
+
+
+class MaskDataset(PseudoMaskDataset):
+    """The true masks in place of pseudo-masks: the upper bound that weak supervision is measured against.
+
+    Args:
+        args, kwargs: see `SliceDataset`; every case needs a `label`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.pseudo = []
+        SliceDataset.__init__(self, *args, **kwargs)
+
+    def _read(self, case: dict, image: MetaTensor) -> None:
+        mask = LoadImage(ensure_channel_first=True)(case["label"])
+        self.pseudo.append(ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0)
 
 
 class ExplainInferer(Inferer):
