@@ -8,6 +8,7 @@ from pathlib import Path
 import fire
 
 from . import adapters
+from .benchmark import benchmark
 from .data import make_datalist, write_datalist
 from .demo import demo, phantom_dataset
 from .splits import patient_folds, split_patients
@@ -92,4 +93,5 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire({"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds}, name="python -m common")
+    commands = {"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds, "benchmark": benchmark}
+    fire.Fire(commands, name="python -m common")

@@ -36,6 +36,19 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
     return module if isinstance(module, torch.nn.Module) else network
 
 
+def read_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """What `torch.save` wrote, tensors on the CPU, no code run.
+
+    Raises:
+        ValueError: the file is something else, or cut off.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = f"{type(error).__name__}: truncated, or not written by torch.save"
+        raise ValueError(f"{path} is not a readable checkpoint ({reason}); copy it anew or remove it") from error
+
+
 def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torch.nn.Module:
     """Load a plain state dict (or `{"model": state dict}`) into a network, all or nothing.
 
@@ -45,10 +58,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}: train first, or give the file with --ckpt")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    state = read_checkpoint(path)
     state = state.get("model", state) if isinstance(state, dict) else state
     target = unwrapped(network)
     expected = target.state_dict()
@@ -98,10 +108,7 @@ class TrainingCheckpoint:
     def _resume(self, engine: Engine) -> None:
         if not self.path.is_file():
             return
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{self.path} is not a readable checkpoint: {error}; remove it to start anew") from error
+        state = read_checkpoint(self.path)
         for name, target in self.objects.items():
             try:
                 target.load_state_dict(state[name])

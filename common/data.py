@@ -265,10 +265,11 @@ def cases(
         dataset_dir: folder of the data.
         image_pattern, label_pattern: see :func:`find_cases`; unused with a datalist.
         datalist: JSON file, or ``None``.
-        section: of the datalist.
+        section: of the datalist; ``training+validation`` joins two.
     """
     if datalist is not None:
-        return load_datalist(datalist, section, dataset_dir=dataset_dir)
+        parts = [load_datalist(datalist, part, dataset_dir=dataset_dir) for part in section.split("+")]
+        return [case for part in parts for case in part]
     return find_cases(dataset_dir, image_pattern, label_pattern=label_pattern)
 
 

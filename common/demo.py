@@ -88,21 +88,26 @@ def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 2
 
 def table(summary: dict) -> str:
     """The comparison of a `summary.json` as text: Dice of the method and of its rivals, AUC where one exists."""
-    auc = summary["slices"]["auc"]
+    auc = _number(summary["slices"]["auc"])
     rows = [
-        ("method (mask)", "dice", f"{auc:.3f}"),
-        ("method (raw map)", "dice_raw", f"{auc:.3f}"),
+        ("method (mask)", "dice", auc),
+        ("method (raw map)", "dice_raw", auc),
         ("empty mask", "dice_empty", "0.500"),
         ("intensity threshold", "dice_baseline_threshold", "-"),
-        ("threshold, gated by the method", "dice_baseline_gated", f"{auc:.3f}"),
+        ("threshold, gated by the method", "dice_baseline_gated", auc),
     ]
     lines = [f"{'':32}{'3D Dice':>9}  {'95 % interval':16}{'slice AUC':>9}"]
     for name, key, shown_auc in rows:
         if key in summary:
             score = summary[key]
-            interval = f"{score['low']:.3f} - {score['high']:.3f}"
-            lines.append(f"{name:32}{score['mean']:>9.3f}  {interval:16}{shown_auc:>9}")
+            interval = f"{_number(score['low'])} - {_number(score['high'])}"
+            lines.append(f"{name:32}{_number(score['mean']):>9}  {interval:16}{shown_auc:>9}")
     position = summary["slices"].get("auc_position_alone")
     if position is not None:
         lines.append(f"{'slice position alone':32}{'-':>9}  {'-':16}{position:>9.3f}")
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    """Three decimals; a score that is undefined (one case, one class) is null in the summary."""
+    return "n/a" if value is None else f"{value:.3f}"

@@ -11,10 +11,11 @@ import os
 import re
 from pathlib import Path
 
-import torch
 from monai.networks.nets import EfficientNet
 from monai.networks.nets.efficientnet import MBConvBlock
 from torch import Tensor, nn
+
+from .checkpoint import read_checkpoint
 
 # One entry a stage: repeats, kernel, stride, expansion, input and output channels.
 LITE0_BLOCKS = [
@@ -76,10 +77,7 @@ class EfficientNetLite0(nn.Module):
         """Load weights whose keys number the blocks throughout (`_blocks.7.…`), as the package's file does."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no encoder weights at {path}; give a local file, 'imagenet' or null")
-        try:
-            source = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+        source = read_checkpoint(path)
         wanted = {re.sub(r"_blocks\.\d+\.(\d+)\.", r"_blocks.\1.", key): key for key in self.state_dict()}
         own = self.state_dict()
         missing = [key for key, name in wanted.items() if key not in source or source[key].shape != own[name].shape]

@@ -83,6 +83,7 @@ def brain_mask(
     closing_mm: float = 6.0,
     drift_mm: float = 2.0,
     min_area_mm2: float = 600.0,
+    step_mm: float = 4.0,
 ) -> np.ndarray:
     """The brain in a T2-FLAIR (or similar) head, skull-stripped or not.
 
@@ -97,7 +98,15 @@ def brain_mask(
         closing_mm: radius of the closing over ventricles and sulci.
         drift_mm: how far the brain's outline may move outwards from one slice to the next.
         min_area_mm2: slices with less brain hold none.
+        step_mm: thinner slices are taken in steps of about this, those between get their neighbour's mask.
     """
+    step = max(1, round(step_mm / spacing[2]))
+    if step > 1:
+        options = {"neck_mm": neck_mm, "scalp_mm": scalp_mm, "skull_mm": skull_mm, "closing_mm": closing_mm}
+        options |= {"drift_mm": drift_mm, "min_area_mm2": min_area_mm2, "step_mm": 0.0}
+        coarse = brain_mask(image[..., step // 2 :: step], (*spacing[:2], spacing[2] * step), **options)
+        nearest = np.minimum(np.arange(image.shape[2]) // step, coarse.shape[2] - 1)
+        return coarse[..., nearest]
     smooth = ndi.gaussian_filter(image, (1.0 / spacing[0], 1.0 / spacing[1], 0))
     head = head_mask(smooth, spacing)
     depth = _depth(head, spacing)
@@ -180,8 +189,10 @@ def lung_mask(image: np.ndarray, spacing: Sequence[float], *, closing_mm: float 
         return inside
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    lungs = np.isin(labels, np.flatnonzero(sizes >= 0.1 * sizes.max()))
-    return _closed(lungs, closing_mm, spacing)
+    lungs = np.zeros_like(dark)
+    for label in np.flatnonzero(sizes >= 0.1 * sizes.max()):  # one by one: closed together, they enclose the heart
+        lungs |= _closed(labels == label, closing_mm, spacing)
+    return lungs
 
 
 def _depth(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

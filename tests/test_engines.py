@@ -88,18 +88,18 @@ def test_full_disk_fails_that_case_alone_and_leaves_nothing_of_it(cases, tmp_pat
     whole = nib.save
 
     def until_full(image: Any, path: Path) -> None:
-        if "second_seg" in str(path):
+        if "middle_seg" in str(path):
             Path(path).write_bytes(b"half a header")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         whole(image, path)
 
     monkeypatch.setattr("common.output.nib.save", until_full)
-    three = [cases["first"], cases["first"] | {"case": "second"}, cases["last"]]
+    three = [cases["first"], cases["first"] | {"case": "middle"}, cases["last"]]
     engine = evaluator(three, [CaseWriter(tmp_path / "out", classes=CLASSES)])
-    with pytest.raises(RuntimeError, match=r"1 of 3 cases failed:\n  second: OSError.*No space left on device"):
+    with pytest.raises(RuntimeError, match=r"1 of 3 cases failed:\n  middle: OSError.*No space left on device"):
         engine.run()
     assert written(tmp_path / "out") == files_of("first", "last") | {"predictions.csv"}
-    assert "second" not in (tmp_path / "out" / "predictions.csv").read_text()
+    assert "middle" not in (tmp_path / "out" / "predictions.csv").read_text()
 
 
 def test_when_every_case_fails_they_are_listed_before_what_a_handler_says_of_it(cases, tmp_path):

@@ -56,6 +56,7 @@ def test_patients_right_is_on_the_left_and_front_is_up_however_the_file_lies(axc
     volumes = {k: in_file(v, axcodes) for k, v in scene().items()}
     upper, lower = panels(montage(**volumes, affine=AFFINES[axcodes], columns=2, height=HEIGHT))
     for panel in upper:
+        assert panel.shape == (HEIGHT, HEIGHT, 3)  # 80 by 80 mm
         assert centre(where(panel, MASK_COLOR)) == pytest.approx((11 / 40, 9 / 40), abs=0.02)
         assert centre(where(panel, TRUTH_COLOR)) == pytest.approx((29 / 40, 30 / 40), abs=0.02)
     for panel in lower:

@@ -30,6 +30,16 @@ class TestBrain:
             assert scalp.sum() > 1000
             assert not (brain_mask(image, SPACING) & scalp).any()
 
+    def test_most_scalp_is_cut_off_even_where_nothing_dark_parts_it_from_the_brain(self, heads):
+        for image, _, brain in heads:
+            median = np.median(image[brain])
+            rim = (ndi.distance_transform_edt(~brain, sampling=(1, 1, 100)) <= 3) & ~brain
+            skull = rim & (image < 0.7 * median)
+            mask = brain_mask(np.where(skull, median, image), SPACING)
+            scalp = (image > 1.35 * median) & ~brain & ~rim & brain.any(axis=(0, 1))
+            assert (mask & scalp).sum() < 0.2 * scalp.sum()
+            assert dice(mask, brain) > 0.8
+
     def test_the_lesion_stays_in_the_brain(self, heads):
         for image, lesion, _ in heads:
             assert (brain_mask(image, SPACING) & lesion).sum() == lesion.sum()
@@ -151,9 +161,7 @@ class TestOrganMask:
     def test_options_reach_the_function(self):
         image, _ = disk_head((2.0, 2.0))
         expected = head_mask(image, (2.0, 2.0, 5.0), erode_mm=12.0)
-        np.testing.assert_array_equal(
-            organ_mask(image, spacing=(2.0, 2.0, 5.0), organ="head", erode_mm=12.0), expected
-        )
+        np.testing.assert_array_equal(organ_mask(image, spacing=(2.0, 2.0, 5.0), organ="head", erode_mm=12.0), expected)
 
 
 class TestNormalizeByMedian:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from common.metrics import dice
+from common.montage import TRUTH_COLOR
 from common.output import CaseWriter, write_csv, write_nifti
 from common.phantom import write_phantom
 
@@ -45,7 +46,7 @@ def planted(request, tmp_path_factory) -> tuple[np.ndarray, nib.Nifti1Image, Pat
     folder = tmp_path_factory.mktemp("planted")
     affine = affine_of(axcodes, spacing, shape, degrees)
     ball = np.linalg.norm(world(affine, shape) - CENTRE, axis=-1) < 9.0
-    assert 100 < ball.sum()
+    assert ball.sum() > 100
     noise = np.random.default_rng(0).normal(0, 0.02, shape)
     path = save(folder / "scan.nii.gz", (np.where(ball, 3.0, 1.0) + noise).astype(np.float32), affine)
     out = run(folder, [{"case": "scan", "image": path}])
@@ -95,7 +96,9 @@ def test_the_way_a_file_is_turned_does_not_change_what_is_found(tmp_path):
         (case,) = write_phantom(tmp_path / code, cases=1, shape=(48, 48, 12), axcodes=code, seed=4, healthy_fraction=0)
         refine = {"dilate_mm": 9.0, "intensity": 1.25}
         out = run(tmp_path / code, [case], organ="brain", refine=refine, level=1.3, spacing=[-1.0, -1.0, -1.0])
-        canonical = [nib.as_closest_canonical(load(out / f"phantom_000_{kind}.nii.gz")[1]) for kind in ("seg", "heatmap")]
+        canonical = [
+            nib.as_closest_canonical(load(out / f"phantom_000_{kind}.nii.gz")[1]) for kind in ("seg", "heatmap")
+        ]
         found.append([np.asanyarray(image.dataobj) for image in canonical])
         truth = nib.as_closest_canonical(nib.Nifti1Image.from_filename(case["label"])).get_fdata() > 0
     assert dice(found[0][0], truth) > 0.3
@@ -142,6 +145,8 @@ def test_what_is_not_wanted_is_not_written(tmp_path):
 
 
 def test_files_get_their_name_only_when_complete(tmp_path, monkeypatch):
+    image = np.random.default_rng(0).random((20, 20, 4)).astype(np.float32)
+    case = {"case": "a", "image": save(tmp_path / "a.nii.gz", image)}
     seen, whole = [], nib.save
 
     def watch(image: Any, path: Path) -> None:
@@ -149,8 +154,7 @@ def test_files_get_their_name_only_when_complete(tmp_path, monkeypatch):
         seen.append((Path(path).name, [p.name for p in (tmp_path / "out").glob("a_*")]))
 
     monkeypatch.setattr("common.output.nib.save", watch)
-    image = np.random.default_rng(0).random((20, 20, 4)).astype(np.float32)
-    out = run(tmp_path, [{"case": "a", "image": save(tmp_path / "a.nii.gz", image)}])
+    out = run(tmp_path, [case])
     assert len(seen) == 2
     assert all(name.startswith(".") and not finished for name, finished in seen)
     assert sorted(p.name for p in out.iterdir()) == [
@@ -158,10 +162,19 @@ def test_files_get_their_name_only_when_complete(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_label_on_another_grid_is_not_outlined_and_does_not_stop_inference(tmp_path):
+@pytest.mark.parametrize("shape", [(9, 20, 4), (20, 20, 2)])
+def test_a_label_on_another_grid_is_not_outlined_and_does_not_stop_inference(tmp_path, shape):
     image = np.random.default_rng(0).random((20, 20, 4)).astype(np.float32)
-    case = {"case": "a", "image": save(tmp_path / "a.nii.gz", image), "label": save(tmp_path / "l.nii.gz", image[:9])}
-    assert (run(tmp_path, [case]) / "a_montage.png").is_file()
+    label = np.zeros(shape, np.uint8)
+    label[2:6, 2:6] = 1
+    case = {"case": "a", "image": save(tmp_path / "a.nii.gz", image), "label": save(tmp_path / "l.nii.gz", label)}
+    with Image.open(run(tmp_path, [case]) / "a_montage.png") as picture:
+        assert not (np.asarray(picture) == TRUTH_COLOR).all(axis=-1).any()
+    label = np.zeros(image.shape, np.uint8)
+    label[2:6, 2:6] = 1
+    save(tmp_path / "l.nii.gz", label)
+    with Image.open(run(tmp_path, [case]) / "a_montage.png") as picture:
+        assert (np.asarray(picture) == TRUTH_COLOR).all(axis=-1).any()
 
 
 def test_write_nifti_keeps_values_type_and_affine(tmp_path):

@@ -178,7 +178,9 @@ class TestSmoothAlongSlices:
     def test_sigma_zero_and_single_slices_change_nothing(self):
         probability = np.random.default_rng(0).random((2, 7))
         np.testing.assert_array_equal(smooth_along_slices(probability, sigma_mm=0, slice_mm=5), probability)
-        np.testing.assert_array_equal(smooth_along_slices(probability[:, :1], sigma_mm=9, slice_mm=5), probability[:, :1])
+        np.testing.assert_array_equal(
+            smooth_along_slices(probability[:, :1], sigma_mm=9, slice_mm=5), probability[:, :1]
+        )
 
     def test_constants_stay_and_classes_still_sum_to_one(self):
         np.testing.assert_allclose(smooth_along_slices(np.full((2, 9), 0.3), sigma_mm=7, slice_mm=2), 0.3, rtol=1e-12)

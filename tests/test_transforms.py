@@ -229,6 +229,11 @@ class TestMapsToMaskd:
         assert int(MapsToMaskd()(self.two_lesions())["pred"].sum()) == 10
         assert int(MapsToMaskd(largest=True)(self.two_lesions())["pred"].sum()) == 8
 
+    def test_what_lies_in_closed_slices_is_no_component(self):
+        data = self.two_lesions()
+        data["pred"][1, 2:9, 3:7, 0] = data["pred"][1, 2:9, 3:7, 5] = 1.0  # 28 voxels each
+        assert int(MapsToMaskd(largest=True)(data)["pred"].sum()) == 8
+
     @pytest.mark.parametrize(("limit", "count"), [(0.0, 10), (0.199, 10), (0.201, 0)])
     def test_masks_below_the_smallest_volume_are_emptied(self, limit, count):
         assert int(MapsToMaskd(min_volume_ml=limit)(self.two_lesions())["pred"].sum()) == count

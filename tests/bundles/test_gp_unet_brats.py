@@ -178,6 +178,7 @@ def test_second_stage_learns_from_the_first(data, trained, tmp_path):
         output_dir=str(tmp_path),
         teacher_ckpt=str(trained / "model.pt"),
         max_epochs=4,
+        val_interval=1,
         progress=False,
     )
     with open(tmp_path / "training_log.csv") as file:

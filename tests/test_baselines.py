@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.baselines import INTENSITIES, fit
+
+
+def case(seed: int = 0, label_step: int = 1) -> dict[str, Any]:
+    """Organ at 1.0 to 1.05; a lesion of core 1.65 and rim 1.25; a brighter spot, 1.45, in slices without lesion.
+
+    The best plain threshold lies between spot and core; where the slices are known, it lies below the rim.
+    """
+    rng = np.random.default_rng(seed)
+    volume = rng.uniform(1.0, 1.05, (24, 24, 8)).astype(np.float32)
+    label = np.zeros(volume.shape, np.uint8)
+    x, y = (int(v) for v in rng.integers(4, 8, 2))
+    label[x : x + 8, y : y + 8, 2:5] = 1
+    volume[label > 0] = 1.25
+    volume[x + 1 : x + 7, y + 1 : y + 7, 2:5] = 1.65
+    volume[15:24, 15:24, 5:8] = 1.45
+    volume[20:23, 0:3, 2:5] = 1.18  # beside the lesion, smaller: only as the largest part is the lesion best at 1.1
+    organ = np.ones_like(volume)
+    organ[:2] = 0
+    volume[:2] = 3.0  # bright outside the organ
+    affine = torch.eye(4, dtype=torch.float64)
+    finer = torch.diag(torch.tensor([1.0 / label_step, 1.0 / label_step, 1.0, 1.0], dtype=torch.float64))
+    finer[:2, 3] = -0.5 + 0.5 / label_step
+    labels = label.repeat(label_step, axis=0).repeat(label_step, axis=1)[None]
+    return {
+        "case": f"case_{seed}",
+        "image": MetaTensor(torch.as_tensor(np.stack([volume, organ])), affine=affine),
+        "label": MetaTensor(torch.as_tensor(labels), affine=finer),
+    }
+
+
+def same(data: dict) -> dict:
+    return dict(data)
+
+
+@pytest.mark.parametrize("label_step", [1, 2])
+def test_fit_finds_the_planted_thresholds_also_from_finer_labels(label_step):
+    cases = [case(seed, label_step) for seed in range(3)]
+    assert fit(cases, same, progress=False) == (1.5, 1.1)
+
+
+def test_only_the_given_thresholds_are_tried():
+    assert fit([case()], same, intensities=(1.0, 1.3, 1.6), progress=False) == (1.6, 1.3)
+
+
+def test_cases_without_a_mask_are_left_out():
+    bare = {"case": "bare", "image": None}
+    assert fit([bare, case()], same, progress=False) == fit([case()], same, progress=False)
+
+
+def test_without_any_mask_it_says_what_to_give():
+    with pytest.raises(ValueError, match=r"no training case has a mask .* --intensities"):
+        fit([{"case": "bare", "image": None}], same, progress=False)
+
+
+def test_default_grid_goes_from_the_median_to_two_and_a_half():
+    assert (INTENSITIES[0], INTENSITIES[-1], len(INTENSITIES)) == (1.0, 2.5, 16)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from common.checkpoint import TrainingCheckpoint, load_weights, save_weights, unwrapped, usable_device
+
+
+def net(seed: int = 0, width: int = 4) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 1))
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class TestUsableDevice:
+    def test_cpu_is_always_there(self):
+        assert usable_device("cpu") == torch.device("cpu")
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda:3")])
+    def test_cuda_without_cuda_says_what_to_do(self, device):
+        if torch.cuda.is_available():
+            pytest.skip("CUDA is here")
+        with pytest.raises(RuntimeError, match=r"device cuda.* was asked for, but CUDA sees 0 device.*--device cpu"):
+            usable_device(device)
+
+
+class TestLoadWeights:
+    def test_weights_come_back_as_they_were_saved(self, tmp_path):
+        save_weights(net(1), tmp_path / "new" / "model.pt")
+        target = net(2)
+        assert load_weights(target, tmp_path / "new" / "model.pt") is target
+        assert equal(target, net(1))
+        assert [p.name for p in (tmp_path / "new").iterdir()] == ["model.pt"]
+
+    def test_wrappers_are_looked_through_on_both_sides(self, tmp_path):
+        save_weights(nn.DataParallel(net(1)), tmp_path / "model.pt")
+        target = nn.DataParallel(net(2))
+        load_weights(target, tmp_path / "model.pt")
+        assert equal(unwrapped(target), net(1))
+
+    def test_a_state_dict_under_model_is_taken(self, tmp_path):
+        torch.save({"model": net(1).state_dict(), "epoch": 3}, tmp_path / "model.pt")
+        assert equal(load_weights(net(2), tmp_path / "model.pt"), net(1))
+
+    def test_missing_file_is_named(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no weights at .*absent.pt: train first, or .*--ckpt"):
+            load_weights(net(), tmp_path / "absent.pt")
+
+    @pytest.mark.parametrize("keep", [0, 10, 700])
+    def test_truncated_file_is_named_and_changes_nothing(self, tmp_path, keep):
+        save_weights(net(1), tmp_path / "model.pt")
+        whole = (tmp_path / "model.pt").read_bytes()
+        (tmp_path / "model.pt").write_bytes(whole[:keep])
+        target = net(2)
+        with pytest.raises(ValueError, match=r"model.pt is not a readable checkpoint"):
+            load_weights(target, tmp_path / "model.pt")
+        assert equal(target, net(2))
+
+    @pytest.mark.parametrize(
+        ("state", "message"),
+        [
+            (nn.Linear(3, 4).state_dict(), r"Sequential: 6 entries differ, e.g. \['0.bias', '0.weight', '2.bias'\]"),
+            (net(width=5).state_dict(), r"3 entries differ, e.g. \['0.weight', '0.bias', '2.weight'\]"),
+            ({**net(1).state_dict(), "extra": torch.ones(1)}, r"1 entries differ, e.g. \['extra'\]"),
+            ([1, 2], r"\(not a dictionary\)"),
+        ],
+    )
+    def test_weights_of_another_architecture_are_refused_whole_with_the_first_keys(self, tmp_path, state, message):
+        torch.save(state, tmp_path / "model.pt")
+        target = net(2)
+        with pytest.raises(ValueError, match=rf"model.pt does not fit the network .*{message}"):
+            load_weights(target, tmp_path / "model.pt")
+        assert equal(target, net(2))
+
+
+class TestTrainingCheckpoint:
+    def train(self, folder: Path, epochs: int, *, stop_in: int | None = None, width: int = 4) -> tuple[Any, list[int]]:
+        """Adam with a schedule on four fixed batches; `stop_in` interrupts in the middle of that epoch."""
+        network = net(0, width)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+        generator = torch.Generator().manual_seed(1)
+        batches = [torch.randn(5, 3, generator=generator) for _ in range(4)]
+        seen: list[int] = []
+
+        def step(engine: Engine, x: torch.Tensor) -> None:
+            if engine.state.epoch == stop_in and engine.state.iteration % 4 == 2:
+                raise KeyboardInterrupt
+            optimizer.zero_grad()
+            (network(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            optimizer.step()
+
+        engine = Engine(step)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: seen.append(e.state.epoch))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: schedule.step())
+        TrainingCheckpoint(
+            folder / "checkpoint.pt",
+            {"network": network, "optimizer": optimizer, "schedule": schedule},
+            model=network,
+            model_path=folder / "model.pt",
+        ).attach(engine)
+        engine.run(batches, max_epochs=epochs)
+        return network, seen
+
+    def test_interrupted_and_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(self, tmp_path):
+        expected, seen = self.train(tmp_path / "whole", 5)
+        assert seen == [1, 2, 3, 4, 5]
+        with pytest.raises(KeyboardInterrupt):
+            self.train(tmp_path / "parts", 5, stop_in=4)
+        resumed, seen = self.train(tmp_path / "parts", 5)
+        assert seen == [4, 5]
+        assert equal(resumed, expected)
+        assert equal(load_weights(net(3), tmp_path / "parts" / "model.pt"), expected)
+
+    def test_a_finished_training_is_not_repeated(self, tmp_path):
+        expected, _ = self.train(tmp_path, 3)
+        again, seen = self.train(tmp_path, 3)
+        assert seen == []
+        assert equal(again, expected)
+
+    def test_more_epochs_go_on_from_the_last(self, tmp_path):
+        self.train(tmp_path / "parts", 2)
+        resumed, seen = self.train(tmp_path / "parts", 4)
+        assert seen == [3, 4]
+        assert equal(resumed, self.train(tmp_path / "whole", 4)[0])
+
+    def test_checkpoint_of_another_network_or_file_is_refused(self, tmp_path):
+        self.train(tmp_path, 1)
+        with pytest.raises(ValueError, match=r"(?s)checkpoint.pt belongs to another training \(network: .*output_dir"):
+            self.train(tmp_path, 2, width=5)
+        torch.save({"epoch": 1, "network": net().state_dict()}, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=r"belongs to another training \(optimizer"):
+            self.train(tmp_path, 2)
+        (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
+        with pytest.raises(ValueError, match=r"checkpoint.pt is not a readable checkpoint.*remove it"):
+            self.train(tmp_path, 2)
+
+    def test_only_complete_files_are_left(self, tmp_path):
+        self.train(tmp_path, 2)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt"]
