@@ -14,6 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 from scipy.ndimage import zoom
 
+from .checkpoint import load_weights
 from .demo import BUNDLES
 from .phantom import write_phantom
 
@@ -24,6 +25,7 @@ def benchmark(
     shape: tuple[int, int, int] = (240, 240, 155),
     repeats: int = 3,
     threads: int = 0,
+    weights: bool = True,
     **overrides: Any,
 ) -> dict[str, float]:
     """Time a bundle's inference on one phantom volume, from file to files, and the bare forwards inside it.
@@ -34,6 +36,7 @@ def benchmark(
         shape: voxels of the phantom; 1 mm each.
         repeats: the fastest run counts.
         threads: CPU threads; 0 leaves torch's default.
+        weights: load the config's `ckpt`; False leaves random weights.
         overrides: top-level keys of the config.
 
     Returns:
@@ -50,6 +53,8 @@ def benchmark(
         parser.update({"dataset_dir": folder, "output_dir": str(Path(folder) / "out"), "progress": False, **overrides})
         evaluator: Any = parser.get_parsed_content("evaluator")
         network = parser.get_parsed_content("network")
+        if weights:
+            load_weights(network, parser.get_parsed_content("ckpt"))
         spent = _timed(network)
         runs = []
         for _ in range(repeats):

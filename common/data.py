@@ -264,10 +264,10 @@ def cases(
     Args:
         dataset_dir: folder of the data.
         image_pattern, label_pattern: see :func:`find_cases`; unused with a datalist.
-        datalist: JSON file, or ``None``.
+        datalist: JSON file; ``None`` or an empty text takes the patterns instead.
         section: of the datalist; ``training+validation`` joins two.
     """
-    if datalist is not None:
+    if datalist:
         parts = [load_datalist(datalist, part, dataset_dir=dataset_dir) for part in section.split("+")]
         return [case for part in parts for case in part]
     return find_cases(dataset_dir, image_pattern, label_pattern=label_pattern)

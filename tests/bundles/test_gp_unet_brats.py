@@ -183,8 +183,8 @@ def test_second_stage_learns_from_the_first(data, trained, tmp_path):
     )
     with open(tmp_path / "training_log.csv") as file:
         rows = list(csv.DictReader(file))
-    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
-    assert float(rows[-1]["auc"]) > 0.8
+    assert float(rows[-1]["loss"]) < 0.7 * float(rows[0]["loss"])
+    assert float(rows[-1]["auc"]) > 0.7
 
 
 def test_one_bad_scan_is_named_and_the_others_are_written(data, trained, tmp_path):
