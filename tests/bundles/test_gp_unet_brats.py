@@ -177,7 +177,7 @@ def test_second_stage_learns_from_the_first(data, trained, tmp_path):
         dataset_dir=str(data),
         output_dir=str(tmp_path),
         teacher_ckpt=str(trained / "model.pt"),
-        max_epochs=4,
+        max_epochs=8,
         val_interval=1,
         progress=False,
     )
