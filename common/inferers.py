@@ -7,7 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer
+from monai.utils import convert_to_tensor
 from torch import Tensor
+
+from .checkpoint import unwrapped
 
 
 class SliceMapInferer(Inferer):
@@ -51,8 +54,8 @@ class SliceMapInferer(Inferer):
             `C…2C-1` the slices' class probabilities, constant over a slice (class 0 = certain where there is no
             organ). One tensor, so that every workflow that expects a single output can carry it.
         """
-        net = network.module if hasattr(network, "module") else network
-        return torch.stack([self._volume(volume, net) for volume in _plain(inputs)])
+        net = unwrapped(network)
+        return torch.stack([self._volume(volume, net) for volume in convert_to_tensor(inputs, track_meta=False)])
 
     def _volume(self, volume: Tensor, network: Any) -> Tensor:
         slices = volume.permute(3, 0, 1, 2)  # [D, C_in, H, W]
@@ -88,10 +91,6 @@ class SliceMapInferer(Inferer):
         batch = F.pad(batch, [0, -width % self.divisor, 0, -height % self.divisor])
         maps, logits = network.explain(batch.contiguous(memory_format=torch.channels_last))
         return maps[..., :height, :width].float(), logits.float()
-
-
-def _plain(inputs: Tensor) -> Tensor:
-    return inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
 
 
 def _extent(present: Tensor, margin: int) -> slice:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from monai.data import DistributedWeightedRandomSampler, MetaTensor
+from monai.data import DistributedWeightedRandomSampler
 from monai.transforms import Orientation, apply_transform
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.distributed import get_world_size, is_initialized
 from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
@@ -63,7 +64,7 @@ class SliceDataset(Dataset):
             image: Tensor = read["image"]
             self._add_slices(case, image)
             self._read(case, image)
-            self.volumes.append((image.as_tensor() if isinstance(image, MetaTensor) else image).half())
+            self.volumes.append(convert_to_tensor(image, track_meta=False).half())
         if not self.where:
             raise RuntimeError("no slice is left to train on: are the images empty, or is the organ mask?")
 

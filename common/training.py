@@ -12,8 +12,8 @@ from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -176,7 +176,6 @@ def prepare_batch(
 
     The image is a plain tensor in channels-last order: a `MetaTensor` would carry its meta data through every layer.
     """
-    image = batch["image"]
-    image = image.as_tensor() if isinstance(image, MetaTensor) else image
+    image = convert_to_tensor(batch["image"], track_meta=False)
     image = image.to(device, non_blocking=non_blocking).contiguous(memory_format=torch.channels_last)
     return image, batch["cls"].to(device, non_blocking=non_blocking)

@@ -5,7 +5,7 @@ The supervision stays the image-level label: it says which slices may hold a pse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -127,6 +127,3 @@ def prepare_batch(
     image, cls = training.prepare_batch(batch, device, non_blocking)
     pseudo, counts = (torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("pseudo", "counts"))
     return image, {"cls": cls, "pseudo": pseudo, "counts": counts.float(), "organ": (image[:, -1:] > 0.5).float()}
-
-
-__all__: Sequence[str] = ("ExplainInferer", "PseudoMaskDataset", "PseudoMaskLoss", "prepare_batch")
