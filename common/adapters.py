@@ -1,30 +1,42 @@
-"""Public data sets as their owners publish them, read into cases for a datalist.
+"""Data sets as their owners publish them, read into cases for a datalist: the table of adapters, and plain folders.
 
 Each function returns cases as :func:`common.data.find_cases` does (absolute paths), with ``patient`` and with ``cls``:
-one int per axial slice, inferior→superior.
+one int per axial slice, inferior→superior, or one int for the volume. :data:`ADAPTERS` names them for
+``python -m common prepare``. Masks, where there are any, derive ``cls`` and score; no training opens them.
 """
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-import nibabel as nib
-import numpy as np
-import tifffile
 from tqdm import tqdm
 
-from .data import Case, PathLike, atomic_path, find_cases, slice_labels
+from .adapters_mri import BRATS_MODALITIES, KAGGLE_CHANNELS, brats2020, decathlon, kaggle_3m
+from .adapters_parts import half_lungs, substacks
+from .adapters_volumes import MOSMED_CATEGORIES, autopet, duke, mosmed
+from .data import Case, PathLike, find_cases, slice_labels
 
-__all__ = ["BRATS_MODALITIES", "KAGGLE_CHANNELS", "brats2020", "folder", "kaggle_3m"]
-
-BRATS_MODALITIES = ("t1", "t2", "t1ce", "flair")
-KAGGLE_CHANNELS = ("pre", "flair", "post")
-_GRADES = {"LGG": 1, "HGG": 2}
-# Voxels of the kaggle_3m images carry no spacing; the affine is LPS in NIfTI's RAS+ world.
-_KAGGLE_AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
+__all__ = [
+    "ADAPTERS",
+    "BRATS_MODALITIES",
+    "KAGGLE_CHANNELS",
+    "Adapter",
+    "autopet",
+    "brats2020",
+    "decathlon",
+    "duke",
+    "folder",
+    "half_lungs",
+    "kaggle_3m",
+    "mosmed",
+    "read_cases",
+    "substacks",
+]
 
 
 def folder(
@@ -32,170 +44,117 @@ def folder(
     *,
     modalities: Sequence[str] = ("flair",),
     label: str | None = "mask",
+    pattern: str = "*/{}.nii.gz",
+    label_pattern: str | None = None,
     patient_separator: str | None = None,
+    cls_per: Literal["slice", "volume"] = "slice",
 ) -> list[Case]:
-    """Read the plain layout ``<case>/<modality>.nii.gz``, masks as ``<case>/<label>.nii.gz``.
+    """Read a plain layout: ``<case>/<modality>.nii.gz``, masks as ``<case>/<label>.nii.gz``, or any glob pattern.
+
+    Multiple sclerosis as ``<patient>/flair.nii.gz`` and ``<patient>/lesion.nii.gz``: ``label="lesion"``. With sessions,
+    ``<patient>/<session>/flair.nii.gz``: also ``pattern="*/*/{}.nii.gz"``. Files paired by other names, as in the
+    longitudinal challenge of ISBI 2015: ``pattern="*/preprocessed/*_{}_pp.nii"``,
+    ``label_pattern="*/masks/*_mask1.nii"`` (wildcards must stand for the same text, see ``find_cases``).
 
     Args:
         root: folder that holds the case folders.
         modalities: file names without suffix; with one, ``image`` is a path, with more, a list in this order.
         label: name of the mask file; cases without it get neither ``label`` nor ``cls``. ``None``: masks are ignored.
-        patient_separator: where given, the patient is the case name before its first occurrence (``"P07_scan2"``,
-            ``"_"`` → ``"P07"``); else the case name.
+        pattern: glob relative to ``root``; ``{}`` stands for the modality, and for ``label``.
+        label_pattern: glob of the masks, where it differs from ``pattern``.
+        patient_separator: where given, the patient is its name before the first occurrence (``"P07_scan2"``, ``"_"`` →
+            ``"P07"``). The name is that of the first folder below ``root``, so sessions share a patient.
+        cls_per: one ``cls`` per axial slice, or one per volume: 1 where the mask is not empty.
 
     Raises:
         FileNotFoundError: no case, or a case lacks a modality.
-        ValueError: a mask is unreadable or not 3D.
+        ValueError: a mask is unreadable or not 3D, or an unknown ``cls_per``.
     """
-    patterns = [f"*/{modality}.nii.gz" for modality in modalities]
-    cases = find_cases(
-        root,
-        patterns[0] if len(patterns) == 1 else patterns,
-        label_pattern=f"*/{label}.nii.gz" if label else None,
-    )
+    if cls_per not in ("slice", "volume"):
+        raise ValueError(f"cls_per must be 'slice' or 'volume'; got {cls_per!r}.")
+    patterns = [pattern.format(modality) for modality in modalities]
+    masks = (label_pattern or pattern.format(label)) if label else None
+    cases = find_cases(root, patterns[0] if len(patterns) == 1 else patterns, label_pattern=masks)
     for case in tqdm(cases, desc="reading masks", unit="case", disable=None):
-        if patient_separator:
-            case["patient"] = case["case"].split(patient_separator)[0]
+        image = case["image"] if isinstance(case["image"], str) else case["image"][0]
+        below = Path(image).relative_to(Path(root).absolute()).parts
+        name = below[0] if len(below) > 1 else case["case"]
+        case["patient"] = name.split(patient_separator)[0] if patient_separator else name
         if "label" in case:
-            case["cls"] = slice_labels(case["label"])
+            labels = slice_labels(case["label"])
+            case["cls"] = labels if cls_per == "slice" else max(labels)
     return cases
 
 
-def brats2020(root: PathLike) -> list[Case]:
-    """Read the training part of BraTS 2020 (``MICCAI_BraTS2020_TrainingData``).
+@dataclass(frozen=True)
+class Adapter:
+    """One row of the table.
 
-    Layout: ``BraTS20_Training_XXX/BraTS20_Training_XXX_{t1,t2,t1ce,flair,seg}.nii`` (or ``.nii.gz``) and
-    ``name_mapping.csv`` with the columns ``Grade`` and ``BraTS_2020_subject_ID``. Case 355 was published with its
-    mask named ``W39_1998.09.19_Segm.nii``; any ``*Segm.nii*`` is accepted as the mask.
+    Attributes:
+        read: function from ``root`` (and ``out_dir``, where it converts files) and options to cases.
+        classes: names, the negative one first.
+        modalities: names of the images of a case, by default.
+    """
+
+    read: Callable[..., list[Case]]
+    classes: tuple[str, ...]
+    modalities: tuple[str, ...]
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """Keyword arguments of ``read`` beyond ``root`` and ``out_dir``, which say where files are."""
+        fixed = self.read.keywords if isinstance(self.read, partial) else {}
+        parameters = inspect.signature(self.read).parameters
+        return {name: p for name, p in parameters.items() if name not in ("root", "out_dir", *fixed)}
+
+    @property
+    def converts(self) -> bool:
+        """Whether it writes files of its own."""
+        return "out_dir" in inspect.signature(self.read).parameters
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "folder": Adapter(folder, ("none", "tumour"), ("flair",)),
+    "brats2020": Adapter(brats2020, ("healthy", "LGG", "HGG"), BRATS_MODALITIES),
+    "kaggle_3m": Adapter(kaggle_3m, ("none", "tumour"), ("flair",)),
+    "decathlon_brain": Adapter(decathlon, ("none", "tumour"), ("FLAIR",)),
+    "decathlon_prostate": Adapter(decathlon, ("none", "prostate"), ("ADC",)),
+    "mosmed": Adapter(mosmed, ("none", "covid"), ("ct",)),
+    "mosmed_severity": Adapter(partial(mosmed, severity=True), MOSMED_CATEGORIES, ("ct",)),
+    "autopet": Adapter(autopet, ("none", "tumour"), ("SUV",)),
+    "duke": Adapter(duke, ("none", "tumour"), ("post1",)),
+    "substacks": Adapter(substacks, ("none", "tumour"), ("flair",)),
+    "half_lungs": Adapter(half_lungs, ("none", "infection"), ("ct",)),
+}
+
+
+def read_cases(
+    adapter: str, root: PathLike, out_dir: PathLike | None = None, **options: Any
+) -> tuple[list[Case], tuple[str, ...], tuple[str, ...]]:
+    """Read a data set through an adapter of the table.
 
     Args:
-        root: the folder that holds the case folders and ``name_mapping.csv``.
+        adapter: a key of :data:`ADAPTERS`.
+        root: the data set.
+        out_dir: where adapters that convert files write them.
+        options: of the adapter's function.
 
     Returns:
-        Cases with ``image`` = T1, T2, T1ce, FLAIR (in this order) and ``cls`` per slice: 0 where the mask is empty,
-        else the grade of the patient, 1 = LGG, 2 = HGG.
+        Cases, class names, and names of the modalities.
 
     Raises:
-        FileNotFoundError: no case folder, no ``name_mapping.csv``, or a case lacks a modality or the mask.
-        ValueError: the CSV lacks a column or a case, or states an unknown grade.
+        ValueError: unknown adapter or option, or no ``out_dir`` for one that converts.
     """
-    root = Path(root).absolute()
-    folders = sorted(path for path in root.glob("BraTS20_Training_*") if path.is_dir())
-    if not folders:
-        raise FileNotFoundError(f"no folder BraTS20_Training_* in {root}; give the folder of the training cases.")
-    grades = _brats_grades(root / "name_mapping.csv")
-    cases: list[Case] = []
-    for path in tqdm(folders, desc="reading masks", unit="case", disable=None):
-        name = path.name
-        if grades.get(name) not in _GRADES:
-            raise ValueError(
-                f"{root / 'name_mapping.csv'}: the Grade of {name} is {grades.get(name)!r}; expected one of "
-                f"{tuple(_GRADES)}."
-            )
-        label = _one_file(path, f"{name}_seg.nii", f"{name}_seg.nii.gz", "*Segm.nii", "*Segm.nii.gz")
-        cases.append(
-            {
-                "case": name,
-                "patient": name,
-                "image": [_one_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in BRATS_MODALITIES],
-                "label": label,
-                "cls": slice_labels(label, class_if_positive=_GRADES[grades[name]]),
-            }
-        )
-    return cases
-
-
-def _brats_grades(path: Path) -> dict[str, str]:
-    """Grade (``LGG`` or ``HGG``) by subject id."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; it comes with the BraTS 2020 training data and holds the grades."
-        )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    for column in ("Grade", "BraTS_2020_subject_ID"):
-        if not rows or column not in rows[0]:
-            raise ValueError(f"{path}: the column {column!r} is missing; expected the file as BraTS 2020 publishes it.")
-    return {row["BraTS_2020_subject_ID"]: row["Grade"] for row in rows}
-
-
-def _one_file(path: Path, *patterns: str) -> str:
-    """The first file in ``path`` that matches one of the patterns, in their order."""
-    for pattern in patterns:
-        for found in sorted(path.glob(pattern)):
-            return str(found)
-    raise FileNotFoundError(f"{path}: no file {patterns[0]!r} (nor {', '.join(patterns[1:])}); complete the case.")
-
-
-def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = ("flair",)) -> list[Case]:
-    """Read the TCGA-LGG slices published as ``kaggle_3m`` (Buda et al. 2019) and convert them to NIfTI volumes.
-
-    Layout: ``TCGA_XX_NNNN_DATE/TCGA_XX_NNNN_DATE_<slice>.tif`` (RGB = pre-contrast, FLAIR, post-contrast; uint8,
-    256×256; where a sequence was missing its owners repeated FLAIR) and ``..._<slice>_mask.tif``; slices count from 1,
-    inferior→superior. Written per case: ``out_dir/<case>/{pre,flair,post,mask}.nii.gz``, LPS, with a nominal spacing
-    of 1×1×5 mm: the TIFF files do not tell the true one, so volumes in ml are nominal, too. Finished cases are skipped,
-    so an interrupted conversion can be run again.
-
-    Args:
-        root: the folder ``kaggle_3m``.
-        out_dir: where the volumes go.
-        modalities: which of ``pre``, ``flair``, ``post`` make the ``image`` (one: a path; more: a list).
-
-    Returns:
-        Cases with ``patient`` = ``TCGA_XX_NNNN`` and ``cls`` per slice, 0 or 1.
-
-    Raises:
-        FileNotFoundError: no case folder, or a slice or its mask is missing.
-        ValueError: unknown modality, or a slice of another shape.
-    """
-    unknown = set(modalities) - set(KAGGLE_CHANNELS)
-    if unknown or not modalities:
-        raise ValueError(f"modalities must be among {KAGGLE_CHANNELS}; got {tuple(modalities)}.")
-    root, out_dir = Path(root).absolute(), Path(out_dir).absolute()
-    folders = sorted(path for path in root.glob("TCGA_*") if path.is_dir())
-    if not folders:
-        raise FileNotFoundError(f"no folder TCGA_* in {root}; give the folder kaggle_3m itself.")
-    cases: list[Case] = []
-    for path in tqdm(folders, desc="converting slices", unit="case", disable=None):
-        files = {name: out_dir / path.name / f"{name}.nii.gz" for name in (*KAGGLE_CHANNELS, "mask")}
-        if not all(file.is_file() for file in files.values()):
-            image, mask = _read_slices(path)
-            for name, volume in zip(files, (*np.moveaxis(image, -1, 0), mask), strict=True):
-                with atomic_path(files[name]) as temporary:
-                    nib.save(nib.Nifti1Image(np.ascontiguousarray(volume), _KAGGLE_AFFINE), temporary)
-        images = [str(files[modality]) for modality in modalities]
-        cases.append(
-            {
-                "case": path.name,
-                "patient": "_".join(path.name.split("_")[:3]),
-                "image": images[0] if len(images) == 1 else images,
-                "label": str(files["mask"]),
-                "cls": slice_labels(files["mask"]),
-            }
-        )
-    return cases
-
-
-def _read_slices(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image (x, y, z, 3) uint8 and mask (x, y, z) uint8 of one case folder; x towards left, y towards posterior."""
-    numbers = sorted(int(m[1]) for f in path.glob("*.tif") if (m := re.search(r"_(\d+)\.tif$", f.name)))
-    if not numbers or numbers != list(range(1, len(numbers) + 1)):
-        gaps = sorted(set(range(1, max(numbers, default=1) + 1)) - set(numbers))
-        raise FileNotFoundError(f"{path}: slices must count from 1 without gaps; missing: {gaps[:5]}.")
-    images: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
-    for number in numbers:
-        for suffix, into, dimensions in (("", images, 3), ("_mask", masks, 2)):
-            file = path / f"{path.name}_{number}{suffix}.tif"
-            if not file.is_file():
-                raise FileNotFoundError(f"{file} does not exist; every slice needs its mask.")
-            pixels = tifffile.imread(file)
-            if pixels.ndim != dimensions or (dimensions == 3 and pixels.shape[2] != 3):
-                raise ValueError(f"{file}: shape {pixels.shape}; expected RGB slices and one-channel masks.")
-            into.append(pixels)
-    if len({pixels.shape[:2] for pixels in images + masks}) > 1:
-        raise ValueError(f"{path}: slices and masks differ in size; expected one size per case.")
-    # An image's rows run towards posterior and its columns towards the patient's left: (row, column) → (y, x).
-    image = np.stack(images, axis=2).transpose(1, 0, 2, 3)
-    mask = (np.stack(masks, axis=2) > 0).astype(np.uint8).transpose(1, 0, 2)
-    return image, mask
+    if adapter not in ADAPTERS:
+        raise ValueError(f"unknown adapter {adapter!r}; use one of {', '.join(ADAPTERS)}.")
+    row = ADAPTERS[adapter]
+    unknown = sorted(set(options) - set(row.options))
+    if unknown:
+        raise ValueError(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(row.options) or 'none'}.")
+    if "modalities" in row.options:
+        options.setdefault("modalities", row.modalities)
+    if not row.converts:
+        return row.read(root, **options), row.classes, tuple(options.get("modalities", row.modalities))
+    if out_dir is None:
+        raise ValueError(f"{adapter} writes files of its own: say where with --dataset_dir")
+    return row.read(root, out_dir, **options), row.classes, tuple(options.get("modalities", row.modalities))

@@ -5,13 +5,38 @@ In masks, non-zero is foreground. NaN means "undefined here" and is never counte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from monai.data.box_utils import box_iou
 from numpy.typing import ArrayLike
-from scipy import ndimage, stats
-from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, recall_score, roc_auc_score
+
+from .bootstrap import bootstrap_by_patient, bootstrap_interval, summarize
+
+__all__ = [
+    "balanced_accuracy",
+    "bootstrap_by_patient",
+    "bootstrap_interval",
+    "classification_scores",
+    "component_scores",
+    "dice",
+    "dice_from_counts",
+    "healthy_false_positive_rate",
+    "heat_outside",
+    "iou",
+    "iou_from_counts",
+    "max_iou",
+    "miou_from_counts",
+    "paper_dsc",
+    "pooled_miou",
+    "roc_auc",
+    "slice_dice",
+    "summarize",
+    "voxel_counts",
+]
 
 
 def _masks(pred: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -112,6 +137,38 @@ def component_scores(pred: ArrayLike, truth: ArrayLike, *, iou_threshold: float 
     return {**{name: float(_ratio(*r)) for name, r in ratios.items()}, "tp": tp, "fp": fp, "fn": fn}
 
 
+def max_iou(pred: ArrayLike, box: ArrayLike) -> float:
+    """MaxIoU (ToNNO, section 4.4): IoU of the true box with the predicted one that matches it best.
+
+    Predicted boxes are the tightest ones around the connected components of the binarised map; components are connected
+    through faces, edges and corners, as in :func:`component_scores`. The threshold is not part of the score: it is
+    the one that made the mask. Where only the main lesion has a box, this replaces Dice.
+
+    Args:
+        pred: predicted mask, any rank d.
+        box: true box ``[2d]`` in voxels of the mask's grid: the corner of smallest indices, then that of the largest,
+            which is exclusive, e.g. ``[x0, y0, z0, x1, y1, z1]`` (MONAI's standard mode).
+
+    Returns:
+        IoU in [0, 1]; 0 if nothing is predicted.
+
+    Raises:
+        ValueError: if the box is not ``[2d]``, is empty, or reaches beyond the mask.
+    """
+    mask, corners = np.asarray(pred).astype(bool), np.asarray(box, dtype=np.float64)
+    if corners.shape != (2 * mask.ndim,):
+        raise ValueError(f"box must hold {2 * mask.ndim} numbers for a mask {list(mask.shape)}; got {corners.tolist()}")
+    start, stop = corners[: mask.ndim], corners[mask.ndim :]
+    if (start < 0).any() or (stop <= start).any() or (stop > mask.shape).any():
+        raise ValueError(f"box {corners.tolist()} is empty or reaches beyond a mask {list(mask.shape)}")
+    labels, count = ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))
+    if not count:
+        return 0.0
+    slices = ndimage.find_objects(labels)
+    boxes = np.array([[*(s.start for s in part), *(s.stop for s in part)] for part in slices], dtype=np.float64)
+    return float(np.max(box_iou(boxes, corners[None])))
+
+
 def heat_outside(heatmap: ArrayLike, organ: ArrayLike) -> float:
     """Share of the positive heat outside the organ, ``Σ_outside ReLU(H) / Σ ReLU(H)``; NaN without positive heat."""
     heat, inside = np.maximum(np.asarray(heatmap), 0), np.asarray(organ).astype(bool)
@@ -140,12 +197,21 @@ def pooled_miou(pred: ArrayLike | Sequence[ArrayLike], truth: ArrayLike | Sequen
     preds, truths = list(pred), list(truth)  # type: ignore[arg-type]
     if len(preds) != len(truths):
         raise ValueError(f"pred and truth must hold equally many arrays; got {len(preds)} and {len(truths)}")
-    pairs = [_masks(p, t) for p, t in zip(preds, truths, strict=True)]
-    counts = np.array([[(p & t).sum(), p.sum(), t.sum(), p.size] for p, t in pairs], dtype=np.int64).reshape(-1, 4)
-    overlap, n_pred, n_true, size = counts.sum(axis=0)
-    foreground = iou_from_counts(overlap, n_pred, n_true)
-    background = iou_from_counts(size - n_pred - n_true + overlap, size - n_pred, size - n_true)
-    return float((foreground + background) / 2)
+    counts = [voxel_counts(p, t) for p, t in zip(preds, truths, strict=True)]
+    return miou_from_counts(*np.sum(counts, axis=0)) if counts else 1.0
+
+
+def voxel_counts(pred: ArrayLike, truth: ArrayLike) -> np.ndarray:
+    """Numbers ``[4]`` of voxels in both masks, in the prediction, in the truth, and of all."""
+    pred, truth = _masks(pred, truth)
+    return np.array([(pred & truth).sum(), pred.sum(), truth.sum(), pred.size], dtype=np.int64)
+
+
+def miou_from_counts(overlap: ArrayLike, pred: ArrayLike, truth: ArrayLike, size: ArrayLike) -> Any:
+    """Mean of background and foreground IoU from voxel counts, see :func:`voxel_counts`; arrays broadcast."""
+    overlap, pred, truth, size = (np.asarray(x) for x in (overlap, pred, truth, size))
+    background = iou_from_counts(size - pred - truth + overlap, size - pred, size - truth)
+    return (iou_from_counts(overlap, pred, truth) + background) / 2
 
 
 def paper_dsc(miou: float) -> float:
@@ -157,6 +223,29 @@ def roc_auc(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve of a binary label; NaN, without a warning, if only one class is present."""
     labels = np.asarray(labels)
     return float(roc_auc_score(labels, probabilities)) if labels.any() and not labels.all() else np.nan
+
+
+def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Mean recall of the classes that ``truth`` holds; NaN, without a warning, if that is a single one.
+
+    By volume, as ToNNO reports it: ``truth`` is the volume's label, ``predicted`` whether anything is left of its mask.
+
+    Args:
+        truth: integer or bool classes ``[N]``.
+        predicted: the same.
+
+    Raises:
+        ValueError: if the shapes are not ``[N]``, N > 0, for both.
+    """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    if truth.ndim != 1 or truth.shape != predicted.shape or not truth.size:
+        raise ValueError(
+            f"truth and predicted must be [N] with N > 0; got {list(truth.shape)} and {list(predicted.shape)}"
+        )
+    classes = np.unique(truth)
+    if len(classes) < 2:
+        return np.nan
+    return float(recall_score(truth, predicted, labels=classes, average="macro", zero_division=0))
 
 
 def _nanmean(values: Sequence[float]) -> float:
@@ -223,115 +312,4 @@ def classification_scores(probabilities: ArrayLike, labels: ArrayLike, *, thresh
         "accuracy": float(hits.sum() / total),
         "sensitivity": float(recall[1]) if binary else _nanmean(recall),
         "specificity": float(specificity[1]) if binary else _nanmean(specificity),
-    }
-
-
-def _defined(values: ArrayLike) -> np.ndarray:
-    """The values that are not NaN, flat."""
-    flat = np.asarray(values, dtype=np.float64).ravel()
-    return flat[~np.isnan(flat)]
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    *,
-    statistic: Callable[..., Any] = np.mean,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of one value per patient (through SciPy).
-
-    Args:
-        values: one number per patient; NaN is dropped.
-        statistic: takes values, returns a number; much faster if it takes ``axis``, as NumPy's do.
-        level: coverage.
-        resamples: number of bootstrap samples.
-        seed: of the random generator.
-
-    Returns:
-        Lower and upper bound; both NaN with fewer than two values.
-    """
-    kept = _defined(values)
-    if kept.size < 2:
-        return np.nan, np.nan
-    interval = stats.bootstrap(
-        (kept,),
-        statistic,
-        n_resamples=resamples,
-        confidence_level=level,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def bootstrap_by_patient(
-    patients: ArrayLike,
-    statistic: Callable[..., float],
-    *arrays: ArrayLike,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval that draws patients, each with all of its slices.
-
-    Slices of one patient resemble each other; drawing slices one by one would make the interval far too narrow.
-
-    Args:
-        patients: patient of every slice, ``[N]``.
-        statistic: called as ``statistic(*arrays)`` on the drawn slices, e.g. :func:`roc_auc`; NaN results are dropped.
-        *arrays: arrays with first axis N.
-        level: coverage.
-        resamples: number of bootstrap samples.
-        seed: of the random generator.
-
-    Returns:
-        Lower and upper bound; both NaN with fewer than two patients or without any defined result.
-
-    Raises:
-        ValueError: if an array's first axis is not N.
-    """
-    ids = np.asarray(patients)
-    data = [np.asarray(a) for a in arrays]
-    if ids.ndim != 1 or any(a.shape[:1] != ids.shape for a in data):
-        raise ValueError(
-            f"patients must be [N] and every array [N, ...]; got {list(ids.shape)} and {[list(a.shape) for a in data]}"
-        )
-    names, member = np.unique(ids, return_inverse=True)
-    if len(names) < 2:
-        return np.nan, np.nan
-    rows = [np.flatnonzero(member == p) for p in range(len(names))]
-    generator = np.random.default_rng(seed)
-    results = []
-    for _ in range(resamples):
-        drawn = np.concatenate([rows[p] for p in generator.integers(len(names), size=len(names))])
-        results.append(statistic(*(a[drawn] for a in data)))
-    kept = _defined(results)
-    if not kept.size:
-        return np.nan, np.nan
-    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def summarize(values: ArrayLike, **bootstrap: Any) -> dict[str, float]:
-    """Summary of one value per patient: mean, standard deviation, median and bootstrap interval.
-
-    Args:
-        values: one number per patient; NaN is dropped.
-        **bootstrap: options of :func:`bootstrap_interval`, e.g. ``statistic=np.median``; default: of the mean.
-
-    Returns:
-        ``mean``, ``std`` (of the sample, n − 1; NaN below two values), ``median``, ``low``, ``high``, ``count`` (values
-        that are not NaN). Without any value all but the count are NaN.
-    """
-    kept = _defined(values)
-    low, high = bootstrap_interval(kept, **bootstrap)
-    return {
-        "mean": float(kept.mean()) if kept.size else np.nan,
-        "std": float(kept.std(ddof=1)) if kept.size > 1 else np.nan,
-        "median": float(np.median(kept)) if kept.size else np.nan,
-        "low": low,
-        "high": high,
-        "count": int(kept.size),
     }

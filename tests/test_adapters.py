@@ -2,144 +2,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-import tifffile
 
-from common.adapters import brats2020, folder, kaggle_3m
+from common import adapters
+from common.adapters import ADAPTERS, folder, read_cases
+
+from .pipeline import save as save_volume
 
 
-def save(path: Path, volume: np.ndarray, axcodes: str = "LPS") -> None:
-    signs = [{"L": -1, "P": -1, "R": 1, "A": 1, "S": 1}[code] for code in axcodes]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(volume.astype(np.uint8), np.diag([*signs, 1])), path)
+def save(path: Path, volume: np.ndarray) -> str:
+    return save_volume(path, volume.astype(np.uint8))
 
 
 def mask_of(*slices: int, depth: int = 4) -> np.ndarray:
     mask = np.zeros((5, 6, depth))
     mask[2, 3, list(slices)] = 4
     return mask
-
-
-@pytest.fixture
-def brats_root(tmp_path: Path) -> Path:
-    for number, slices in (("001", (1, 2)), ("355", (3,)), ("002", ())):
-        name = f"BraTS20_Training_{number}"
-        for modality in ("flair", "t1", "t1ce", "t2"):
-            save(tmp_path / name / f"{name}_{modality}.nii", np.ones((5, 6, 4)))
-        save(tmp_path / name / ("W39_1998.09.19_Segm.nii" if number == "355" else f"{name}_seg.nii"), mask_of(*slices))
-    (tmp_path / "name_mapping.csv").write_text(
-        "Grade,BraTS_2017_subject_ID,BraTS_2020_subject_ID\n"
-        "HGG,x,BraTS20_Training_001\nLGG,y,BraTS20_Training_355\nLGG,z,BraTS20_Training_002\n"
-    )
-    return tmp_path
-
-
-class TestBrats2020:
-    def test_labels_slices_by_grade_where_the_mask_is_not_empty(self, brats_root):
-        cases = brats2020(brats_root)
-        assert [(c["case"][-3:], c["cls"]) for c in cases] == [
-            ("001", [0, 2, 2, 0]),
-            ("002", [0, 0, 0, 0]),
-            ("355", [0, 0, 0, 1]),
-        ]
-        assert cases[2]["label"].endswith("W39_1998.09.19_Segm.nii")
-        assert cases[0]["patient"] == "BraTS20_Training_001"
-
-    def test_gives_modalities_in_the_documented_order(self, brats_root):
-        name = "BraTS20_Training_001"
-        assert brats2020(brats_root)[0]["image"] == [
-            str(brats_root / name / f"{name}_{m}.nii") for m in ("t1", "t2", "t1ce", "flair")
-        ]
-
-    def test_says_what_is_missing(self, brats_root):
-        path = brats_root / "BraTS20_Training_002" / "BraTS20_Training_002_t1ce.nii"
-        path.unlink()
-        with pytest.raises(FileNotFoundError, match=r"BraTS20_Training_002: no file 'BraTS20_Training_002_t1ce.nii'"):
-            brats2020(brats_root)
-        (brats_root / "name_mapping.csv").write_text("Grade,BraTS_2020_subject_ID\nHGG,BraTS20_Training_355\n")
-        with pytest.raises(ValueError, match=r"Grade of BraTS20_Training_001 is None"):
-            brats2020(brats_root)
-        (brats_root / "name_mapping.csv").write_text("Grade,other\nHGG,x\n")
-        with pytest.raises(ValueError, match="column 'BraTS_2020_subject_ID' is missing"):
-            brats2020(brats_root)
-        (brats_root / "name_mapping.csv").unlink()
-        with pytest.raises(FileNotFoundError, match=r"name_mapping.csv does not exist"):
-            brats2020(brats_root)
-        with pytest.raises(FileNotFoundError, match=r"no folder BraTS20_Training_\*"):
-            brats2020(brats_root / "BraTS20_Training_001")
-
-
-@pytest.fixture
-def kaggle_root(tmp_path: Path) -> Path:
-    """Twelve slices of 8×6 pixels; slice n has the values n, 100 + n, 200 + n, and tumour if n is 2 or 10."""
-    name = "TCGA_CS_4941_19960909"
-    path = tmp_path / "kaggle_3m" / name
-    path.mkdir(parents=True)
-    for number in range(1, 13):
-        image = np.broadcast_to(np.array([0, 100, 200]) + number, (8, 6, 3)).astype(np.uint8)
-        mask = np.zeros((8, 6), np.uint8)
-        if number in (2, 10):
-            mask[7, 1] = 255  # low in the picture (posterior), left in the picture (patient's right)
-        tifffile.imwrite(path / f"{name}_{number}.tif", image, photometric="rgb")
-        tifffile.imwrite(path / f"{name}_{number}_mask.tif", mask)
-    (path.parent / "data.csv").write_text("Patient\nTCGA_CS_4941\n")
-    return path.parent
-
-
-class TestKaggle3m:
-    def test_orders_slices_by_number_and_labels_them(self, kaggle_root, tmp_path):
-        (case,) = kaggle_3m(kaggle_root, tmp_path / "out")
-        assert case["patient"] == "TCGA_CS_4941"
-        assert case["cls"] == [int(n in (2, 10)) for n in range(1, 13)]
-        np.testing.assert_array_equal(
-            nib.Nifti1Image.from_filename(case["image"]).get_fdata()[0, 0], 100 + np.arange(1, 13)
-        )
-
-    def test_writes_lps_volumes_with_nominal_spacing(self, kaggle_root, tmp_path):
-        (case,) = kaggle_3m(kaggle_root, tmp_path / "out")
-        image, mask = nib.Nifti1Image.from_filename(case["image"]), nib.Nifti1Image.from_filename(case["label"])
-        assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
-        assert image.header.get_zooms() == (1, 1, 5)
-        assert image.shape == mask.shape == (6, 8, 12)
-        # In LPS a low first index is the patient's right, a high second one posterior.
-        found = np.argwhere(np.asanyarray(mask.dataobj))
-        assert found.tolist() == [[1, 7, 1], [1, 7, 9]]
-
-    def test_splits_channels_into_their_modalities(self, kaggle_root, tmp_path):
-        (case,) = kaggle_3m(kaggle_root, tmp_path / "out", modalities=("post", "pre"))
-        assert [int(nib.Nifti1Image.from_filename(p).get_fdata()[0, 0, 0]) for p in case["image"]] == [201, 1]
-
-    def test_skips_finished_cases_and_mends_unfinished_ones(self, kaggle_root, tmp_path):
-        (first,) = kaggle_3m(kaggle_root, tmp_path / "out")
-        written = Path(first["image"]).stat().st_mtime_ns
-        assert kaggle_3m(kaggle_root, tmp_path / "out") == [first]
-        assert Path(first["image"]).stat().st_mtime_ns == written
-        Path(first["label"]).unlink()
-        assert kaggle_3m(kaggle_root, tmp_path / "out") == [first]
-        assert len(list(Path(first["image"]).parent.iterdir())) == 4
-
-    @pytest.mark.parametrize(
-        ("number", "message"),
-        [("5", r"slices must count from 1 without gaps; missing: \[5\]"), ("12_mask", "_12_mask.tif")],
-    )
-    def test_names_a_missing_slice_and_writes_nothing(self, kaggle_root, tmp_path, number, message):
-        (kaggle_root / "TCGA_CS_4941_19960909" / f"TCGA_CS_4941_19960909_{number}.tif").unlink()
-        with pytest.raises(FileNotFoundError, match=message):
-            kaggle_3m(kaggle_root, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-
-    def test_refuses_grey_slices_unknown_modalities_and_empty_folders(self, kaggle_root, tmp_path):
-        tifffile.imwrite(
-            kaggle_root / "TCGA_CS_4941_19960909" / "TCGA_CS_4941_19960909_3.tif", np.zeros((8, 6), np.uint8)
-        )
-        with pytest.raises(ValueError, match=r"_3.tif: shape \(8, 6\); expected RGB"):
-            kaggle_3m(kaggle_root, tmp_path / "out")
-        with pytest.raises(ValueError, match="modalities must be among"):
-            kaggle_3m(kaggle_root, tmp_path / "out", modalities=("t2",))
-        with pytest.raises(FileNotFoundError, match=r"no folder TCGA_\*"):
-            kaggle_3m(tmp_path / "nowhere", tmp_path / "out")
 
 
 class TestFolder:
@@ -165,7 +44,73 @@ class TestFolder:
         assert case["image"] == [str(tmp_path / "a" / "t1.nii.gz"), str(tmp_path / "a" / "flair.nii.gz")]
         assert "label" not in case
 
+    def test_volume_labels_tell_empty_masks_from_others(self, tmp_path):
+        for name, slices in (("a", (1,)), ("b", ())):
+            save(tmp_path / name / "flair.nii.gz", np.ones((5, 6, 4)))
+            save(tmp_path / name / "lesion.nii.gz", mask_of(*slices))
+        assert [c["cls"] for c in folder(tmp_path, label="lesion", cls_per="volume")] == [1, 0]
+        with pytest.raises(ValueError, match="cls_per must be 'slice' or 'volume'; got 'patient'"):
+            folder(tmp_path, cls_per="patient")
+
+    def test_sessions_of_a_patient_are_cases_of_one_patient(self, tmp_path):
+        for name in ("P1/ses1", "P1/ses2", "P2/ses1"):
+            save(tmp_path / name / "flair.nii.gz", np.ones((5, 6, 4)))
+            save(tmp_path / name / "lesion.nii.gz", mask_of(2))
+        cases = folder(tmp_path, label="lesion", pattern="*/*/{}.nii.gz")
+        assert [(c["case"], c["patient"], c["cls"]) for c in cases] == [
+            ("P1_ses1", "P1", [0, 0, 1, 0]),
+            ("P1_ses2", "P1", [0, 0, 1, 0]),
+            ("P2_ses1", "P2", [0, 0, 1, 0]),
+        ]
+
+    def test_pairs_masks_of_other_names_as_the_isbi_challenge_has_them(self, tmp_path):
+        for session in ("01", "02"):
+            for name in ("flair", "t2"):
+                save(
+                    tmp_path / "training03" / "preprocessed" / f"training03_{session}_{name}_pp.nii", np.ones((5, 6, 4))
+                )
+            for rater in ("1", "2"):
+                mask = mask_of(int(session)) if rater == "1" else mask_of()
+                save(tmp_path / "training03" / "masks" / f"training03_{session}_mask{rater}.nii", mask)
+        cases = folder(
+            tmp_path,
+            modalities=("flair", "t2"),
+            pattern="*/preprocessed/*_{}_pp.nii",
+            label_pattern="*/masks/*_mask1.nii",
+        )
+        assert [(c["patient"], c["cls"]) for c in cases] == [("training03", [0, 1, 0, 0]), ("training03", [0, 0, 1, 0])]
+        assert [Path(p).name for p in cases[1]["image"]] == ["training03_02_flair_pp.nii", "training03_02_t2_pp.nii"]
+
     def test_counts_slices_of_the_real_gliomas(self, real_data):
         cases = folder(real_data("lgg"))
         labels = [label for case in cases for label in case["cls"]]
         assert (len(cases), len(labels), sum(labels)) == (82, 2823, 969)
+
+
+class TestTable:
+    def test_names_every_public_function(self):
+        read = {getattr(row.read, "func", row.read) for row in ADAPTERS.values()}
+        functions = {getattr(adapters, name) for name in adapters.__all__ if name.islower() and name != "read_cases"}
+        assert read == functions
+
+    def test_defaults_are_the_adapters_own(self, tmp_path):
+        save(tmp_path / "a" / "flair.nii.gz", np.ones((5, 6, 4)))
+        cases, classes, modalities = read_cases("folder", tmp_path)
+        assert (len(cases), classes, modalities) == (1, ("none", "tumour"), ("flair",))
+
+    def test_fixed_options_cannot_be_given_twice(self):
+        assert "severity" in ADAPTERS["mosmed"].options
+        assert "severity" not in ADAPTERS["mosmed_severity"].options
+
+    @pytest.mark.parametrize(
+        ("adapter", "options", "message"),
+        [
+            ("brats", {}, "unknown adapter 'brats'; use one of folder, brats2020, kaggle_3m, "),
+            ("brats2020", {"modalities": ("t1",)}, "brats2020 has no option modalities; it has none"),
+            ("folder", {"mask": "a", "sort": 1}, "folder has no option mask, sort; it has modalities, label, pattern"),
+            ("substacks", {}, "substacks writes files of its own: say where with --dataset_dir"),
+        ],
+    )
+    def test_says_what_there_is_instead(self, tmp_path, adapter, options, message):
+        with pytest.raises(ValueError, match=message):
+            read_cases(adapter, tmp_path, **options)

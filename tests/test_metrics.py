@@ -9,19 +9,18 @@ from scipy.spatial import distance
 from sklearn import metrics as sklearn_metrics
 
 from common.metrics import (
-    bootstrap_by_patient,
-    bootstrap_interval,
+    balanced_accuracy,
     classification_scores,
     component_scores,
     dice,
     healthy_false_positive_rate,
     heat_outside,
     iou,
+    max_iou,
     paper_dsc,
     pooled_miou,
     roc_auc,
     slice_dice,
-    summarize,
 )
 
 
@@ -120,6 +119,71 @@ def test_components_of_empty_masks():
     ).all()
     assert missed["recall"] == missed["f1"] == false["precision"] == false["f1"] == 0.0
     assert (missed["fn"], false["fp"]) == (1, 1)
+
+
+def box_mask(box, shape):
+    """A mask of `shape` that is filled inside `box`: corners, the end exclusive."""
+    mask = np.zeros(shape, dtype=bool)
+    rank = len(shape)
+    mask[tuple(slice(a, b) for a, b in zip(box[:rank], box[rank:], strict=True))] = True
+    return mask
+
+
+def test_max_iou_is_that_of_the_best_matching_component():
+    truth = [2, 2, 2, 6, 6, 6]
+    near, far = box_mask([3, 2, 2, 7, 6, 6], (12, 12, 12)), box_mask([9, 9, 9, 12, 12, 12], (12, 12, 12))
+    assert max_iou(near, truth) == max_iou(near | far, truth) == pytest.approx(48 / 80)  # 4·4·4 each, 3·4·4 in common
+    assert max_iou(far, truth) == 0.0
+    # One box around both would match far worse.
+    assert iou(box_mask([3, 2, 2, 12, 12, 12], (12, 12, 12)), box_mask(truth, (12, 12, 12))) < 0.1
+
+
+def test_max_iou_takes_the_tightest_box_not_the_voxels():
+    corners = np.zeros((8, 8))
+    for step in range(5):
+        corners[1 + step, 2 + step] = 1  # a diagonal: connected through corners
+    assert max_iou(corners, [1, 2, 6, 7]) == 1.0
+    corners[3, 4] = 0  # two components of 2 × 2
+    assert max_iou(corners, [1, 2, 6, 7]) == pytest.approx(4 / 25)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_max_iou_of_one_box_is_the_iou_of_masks(seed):
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 6, size=(2, 3))
+    boxes = np.concatenate([start, start + rng.integers(1, 8, size=(2, 3))], axis=1).tolist()
+    masks = [box_mask(box, (14, 14, 14)) for box in boxes]
+    assert max_iou(masks[0], boxes[1]) == pytest.approx(iou(*masks))
+
+
+def test_max_iou_of_nothing_and_of_unusable_boxes():
+    assert max_iou(np.zeros((4, 4, 4)), [0, 0, 0, 1, 1, 1]) == 0.0
+    for box, message in (
+        ([0, 0, 1, 1], r"6 numbers for a mask \[4, 4, 4\]; got"),
+        ([0, 0, 0, 1, 1, 5], "reaches beyond a mask"),
+        ([-1, 0, 0, 1, 1, 1], "reaches beyond a mask"),
+        ([2, 0, 0, 2, 1, 1], "is empty or"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            max_iou(np.ones((4, 4, 4)), box)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_balanced_accuracy_agrees_with_sklearn(classes):
+    rng = np.random.default_rng(classes)
+    truth, predicted = rng.integers(classes, size=(2, 60))
+    expected = sklearn_metrics.balanced_accuracy_score(truth, predicted)
+    assert balanced_accuracy(truth, predicted) == pytest.approx(expected)
+
+
+def test_balanced_accuracy_by_hand_and_with_one_class():
+    # 3 of 4 positive volumes found, 1 of 2 negative ones left alone.
+    assert balanced_accuracy([1, 1, 1, 1, 0, 0], [True, True, True, False, True, False]) == pytest.approx(0.625)
+    assert balanced_accuracy([0, 1], [2, 1]) == 0.5  # a class that the truth lacks is just wrong
+    assert np.isnan(balanced_accuracy([1, 1], [1, 0]))
+    for truth, predicted in (([], []), ([1, 0], [1]), ([[1, 0]], [[1, 0]])):
+        with pytest.raises(ValueError, match=r"must be \[N\] with N > 0"):
+            balanced_accuracy(truth, predicted)
 
 
 def test_heat_outside_counts_positive_heat_only():
@@ -230,69 +294,3 @@ def test_absent_class_is_left_out_of_the_macro_mean():
 def test_unusable_predictions_are_named(probabilities, labels, message):
     with pytest.raises(ValueError, match=message):
         classification_scores(probabilities, labels)
-
-
-def test_bootstrap_is_scipys_and_near_normal_theory():
-    values = np.random.default_rng(0).normal(5, 2, size=400)
-    low, high = bootstrap_interval(values, seed=3)
-    scipys = stats.bootstrap(
-        (values,), np.mean, n_resamples=2000, method="percentile", random_state=np.random.default_rng(3)
-    )
-    assert (low, high) == pytest.approx(tuple(scipys.confidence_interval))
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
-
-
-def test_bootstrap_options_and_degenerate_values():
-    values = np.random.default_rng(0).exponential(size=50)
-    assert bootstrap_interval([*values, np.nan]) == bootstrap_interval(values)
-    narrow, wide = bootstrap_interval(values, level=0.5), bootstrap_interval(values, level=0.99)
-    assert wide[0] < narrow[0] < values.mean() < narrow[1] < wide[1]
-    assert bootstrap_interval(values, statistic=np.median, resamples=200)[1] < bootstrap_interval(values)[1]
-    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
-    for few in ([], [1.0], [1.0, np.nan]):
-        assert np.isnan(bootstrap_interval(few)).all()
-
-
-def test_patient_bootstrap_is_wider_when_slices_are_copies():
-    rng = np.random.default_rng(0)
-    values = np.repeat(rng.normal(size=25), 16)  # 16 identical slices for each of 25 patients
-    low, high = bootstrap_by_patient(np.repeat(np.arange(25), 16), np.mean, values)
-    naive_low, naive_high = bootstrap_by_patient(np.arange(400), np.mean, values)
-    assert (high - low) / (naive_high - naive_low) == pytest.approx(4.0, rel=0.15)  # the square root of 16
-
-
-def test_patient_bootstrap_of_one_slice_each_is_the_plain_one():
-    values = np.random.default_rng(0).normal(size=80)
-    by_patient = bootstrap_by_patient([f"p{i}" for i in range(80)], np.mean, values, resamples=2000)
-    plain = bootstrap_interval(values)
-    assert by_patient == pytest.approx(plain, abs=0.1 * (plain[1] - plain[0]))
-
-
-def test_patient_bootstrap_draws_all_slices_together_and_drops_nan():
-    patients, labels = np.array(["a", "b", "a", "b", "b"]), np.array([0, 1, 0, 1, 1])
-    seen = []
-
-    def auc(drawn, truth, scores):
-        seen.append(sorted(drawn))
-        return roc_auc(scores, truth)
-
-    assert bootstrap_by_patient(patients, auc, patients, labels, labels * 0.5, resamples=40) == (1.0, 1.0)
-    assert {tuple(s) for s in seen} == {tuple("aabbb"), tuple("aaaa"), tuple("bbbbbb")}
-    assert np.isnan(bootstrap_by_patient(patients, roc_auc, labels, np.zeros(5), resamples=5)).all()
-    assert np.isnan(bootstrap_by_patient(["a", "a"], np.mean, [1, 2])).all()
-    with pytest.raises(ValueError, match=r"got \[5\] and \[\[4\]\]"):
-        bootstrap_by_patient(patients, np.mean, labels[:4])
-
-
-def test_summary():
-    summary = summarize([1.0, 2.0, 6.0, np.nan])
-    assert {k: summary[k] for k in ("mean", "std", "median", "count")} == pytest.approx(
-        {"mean": 3.0, "std": np.sqrt(7), "median": 2.0, "count": 3}
-    )
-    assert (summary["low"], summary["high"]) == bootstrap_interval([1.0, 2.0, 6.0])
-    by_median = summarize([1.0, 2.0, 6.0], statistic=np.median, resamples=100)
-    assert (by_median["low"], by_median["high"]) == bootstrap_interval([1, 2, 6], statistic=np.median, resamples=100)
-    empty = summarize([np.nan])
-    assert empty["count"] == 0
-    assert all(np.isnan(v) for k, v in empty.items() if k != "count")
