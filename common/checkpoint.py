@@ -31,9 +31,9 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 
 def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
-    """The network inside a `DistributedDataParallel` (or any other wrapper with a `module`)."""
+    """The network inside a `DistributedDataParallel` (or any other wrapper, or wrappers, with a `module`)."""
     module = getattr(network, "module", None)
-    return module if isinstance(module, torch.nn.Module) else network
+    return unwrapped(module) if isinstance(module, torch.nn.Module) else network
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:

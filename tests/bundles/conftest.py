@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -13,14 +14,18 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def load_script(bundle: str, name: str) -> ModuleType:
-    """`bundles/<bundle>/scripts/<name>.py` under a name of its own: two bundles' `scripts` must not meet."""
-    path = REPOSITORY / "bundles" / bundle / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{bundle}_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """`bundles/<bundle>/scripts/<name>.py` in a package of its own name: two bundles' `scripts` must not meet."""
+    package = f"{bundle}_scripts"
+    if package not in sys.modules:
+        folder = REPOSITORY / "bundles" / bundle / "scripts"
+        spec = importlib.util.spec_from_file_location(
+            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    return importlib.import_module(f"{package}.{name}")
 
 
 def monai_bundle(*arguments: str, cwd: Path = REPOSITORY, check: bool = True) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.efficientnet import EfficientNetLite0
+from common.efficientnet import EfficientNetLite
 from common.pooling import GlobalPool
 
 
@@ -224,7 +224,7 @@ class GPEfficientNet(GPNet):
         in_channels: image channels, without the organ channel: 1 (repeated for the encoder) or 3.
         num_classes: classes, 0 = healthy.
         width: channels of the sum.
-        weights: of the encoder, see `common.efficientnet.EfficientNetLite0`; None when a checkpoint follows.
+        weights: of the encoder, see `common.efficientnet.EfficientNetLite`; None when a checkpoint follows.
         dropout: probability of dropping a channel of the sum.
         input_scale: brings the image to the encoder's range; 0.4 puts an organ median of 1 near its middle.
         kwargs: see `GPNet`.
@@ -249,7 +249,7 @@ class GPEfficientNet(GPNet):
             raise ValueError(f"GPEfficientNet takes 1 or 3 image channels, got {in_channels}")
         self.in_channels = in_channels
         self.input_scale = input_scale
-        self.encoder = EfficientNetLite0(weights)
+        self.encoder = EfficientNetLite(weights)
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in self.encoder.channels)
         self.dropout = nn.Dropout2d(dropout)
 
