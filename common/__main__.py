@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fire
 
-from . import adapters
+from .adapters import read_cases
 from .benchmark import benchmark
-from .data import make_datalist, write_datalist
+from .crossvalidate import crossvalidate
+from .data import SECTIONS, make_datalist, write_datalist, write_folds
 from .demo import demo, phantom_dataset
-from .splits import patient_folds, split_patients
 
 
 def phantom(output_dir: str, cases: int = 24, seed: int = 0) -> None:
@@ -31,42 +33,54 @@ def prepare(
     *,
     dataset_dir: str | None = None,
     datalist: str | None = None,
-    modalities: str | tuple[str, ...] = "flair",
-    classes: tuple[str, ...] = ("none", "tumour"),
+    classes: str | tuple[str, ...] | None = None,
     fractions: tuple[float, float, float] = (0.6, 0.15, 0.25),
     seed: int = 0,
+    **options: Any,
 ) -> None:
     """Read a data set, derive yes/no labels, split by patient and write the datalist.
 
     Args:
-        adapter: `folder` (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020` or `kaggle_3m`.
+        adapter: `folder` (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020`, `kaggle_3m`,
+            `decathlon_brain`, `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `substacks` or
+            `half_lungs`: the functions of `common.adapters`, which document layouts and options.
         root: the data set as its owners publish it.
-        dataset_dir: what paths in the datalist are relative to; by default `root`. `kaggle_3m` converts its TIFF
-            slices to NIfTI there, so it must be given.
+        dataset_dir: what paths in the datalist are relative to; by default `root`. Adapters that write files of
+            their own (converted slices, parts of volumes) write them there, so it must be given.
         datalist: the file to write; by default `datalist.json` in `dataset_dir`.
-        modalities: of `folder` and `kaggle_3m`, comma-separated.
-        classes: names, class 0 first.
+        classes: names, class 0 first; by default the adapter's.
         fractions: of patients in training, validation, test.
         seed: of the split.
+        options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`.
     """
-    names = tuple(modalities.split(",")) if isinstance(modalities, str) else tuple(modalities)
+    if "modalities" in options:
+        options["modalities"] = _names(options["modalities"])
+    try:
+        cases, default_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise SystemExit(str(error)) from error
     home = Path(dataset_dir or root)
-    if adapter == "folder":
-        cases = adapters.folder(root, modalities=names)
-    elif adapter == "kaggle_3m":
-        if dataset_dir is None:
-            raise SystemExit("kaggle_3m converts slices to volumes: say where with --dataset_dir")
-        cases = adapters.kaggle_3m(root, home, modalities=names)
-    elif adapter == "brats2020":
-        cases, names, classes = adapters.brats2020(root), adapters.BRATS_MODALITIES, ("healthy", "LGG", "HGG")
-    else:
-        raise SystemExit(f"unknown adapter {adapter!r}: use folder, brats2020 or kaggle_3m")
+    fixed = {case["patient"]: case.pop("section") for case in cases if "section" in case}
     content = make_datalist(
-        cases, name=home.name, classes=classes, modalities=names, dataset_dir=home, fractions=fractions, seed=seed
+        cases,
+        name=home.name,
+        classes=_names(classes) if classes else default_classes,
+        modalities=modalities,
+        dataset_dir=home,
+        fractions=fractions,
+        seed=seed,
     )
+    drawn = [(section, case) for section in SECTIONS for case in content[section]]
+    for section in SECTIONS:
+        content[section] = [case for part, case in drawn if fixed.get(case["patient"], part) == section]
     path = Path(datalist) if datalist else home / "datalist.json"
     write_datalist(path, content)
-    print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in ("training", "validation", "test")))
+    print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
+
+
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Comma-separated names; the command line gives one name as a text, several as a tuple."""
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, value))
 
 
 def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
@@ -79,19 +93,12 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
         count: number of folds.
         seed: of the folds.
     """
-    path = Path(datalist)
-    content = json.loads(path.read_text())
-    cases = [case for section in ("training", "validation", "test") for case in content.get(section, [])]
-    patients = [case["patient"] for case in cases]
-    for k, test in enumerate(patient_folds(patients, folds=count, seed=seed)):
-        training, validation = split_patients(set(patients) - set(test), fractions=(5 / 6, 1 / 6), seed=seed)
-        sections = {"training": training, "validation": validation, "test": test}
-        fold = content | {s: [c for c in cases if c["patient"] in ids] for s, ids in sections.items()} | {"seed": seed}
-        target = path.with_name(f"{path.stem}_fold{k}.json")
-        write_datalist(target, fold)
-        print(f"{target}: " + ", ".join(f"{len(ids)} {s}" for s, ids in sections.items()))
+    for path in write_folds(datalist, Path(datalist).parent, count=count, seed=seed):
+        content = json.loads(path.read_text())
+        print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
 
 
 if __name__ == "__main__":
-    commands = {"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds, "benchmark": benchmark}
+    commands = {"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds, "crossvalidate": crossvalidate}
+    commands |= {"benchmark": benchmark}
     fire.Fire(commands, name="python -m common")

@@ -19,9 +19,12 @@ from .metrics import (
     dice,
     healthy_false_positive_rate,
     iou,
+    miou_from_counts,
+    paper_dsc,
     roc_auc,
     slice_dice,
     summarize,
+    voxel_counts,
 )
 from .output import pairs, write_csv
 from .slices import axial
@@ -31,7 +34,8 @@ class CaseScores:
     """Score every case that has a `label` and summarise: `metrics.csv`, `summary.json`, `slices.csv`.
 
     Voxel metrics are computed in the label's own grid, which the label never leaves. A label is positive where it
-    is > 0. Cases without a label are left out.
+    is > 0. Cases without a label are left out. Masks that a postprocessing put under `baseline_<name>` are scored
+    beside the method's.
 
     Args:
         output_dir: where the files go.
@@ -41,8 +45,6 @@ class CaseScores:
             how far position alone goes.
         resamples: bootstrap resamples of the intervals.
     """
-
-    BASELINES = ("baseline_threshold", "baseline_gated")
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class CaseScores:
         self.rows: list[dict[str, Any]] = []
         self.slices: list[dict[str, Any]] = []
         self.swept: list[np.ndarray] = []
+        self.voxels: dict[str, np.ndarray] = {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -68,7 +71,7 @@ class CaseScores:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        self.rows, self.slices, self.swept = [], [], []
+        self.rows, self.slices, self.swept, self.voxels = [], [], [], {}
 
     def _score(self, engine: Engine) -> None:
         for batch, output in pairs(engine):
@@ -102,9 +105,12 @@ class CaseScores:
             "heat_outside": float(output["heat_outside"]),
             "dice_empty": dice(np.zeros_like(truth), truth),
         }
-        for name in self.BASELINES:
-            if name in output:
-                row[f"dice_{name}"] = dice(axial(output[name])[0].numpy() > 0, truth)
+        rivals = {k: axial(output[k])[0].numpy() > 0 for k in output if str(k).startswith("baseline_")}
+        for name, mask in rivals.items():
+            row[f"dice_{name}"] = dice(mask, truth)
+            row[f"slice_dice_{name}"] = float(slice_dice(mask, truth).mean()) if len(on_positive) else float("nan")
+        for name, mask in {"method": pred, "empty": np.zeros_like(truth), **rivals}.items():
+            self.voxels[name] = self.voxels.get(name, 0) + voxel_counts(mask, truth)
         self.rows.append(row)
         if self.sweep:
             self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
@@ -133,7 +139,11 @@ class CaseScores:
             write_csv(self.output_dir / "threshold_sweep.csv", rows)
 
     def summary(self) -> dict[str, Any]:
-        """Mean, standard deviation, median and 95 % interval over patients of each metric, and the slices' scores."""
+        """Mean, standard deviation, median and 95 % interval over patients of each metric, and the slices' scores.
+
+        `pooled` holds the mIoU over the voxels of all cases and the "DSC" made of it: flattering figures that some
+        papers report, see `common.metrics.pooled_miou`.
+        """
         numbers = [k for k in self.rows[0] if k not in ("case", "patient")]
         result: dict[str, Any] = {"cases": len(self.rows)}
         for name in numbers:
@@ -148,6 +158,8 @@ class CaseScores:
             bins = _bins(np.array([row["position"] for row in self.slices]), len(prior))
             scores["auc_position_alone"] = _round(classification_scores(prior[bins], labels)["auc"])
         result["slices"] = scores
+        pooled = {name: float(miou_from_counts(*counts)) for name, counts in self.voxels.items()}
+        result["pooled"] = {n: {"miou": _round(m), "paper_dsc": _round(paper_dsc(m))} for n, m in pooled.items()}
         return result
 
     def _auc_interval(self, patients: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> list[float]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from monai.data import DistributedWeightedRandomSampler
 from monai.transforms import Orientation, apply_transform
 from monai.utils import convert_to_tensor
@@ -31,6 +33,7 @@ class SliceDataset(Dataset):
         preprocessing: gives `image` `[C, H, W, Z]` with Z running inferior to superior.
         augment: transforms of one item.
         organ_channel: the last channel is the organ mask: slices without organ are left out, as inference does.
+        window: `[h, w]` of the part around each volume's organ that is kept, see `window_pads`.
         progress: show a progress bar while reading.
 
     Attributes:
@@ -50,6 +53,7 @@ class SliceDataset(Dataset):
         *,
         augment: Callable | None = None,
         organ_channel: bool = True,
+        window: Sequence[int] | None = None,
         progress: bool = True,
     ) -> None:
         self.data = list(data)
@@ -64,7 +68,7 @@ class SliceDataset(Dataset):
             image: Tensor = read["image"]
             self._add_slices(case, image)
             self._read(case, image)
-            self.volumes.append(convert_to_tensor(image, track_meta=False).half())
+            self.volumes.append(self._windowed(convert_to_tensor(image, track_meta=False), window).half())
         if not self.where:
             raise RuntimeError("no slice is left to train on: are the images empty, or is the organ mask?")
 
@@ -76,6 +80,12 @@ class SliceDataset(Dataset):
                 self.classes.append(label)
                 self.positions.append(z / max(depth - 1, 1))
                 self.where.append((len(self.volumes), z))
+
+    def _windowed(self, volume: Tensor, window: Sequence[int] | None) -> Tensor:
+        if window is None:
+            return volume
+        seen = volume[-1] > 0.5 if self.organ_channel else torch.ones_like(volume[-1], dtype=torch.bool)
+        return F.pad(volume.movedim(-1, 0), window_pads(seen.any(-1), window)).movedim(0, -1)
 
     def _read(self, case: dict, image: Tensor) -> None:
         """Hook for what else a subclass wants from the full-precision volume."""
@@ -114,6 +124,27 @@ def slice_classes(case: dict, depth: int) -> list[int]:
     if len(cls) != depth:
         raise ValueError(f"case {case['case']!r} has {len(cls)} labels in `cls` for {depth} slices")
     return [int(c) for c in cls]
+
+
+def window_pads(organ: Tensor, size: Sequence[int]) -> list[int]:
+    """Pads of `torch.nn.functional.pad` (negative ones crop) that give a window of `size` centred on the organ.
+
+    Args:
+        organ: `[H, W]` bool. Without any organ the window is centred on the image.
+        size: `[h, w]`; a longer organ widens it, so that no organ is lost.
+
+    Returns:
+        `[left, right, top, bottom]`: of the last axis, then of the one before.
+    """
+    pads = []
+    for axis, wanted in ((0, size[1]), (1, size[0])):  # any over the rows leaves the columns
+        present = organ.any(axis)
+        index = torch.nonzero(present).flatten() if bool(present.any()) else torch.tensor([0, len(present) - 1])
+        first, last = int(index[0]), int(index[-1])
+        wanted = max(wanted, last - first + 1) if bool(present.any()) else wanted
+        start = (first + last + 1 - wanted) // 2
+        pads += [-start, start + wanted - len(present)]
+    return pads
 
 
 def matched_sampler(dataset: SliceDataset, *, num_samples: int | None = None, bins: int = 10) -> Sampler:

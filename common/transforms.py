@@ -29,7 +29,7 @@ def _spacing(image: Any, default: float = 1.0) -> tuple[float, float, float]:
     return default, default, default
 
 
-def _array(tensor: Any) -> np.ndarray:
+def as_array(tensor: Any) -> np.ndarray:
     return tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)
 
 
@@ -94,7 +94,7 @@ class OrganMaskd(MapTransform):
         data = dict(data)
         for key in self.key_iterator(data):
             image = data[key]
-            mask = organ_mask(_array(image[0]), spacing=_spacing(image), organ=self.organ, **self.options)
+            mask = organ_mask(as_array(image[0]), spacing=_spacing(image), organ=self.organ, **self.options)
             data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
         return data
 
@@ -134,10 +134,10 @@ class Normalized(MapTransform):
                 peak = image.amax(dim=(1, 2), keepdim=True)
                 data[key] = image / torch.where(peak > 0, peak, torch.ones_like(peak))
             else:
-                organ = _array(data[self.organ_key])[0] > 0.5
+                organ = as_array(data[self.organ_key])[0] > 0.5
                 data[key] = image.clone()
                 for channel in data[key]:
-                    values = normalize_by_median(_array(channel), organ, upper=self.upper)
+                    values = normalize_by_median(as_array(channel), organ, upper=self.upper)
                     channel.copy_(torch.as_tensor(values * organ))
         return data
 
@@ -206,10 +206,10 @@ class MapsToMaskd(MapTransform):
         for key in self.key_iterator(data):
             image = data[self.image_key]
             spacing = _spacing(image)
-            output = _array(data[key])
+            output = as_array(data[key])
             classes = output.shape[0] // 2
             maps, probability = output[:classes], output[classes:, 0, 0, :]
-            volume = _array(image)
+            volume = as_array(image)
             organ = volume[-1] > 0.5 if self.organ_channel else np.ones(volume.shape[1:], dtype=bool)
             probability = smooth_along_slices(probability, sigma_mm=self.smooth_mm, slice_mm=spacing[2])
             classes_of_slices = open_slices(probability, self.gate)
@@ -221,8 +221,8 @@ class MapsToMaskd(MapTransform):
             mask = self._mask(seed, volume[0], organ, spacing)
             if mask.sum() * float(np.prod(spacing)) / 1000.0 < self.min_volume_ml:
                 mask[:] = False
-            data[key] = _like(image, (mask * classes_of_slices)[None].astype(np.uint8))
-            data["heatmap"] = _like(image, heat[None].astype(np.float32))
+            data[key] = like_image(image, (mask * classes_of_slices)[None].astype(np.uint8))
+            data["heatmap"] = like_image(image, heat[None].astype(np.float32))
             data["probability"] = torch.as_tensor(suspicious)
             data["slice_probability"] = torch.as_tensor(probability)
             data["heat_outside"] = torch.tensor(heat_outside(everywhere, organ))
@@ -257,7 +257,7 @@ class MapsToMaskd(MapTransform):
         return largest_component(seed) if self.largest else seed
 
 
-def _like(image: Any, array: np.ndarray) -> Tensor:
+def like_image(image: Any, array: np.ndarray) -> Tensor:
     """A tensor on the image's grid, so that inverting the preprocessing can bring it back."""
     tensor = torch.as_tensor(array)
     return MetaTensor(tensor, meta=dict(image.meta)) if isinstance(image, MetaTensor) else tensor
@@ -287,10 +287,12 @@ class BaselineMasksd(MapTransform):
         data = dict(data)
         for key in self.key_iterator(data):
             image = data[key]
-            volume = _array(image)
+            volume = as_array(image)
             organ = volume[-1] > 0.5
-            opened = open_slices(_array(data["slice_probability"]), self.gate) > 0
+            opened = open_slices(as_array(data["slice_probability"]), self.gate) > 0
             gated = largest_component((volume[0] > self.gated_intensity) & organ & opened)
-            data["baseline_threshold"] = _like(image, ((volume[0] > self.intensity) & organ)[None].astype(np.uint8))
-            data["baseline_gated"] = _like(image, gated[None].astype(np.uint8))
+            data["baseline_threshold"] = like_image(
+                image, ((volume[0] > self.intensity) & organ)[None].astype(np.uint8)
+            )
+            data["baseline_gated"] = like_image(image, gated[None].astype(np.uint8))
         return data

@@ -101,9 +101,22 @@ def test_rows_are_the_metrics_of_each_case_whatever_its_axes(tmp_path, cases):
             "heat_outside": case["outside"],
             "dice_empty": float(not truth.any()),
             "dice_baseline_threshold": metrics.dice(case["rival"], truth),
+            "slice_dice_baseline_threshold": rival.mean()
+            if len(rival := metrics.slice_dice(case["rival"], truth))
+            else np.nan,
         }
         assert (row.pop("case"), row.pop("patient")) == (case["case"], case["patient"])
         assert {k: float(v) for k, v in row.items()} == pytest.approx(expected, abs=6e-5, nan_ok=True)
+
+
+def test_pooled_scores_are_those_of_all_voxels_together(tmp_path, cases):
+    pooled = score(tmp_path, cases).summary()["pooled"]
+    truths = [case["truth"] for case in cases]
+    rows = {"method": [c["pred"] for c in cases], "empty": [np.zeros_like(t) for t in truths]}
+    for name, masks in (rows | {"baseline_threshold": [c["rival"] for c in cases]}).items():
+        miou = metrics.pooled_miou(masks, truths)
+        assert pooled[name]["miou"] == pytest.approx(miou, abs=6e-5), name
+        assert pooled[name]["paper_dsc"] == pytest.approx(2 * miou / (1 + miou), abs=6e-5), name
 
 
 def test_slices_are_listed_from_below_with_their_truth_and_probability(tmp_path, cases):

@@ -7,9 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 
-from common.slices import SliceDataset, axial, matched_sampler, slice_classes
+from common.slices import SliceDataset, axial, matched_sampler, slice_classes, window_pads
 
 from .pipeline import affine_of, save, world
 
@@ -61,6 +62,43 @@ def test_without_organ_channel_items_are_whole_and_flat_slices_are_left_out():
     assert [z for _, z in data.where] == [2, 3, 5]
     assert data[0].keys() == {"image", "cls"}
     assert data[0]["image"].shape == (1, 5, 4)
+
+
+@pytest.mark.parametrize("size", [[8, 6], [4, 4], [20, 31], [7, 9]])
+def test_window_has_its_size_and_the_organ_in_its_middle(size):
+    organ = torch.zeros(16, 24, dtype=torch.bool)
+    organ[11:14, 2:5] = True  # 3 x 3, off centre: its centre is pixel (12, 3)
+    window = F.pad(organ, window_pads(organ, size))
+    assert list(window.shape) == size
+    centre = torch.nonzero(window).float().mean(0)
+    assert (centre - (torch.tensor(size) - 1) / 2).abs().max() <= 0.5
+    assert window.sum() == 9
+
+
+def test_a_longer_organ_widens_the_window_and_none_centres_it_on_the_image():
+    organ = torch.zeros(16, 24, dtype=torch.bool)
+    organ[2:12, 5:6] = True
+    assert F.pad(organ, window_pads(organ, [4, 3])).shape == (10, 3)
+    assert window_pads(torch.zeros(16, 24, dtype=torch.bool), [10, 20]) == [-2, -2, -3, -3]
+
+
+def test_padding_back_undoes_the_window():
+    organ = torch.zeros(16, 24, dtype=torch.bool)
+    organ[11:14, 2:5] = True
+    pads = window_pads(organ, [12, 12])
+    image = torch.rand(16, 24)
+    back = F.pad(F.pad(image, pads), [-p for p in pads])
+    assert back.shape == image.shape
+    torch.testing.assert_close(back[6:, :9], image[6:, :9])
+
+
+def test_a_dataset_with_a_window_holds_that_part_of_each_volume():
+    image = volume()
+    image[1, 3:] = 0  # the organ: three rows, four columns
+    data = dataset([{"case": "a", "image": image, "cls": 1}], window=[3, 2 * 4])
+    assert data[0]["image"].shape == (1, 3, 8)
+    torch.testing.assert_close(data[0]["image"][:, :, 2:6], image[:1, :3, :, 1], atol=1e-3, rtol=0)
+    assert data[0]["image"][:, :, :2].abs().max() == 0
 
 
 def test_augmentation_gets_the_item():

@@ -1,0 +1,108 @@
+"""Cross-validation by patient in one command: `python -m common crossvalidate BUNDLE DATASET_DIR OUTPUT_DIR`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data import atomic_path, write_folds
+from .demo import run_bundle
+from .output import write_csv
+
+
+def crossvalidate(
+    bundle: str,
+    dataset_dir: str,
+    output_dir: str,
+    *,
+    datalist: str | None = None,
+    folds: int = 3,
+    seed: int = 0,
+    train: str | Sequence[str] = "train.json",
+    choose: str | Sequence[str] = "calibrate.json",
+    evaluate: str | Sequence[str] = "evaluate.json",
+    **overrides: Any,
+) -> None:
+    """Train, choose thresholds and score once per fold; every patient is a test patient once.
+
+    What is finished is skipped, so an interrupted run goes on where it was. Written to `output_dir`:
+    `fold<k>/{training,<choose>,evaluation}`, `metrics.csv` (every case with its fold) and `crossvalidation.json` (mean
+    and standard deviation over folds of every number of the folds' `summary.json`).
+
+    Args:
+        bundle: name under `bundles/`.
+        dataset_dir: folder of the data.
+        output_dir: gets all files.
+        datalist: as `prepare` writes it, whose sections are dissolved; by default `datalist.json` in `dataset_dir`.
+        folds: number of folds.
+        seed: of the folds.
+        train: config files of the training, later ones override earlier ones.
+        choose: config files, each laid over `evaluate` in turn, that write `calibrated.json`, a config for all that
+            follows; empty for none.
+        evaluate: config files of the evaluation.
+        overrides: top-level keys for all runs, e.g. `max_epochs`.
+    """
+    home = Path(output_dir).resolve()
+    source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
+    lists = write_folds(source, home, count=folds, seed=seed)
+    train, choose, evaluate = (_names(x) for x in (train, choose, evaluate))
+    summaries, rows = [], []
+    for k, fold_list in enumerate(lists):
+        fold = home / f"fold{k}"
+        shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(fold_list), **overrides}
+        ckpt = fold / "training" / "model.pt"
+        finished = fold / "training" / "finished"
+        if not finished.is_file():
+            print(f"fold {k}: training")
+            run_bundle(bundle, train, output_dir=str(ckpt.parent), **shared)
+            finished.touch()
+        chosen: list[str] = []
+        for step in choose:
+            result = fold / Path(step).stem / "calibrated.json"
+            if not result.is_file():
+                print(f"fold {k}: {step}")
+                run_bundle(bundle, [*evaluate, *chosen, step], output_dir=str(result.parent), ckpt=str(ckpt), **shared)
+            chosen.append(str(result))
+        summary = fold / "evaluation" / "summary.json"
+        if not summary.is_file():
+            print(f"fold {k}: evaluation")
+            run_bundle(bundle, [*evaluate, *chosen], output_dir=str(summary.parent), ckpt=str(ckpt), **shared)
+        summaries.append(json.loads(summary.read_text()))
+        with open(summary.parent / "metrics.csv", newline="") as file:
+            rows += [{"fold": k, **row} for row in csv.DictReader(file)]
+    write_csv(home / "metrics.csv", rows)
+    scores = over_folds(summaries)
+    with atomic_path(home / "crossvalidation.json") as path:
+        path.write_text(json.dumps(scores, indent=4) + "\n")
+    for name, score in scores.items():
+        if name.endswith((".mean", ".auc", ".miou", ".paper_dsc")):
+            print(f"{name:44} {score['mean']:.4f} ± {score['std']:.4f}")
+
+
+def over_folds(summaries: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation (n − 1) over folds of each number that all summaries hold, by its dotted path."""
+    flat = [dict(_numbers(summary)) for summary in summaries]
+    shared = [name for name in flat[0] if all(name in other for other in flat)]
+    result = {}
+    for name in shared:
+        values = np.array([one[name] for one in flat])
+        std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        result[name] = {"mean": round(float(values.mean()), 4), "std": round(std, 4)}
+    return result
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (int, float)):
+        yield path, float(value)
+
+
+def _names(files: str | Sequence[str]) -> list[str]:
+    return [name for name in files.split(",") if name] if isinstance(files, str) else list(files)

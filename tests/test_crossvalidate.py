@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common.crossvalidate
+from common.crossvalidate import crossvalidate, over_folds
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A datalist of nine patients, two cases each."""
+    cases = [
+        {"case": f"p{i}_{j}", "patient": f"p{i}", "image": f"p{i}_{j}.nii.gz", "cls": [0, 1]}
+        for i in range(9)
+        for j in range(2)
+    ]
+    (tmp_path / "datalist.json").write_text(
+        json.dumps({"name": "x", "classes": ["none", "tumour"], "modalities": ["flair"], "training": cases})
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[dict]:
+    """Calls of `run_bundle`, each of which leaves what the real run would; fold k scores k / 10."""
+    calls: list[dict] = []
+
+    def fake(bundle: str, configs: list[str], **overrides: object) -> None:
+        calls.append({"bundle": bundle, "configs": [Path(c).name for c in configs], **overrides})
+        output = Path(str(overrides["output_dir"]))
+        output.mkdir(parents=True, exist_ok=True)
+        if configs[0] == "train.json":
+            (output / "model.pt").write_bytes(b"weights")
+        elif configs[-1] == "choose.json":
+            (output / "calibrated.json").write_text("{}")
+        else:
+            k = int(output.parent.name.removeprefix("fold"))
+            (output / "summary.json").write_text(json.dumps({"dice": {"mean": k / 10}, "name": "x", "cases": 6}))
+            (output / "metrics.csv").write_text(f"case,dice\na,{k}\nb,{k}\n")
+
+    monkeypatch.setattr(common.crossvalidate, "run_bundle", fake)
+    return calls
+
+
+def test_every_patient_is_a_test_patient_once_and_never_trains_then(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, choose="choose.json", seed=1)
+    tested: list[str] = []
+    for call in runs:
+        if call["configs"][0] == "train.json":
+            content = json.loads(Path(call["datalist"]).read_text())
+            test = {c["patient"] for c in content["test"]}
+            assert not test & {c["patient"] for s in ("training", "validation") for c in content[s]}
+            tested += sorted(test)
+    assert sorted(tested) == [f"p{i}" for i in range(9)]
+
+
+def test_each_fold_trains_then_chooses_then_evaluates_with_what_was_chosen(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="choose.json", max_epochs=1)
+    assert [call["configs"] for call in runs] == 2 * [
+        ["train.json"],
+        ["evaluate.json", "choose.json"],
+        ["evaluate.json", "calibrated.json"],
+    ]
+    for call in runs:
+        assert call["max_epochs"] == 1
+        assert call["bundle"] == "b"
+    for training, choosing, evaluating in (runs[:3], runs[3:]):
+        weights = str(Path(str(training["output_dir"])) / "model.pt")
+        assert choosing["ckpt"] == evaluating["ckpt"] == weights
+        assert training["datalist"] == choosing["datalist"] == evaluating["datalist"]
+
+
+def test_scores_are_averaged_over_folds_and_cases_listed_with_their_fold(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, choose="")
+    result = json.loads((tmp_path / "out" / "crossvalidation.json").read_text())
+    assert result["dice.mean"] == {"mean": pytest.approx(0.1), "std": pytest.approx(np.std([0, 0.1, 0.2], ddof=1))}
+    assert "name" not in result
+    with open(tmp_path / "out" / "metrics.csv", newline="") as file:
+        assert [(row["fold"], row["case"]) for row in csv.DictReader(file)] == [
+            (str(k), case) for k in range(3) for case in "ab"
+        ]
+
+
+def test_what_is_finished_is_not_run_again(data, runs, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
+    (out / "fold1" / "evaluation" / "summary.json").unlink()
+    runs.clear()
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
+    assert [(Path(c["output_dir"]).parent.name, c["configs"][-1]) for c in runs] == [("fold1", "calibrated.json")]
+
+
+def test_only_numbers_that_every_fold_has_are_averaged():
+    result = over_folds([{"a": {"x": 1.0}, "b": 2, "c": None}, {"a": {"x": 3.0}, "c": 1.0}])
+    assert result == {"a.x": {"mean": 2.0, "std": pytest.approx(2**0.5, abs=1e-4)}}
