@@ -14,6 +14,7 @@ from .benchmark import benchmark
 from .crossvalidate import crossvalidate
 from .data import SECTIONS, make_datalist, write_datalist, write_folds
 from .demo import demo, phantom_dataset
+from .radon_benchmark import benchmark_radon
 
 
 def phantom(output_dir: str, cases: int = 24, seed: int = 0) -> None:
@@ -100,5 +101,5 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     commands = {"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds, "crossvalidate": crossvalidate}
-    commands |= {"benchmark": benchmark}
+    commands |= {"benchmark": benchmark, "benchmark_radon": benchmark_radon}
     fire.Fire(commands, name="python -m common")
