@@ -1,0 +1,142 @@
+"""Several classifiers under one network, each with its own class activation map.
+
+Source: Ostrowski et al., "Exploring weakly supervised semantic segmentation ensembles for medical imaging systems",
+arXiv:2303.07896.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import common.cam
+from common.backbones import Classifier
+
+
+class EnsembleNet(nn.Module):
+    """Classifiers that see the same image; the ensemble's probability is the mean of theirs.
+
+    Args:
+        members: names of backbones, or mappings of `common.backbones.Classifier`'s options.
+        in_channels: image channels, without the organ channel.
+        num_classes: classes, 0 = healthy.
+        organ_channel: the last input channel is an organ mask, which the members do not see.
+        zoom: the image is enlarged by it, which makes the maps finer in the image's pixels.
+        cam: name of a class in `common.cam`.
+        cam_stage: of `Classifier.stages`, whose activations the map is made of; -1 is the last.
+        cam_channel: for the maps only, all channels are replaced by this one (the paper trains on T1ce, T2 and FLAIR
+            and explains FLAIR alone).
+        target: class whose logit is explained, or `argmax`.
+        pretrained: weights by backbone, see `Classifier`; none when a checkpoint follows.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[str | Mapping[str, Any]] = ("resnet34", "resnet50"),
+        *,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        organ_channel: bool = True,
+        zoom: float = 1.0,
+        cam: str = "GradCAM",
+        cam_stage: int = -1,
+        cam_channel: int | None = None,
+        target: int | Literal["argmax"] = 1,
+        pretrained: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.num_maps = len(members)
+        self.organ_channel = organ_channel
+        self.zoom = zoom
+        self.cam = cam
+        self.cam_stage = cam_stage
+        self.cam_channel = cam_channel
+        self.target = target
+        specs = [{"backbone": member} if isinstance(member, str) else dict(member) for member in members]
+        for spec in specs:
+            spec.setdefault("pretrained", (pretrained or {}).get(spec["backbone"]))
+        self.members = nn.ModuleList(
+            Classifier(in_channels=in_channels, num_classes=num_classes, **spec) for spec in specs
+        )
+
+    def image(self, image: Tensor) -> Tensor:
+        """What the members see of `[B, in_channels (+1 with organ_channel), H, W]`."""
+        if self.organ_channel:
+            image = image[:, :-1]
+        if self.zoom != 1.0:
+            image = F.interpolate(image, scale_factor=self.zoom, mode="bilinear", align_corners=False)
+        return image
+
+    def member_logits(self, image: Tensor) -> Tensor:
+        """Logits of each member, `[B, members, num_classes]`."""
+        seen = self.image(image)
+        return torch.stack([member(seen) for member in self.members], dim=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logarithm of the mean probability, `[B, num_classes]`: logits whose softmax is the ensemble's probability."""
+        return _mean_probability(self.member_logits(image))
+
+    def explain(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class activation map of each member and the ensemble's logits.
+
+        Args:
+            image: `[B, in_channels (+1 with organ_channel), H, W]`.
+
+        Returns:
+            Raw maps `[B, members, H, W]`, not negative and not normalised, and logits `[B, num_classes]`.
+        """
+        seen = self.image(image)
+        method = getattr(common.cam, self.cam)
+        maps, logits = [], []
+        for member in self.members:
+            explained = seen
+            if self.cam_channel is not None:
+                explained = seen[:, self.cam_channel : self.cam_channel + 1].expand_as(seen)
+            with method(member, member.stages[self.cam_stage]) as cam:
+                heat = cam(explained, target=self.target).relu()
+                logits.append(cam.logits if self.cam_channel is None else member(seen))
+            maps.append(F.interpolate(heat[:, None], size=image.shape[-2:], mode="bilinear", align_corners=False))
+        return torch.cat(maps, dim=1), _mean_probability(torch.stack(logits, dim=1))
+
+
+def _mean_probability(logits: Tensor) -> Tensor:
+    """`[B, members, classes]` → `[B, classes]`, log of the members' mean softmax."""
+    return torch.logsumexp(logits.log_softmax(2), dim=1) - torch.log(torch.tensor(float(logits.shape[1])))
+
+
+class MemberLogits(nn.Module):
+    """For training: the ensemble with the logits of each member as output, so that each learns from its own error."""
+
+    def __init__(self, module: EnsembleNet) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.module.member_logits(image)
+
+
+class MemberLoss(nn.Module):
+    """Sum over the members of the cross-entropy; they share no parameter, so each trains as if alone.
+
+    Args:
+        label_smoothing, weight: as in `torch.nn.CrossEntropyLoss`.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0, weight: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss(
+            weight=None if weight is None else torch.tensor(weight), label_smoothing=label_smoothing
+        )
+
+    def forward(self, logits: Tensor, cls: Tensor) -> Tensor:
+        """Scalar from `[B, members, classes]` and `[B]`."""
+        members = logits.shape[1]
+        return members * self.loss(logits.transpose(1, 2), cls[:, None].expand(-1, members))

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from common.adapters import folder
+from common.data import make_datalist, write_datalist
+from common.phantom import MODALITIES, write_phantom
+
+from .conftest import REPOSITORY, monai_bundle, read_json
+
+# Config combinations whose properties are checked, and the modalities that `paper.json` asks for.
+BUNDLES = {
+    "gp_unet_brats": {
+        "train": [
+            "train",
+            "train+lgg",
+            "train+paper",
+            "train+phantom",
+            "train+lgg+train_refine",
+            "train+multi_gpu_train",
+        ],
+        "inference": [
+            *("inference", "evaluate", "inference+paper", "evaluate+paper", "evaluate+calibrate"),
+            *("inference+phantom", "evaluate+phantom", "train+evaluate"),
+        ],
+        "paper": MODALITIES,
+        "paper_classes": ["healthy", "LGG", "HGG"],
+    },
+    "ensemble_gradcam_brats": {
+        "train": ["train+lgg", "train+paper", "train+prostate", "train+phantom", "train+multi_gpu_train"],
+        "inference": ["inference", "inference+paper", "evaluate+paper+search", "evaluate+calibrate", "evaluate+panel"],
+        "paper": ("t1ce", "t2", "flair"),
+        "paper_classes": ["none", "tumour"],
+    },
+}
+NAMES = sorted(BUNDLES)
+# What reaches the network: equal in training, evaluation and inference.
+NETWORK_INPUT = ["network_def", "preprocessing", "channels", "spacing", "organ", "normalize"]
+# What makes the mask: equal in evaluation and inference.
+MASK_KEYS = ["inferer", "gate", "gate_smooth_mm", "threshold", "refine", "min_volume_ml", "flip"]
+
+
+def config(bundle: str, name: str) -> dict:
+    return read_json(REPOSITORY / "bundles" / bundle / "configs" / f"{name}.json")
+
+
+CHECK = """
+import json, os, sys
+import torch
+from monai.bundle import ConfigWorkflow
+
+names, kind, overrides = json.loads(sys.argv[1])
+if "multi_gpu_train" in names:
+    os.environ["LOCAL_RANK"] = "0"
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+workflow = ConfigWorkflow(
+    config_file=[f"configs/{name}.json" for name in names],
+    meta_file="configs/metadata.json",
+    workflow_type=kind,
+    logging_file="configs/logging.conf",
+    **overrides,
+)
+workflow.initialize()
+print("PROPERTIES", json.dumps(workflow.check_properties()))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Callable[[Sequence[str], list[str]], Path]:
+    """A phantom of the given modalities with its datalist."""
+    made: dict[tuple, Path] = {}
+
+    def make(modalities: Sequence[str], classes: list[str]) -> Path:
+        key = (*modalities, *classes)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("phantom")
+            write_phantom(made[key], cases=6, modalities=1 if len(modalities) == 1 else 4, healthy_fraction=0.0)
+            datalist = make_datalist(
+                folder(made[key], modalities=modalities),
+                name="phantom",
+                classes=classes,
+                modalities=modalities,
+                dataset_dir=made[key],
+                fractions=(0.5, 0.25, 0.25),
+            )
+            write_datalist(made[key] / "datalist.json", datalist)
+        return made[key]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("bundle", "kind", "names"),
+    [(b, kind, names) for b in NAMES for kind in ("train", "inference") for names in BUNDLES[b][kind]],
+)
+def test_configs_have_every_property_that_monai_asks_for(bundle, kind, names, data, tmp_path):
+    files = names.split("+")
+    dataset_dir = data(("flair",), ["none", "tumour"])
+    if "paper" in files:
+        dataset_dir = data(BUNDLES[bundle]["paper"], BUNDLES[bundle]["paper_classes"])
+    overrides = {"dataset_dir": str(dataset_dir), "output_dir": str(tmp_path), "device": "cpu", "progress": False}
+    overrides["datalist"] = str(dataset_dir / "datalist.json")
+    if "train_refine" in files:
+        overrides["teacher_ckpt"] = "models/model.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, json.dumps([files, kind, overrides])],
+        cwd=REPOSITORY / "bundles" / bundle,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "PROPERTIES []" in done.stdout, done.stdout[-1500:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+@pytest.mark.parametrize("key", NETWORK_INPUT)
+def test_what_the_network_sees_is_the_same_in_training_evaluation_and_inference(bundle, key):
+    train, evaluate, inference = (config(bundle, n)[key] for n in ("train", "evaluate", "inference"))
+    assert train == evaluate == inference
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_every_key_that_the_network_refers_to_is_the_same_too(bundle):
+    """Weights aside, which a checkpoint brings."""
+    referred = [v[1:] for v in config(bundle, "inference")["network_def"].values() if str(v).startswith("@")]
+    for key in set(referred) - {"encoder_weights", "pretrained"}:
+        train, evaluate, inference = (config(bundle, n)[key] for n in ("train", "evaluate", "inference"))
+        assert train == evaluate == inference, key
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_validation_is_preprocessed_as_training_is(bundle):
+    train = config(bundle, "train")
+    assert train["train"]["preprocessing"] == "@preprocessing"
+    assert train["validate"]["dataset"]["preprocessing"] == "@train#preprocessing"
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_evaluation_makes_masks_as_inference_does(bundle):
+    inference, evaluate = config(bundle, "inference"), config(bundle, "evaluate")
+    for step in inference["postprocessing"]["transforms"]:
+        if step["_target_"] == "Invertd":  # evaluation brings the rivals' masks back too
+            continue
+        same = next(s for s in evaluate["postprocessing"]["transforms"] if s["_target_"] == step["_target_"])
+        assert {key: same.get(key) for key in step} == step
+        for value in step.values():
+            if str(value).startswith("@"):
+                assert inference[value[1:]] == evaluate[value[1:]], value
+    for key in MASK_KEYS:
+        assert inference[key] == evaluate[key], key
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_inference_needs_no_other_file(bundle):
+    text = (REPOSITORY / "bundles" / bundle / "configs" / "inference.json").read_text()
+    assert "%" not in text
+    assert "_meta_" not in text
+
+
+def parsed(bundle: str, *names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(REPOSITORY / "bundles" / bundle / "configs" / f"{name}.json") for name in names])
+    return parser
+
+
+def test_paper_config_of_gp_unet_builds_the_papers_network():
+    parser = parsed("gp_unet_brats", "inference", "paper")
+    network = parser.get("network_def")
+    assert (network["features"], network["upsample"], network["pool_at"]) == ([64, 128, 256], "sinc", "features")
+    assert (parser.get("channels"), len(parser.get("classes"))) == (4, 3)
+
+
+def test_paper_config_of_the_ensemble_is_the_papers():
+    parser = parsed("ensemble_gradcam_brats", "inference", "paper")
+    assert parser.get("members") == ["resnet34", "resnet50"]
+    assert (parser.get("cam"), parser.get("combine"), parser.get("intensity_mask")) == ("GradCAM", "and", 0.8)
+    assert (parser.get("channels"), parser.get("cam_channel")) == (3, 2)
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_metadata_has_what_the_schema_requires(bundle):
+    metadata = config(bundle, "metadata")
+    required = "schema version monai_version pytorch_version numpy_version required_packages_version task description"
+    assert set((required + " authors copyright network_data_format").split()) <= set(metadata)
+    assert metadata["version"] in metadata["changelog"]
+    formats = metadata["network_data_format"]
+    for tensor in (*formats["inputs"].values(), formats["outputs"]["pred"]):
+        needed = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"}
+        assert needed <= set(tensor)
+    channels = formats["outputs"]["pred"]["channel_def"]
+    assert len(config(bundle, "inference")["classes"]) == len(channels)
+    assert list(channels) == [str(i) for i in range(len(channels))]
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_network_takes_and_gives_what_the_metadata_says(bundle):
+    """From the bundle's root: `verify_net_in_out` and `ckpt_export` do not find `scripts` by themselves."""
+    monai_bundle(
+        *("verify_net_in_out", "--net_id", "network_def", "--device", "cpu"),
+        *("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"),
+        cwd=REPOSITORY / "bundles" / bundle,
+    )
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_shipped_weights_export_to_torchscript(bundle, tmp_path):
+    target = tmp_path / "model.ts"
+    monai_bundle(
+        *("ckpt_export", "--net_id", "network_def", "--filepath", str(target), "--ckpt_file", "models/model.pt"),
+        *("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"),
+        cwd=REPOSITORY / "bundles" / bundle,
+    )
+    exported = torch.jit.load(target).eval()
+    inputs = config(bundle, "metadata")["network_data_format"]["inputs"]["image"]
+    assert exported(torch.rand(1, inputs["num_channels"], 32, 32)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_shipped_weights_are_a_small_plain_state_dict(bundle):
+    path = REPOSITORY / "bundles" / bundle / "models" / "model.pt"
+    assert path.stat().st_size < 25 * 2**20
+    state = torch.load(path, weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
