@@ -11,8 +11,8 @@ import fire
 
 from .adapters import read_cases
 from .benchmark import benchmark
-from .crossvalidate import crossvalidate
-from .data import SECTIONS, make_datalist, write_datalist, write_folds
+from .crossvalidate import crossvalidate, write_folds
+from .data import SECTIONS, make_datalist, write_datalist
 from .demo import demo, phantom_dataset
 from .radon_benchmark import benchmark_radon
 

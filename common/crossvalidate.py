@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .data import atomic_path, write_folds
+from .data import SECTIONS, PathLike, atomic_path, write_datalist
 from .demo import run_bundle
 from .output import write_csv
+from .splits import patient_folds, split_patients
 
 
 def crossvalidate(
@@ -82,6 +83,33 @@ def crossvalidate(
     for name, score in scores.items():
         if name.endswith((".mean", ".auc", ".miou", ".paper_dsc")):
             print(f"{name:44} {score['mean']:.4f} ± {score['std']:.4f}")
+
+
+def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: int = 0) -> list[Path]:
+    """Write `<datalist>_fold<k>.json` for cross-validation by patient: fold k is the test section.
+
+    A sixth of the other patients validates.
+
+    Args:
+        datalist: a datalist, whose own sections are dissolved.
+        output_dir: gets the files; paths in them stay relative to the same folder of the data.
+        count: number of folds.
+        seed: of the folds.
+
+    Returns:
+        The files.
+    """
+    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+    everything = [case for section in SECTIONS for case in content.get(section, [])]
+    patients = [case["patient"] for case in everything]
+    files = []
+    for k, test in enumerate(patient_folds(patients, folds=count, seed=seed)):
+        training, validation = split_patients(set(patients) - set(test), fractions=(5 / 6, 1 / 6), seed=seed)
+        parts = {"training": training, "validation": validation, "test": test}
+        fold = content | {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
+        files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")
+        write_datalist(files[-1], fold | {"seed": seed})
+    return files
 
 
 def over_folds(summaries: Sequence[Mapping]) -> dict[str, dict[str, float]]:

@@ -29,7 +29,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from .splits import patient_folds, split_patients
+from .splits import split_patients
 
 __all__ = [
     "SECTIONS",
@@ -284,33 +284,6 @@ def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
     _check(datalist, str(path))
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(datalist, indent=4) + "\n", encoding="utf-8")
-
-
-def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: int = 0) -> list[Path]:
-    """Write `<datalist>_fold<k>.json` for cross-validation by patient: fold k is the test section.
-
-    A sixth of the other patients validates.
-
-    Args:
-        datalist: a datalist, whose own sections are dissolved.
-        output_dir: gets the files; paths in them stay relative to the same folder of the data.
-        count: number of folds.
-        seed: of the folds.
-
-    Returns:
-        The files.
-    """
-    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
-    everything = [case for section in SECTIONS for case in content.get(section, [])]
-    patients = [case["patient"] for case in everything]
-    files = []
-    for k, test in enumerate(patient_folds(patients, folds=count, seed=seed)):
-        training, validation = split_patients(set(patients) - set(test), fractions=(5 / 6, 1 / 6), seed=seed)
-        parts = {"training": training, "validation": validation, "test": test}
-        fold = content | {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
-        files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")
-        write_datalist(files[-1], fold | {"seed": seed})
-    return files
 
 
 def slice_labels(mask_path: PathLike, *, class_if_positive: int = 1) -> list[int]:
