@@ -1,0 +1,134 @@
+"""What M and L cost and bring, and what the logits look like: Fig. 8 and Fig. 2 of the paper, on one's own volumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from monai.data.utils import affine_to_spacing
+from monai.transforms import ResampleToMatch, apply_transform
+from torch import nn
+from tqdm import tqdm
+
+from common.binarize import best_threshold
+from common.data import atomic_path
+from common.output import write_csv
+
+from .geometry import body_of
+from .inferers import ToNNOInferer
+from .sampling import PlaneDataset
+
+
+def ablate(
+    network: nn.Module,
+    preprocessing: Callable,
+    *,
+    cases: Sequence[dict],
+    grid: Sequence[tuple[int, int]],
+    options: Mapping[str, Any],
+    output_dir: str | Path,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Dice of the best threshold and seconds a volume for pairs of M and L: `ablation.csv` and `ablation.png`.
+
+    The threshold is fitted to the very cases, so that figures are comparable with each other and with nothing else.
+
+    Args:
+        network: with its weights.
+        preprocessing: of the bundle.
+        cases: validation cases with masks.
+        grid: pairs (M, L).
+        options: of `ToNNOInferer`.
+        output_dir: where the files go.
+        device: where the network runs.
+        progress: show a bar.
+    """
+    network = network.to(device).eval()
+    read: list[Any] = [apply_transform(preprocessing, {k: v for k, v in c.items() if k != "cls"}) for c in cases]
+    truths = [ResampleToMatch(mode="nearest")(item["label"], item["image"])[0].numpy() > 0 for item in read]
+    rows: list[dict[str, Any]] = []
+    for count, number in tqdm(grid, desc="ablation", unit="setting", disable=not progress):
+        settings = {**options, "num_slices": count, "num_directions": number, "progress": False}
+        inferer = ToNNOInferer(**settings)
+        start, heats = time.perf_counter(), []
+        for item in read:
+            spacing = affine_to_spacing(item["image"].affine).tolist()
+            maps, _ = inferer.volumes(item["image"].as_tensor().to(device), spacing, network)
+            heats.append(next(iter(maps.values())).cpu().numpy())
+        seconds = (time.perf_counter() - start) / len(read)
+        values = np.concatenate([heat[heat != 0] for heat in heats])
+        threshold, dice = best_threshold(heats, truths, np.unique(np.quantile(values, 1 - np.geomspace(0.5, 1e-3, 60))))
+        row = {"num_slices": count, "num_directions": number, "dice": dice, "threshold": threshold, "seconds": seconds}
+        rows.append({k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in row.items()})
+    write_csv(Path(output_dir) / "ablation.csv", rows)
+    figure = Figure(figsize=(9, 3.5))
+    for axes, key in zip(figure.subplots(1, 2), ("dice", "seconds"), strict=True):
+        for count in sorted({row["num_slices"] for row in rows}):
+            line = sorted((row["num_directions"], row[key]) for row in rows if row["num_slices"] == count)
+            axes.plot(*zip(*line, strict=True), marker="o", label=f"M = {count}")
+        axes.set(xlabel="directions L", ylabel=key if key == "dice" else "seconds a volume", xscale="log")
+        axes.legend()
+    _save(figure, Path(output_dir) / "ablation.png")
+    return rows
+
+
+def logit_figure(
+    network: nn.Module,
+    dataset: PlaneDataset,
+    *,
+    output_dir: str | Path,
+    num_slices: int = 100,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Histograms of the logits of planes by label, and the profiles of one positive volume along its axes (Fig. 2).
+
+    Writes `logits.csv` (label, logit) and `logits.png`.
+
+    Args:
+        network: with its weights.
+        dataset: fixed planes of validation volumes.
+        output_dir: where the files go.
+        num_slices: of the profiles.
+        device: where the network runs.
+    """
+    network = network.to(device).eval()
+    rows: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for index, label in enumerate(dataset.classes):
+            logits = network(dataset[index]["image"].to(device))[:, 0].cpu()
+            rows += [{"label": label, "logit": round(float(logit), 4)} for logit in logits]
+    write_csv(Path(output_dir) / "logits.csv", rows)
+    figure = Figure(figsize=(9, 3.5))
+    histogram, profile = figure.subplots(1, 2)
+    for label, name in enumerate(("negative", "positive")):
+        values = [row["logit"] for row in rows if row["label"] == label]
+        histogram.hist(values, bins=40, density=True, alpha=0.6, label=f"{name} volumes")
+    histogram.set(xlabel="logit", ylabel="density")
+    histogram.legend()
+    if 1 in dataset.classes:
+        body = dataset.bodies[dataset.classes.index(1)]
+        inferer = ToNNOInferer(num_slices=num_slices, num_directions=3, size=dataset.size, progress=False)
+        inferer.normals, inferer.weights, inferer.layout = torch.eye(3), None, "fibonacci"
+        image = torch.cat([body.volume.float(), body.inside[None].float()]).to(device)
+        whole = body_of(image, body.spacing, radius=body.radius)
+        if whole is not None:
+            with torch.no_grad():
+                profiles, met = inferer.profiles(whole, network)
+            offsets = torch.linspace(-1, 1, num_slices) * whole.radius
+            for axis, (values, inside) in enumerate(zip(profiles[:, 1:-1].cpu(), met[:, 1:-1].cpu(), strict=True)):
+                profile.plot(offsets[inside], values[inside], label=f"axis {axis}")
+            profile.set(xlabel="mm from the centre", ylabel="logit")
+            profile.legend()
+    _save(figure, Path(output_dir) / "logits.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

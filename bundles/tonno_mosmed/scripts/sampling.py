@@ -1,0 +1,193 @@
+"""Training data of ToNNO: planes at random angles through volumes, each with the label of its volume (Section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data import DistributedWeightedRandomSampler
+from monai.data.utils import affine_to_spacing
+from monai.transforms import apply_transform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+from torch.distributed import get_world_size, is_initialized
+from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
+from tqdm import tqdm
+
+import common.training as training
+from common.adapters_parts import runs
+from common.radon import plane_basis, sample_planes
+from common.slices import slice_classes
+from common.splits import matched_weights
+
+from .geometry import Body, Geometry, body_of
+
+
+def random_planes(rim: Tensor, count: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Planes that meet the convex hull of some points: normals uniform on the sphere, offsets uniform in the hull.
+
+    Args:
+        rim: `[P, 3]` points.
+        count: N.
+        generator: source of randomness; by default torch's.
+
+    Returns:
+        Normals `[N, 3]` and offsets `[N]`.
+    """
+    normals = F.normalize(torch.randn(count, 3, generator=generator), dim=1)
+    span = rim @ normals.T
+    return normals, torch.lerp(span.amin(0), span.amax(0), torch.rand(count, generator=generator))
+
+
+def random_axes(
+    normals: Tensor, *, scale: float = 0.0, shear: float = 0.0, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """In-plane axes at a random angle; their lengths scale the slice, the angle between them shears it (Section 3.3).
+
+    Args:
+        normals: `[N, 3]`, unit length.
+        scale: the length of each axis is uniform in `1 ± scale`.
+        shear: each axis leans by up to this angle, in radians.
+        generator: source of randomness; by default torch's.
+
+    Returns:
+        u and v, each `[N, 3]`, perpendicular to the normals.
+    """
+    u, v = plane_basis(normals)
+    angle = 2 * torch.pi * torch.rand(len(normals), 1, generator=generator)
+    axes = []
+    for turn in (0.0, 0.5 * torch.pi):
+        stretch, lean = 2 * torch.rand(2, len(normals), 1, generator=generator) - 1
+        towards = angle + turn + shear * lean
+        axes.append((1 + scale * stretch) * (torch.cos(towards) * u + torch.sin(towards) * v))
+    return axes[0], axes[1]
+
+
+class PlaneDataset(Dataset):
+    """Planes of preprocessed volumes, which are held in memory in half precision.
+
+    An item is `{"image": [N, C, size, size] float32, "cls": [N] float32}`: N planes of one volume at random angles,
+    all with the volume's label. A case with one label per slice is cut into stacks of equal label, each a volume.
+
+    Args:
+        data: cases with `image` and `cls` (an int for the volume, or one per slice, inferior to superior).
+        preprocessing: gives `image` `[C, D, H, W]` with W running inferior to superior.
+        planes: N, the paper's M_train.
+        size: pixels of a plane's side.
+        augment: transform of one plane, `{"image": [C, size, size]}`.
+        scale, shear: see `random_axes`.
+        fixed: the same planes each time, not augmented: for validation.
+        organ_channel, geometry, radius: see `body_of`.
+        min_slices, max_slices: of stacks, see `common.adapters_parts.runs`.
+        progress: show a progress bar while reading.
+
+    Attributes:
+        bodies, classes: volumes and their labels.
+
+    Raises:
+        ValueError: a case without `cls`, or with another number of labels than slices.
+        RuntimeError: no volume with an organ is left.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        preprocessing: Callable,
+        *,
+        planes: int = 16,
+        size: int = 224,
+        augment: Callable | None = None,
+        scale: float = 0.0,
+        shear: float = 0.0,
+        fixed: bool = False,
+        organ_channel: bool = True,
+        geometry: Geometry = "organ",
+        radius: float | None = None,
+        min_slices: int = 4,
+        max_slices: int | None = 8,
+        progress: bool = True,
+    ) -> None:
+        self.planes = planes
+        self.size = size
+        self.augment = augment
+        self.scale = scale
+        self.shear = shear
+        self.fixed = fixed
+        self.bodies: list[Body] = []
+        self.rims: list[Tensor] = []
+        self.classes: list[int] = []
+        for case in tqdm(data, desc="reading", unit="case", disable=not progress):
+            read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
+            image: Tensor = read["image"]
+            spacing = affine_to_spacing(image.affine).tolist() if hasattr(image, "affine") else [1.0] * 3
+            options: dict[str, Any] = {"organ_channel": organ_channel, "geometry": geometry, "radius": radius}
+            for start, stop, label in stacks(case, image.shape[-1], min_slices, max_slices):
+                body = body_of(image[..., start:stop], spacing, **options)
+                if body is not None:
+                    self.bodies.append(Body(body.volume.half(), body.inside, body.spacing, body.radius, body.box))
+                    self.rims.append(body.rim())
+                    self.classes.append(int(label > 0))
+        if not self.bodies:
+            raise RuntimeError("no volume is left to train on: are the images empty, or is the organ mask?")
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        body = self.bodies[index]
+        generator = torch.Generator().manual_seed(index) if self.fixed else None
+        normals, offsets = random_planes(self.rims[index], self.planes, generator=generator)
+        scale, shear = (0.0, 0.0) if self.fixed else (self.scale, self.shear)
+        u, v = random_axes(normals, scale=scale, shear=shear, generator=generator)
+        image = sample_planes(
+            body.volume.float(),
+            normals,
+            offsets,
+            size=self.size,
+            spacing=body.spacing,
+            radius=body.radius,
+            u=u,
+            v=v,
+        )
+        if self.augment is not None and not self.fixed:
+            items: list[Any] = [apply_transform(self.augment, {"image": plane}) for plane in image]
+            changed = torch.stack([convert_to_tensor(item["image"], track_meta=False) for item in items])
+            image = changed * (image != 0)  # what is air stays air
+        return {"image": image, "cls": torch.full((self.planes,), float(self.classes[index]))}
+
+
+def stacks(case: dict, depth: int, min_slices: int, max_slices: int | None) -> list[tuple[int, int, int]]:
+    """`(start, stop, label)` of the volumes that a case is cut into: itself, or its stacks of slices of equal label."""
+    labels = slice_classes(case, depth)
+    if not isinstance(case.get("cls"), list) and "cls" in case:
+        return [(0, depth, labels[0])]
+    return runs([int(label > 0) for label in labels], min_slices=min_slices, max_slices=max_slices)
+
+
+def balanced_sampler(dataset: PlaneDataset, *, num_samples: int, match_size: bool = True, bins: int = 10) -> Sampler:
+    """Draw volumes with replacement, positives and negatives 1:1.
+
+    Args:
+        dataset: the planes.
+        num_samples: volumes per epoch, over all processes of a distributed run.
+        match_size: draw negatives whose organ is as large as the positives': in stacks, the end of an organ gives
+            itself away as small and healthy.
+        bins: of size.
+    """
+    sizes = torch.tensor([float(body.inside.sum()) for body in dataset.bodies])
+    positions = sizes / sizes.max() if match_size else torch.zeros_like(sizes)
+    weights = matched_weights(dataset.classes, positions.tolist(), bins=bins)
+    if is_initialized():
+        per_rank = -(-num_samples // get_world_size())
+        return DistributedWeightedRandomSampler(dataset, weights.tolist(), num_samples_per_rank=per_rank)
+    return WeightedRandomSampler(weights.tolist(), num_samples)
+
+
+def prepare_batch(
+    batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """`(image [B N, C, h, w], cls [B N, 1])` of a batch of B volumes with N planes each."""
+    flat = {"image": batch["image"].flatten(0, 1), "cls": batch["cls"].flatten()[:, None]}
+    return training.prepare_batch(flat, device, non_blocking)
