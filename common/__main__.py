@@ -11,6 +11,7 @@ import fire
 
 from .adapters import read_cases
 from .benchmark import benchmark
+from .cam_benchmark import benchmark_cam
 from .crossvalidate import crossvalidate, write_folds
 from .data import SECTIONS, make_datalist, write_datalist
 from .demo import demo, phantom_dataset
@@ -101,5 +102,5 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     commands = {"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds, "crossvalidate": crossvalidate}
-    commands |= {"benchmark": benchmark, "benchmark_radon": benchmark_radon}
+    commands |= {"benchmark": benchmark, "benchmark_cam": benchmark_cam, "benchmark_radon": benchmark_radon}
     fire.Fire(commands, name="python -m common")
