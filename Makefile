@@ -1,9 +1,10 @@
-# Two commands set everything up: `make demo` and `make test`.
+# Two commands set everything up: `make demo` and `make test`. `make label` tries the bundles in MONAI Label.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LABEL := .venv-label
 
-.PHONY: install demo test clean
+.PHONY: install demo test label clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +24,20 @@ test: install
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+# MONAI Label needs older packages than the bundles: an environment of its own.
+$(LABEL)/.installed: tests/label_requirements.txt constraints.txt
+	test -x $(LABEL)/bin/python || $(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --quiet --requirement constraints.txt "numpy<2"
+	$(LABEL)/bin/python -m pip install --quiet --constraint constraints.txt --requirement tests/label_requirements.txt
+	$(LABEL)/bin/python -m pip install --quiet --no-deps monailabel==0.8.5
+	touch $@
+
+label: install $(LABEL)/.installed
+	rm -rf build/label
+	$(BIN)/python -m common export --all --output_dir build/label
+	$(BIN)/python -m common phantom build/label/phantom --cases 2
+	$(LABEL)/bin/python tests/label_server.py build/label/phantom/phantom_000/flair.nii.gz build/label/*.zip
 
 clean:
 	rm -rf demo runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,9 @@ from .cam_benchmark import benchmark_cam
 from .crossvalidate import crossvalidate, write_folds
 from .data import SECTIONS, make_datalist, write_datalist
 from .demo import demo, phantom_dataset
+from .export import export
 from .radon_benchmark import benchmark_radon
+from .verify import verify
 
 
 def phantom(output_dir: str, cases: int = 24, seed: int = 0) -> None:
@@ -103,4 +105,5 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
 if __name__ == "__main__":
     commands = {"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds, "crossvalidate": crossvalidate}
     commands |= {"benchmark": benchmark, "benchmark_cam": benchmark_cam, "benchmark_radon": benchmark_radon}
+    commands |= {"export": export, "verify": verify}
     fire.Fire(commands, name="python -m common")

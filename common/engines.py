@@ -14,6 +14,8 @@ from monai.transforms import apply_transform
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .processes import gathered, share
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     Args:
         device: where the network runs.
-        dataset: a `CaseDataset`.
+        dataset: a `CaseDataset`; of several processes (`torchrun`) each takes its share.
         num_workers: processes that load the next cases meanwhile.
         progress: show a progress bar with the time left.
         kwargs: see `SupervisedEvaluator`.
@@ -85,8 +87,9 @@ class CaseEvaluator(SupervisedEvaluator):
         progress: bool = True,
         **kwargs: Any,
     ) -> None:
-        loader = DataLoader(dataset, batch_size=1, num_workers=num_workers)
+        loader = DataLoader(share(dataset), batch_size=1, num_workers=num_workers)
         super().__init__(device=torch.device(device), val_data_loader=loader, network=network, **kwargs)
+        self.cases = [case["case"] for case in getattr(dataset, "data", ())]
         self.failed: dict[str, str] = {}
         self.progress = progress
 
@@ -101,6 +104,8 @@ class CaseEvaluator(SupervisedEvaluator):
                 if not self.failed:
                     raise
                 at_the_end = error
+        self.failed = {case: reason for part in gathered(self.failed) for case, reason in part.items()}
+        cases = sum(gathered(cases))
         if self.failed:
             lines = "\n".join(f"  {case}: {reason}" for case, reason in self.failed.items())
             more = f"\nand then: {_root_message(at_the_end)}" if at_the_end else ""

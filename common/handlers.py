@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
@@ -27,6 +28,7 @@ from .metrics import (
     voxel_counts,
 )
 from .output import pairs, write_csv
+from .processes import gathered, gathered_rows
 from .slices import axial
 
 
@@ -127,8 +129,15 @@ class CaseScores:
             )
 
     def _finish(self, engine: Engine) -> None:
+        cases = getattr(engine, "cases", ())
+        self.rows, self.slices = gathered_rows(self.rows, cases), gathered_rows(self.slices, cases)
+        self.swept = [scores for part in gathered(self.swept) for scores in part]
+        parts = gathered(self.voxels)
+        self.voxels = {name: sum(part.get(name, 0) for part in parts) for part in parts for name in part}
         if not self.rows:
             raise RuntimeError("no case has a ground-truth mask: nothing to score (is label_pattern right?)")
+        if get_rank() != 0:
+            return
         write_csv(self.output_dir / "metrics.csv", [_rounded(row) for row in self.rows])
         write_csv(self.output_dir / "slices.csv", [_rounded(row) for row in self.slices])
         with atomic_path(self.output_dir / "summary.json") as path:

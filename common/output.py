@@ -11,12 +11,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 
 from .data import atomic_path
 from .montage import montage
+from .processes import gathered_rows
 
 
 def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
@@ -108,7 +110,9 @@ class CaseWriter:
         return row
 
     def _finish(self, engine: Engine) -> None:
-        write_csv(self.output_dir / "predictions.csv", self.rows)
+        rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
+        if get_rank() == 0:
+            write_csv(self.output_dir / "predictions.csv", rows)
 
 
 def _truth(batch: Mapping, mask: np.ndarray) -> np.ndarray | None:

@@ -1,0 +1,43 @@
+"""Several processes at one run: `torchrun` starts them, each takes its share of the cases, one writes the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ignite.distributed import get_rank, get_world_size
+from torch.distributed import all_gather_object
+from torch.utils.data import Dataset, Subset
+
+
+def share(dataset: Dataset) -> Dataset:
+    """This process's cases, every n-th of n processes; all of them where there is one process.
+
+    Raises:
+        ValueError: more processes than cases.
+    """
+    processes, cases = get_world_size(), len(dataset)  # type: ignore[arg-type]
+    if processes > max(cases, 1):
+        raise ValueError(f"{processes} processes for {cases} case(s): start at most {cases} with --nproc_per_node")
+    return dataset if processes == 1 else Subset(dataset, range(get_rank(), cases, processes))
+
+
+def gathered(values: Any) -> list[Any]:
+    """What each process holds, by rank, on every process; all of them must call it."""
+    parts: list[Any] = [values] * get_world_size()
+    if len(parts) > 1:
+        all_gather_object(parts, values)
+    return parts
+
+
+def gathered_rows(rows: Sequence[dict], cases: Sequence[str]) -> list[dict]:
+    """The rows of all processes, as one process would have them: in the order of `cases`.
+
+    Args:
+        rows: each with its `case`; a case may have several.
+        cases: names, in the order of the run.
+    """
+    if get_world_size() == 1:
+        return list(rows)
+    order = {case: index for index, case in enumerate(cases)}
+    return sorted((row for part in gathered(list(rows)) for row in part), key=lambda row: order[row["case"]])
