@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -14,6 +15,7 @@ from common.adapters import folder
 from common.data import make_datalist, write_datalist
 from common.phantom import MODALITIES, write_phantom
 
+from ..pipeline import save
 from .conftest import REPOSITORY, monai_bundle, read_json
 
 # Config combinations whose properties are checked, and the modalities that `paper.json` asks for.
@@ -199,6 +201,19 @@ def test_paper_config_of_the_ensemble_is_the_papers():
     assert parser.get("members") == ["resnet34", "resnet50"]
     assert (parser.get("cam"), parser.get("combine"), parser.get("intensity_mask")) == ("GradCAM", "and", 0.8)
     assert (parser.get("channels"), parser.get("cam_channel")) == (3, 2)
+
+
+def test_covid_config_of_tonno_takes_the_organ_from_its_file(tmp_path):
+    volume = np.random.default_rng(0).integers(1, 200, (12, 10, 8)).astype(np.float32)
+    organ = np.zeros_like(volume)
+    organ[2:9, 3:7, 1:6] = 1
+    case = {"image": save(tmp_path / "ct.nii.gz", volume), "organ": save(tmp_path / "lung.nii.gz", organ)}
+    for name in ("train", "inference", "evaluate"):
+        image = parsed("tonno_mosmed", name, "covid").get_parsed_content("preprocessing")(dict(case))["image"]
+        assert image.shape[0] == 2
+        assert image[1].sum() == organ.sum()
+        assert image[0].max() > 0
+        assert image[0][image[1] == 0].abs().max() == 0
 
 
 def test_presets_of_tonno_are_the_papers_and_the_fast_one():
