@@ -115,7 +115,7 @@ def test_inference_writes_the_masks_that_evaluation_scored(run, ckpt, searched, 
 
 
 def test_without_refinement_the_mask_is_where_the_heatmap_is_positive_in_opened_slices(run, ckpt, tmp_path):
-    (tmp_path / "plain.json").write_text(json.dumps({"refine": None, "gate": 0.0}))
+    (tmp_path / "plain.json").write_text(json.dumps({"refine": None, "gate": -1.0}))
     output = run("inference.json", str(tmp_path / "plain.json"), ckpt=ckpt)
     for path in output.glob("*_seg.nii.gz"):
         heatmap = nib.load(str(path).replace("_seg", "_heatmap")).get_fdata()
