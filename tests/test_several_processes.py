@@ -67,7 +67,9 @@ def evaluations(data, trained, tmp_path_factory) -> tuple[Path, Path]:
     """The same evaluation, of all cases, by one process and by two."""
     options = {"dataset_dir": data, "ckpt": trained / "model.pt", "section": "training+validation+test"}
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    monai_bundle(*run("evaluate", "phantom", output_dir=one, **options))
+    with pytest.MonkeyPatch.context() as patch:  # threads change the order of sums, and with it the last digit
+        patch.setenv("OMP_NUM_THREADS", "1")
+        monai_bundle(*run("evaluate", "phantom", output_dir=one, **options))
     done = torchrun(*run("evaluate", "phantom", "multi_gpu_evaluate", output_dir=two, **options))
     assert done.returncode == 0, done.stderr[-3000:]
     return one, two
