@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from .binarize import best_threshold
 from .data import atomic_path
+from .masks import MapsToMaskd
 from .metrics import dice
 from .output import pairs, write_csv
-from .transforms import MapsToMaskd
 
 
 class Calibration:

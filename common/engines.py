@@ -35,8 +35,8 @@ class CaseDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict:
-        # `cls` is for training; a list of one label per slice would not collate.
-        case: Any = {k: v for k, v in self.data[index].items() if k != "cls"}
+        # Lists, of one label per slice or of names, would not collate.
+        case: Any = {k: v for k, v in self.data[index].items() if k != "cls" or isinstance(v, int)}
         start = time.perf_counter()
         try:
             case = apply_transform(self.transform, case)

@@ -1,4 +1,4 @@
-"""Dictionary transforms that all bundles share: checks, organ mask, normalisation, and the way from maps to masks."""
+"""Dictionary transforms that all bundles share: checks, organ mask, normalisation."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from .binarize import clean, largest_component, multi_otsu
-from .metrics import heat_outside
 from .organ import ORGANS, normalize_by_median, organ_mask
-from .refine import each_slice, open_slices, refine_by_intensity, smooth_along_slices
 
 
 def _file_of(image: Any) -> str:
     return str(image.meta.get("filename_or_obj", "the image")) if isinstance(image, MetaTensor) else "the image"
 
 
-def _spacing(image: Any, default: float = 1.0) -> tuple[float, float, float]:
+def spacing_of(image: Any, default: float = 1.0) -> tuple[float, float, float]:
+    """Millimetres between voxels along the three axes of a `MetaTensor`; `default` for a plain tensor."""
     if isinstance(image, MetaTensor):
         x, y, z = (float(s) for s in image.pixdim)
         return x, y, z
@@ -94,7 +92,7 @@ class OrganMaskd(MapTransform):
         data = dict(data)
         for key in self.key_iterator(data):
             image = data[key]
-            mask = organ_mask(as_array(image[0]), spacing=_spacing(image), organ=self.organ, **self.options)
+            mask = organ_mask(as_array(image[0]), spacing=spacing_of(image), organ=self.organ, **self.options)
             data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
         return data
 
@@ -142,157 +140,7 @@ class Normalized(MapTransform):
         return data
 
 
-class MapsToMaskd(MapTransform):
-    """Turn the maps and slice probabilities of `SliceMapInferer` into a heatmap, a mask and the numbers beside them.
-
-    Writes `pred` (label values `[1, H, W, D]`), `heatmap` (raw evidence against class 0, its minimum outside the
-    organ), `probability` `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability`
-    `[C, D]`, `threshold`, and `heat_outside`, the share of positive evidence that lay outside the organ.
-
-    Args:
-        keys: the inferer's output `[2C, H, W, D]`.
-        image_key: the network's input `[image channels, organ, H, W, D]`, in multiples of the organ's median.
-        organ_channel: whether the last channel of the input is the organ mask.
-        gate: a slice holds a lesion when its probability of not being class 0 exceeds it; None: when another class
-            is the most probable one.
-        smooth_mm: Gaussian along the slices before the gate.
-        binarize: `fixed` or `multi_otsu` (three classes, the highest threshold, slice by slice).
-        threshold: of the map, for `fixed`.
-        offset: subtracted from the multi-Otsu threshold.
-        evidence: `predicted` shows the predicted class's map, `sum` adds the maps of all classes but 0.
-        clean_options: of `common.binarize.clean`, applied slice by slice.
-        refine: keyword arguments of `common.refine.refine_by_intensity`; None leaves the thresholded map.
-        largest: without refinement: keep only the largest 3D component.
-        min_volume_ml: smaller masks are emptied.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = "pred",
-        *,
-        image_key: str = "image",
-        organ_channel: bool = True,
-        gate: float | None = 0.5,
-        smooth_mm: float = 0.0,
-        binarize: Literal["fixed", "multi_otsu"] = "fixed",
-        threshold: float = 0.0,
-        offset: float = 0.0,
-        evidence: Literal["predicted", "sum"] = "predicted",
-        clean_options: Mapping[str, Any] | None = None,
-        refine: Mapping[str, Any] | None = None,
-        largest: bool = False,
-        min_volume_ml: float = 0.0,
-    ) -> None:
-        super().__init__(keys)
-        if binarize not in ("fixed", "multi_otsu"):
-            raise ValueError(f"binarize must be 'fixed' or 'multi_otsu', got {binarize!r}")
-        if evidence not in ("predicted", "sum"):
-            raise ValueError(f"evidence must be 'predicted' or 'sum', got {evidence!r}")
-        self.image_key = image_key
-        self.organ_channel = organ_channel
-        self.gate = gate
-        self.smooth_mm = smooth_mm
-        self.binarize = binarize
-        self.threshold = threshold
-        self.offset = offset
-        self.evidence = evidence
-        self.clean_options = dict(clean_options or {})
-        self.refine = dict(refine) if refine is not None else None
-        self.largest = largest
-        self.min_volume_ml = min_volume_ml
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        data = dict(data)
-        for key in self.key_iterator(data):
-            image = data[self.image_key]
-            spacing = _spacing(image)
-            output = as_array(data[key])
-            classes = output.shape[0] // 2
-            maps, probability = output[:classes], output[classes:, 0, 0, :]
-            volume = as_array(image)
-            organ = volume[-1] > 0.5 if self.organ_channel else np.ones(volume.shape[1:], dtype=bool)
-            probability = smooth_along_slices(probability, sigma_mm=self.smooth_mm, slice_mm=spacing[2])
-            classes_of_slices = open_slices(probability, self.gate)
-            suspicious = probability[:, int((1 - probability[0]).argmax())]
-            everywhere = self._evidence(maps, classes_of_slices, suspicious)
-            # Outside there is as little evidence as anywhere inside, so that any threshold leaves it out.
-            heat = np.where(organ, everywhere, everywhere[organ].min(initial=0.0))
-            seed = self._seed(heat, organ) & (classes_of_slices > 0)
-            mask = self._mask(seed, volume[0], organ, spacing)
-            if mask.sum() * float(np.prod(spacing)) / 1000.0 < self.min_volume_ml:
-                mask[:] = False
-            data[key] = like_image(image, (mask * classes_of_slices)[None].astype(np.uint8))
-            data["heatmap"] = like_image(image, heat[None].astype(np.float32))
-            data["probability"] = torch.as_tensor(suspicious)
-            data["slice_probability"] = torch.as_tensor(probability)
-            data["heat_outside"] = torch.tensor(heat_outside(everywhere, organ))
-            data["threshold"] = torch.tensor(self.threshold if self.binarize == "fixed" else self.offset)
-        return data
-
-    def _evidence(self, maps: np.ndarray, classes_of_slices: np.ndarray, suspicious: np.ndarray) -> np.ndarray:
-        margins = maps[1:] - maps[:1]
-        if self.evidence == "sum":
-            return margins.sum(axis=0)
-        # A slice without finding still shows evidence: that of the volume's leading class.
-        leading = 1 + int(suspicious[1:].argmax())
-        shown = np.where(classes_of_slices > 0, classes_of_slices, leading) - 1
-        return np.take_along_axis(margins, shown[None, None, None, :], axis=0)[0]
-
-    def _seed(self, heat: np.ndarray, organ: np.ndarray) -> np.ndarray:
-        if self.binarize == "fixed":
-            return (heat > self.threshold) & organ
-        seed = np.zeros(heat.shape, dtype=bool)
-        for z in np.flatnonzero(organ.any(axis=(0, 1))):
-            plane = heat[..., z]
-            seed[..., z] = plane > multi_otsu(plane, offset=self.offset, mask=organ[..., z])
-        return seed & organ
-
-    def _mask(
-        self, seed: np.ndarray, image: np.ndarray, organ: np.ndarray, spacing: tuple[float, float, float]
-    ) -> np.ndarray:
-        if self.clean_options:
-            seed = each_slice(lambda s: clean(s, **self.clean_options), seed)
-        if self.refine is not None:
-            return refine_by_intensity(seed, image, organ, spacing=spacing, **self.refine)
-        return largest_component(seed) if self.largest else seed
-
-
 def like_image(image: Any, array: np.ndarray) -> Tensor:
     """A tensor on the image's grid, so that inverting the preprocessing can bring it back."""
     tensor = torch.as_tensor(array)
     return MetaTensor(tensor, meta=dict(image.meta)) if isinstance(image, MetaTensor) else tensor
-
-
-class BaselineMasksd(MapTransform):
-    """Add what needs no learned map: `baseline_threshold` and `baseline_gated`, on the model's grid.
-
-    The first is every organ voxel brighter than `intensity` organ medians. The second keeps it only in slices that
-    the classifier's probability opens, and of that the largest component.
-
-    Args:
-        keys: the network's input `[image channels, organ, H, W, D]`.
-        intensity, gated_intensity: thresholds in organ medians.
-        gate: as in `MapsToMaskd`, whose `slice_probability` is used.
-    """
-
-    def __init__(
-        self, keys: KeysCollection = "image", *, intensity: float, gated_intensity: float, gate: float | None = 0.5
-    ) -> None:
-        super().__init__(keys)
-        self.intensity = intensity
-        self.gated_intensity = gated_intensity
-        self.gate = gate
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        data = dict(data)
-        for key in self.key_iterator(data):
-            image = data[key]
-            volume = as_array(image)
-            organ = volume[-1] > 0.5
-            opened = open_slices(as_array(data["slice_probability"]), self.gate) > 0
-            gated = largest_component((volume[0] > self.gated_intensity) & organ & opened)
-            data["baseline_threshold"] = like_image(
-                image, ((volume[0] > self.intensity) & organ)[None].astype(np.uint8)
-            )
-            data["baseline_gated"] = like_image(image, gated[None].astype(np.uint8))
-        return data

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from common.binarize import best_threshold, clean
 from common.data import atomic_path
+from common.masks import least_voxels
 from common.metrics import balanced_accuracy, component_scores, dice, summarize
 from common.output import write_csv
 from common.refine import refine_by_intensity
 
 from .geometry import Body
 from .inferers import ToNNOInferer
-from .masks import least_voxels
 from .sampling import stacks
 
 QUANTILES = 1 - np.geomspace(0.5, 2e-4, 80)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from common.engines import CaseDataset
+from common.volume_scores import VolumeScores
+
+
+def engine(batch: dict, output: dict) -> SimpleNamespace:
+    return SimpleNamespace(state=SimpleNamespace(batch=[batch], output=[output]))
+
+
+def volume(positive: float) -> torch.Tensor:
+    return torch.tensor([1 - positive, positive])
+
+
+def cube(*ranges) -> torch.Tensor:
+    mask = torch.zeros(1, 10, 10, 10)
+    for start, stop in ranges:
+        mask[0, start:stop, start:stop, start:stop] = 1
+    return mask
+
+
+def test_volume_scores_are_those_counted_by_hand(tmp_path):
+    handler = VolumeScores(tmp_path)
+    handler._start(None)
+    # Two lesions, one found, one component too many: tp 1, fp 1, fn 1.
+    found = {"pred": cube((0, 2), (8, 10)), "probability": volume(0.9), "baseline_threshold": cube()}
+    handler._score(engine({"case": "a", "label": cube((0, 2), (4, 6))}, found))
+    # A healthy volume, wrongly called positive, and one without mask that is rightly called negative.
+    second = {"pred": cube((1, 2)), "probability": volume(0.6), "baseline_threshold": cube()}
+    handler._score(engine({"case": "b", "label": cube()}, second))
+    third = {"pred": cube(), "probability": volume(0.2), "baseline_threshold": cube()}
+    handler._score(engine({"case": "c", "cls": 0}, third))
+    # A box: half of what was predicted.
+    box = {"case": "d", "cls": 1, "box": torch.tensor([0, 0, 0, 4, 4, 2])}
+    fourth = {"pred": cube((0, 4)), "probability": volume(0.5), "baseline_threshold": cube()}
+    handler._score(engine(box, fourth))
+    handler._finish(None)
+    summary = json.loads((tmp_path / "volumes.json").read_text())
+    assert summary["method"]["f1"]["mean"] == pytest.approx((0.5 + 0.0) / 2)
+    assert summary["method"]["dice"]["mean"] == pytest.approx((0.5 + 0.0) / 2)
+    assert summary["method"]["max_iou"]["mean"] == pytest.approx(0.5)
+    assert summary["method"]["balanced_accuracy"] == pytest.approx((2 / 2 + 1 / 2) / 2)
+    assert summary["method"]["auc"] == pytest.approx(0.75)
+    assert "auc" not in summary["threshold"]
+    assert summary["threshold"]["balanced_accuracy"] == pytest.approx(0.5)
+    assert summary["threshold"]["max_iou"]["mean"] == 0.0
+    with open(tmp_path / "volumes.csv") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == [c for c in "abcd" for _ in range(2)]
+
+
+def test_volume_label_reaches_the_scores_and_slice_labels_do_not():
+    data = [{"case": "a", "cls": 1}, {"case": "b", "cls": [0, 1]}]
+    dataset = CaseDataset(data, lambda case: case)
+    assert dataset[0]["cls"] == 1
+    assert "cls" not in dataset[1]
