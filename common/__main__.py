@@ -16,6 +16,7 @@ from .crossvalidate import crossvalidate, write_folds
 from .data import SECTIONS, make_datalist, write_datalist
 from .demo import demo, phantom_dataset
 from .export import export
+from .features_command import features
 from .radon_benchmark import benchmark_radon
 from .verify import verify
 
@@ -40,6 +41,7 @@ def prepare(
     classes: str | tuple[str, ...] | None = None,
     fractions: tuple[float, float, float] = (0.6, 0.15, 0.25),
     seed: int = 0,
+    for_scoring: bool = False,
     **options: Any,
 ) -> None:
     """Read a data set, derive yes/no labels, split by patient and write the datalist.
@@ -55,6 +57,8 @@ def prepare(
         classes: names, class 0 first; by default the adapter's.
         fractions: of patients in training, validation, test.
         seed: of the split.
+        for_scoring: thresholds will be chosen and masks scored on these cases, nothing will be trained: they need not
+            hold negatives.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`.
     """
     if "modalities" in options:
@@ -73,6 +77,7 @@ def prepare(
         dataset_dir=home,
         fractions=fractions,
         seed=seed,
+        for_scoring=for_scoring,
     )
     drawn = [(section, case) for section in SECTIONS for case in content[section]]
     for section in SECTIONS:
@@ -105,5 +110,5 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
 if __name__ == "__main__":
     commands = {"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds, "crossvalidate": crossvalidate}
     commands |= {"benchmark": benchmark, "benchmark_cam": benchmark_cam, "benchmark_radon": benchmark_radon}
-    commands |= {"export": export, "verify": verify}
+    commands |= {"export": export, "verify": verify, "features": features}
     fire.Fire(commands, name="python -m common")

@@ -44,6 +44,7 @@ def folder(
     *,
     modalities: Sequence[str] = ("flair",),
     label: str | None = "mask",
+    organ: str | None = None,
     pattern: str = "*/{}.nii.gz",
     label_pattern: str | None = None,
     patient_separator: str | None = None,
@@ -60,6 +61,7 @@ def folder(
         root: folder that holds the case folders.
         modalities: file names without suffix; with one, ``image`` is a path, with more, a list in this order.
         label: name of the mask file; cases without it get neither ``label`` nor ``cls``. ``None``: masks are ignored.
+        organ: name of an organ's mask file, given as ``organ``; ``None``: there is none.
         pattern: glob relative to ``root``; ``{}`` stands for the modality, and for ``label``.
         label_pattern: glob of the masks, where it differs from ``pattern``.
         patient_separator: where given, the patient is its name before the first occurrence (``"P07_scan2"``, ``"_"`` →
@@ -74,7 +76,9 @@ def folder(
         raise ValueError(f"cls_per must be 'slice' or 'volume'; got {cls_per!r}.")
     patterns = [pattern.format(modality) for modality in modalities]
     masks = (label_pattern or pattern.format(label)) if label else None
-    cases = find_cases(root, patterns[0] if len(patterns) == 1 else patterns, label_pattern=masks)
+    organs = pattern.format(organ) if organ else None
+    first = patterns[0] if len(patterns) == 1 else patterns
+    cases = find_cases(root, first, label_pattern=masks, organ_pattern=organs)
     for case in tqdm(cases, desc="reading masks", unit="case", disable=None):
         image = case["image"] if isinstance(case["image"], str) else case["image"][0]
         below = Path(image).relative_to(Path(root).absolute()).parts

@@ -149,7 +149,8 @@ def half_lungs(
             :func:`substacks`.
 
     Returns:
-        Cases as of :func:`substacks`, with ``organ``. Slices beyond the ends of the lung are left out.
+        Cases as of :func:`substacks`, with ``organ``, ``side`` (``left`` or ``right``) and ``position`` (of the part's
+        middle within its lung, 0 to 1, inferior→superior). Slices beyond the ends of the lung are left out.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`substacks`; also an empty lung mask.
@@ -165,9 +166,12 @@ def half_lungs(
         for side, half in (("left", slice(0, gap)), ("right", slice(gap, len(lungs)))):  # in RAS, x grows to the right
             if lungs[half].any():
                 box = _around(lungs, half, images["organ"].header.get_zooms(), margin_mm)
-                named = case | {"case": f"{case['case']}_{side}"}
+                named = case | {"case": f"{case['case']}_{side}", "side": side}
                 parts = _stacks(named, images, box, min_slices, max_slices, min_ml, min_share)
-                cases += [_write(part, images, place, out_dir) for part, place in parts]
+                for part, place in parts:
+                    middle = (place[2].start + place[2].stop) / 2
+                    part["position"] = round((middle - box[2].start) / (box[2].stop - box[2].start), 4)
+                    cases.append(_write(part, images, place, out_dir))
     return _some(cases, root)
 
 

@@ -11,12 +11,19 @@ from tqdm import tqdm
 
 from .binarize import largest_component
 from .metrics import dice
+from .refine import smooth_in_organ
+from .transforms import spacing_of
 
 INTENSITIES = tuple(np.round(np.arange(1.0, 2.55, 0.1), 2).tolist())
 
 
 def fit(
-    cases: Sequence[dict], preprocessing: Callable, *, intensities: Sequence[float] = INTENSITIES, progress: bool = True
+    cases: Sequence[dict],
+    preprocessing: Callable,
+    *,
+    intensities: Sequence[float] = INTENSITIES,
+    smooth_mm: float = 0.0,
+    progress: bool = True,
 ) -> tuple[float, float]:
     """Thresholds, in organ medians, with the best mean 3D Dice on training cases: `(plain, gated)`.
 
@@ -27,6 +34,7 @@ def fit(
         cases: training cases with `image` and `label`; those without a label are left out.
         preprocessing: gives `image` `[image channels, organ, H, W, D]`.
         intensities: what to try.
+        smooth_mm: in-plane Gaussian of the image before it is thresholded.
 
     Raises:
         ValueError: no case has a mask.
@@ -41,8 +49,9 @@ def fit(
         read = to_image_grid(preprocessed)
         image, truth = read["image"].numpy(), read["label"][0].numpy() > 0
         organ, positive = image[-1] > 0.5, truth.any(axis=(0, 1))
+        shown = smooth_in_organ(image[0], organ, sigma_mm=smooth_mm, spacing=spacing_of(read["image"]))
         for i, intensity in enumerate(intensities):
-            bright = (image[0] > intensity) & organ
+            bright = (shown > intensity) & organ
             row[i] = dice(bright, truth), dice(largest_component(bright & positive), truth)
     best = scores.mean(axis=0).argmax(axis=0)
     return float(intensities[best[0]]), float(intensities[best[1]])

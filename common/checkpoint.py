@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class TrainingCheckpoint:
         path: the checkpoint; training that finds it goes on after its last epoch.
         objects: what has `state_dict` / `load_state_dict`: network, optimizer, schedule …
         model: the network whose plain weights go to `model_path` after every epoch.
+        best_of: evaluator of a validation: weights go to `model_path` only when its key metric is as good as ever.
     """
 
     def __init__(
@@ -95,11 +97,14 @@ class TrainingCheckpoint:
         *,
         model: torch.nn.Module,
         model_path: str | os.PathLike[str],
+        best_of: Any = None,
     ) -> None:
         self.path = Path(path)
         self.objects = objects
         self.model = model
         self.model_path = model_path
+        self.best_of = best_of
+        self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._resume)
@@ -117,13 +122,20 @@ class TrainingCheckpoint:
                     f"{self.path} belongs to another training ({name}: {error}); remove it or change output_dir"
                 ) from error
         engine.state.epoch = state["epoch"]
+        self.best = state.get("best", -math.inf)
         if engine.state.epoch_length:
             engine.state.iteration = state["epoch"] * engine.state.epoch_length
         logger.info("resuming %s after epoch %d", self.path, state["epoch"])
 
     @one_rank_only()
     def _save(self, engine: Engine) -> None:
+        better = True
+        if self.best_of is not None:
+            reached = float(self.best_of.state.metrics[self.best_of.state.key_metric_name])
+            # Of equals the later one, which has learned more; an undefined metric (one class) keeps nothing back.
+            better, self.best = not reached < self.best, max(self.best, reached)
+        if better:
+            save_weights(self.model, self.model_path)
         state = {name: target.state_dict() for name, target in self.objects.items()}
         with atomic_path(self.path) as temporary:
-            torch.save(state | {"epoch": engine.state.epoch}, temporary)
-        save_weights(self.model, self.model_path)
+            torch.save(state | {"epoch": engine.state.epoch, "best": self.best}, temporary)

@@ -22,6 +22,7 @@ def crossvalidate(
     output_dir: str,
     *,
     datalist: str | None = None,
+    scans: str | None = None,
     folds: int = 3,
     seed: int = 0,
     train: str | Sequence[str] = "train.json",
@@ -35,11 +36,15 @@ def crossvalidate(
     `fold<k>/{training,<choose>,evaluation}`, `metrics.csv` (every case with its fold) and `crossvalidation.json` (mean
     and standard deviation over folds of every number of the folds' `summary.json`).
 
+    Where training used parts of scans (half-lungs, stacks of slices), `scans` lists the whole ones: thresholds are
+    chosen and masks scored on these, and `fold<k>/parts` holds the scores of the parts, their AUC among them.
+
     Args:
         bundle: name under `bundles/`.
         dataset_dir: folder of the data.
         output_dir: gets all files.
         datalist: as `prepare` writes it, whose sections are dissolved; by default `datalist.json` in `dataset_dir`.
+        scans: datalist of whole scans of the same patients, see above; paths relative to `dataset_dir`, too.
         folds: number of folds.
         seed: of the folds.
         train: config files of the training, later ones override earlier ones.
@@ -51,29 +56,36 @@ def crossvalidate(
     home = Path(output_dir).resolve()
     source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
     lists = write_folds(source, home, count=folds, seed=seed)
+    whole = [_of_patients(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate = (_names(x) for x in (train, choose, evaluate))
     summaries, rows = [], []
-    for k, fold_list in enumerate(lists):
+    for k, (part_list, fold_list) in enumerate(zip(lists, whole, strict=True)):
         fold = home / f"fold{k}"
-        shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(fold_list), **overrides}
+        shared = {"dataset_dir": str(Path(dataset_dir).resolve()), **overrides}
         ckpt = fold / "training" / "model.pt"
         finished = fold / "training" / "finished"
         if not finished.is_file():
             print(f"fold {k}: training")
-            run_bundle(bundle, train, output_dir=str(ckpt.parent), **shared)
+            run_bundle(bundle, train, output_dir=str(ckpt.parent), datalist=str(part_list), **shared)
             finished.touch()
+        shared |= {"ckpt": str(ckpt)}
+        on_scans = {**shared, "datalist": str(fold_list)}
         chosen: list[str] = []
         for step in choose:
             result = fold / Path(step).stem / "calibrated.json"
             if not result.is_file():
                 print(f"fold {k}: {step}")
-                run_bundle(bundle, [*evaluate, *chosen, step], output_dir=str(result.parent), ckpt=str(ckpt), **shared)
+                run_bundle(bundle, [*evaluate, *chosen, step], output_dir=str(result.parent), **on_scans)
             chosen.append(str(result))
         summary = fold / "evaluation" / "summary.json"
         if not summary.is_file():
             print(f"fold {k}: evaluation")
-            run_bundle(bundle, [*evaluate, *chosen], output_dir=str(summary.parent), ckpt=str(ckpt), **shared)
-        summaries.append(json.loads(summary.read_text()))
+            run_bundle(bundle, [*evaluate, *chosen], output_dir=str(summary.parent), **on_scans)
+        parts = fold / "parts" / "summary.json"
+        if scans and not parts.is_file():
+            print(f"fold {k}: evaluation of the parts")
+            run_bundle(bundle, [*evaluate, *chosen], output_dir=str(parts.parent), datalist=str(part_list), **shared)
+        summaries.append(_scores(summary.parent) | ({"parts": _scores(parts.parent)} if scans else {}))
         with open(summary.parent / "metrics.csv", newline="") as file:
             rows += [{"fold": k, **row} for row in csv.DictReader(file)]
     write_csv(home / "metrics.csv", rows)
@@ -83,6 +95,31 @@ def crossvalidate(
     for name, score in scores.items():
         if name.endswith((".mean", ".auc", ".miou", ".paper_dsc")):
             print(f"{name:44} {score['mean']:.4f} ± {score['std']:.4f}")
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    """What the handlers of an evaluation wrote: by case, and where there are any by volume."""
+    scores = json.loads((folder / "summary.json").read_text())
+    volumes = folder / "volumes.json"
+    return scores | ({"volumes": json.loads(volumes.read_text())} if volumes.is_file() else {})
+
+
+def _of_patients(scans: PathLike, fold: Path) -> Path:
+    """Write the datalist of whole scans, split by patient as a fold of their parts is; `<fold>_scans.json`.
+
+    Raises:
+        ValueError: a scan of a patient who is in no section of the fold.
+    """
+    content, parts = (json.loads(Path(path).read_text(encoding="utf-8")) for path in (scans, fold))
+    everything = [case for section in SECTIONS for case in content.get(section, [])]
+    patients = {section: {case["patient"] for case in parts[section]} for section in SECTIONS}
+    unknown = {case["patient"] for case in everything} - set().union(*patients.values())
+    if unknown:
+        raise ValueError(f"{scans}: patients {sorted(unknown)} have no parts in {fold}; name them alike in both")
+    split = {section: [case for case in everything if case["patient"] in patients[section]] for section in SECTIONS}
+    path = fold.with_name(f"{fold.stem}_scans.json")
+    write_datalist(path, content | split)
+    return path
 
 
 def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: int = 0) -> list[Path]:

@@ -7,8 +7,9 @@ A datalist is one JSON file::
 
 with ``case = {"case": unique name, "patient": id, "image": path or list of paths (one per modality),
 "label": mask path (optional), "organ": path of an organ's mask (optional), "box": corners (optional), "cls": label}``.
-``cls`` is one int for the whole volume, or one int per axial slice, ordered inferior→superior. Paths are relative to
-``dataset_dir``. Training sees ``cls`` only; the mask derives it here and scores later.
+``cls`` is one int for the whole volume, or one int per axial slice, ordered inferior→superior, or, where several
+classes may be present at once, the list of their names (``["ADH", "DCIS"]``; ``[]``: none of them). Paths are relative
+to ``dataset_dir``. Training sees ``cls`` only; the mask derives it here and scores later.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "find_cases",
     "load_datalist",
     "make_datalist",
+    "multi_hot",
     "slice_labels",
     "write_datalist",
 ]
@@ -102,7 +104,11 @@ def _stem(name: str) -> str:
 
 
 def find_cases(
-    dataset_dir: PathLike, image_pattern: str | Sequence[str], *, label_pattern: str | None = None
+    dataset_dir: PathLike,
+    image_pattern: str | Sequence[str],
+    *,
+    label_pattern: str | None = None,
+    organ_pattern: str | None = None,
 ) -> list[Case]:
     """List the cases below a folder by glob patterns.
 
@@ -115,10 +121,11 @@ def find_cases(
         dataset_dir: folder that the patterns are relative to.
         image_pattern: one glob pattern, or one per modality; every case must have all of them.
         label_pattern: pattern of the masks; a case without a mask gets no ``label``.
+        organ_pattern: pattern of masks of the organ; every case must have one.
 
     Returns:
         Cases sorted by name, with the keys ``case``, ``patient`` (the case name), ``image`` (absolute path, or a list
-        of them where a list of patterns was given) and, if found, ``label``.
+        of them where a list of patterns was given) and, if found, ``label`` and ``organ``.
 
     Raises:
         FileNotFoundError: nothing matches, or a case lacks a modality.
@@ -131,8 +138,9 @@ def find_cases(
         if not files:
             raise FileNotFoundError(f"no file matches {pattern!r} in {root}; check dataset_dir and the pattern.")
     labels = _partners(found[0], _glob(root, label_pattern), label_pattern)[0] if label_pattern else {}
+    organs = _partners(found[0], _glob(root, organ_pattern), organ_pattern)[0] if organ_pattern else {}
     rows = {name: [name] for name in found[0].values()}
-    missing: list[str] = []
+    missing = [f"{organ_pattern!r} beside {name}" for name in rows if organ_pattern and name not in organs]
     for pattern, files in zip(patterns[1:], found[1:], strict=True):
         pairs, alone = _partners(found[0], files, pattern)
         missing += [f"{pattern!r} beside {name}" for name in rows if name not in pairs]
@@ -142,7 +150,7 @@ def find_cases(
     if missing:
         raise FileNotFoundError(
             f"{root}: {len(missing)} image(s) missing: {'; '.join(missing[:3])}. Every case needs one file per "
-            "modality: add the files, or leave the modality or the case out."
+            "modality, and one of the organ where a pattern asks for it: add the files, or leave the case out."
         )
 
     folders = {name: Path(name).parent.as_posix().replace("/", "_") for name in rows}
@@ -157,6 +165,8 @@ def find_cases(
         case["image"] = paths[0] if isinstance(image_pattern, str) else paths
         if name in labels:
             case["label"] = str(root / labels[name])
+        if name in organs:
+            case["organ"] = str(root / organs[name])
         cases.append(case)
     _check_names(cases, str(root))
     return sorted(cases, key=lambda case: case["case"])
@@ -196,19 +206,46 @@ def _check(datalist: dict[str, Any], source: str) -> None:
             lacking = [key for key in needed if key not in case]
             if lacking:
                 raise ValueError(f"{source}: case {case.get('case', case)!r} of {section!r} lacks {lacking}.")
-            values = _cls(case)
-            if not all(isinstance(c, int) and 0 <= c < len(classes) for c in values) or ("cls" in case and not values):
+            if "cls" in case and not _is_label(case["cls"], classes):
                 raise ValueError(
                     f"{source}: case {case['case']!r}: cls must be an int, or one int per slice, from 0 to "
-                    f"{len(classes) - 1} ({classes}); got {case['cls']!r}."
+                    f"{len(classes) - 1} ({classes}), or a list of names among {classes[1:]}; got {case['cls']!r}."
                 )
     _check_names((case for section in SECTIONS for case in datalist.get(section, [])), source)
     check_patients(datalist)
 
 
-def _cls(case: Case) -> list[int]:
-    cls = case.get("cls", [])
-    return cls if isinstance(cls, list) else [cls]
+def _is_label(cls: Any, classes: Sequence[str]) -> bool:
+    values = cls if isinstance(cls, list) else [cls]
+    if isinstance(cls, list) and any(isinstance(c, str) for c in cls):
+        return all(c in classes[1:] for c in cls) and len(set(cls)) == len(cls)
+    return all(isinstance(c, int) and 0 <= c < len(classes) for c in values)
+
+
+def multi_hot(cls: int | Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The label of a whole case as one 0 or 1 for each class but the negative one.
+
+    Args:
+        cls: a class index, 0 for the negative one, or the names of the classes that are present.
+        classes: names, the negative one first.
+
+    Returns:
+        A list of length ``len(classes) - 1``.
+
+    Raises:
+        ValueError: not a label of the whole case: one label per slice, an unknown name, an index out of range.
+    """
+    names = [classes[cls]] if isinstance(cls, int) and 0 <= cls < len(classes) else cls
+    if isinstance(names, int | str) or not all(name in classes for name in names):
+        raise ValueError(f"cls must be an index or a list of names of {list(classes)} for the whole case; got {cls!r}.")
+    return [int(name in names) for name in classes[1:]]
+
+
+def _signs(cls: Any) -> set[bool]:
+    """Whether a label, or one of several, is positive, and whether one is negative."""
+    if isinstance(cls, list) and (not cls or isinstance(cls[0], str)):
+        return {bool(cls)}
+    return {c > 0 for c in (cls if isinstance(cls, list) else [cls])}
 
 
 def _map_paths(case: Case, change: Any) -> Case:
@@ -256,6 +293,7 @@ def cases(
     image_pattern: str | Sequence[str],
     *,
     label_pattern: str | None = None,
+    organ_pattern: str | None = None,
     datalist: PathLike | None = None,
     section: str = "test",
 ) -> list[Case]:
@@ -263,14 +301,14 @@ def cases(
 
     Args:
         dataset_dir: folder of the data.
-        image_pattern, label_pattern: see :func:`find_cases`; unused with a datalist.
+        image_pattern, label_pattern, organ_pattern: see :func:`find_cases`; unused with a datalist.
         datalist: JSON file; ``None`` or an empty text takes the patterns instead.
         section: of the datalist; ``training+validation`` joins two.
     """
     if datalist:
         parts = [load_datalist(datalist, part, dataset_dir=dataset_dir) for part in section.split("+")]
         return [case for part in parts for case in part]
-    return find_cases(dataset_dir, image_pattern, label_pattern=label_pattern)
+    return find_cases(dataset_dir, image_pattern, label_pattern=label_pattern, organ_pattern=organ_pattern)
 
 
 def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
@@ -315,6 +353,7 @@ def make_datalist(
     dataset_dir: PathLike,
     fractions: Sequence[float] = (0.6, 0.15, 0.25),
     seed: int = 0,
+    for_scoring: bool = False,
 ) -> dict[str, Any]:
     """Split cases by patient and assemble a datalist with paths relative to ``dataset_dir``.
 
@@ -326,6 +365,7 @@ def make_datalist(
         dataset_dir: folder that paths are made relative to.
         fractions: shares of training, validation and test.
         seed: seed of the split, recorded in the datalist.
+        for_scoring: nothing will be trained on these cases, so they need not hold negatives.
 
     Raises:
         ValueError: a case has another number of images than ``modalities``, or training lacks positives or negatives.
@@ -343,8 +383,8 @@ def make_datalist(
     for section, patients in zip(SECTIONS, map(set, parts), strict=True):
         datalist[section] = [case for case in relative if case["patient"] in patients]
     _check(datalist, name)
-    for section in SECTIONS:
-        labels = {cls > 0 for case in datalist[section] for cls in _cls(case)}
+    for section in () if for_scoring else SECTIONS:
+        labels = {sign for case in datalist[section] if "cls" in case for sign in _signs(case["cls"])}
         for positive, word in ((True, "positive"), (False, "negative")):
             if datalist[section] and positive not in labels:
                 message = f"{name}: {section!r} holds no {word} label; add such cases or choose another seed."

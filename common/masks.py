@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 
 from .binarize import clean, largest_component, multi_otsu, otsu
 from .metrics import heat_outside
-from .refine import each_slice, open_slices, refine_by_intensity, smooth_along_slices
+from .refine import each_slice, open_slices, refine_by_intensity, smooth_along_slices, smooth_in_organ
 from .transforms import as_array, like_image, spacing_of
 
 BINARIZE = ("fixed", "multi_otsu", "otsu", "quantile")
@@ -171,15 +171,23 @@ class BaselineMasksd(MapTransform):
         keys: the network's input `[image channels, organ, H, W, D]`.
         intensity, gated_intensity: thresholds in organ medians.
         gate: as in `MapsToMaskd`, whose `slice_probability` is used.
+        smooth_mm: in-plane Gaussian of the image before it is thresholded.
     """
 
     def __init__(
-        self, keys: KeysCollection = "image", *, intensity: float, gated_intensity: float, gate: float | None = 0.5
+        self,
+        keys: KeysCollection = "image",
+        *,
+        intensity: float,
+        gated_intensity: float,
+        gate: float | None = 0.5,
+        smooth_mm: float = 0.0,
     ) -> None:
         super().__init__(keys)
         self.intensity = intensity
         self.gated_intensity = gated_intensity
         self.gate = gate
+        self.smooth_mm = smooth_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         data = dict(data)
@@ -187,10 +195,11 @@ class BaselineMasksd(MapTransform):
             image = data[key]
             volume = as_array(image)
             organ = volume[-1] > 0.5
+            shown = smooth_in_organ(volume[0], organ, sigma_mm=self.smooth_mm, spacing=spacing_of(image))
             opened = open_slices(as_array(data["slice_probability"]), self.gate) > 0
-            gated = largest_component((volume[0] > self.gated_intensity) & organ & opened)
+            gated = largest_component((shown > self.gated_intensity) & organ & opened)
             data["baseline_threshold"] = like_image(
-                image, ((volume[0] > self.intensity) & organ)[None].astype(np.uint8)
+                image, ((shown > self.intensity) & organ)[None].astype(np.uint8)
             )
             data["baseline_gated"] = like_image(image, gated[None].astype(np.uint8))
         return data

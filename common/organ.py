@@ -1,4 +1,4 @@
-"""Organ masks without learning, and intensities in multiples of the organ's median.
+"""Organ masks, and intensities in multiples of the organ's median.
 
 A classifier that may look anywhere finds shortcuts: the skull tells the slice's position, and position tells the
 label. Restricting its evidence to the organ is what makes its maps point at lesions. The masks here are morphology
@@ -8,6 +8,7 @@ on one channel `[H, W, D]`, axial slices along the last axis (LPS), lengths in m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ def organ_mask(image: np.ndarray, *, spacing: Sequence[float], organ: str, **opt
     Args:
         image: `[H, W, D]`, finite, non-negative (CT: any units, air darkest).
         spacing: millimetres of the three axes.
-        organ: a key of `ORGANS`: `brain`, `head` (eroded), `lung`, or `none` for all voxels.
+        organ: a key of `ORGANS`: `brain`, `head` (eroded), `lung`, `lungmask` (learned; needs Hounsfield units), or
+            `none` for all voxels.
         options: of that organ's function.
 
     Returns:
@@ -195,6 +197,39 @@ def lung_mask(image: np.ndarray, spacing: Sequence[float], *, closing_mm: float 
     return lungs
 
 
+def learned_lung_mask(
+    image: np.ndarray, spacing: Sequence[float], *, weights: str | None = None, name: str = "R231"
+) -> np.ndarray:
+    """Both lungs by the package lungmask (Hofmanninger et al. 2020), consolidations included.
+
+    Args:
+        image: Hounsfield units, LPS.
+        weights: local file of the U-Net; None: the package downloads those called `name` once.
+        name: `R231` or `R231CovidWeb`.
+
+    Raises:
+        ImportError: the package is missing.
+        FileNotFoundError: no such file, or the weights cannot be downloaded.
+    """
+    slices = np.ascontiguousarray(image.transpose(2, 1, 0))  # the package's order: z, y (to posterior), x (to left)
+    return (_lungmask(weights, name).apply(slices) > 0).transpose(2, 1, 0)
+
+
+@lru_cache(maxsize=1)
+def _lungmask(weights: str | None, name: str) -> Any:
+    try:
+        from lungmask import LMInferer
+    except ImportError as error:
+        raise ImportError("organ 'lungmask' needs a package: pip install 'weakseg-bundles[lung]'") from error
+    try:
+        return LMInferer(modelname=name, modelpath=weights, tqdm_disable=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the weights {weights or name} of lungmask are not to be had ({error}); give a local file with "
+            "--organ_options \"{'weights': 'unet_r231-d5d2fc3d.pth'}\""
+        ) from error
+
+
 def _depth(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """In-plane distance in mm to the outside, slice by slice; the image's border counts as outside."""
     depth = np.zeros(mask.shape, dtype=np.float32)
@@ -219,5 +254,6 @@ ORGANS: dict[str, Callable[..., np.ndarray]] = {
     "brain": brain_mask,
     "head": head_mask,
     "lung": lung_mask,
+    "lungmask": learned_lung_mask,
     "none": whole_image,
 }

@@ -184,3 +184,71 @@ class GlobalPool(nn.Module):
         """Show the name and the option in use."""
         option = {"smooth_max": f", alpha={self.alpha}", "top_fraction": f", fraction={self.fraction}"}
         return repr(self.name) + option.get(self.name, "")
+
+
+class RunningPool:
+    """Pool a map that comes in chunks: what one pass over all of it gives, in memory that does not grow.
+
+    The sums are kept relative to the largest value so far and in float64 on the CPU, so neither sharpness nor the
+    number of chunks costs accuracy. For inference: no gradient flows.
+
+    Args:
+        name: ``smooth_max``, ``max`` or ``avg``; ``top_fraction`` needs all values at once.
+        alpha: sharpness of ``smooth_max``, finite and not negative.
+
+    Raises:
+        ValueError: if the pooling cannot run, or alpha is out of range.
+
+    Example:
+        >>> pool = RunningPool("avg")
+        >>> for chunk in (torch.zeros(1, 1, 6), torch.ones(1, 1, 2)):
+        ...     pool.update(chunk)
+        >>> pool.compute()
+        tensor([[0.2500]])
+    """
+
+    def __init__(self, name: str = "smooth_max", *, alpha: float = 8.0) -> None:
+        if name not in ("smooth_max", "max", "avg"):
+            raise ValueError(f"pooling {name!r} cannot run over chunks; choose 'smooth_max', 'max' or 'avg'")
+        if not (0.0 <= alpha < math.inf):
+            raise ValueError(f"alpha must be finite and not negative; got {alpha}. For the exact maximum use 'max'")
+        self.name = name
+        self.alpha = alpha if name == "smooth_max" else 0.0  # the mean is the SmoothMax of alpha = 0
+        self._peak, self._weight, self._sum = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+
+    @torch.no_grad()
+    def update(self, maps: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        """Add a chunk ``[B, C, *spatial]``, inside the mask ``[B, 1, *spatial]``; it may hold no position at all.
+
+        Raises:
+            ValueError: if maps and mask do not go together, or B or C changed.
+        """
+        if 0 in maps.shape[2:]:
+            return
+        flat, inside = _flatten(maps, mask)
+        values = flat.masked_fill(~inside, 0.0)
+        peak = flat.masked_fill(~inside, -3.0e38).amax(dim=-1)
+        weights = (self.alpha * (values - peak[..., None])).exp().masked_fill(~inside, 0.0)
+        weight, total = weights.sum(dim=-1).cpu().double(), (weights * values).sum(dim=-1).cpu().double()
+        peak = peak.cpu().double()
+        if not len(self._peak):
+            self._peak, self._weight, self._sum = peak, weight, total
+            return
+        if peak.shape != self._peak.shape:
+            raise ValueError(f"chunks must agree in [B, C]; got {list(peak.shape)} after {list(self._peak.shape)}")
+        highest = torch.maximum(self._peak, peak)
+        before, now = (self.alpha * (self._peak - highest)).exp(), (self.alpha * (peak - highest)).exp()
+        self._weight = before * self._weight + now * weight
+        self._sum = before * self._sum + now * total
+        self._peak = highest
+
+    def compute(self) -> torch.Tensor:
+        """The pool of all chunks so far, float32 ``[B, C]`` on the CPU; 0 where every mask was empty.
+
+        Raises:
+            RuntimeError: if no chunk had a position.
+        """
+        if not len(self._peak):
+            raise RuntimeError("nothing to pool: call update with at least one position first")
+        pooled = self._peak if self.name == "max" else self._sum / self._weight.clamp(min=1e-30)
+        return torch.where(self._weight > 0, pooled, torch.zeros_like(pooled)).float()

@@ -67,9 +67,11 @@ class CheckImaged(MapTransform):
 class OrganMaskd(MapTransform):
     """Add an organ mask `[1, H, W, D]` (float 0/1) of the first channel under `organ_key`.
 
+    A mask that is there already, loaded from a file, is kept: above 0.5 is organ.
+
     Args:
         keys: one image key, `[C, H, W, D]`, slices along the last axis.
-        organ: `brain`, `head`, `lung` or `none` (everything; the papers' plain recipe). See `common.organ`.
+        organ: `brain`, `head`, `lung`, `lungmask` or `none` (everything; the papers' plain recipe); see `common.organ`.
         options: keyword arguments of that organ's function.
     """
 
@@ -77,7 +79,7 @@ class OrganMaskd(MapTransform):
         self,
         keys: KeysCollection,
         *,
-        organ: Literal["brain", "head", "lung", "none"],
+        organ: Literal["brain", "head", "lung", "lungmask", "none"],
         organ_key: str = "organ",
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -92,9 +94,24 @@ class OrganMaskd(MapTransform):
         data = dict(data)
         for key in self.key_iterator(data):
             image = data[key]
+            if self.organ_key in data:
+                data[self.organ_key] = _given(data[self.organ_key], image)
+                continue
             mask = organ_mask(as_array(image[0]), spacing=spacing_of(image), organ=self.organ, **self.options)
             data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
         return data
+
+
+def _given(organ: Any, image: Any) -> Any:
+    if organ.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"{_file_of(organ)}: the organ's mask has the shape {list(organ.shape[1:])}, its image "
+            f"{list(image.shape[1:])}; they must lie on one grid"
+        )
+    organ = (organ[:1] > 0.5).to(image.dtype)
+    if not bool(organ.any()):
+        raise ValueError(f"{_file_of(organ)}: the organ's mask is empty")
+    return organ
 
 
 class Normalized(MapTransform):
@@ -104,7 +121,7 @@ class Normalized(MapTransform):
         keys: images `[C, H, W, D]`.
         mode: `organ_median` gives multiples of the median inside the organ, clipped to `[0, upper]`, 0 outside, so
             that skull-stripped and whole heads look alike (a percentile of the image would be set by scalp and fat);
-            `slice_max` divides every slice by its maximum (GP-UNet's authors' code).
+            `slice_max` divides every slice by its maximum (GP-UNet's authors' code); `none` changes nothing.
         organ_key: the organ mask.
         upper: clip value of `organ_median`.
     """
@@ -113,13 +130,13 @@ class Normalized(MapTransform):
         self,
         keys: KeysCollection,
         *,
-        mode: Literal["organ_median", "slice_max"] = "organ_median",
+        mode: Literal["organ_median", "slice_max", "none"] = "organ_median",
         organ_key: str = "organ",
         upper: float = 4.0,
     ) -> None:
         super().__init__(keys)
-        if mode not in ("organ_median", "slice_max"):
-            raise ValueError(f"mode must be 'organ_median' or 'slice_max', got {mode!r}")
+        if mode not in ("organ_median", "slice_max", "none"):
+            raise ValueError(f"mode must be 'organ_median', 'slice_max' or 'none', got {mode!r}")
         self.mode: str = mode
         self.organ_key = organ_key
         self.upper = upper
@@ -131,7 +148,7 @@ class Normalized(MapTransform):
             if self.mode == "slice_max":
                 peak = image.amax(dim=(1, 2), keepdim=True)
                 data[key] = image / torch.where(peak > 0, peak, torch.ones_like(peak))
-            else:
+            elif self.mode == "organ_median":
                 organ = as_array(data[self.organ_key])[0] > 0.5
                 data[key] = image.clone()
                 for channel in data[key]:

@@ -107,7 +107,7 @@ class TestTable:
         [
             ("brats", {}, "unknown adapter 'brats'; use one of folder, brats2020, kaggle_3m, "),
             ("brats2020", {"modalities": ("t1",)}, "brats2020 has no option modalities; it has none"),
-            ("folder", {"mask": "a", "sort": 1}, "folder has no option mask, sort; it has modalities, label, pattern"),
+            ("folder", {"mask": "a", "sort": 1}, "folder has no option mask, sort; it has modalities, label, org"),
             ("substacks", {}, "substacks writes files of its own: say where with --dataset_dir"),
         ],
     )

@@ -14,6 +14,7 @@ from common.data import (
     find_cases,
     load_datalist,
     make_datalist,
+    multi_hot,
     slice_labels,
     write_datalist,
 )
@@ -123,6 +124,8 @@ class TestDatalistFile:
             (datalist(training=[case("a"), case("a")]), r"\['a'\] occur more than once"),
             (datalist(training=[case("a", 2)]), r"from 0 to 1 .*got 2"),
             (datalist(training=[case("a", [0, "1"])]), "case 'a': cls must be"),
+            (datalist(training=[case("a", ["none"])]), r"names among \['tumour'\]; got \['none'\]"),
+            (datalist(training=[case("a", ["tumour", "tumour"])]), "names among"),
             (datalist(training=[{"case": "a", "patient": "a", "image": "i"}]), r"lacks \['cls'\]"),
             (datalist(training=[case("a")]) | {"classes": ["one"]}, "'classes' must list"),
             (datalist(test=[case("a")]), "'training' is absent or empty"),
@@ -210,3 +213,30 @@ class TestMakeDatalist:
     def test_refuses_another_number_of_images_than_modalities(self, tmp_path):
         with pytest.raises(ValueError, match="case 'a': 1 image"):
             self.make(tmp_path, [case("a")], modalities=["flair", "t1"])
+
+
+class TestSeveralLabels:
+    CLASSES = ("none", "ADH", "FEA", "DCIS")
+
+    @pytest.mark.parametrize(
+        ("cls", "expected"), [(["DCIS", "ADH"], [1, 0, 1]), ([], [0, 0, 0]), (0, [0, 0, 0]), (2, [0, 1, 0])]
+    )
+    def test_names_and_an_index_become_one_entry_a_positive_class(self, cls, expected):
+        assert multi_hot(cls, self.CLASSES) == expected
+
+    @pytest.mark.parametrize("cls", [[0, 1], ["IC"], "ADH", 4, -1])
+    def test_refuses_what_is_no_label_of_the_whole_case(self, cls):
+        with pytest.raises(ValueError, match=r"cls must be an index or a list of names .* got"):
+            multi_hot(cls, self.CLASSES)
+
+    def test_names_survive_a_datalist_and_an_empty_list_counts_as_negative(self, tmp_path):
+        cases = [case(f"p{i}", ["FEA"] if i % 2 else []) for i in range(8)]
+        touch(tmp_path, *(c["image"] for c in cases))
+        absolute = [c | {"image": str(tmp_path / c["image"])} for c in cases]
+        options = {"classes": list(self.CLASSES), "modalities": ["flair"], "dataset_dir": tmp_path}
+        made = make_datalist(absolute, name="toy", fractions=(1, 0, 0), **options)
+        write_datalist(tmp_path / "list.json", made)
+        loaded = load_datalist(tmp_path / "list.json", "training", dataset_dir=tmp_path)
+        assert [c["cls"] for c in loaded] == [c["cls"] for c in cases]
+        with pytest.raises(ValueError, match="holds no positive label"):
+            make_datalist([c | {"cls": []} for c in absolute], name="toy", **options)

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage as ndi
 
 from common.metrics import dice
@@ -150,10 +154,10 @@ class TestOrganMask:
         assert organ_mask(np.zeros((4, 5, 2)), spacing=SPACING, organ="none").all()
 
     def test_unknown_organ_names_those_there_are(self):
-        with pytest.raises(ValueError, match=r"one of \['brain', 'head', 'lung', 'none'\], got 'liver'"):
+        with pytest.raises(ValueError, match=r"one of \['brain', 'head', 'lung', 'lungmask', 'none'\], got 'liver'"):
             organ_mask(np.ones((4, 4, 2)), spacing=SPACING, organ="liver")
 
-    @pytest.mark.parametrize("organ", sorted(set(ORGANS) - {"none"}))
+    @pytest.mark.parametrize("organ", sorted(set(ORGANS) - {"none", "lungmask"}))
     def test_image_without_the_organ_is_refused(self, organ):
         with pytest.raises(ValueError, match=rf"no {organ} found in an image of shape \[16, 16, 5\].*organ: none"):
             organ_mask(np.zeros((16, 16, 5)), spacing=SPACING, organ=organ)
@@ -188,3 +192,50 @@ class TestNormalizeByMedian:
     def test_nothing_positive_inside_leaves_the_units(self):
         image = np.array([[[0.0, 0.0, 2.0]]])
         np.testing.assert_array_equal(normalize_by_median(image, image == 0), image)
+
+
+class TestLearnedLungMask:
+    @pytest.fixture
+    def weights(self, tmp_path) -> str:
+        unet = pytest.importorskip("lungmask.resunet", reason="the extra [lung] is not installed")
+        torch.manual_seed(0)
+        net = unet.UNet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
+        with torch.no_grad():  # "lung" wherever the (normalised) image is dark, whatever the rest makes of it
+            net.last.weight.zero_()
+            net.last.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+        torch.save(net.state_dict(), tmp_path / "unet.pth")
+        return str(tmp_path / "unet.pth")
+
+    def test_comes_back_in_the_order_of_the_image(self, monkeypatch):
+        calls = []
+
+        class LMInferer:
+            def __init__(self, **options):
+                calls.append(options)
+
+            def apply(self, slices):
+                calls.append(slices.shape)
+                return (slices < -700).astype(np.uint8) * 2
+
+        monkeypatch.setitem(sys.modules, "lungmask", SimpleNamespace(LMInferer=LMInferer))
+        image = np.random.default_rng(0).uniform(-1000, 400, (5, 6, 7))
+        mask = organ_mask(image, spacing=(1, 1, 1), organ="lungmask", weights="a.pth")
+        np.testing.assert_array_equal(mask, image < -700)
+        assert calls[1] == (7, 6, 5)
+        assert calls[0]["modelpath"] == "a.pth"
+
+    def test_the_package_runs_on_weights_from_a_file(self, weights):
+        image = np.full((40, 36, 3), -900.0, dtype=np.float32)
+        mask = organ_mask(image, spacing=(1, 1, 1), organ="lungmask", weights=weights)
+        assert mask.shape == image.shape
+        assert mask.any()
+
+    def test_missing_weights_are_named(self, tmp_path):
+        pytest.importorskip("lungmask", reason="the extra [lung] is not installed")
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.pth of lungmask are not to be had"):
+            organ_mask(np.zeros((4, 4, 2)), spacing=(1, 1, 1), organ="lungmask", weights=str(tmp_path / "nowhere.pth"))
+
+    def test_missing_package_names_the_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "lungmask", None)
+        with pytest.raises(ImportError, match=r"weakseg-bundles\[lung\]"):
+            organ_mask(np.zeros((4, 4, 2)), spacing=(1, 1, 1), organ="lungmask", weights="b.pth")

@@ -7,6 +7,7 @@ import torch
 from common.pooling import (
     POOLINGS,
     GlobalPool,
+    RunningPool,
     global_avg_pool,
     global_max_pool,
     smooth_max_pool,
@@ -142,3 +143,64 @@ def test_errors_say_what_to_do():
         smooth_max_pool(maps, alpha=float("inf"))
     with pytest.raises(ValueError, match="fraction"):
         top_fraction_pool(maps, fraction=0.0)
+
+
+RUNNING = [("smooth_max", 8.0), ("smooth_max", 0.0), ("smooth_max", 1e4), ("max", 8.0), ("avg", 8.0)]
+
+
+def run(name, alpha, maps, mask, sizes):
+    pool = RunningPool(name, alpha=alpha)
+    for part, inside in zip(maps.flatten(2).split(sizes, -1), mask.flatten(2).split(sizes, -1), strict=True):
+        pool.update(part, inside)
+    return pool.compute()
+
+
+@pytest.mark.parametrize("sizes", [[120], [1] * 120, [60, 0, 59, 1], [7, 13, 100]])
+@pytest.mark.parametrize(("name", "alpha"), RUNNING)
+def test_chunks_pool_to_what_one_pass_gives(name, alpha, sizes):
+    maps, mask = random_maps((2, 3, 4, 5, 6))
+    mask[0].view(-1)[:70] = False  # chunks with an empty mask, for one sample only
+    whole = smooth_max_pool(maps, mask, alpha=alpha) if name == "smooth_max" else POOLINGS[name](maps, mask)
+    torch.testing.assert_close(run(name, alpha, maps, mask, sizes), whole, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "alpha"), RUNNING)
+def test_chunks_of_rising_or_falling_values_neither_overflow_nor_vanish(name, alpha):
+    values = torch.linspace(-300, 300, 120)  # exp(8 × 300) is far beyond float64
+    for maps in (values, values.flip(0)):
+        maps = maps.reshape(1, 1, 120)
+        whole = smooth_max_pool(maps, alpha=alpha) if name == "smooth_max" else POOLINGS[name](maps)
+        got = run(name, alpha, maps, torch.ones_like(maps), [10] * 12)
+        torch.testing.assert_close(got, whole, atol=1e-4, rtol=1e-6)
+
+
+def test_many_chunks_keep_their_accuracy():
+    maps = torch.rand(1, 1, 20_000, generator=torch.Generator().manual_seed(0))
+    values = maps.numpy().ravel()
+    got = run("smooth_max", 8.0, maps, torch.ones_like(maps), [4] * 5000).item()
+    assert got == pytest.approx(numpy_pool("smooth_max", values), abs=1e-7)
+
+
+@pytest.mark.parametrize(("name", "alpha"), RUNNING)
+def test_chunks_without_a_position_inside_pool_to_zero(name, alpha):
+    maps = torch.full((1, 2, 6), -3.0)
+    assert run(name, alpha, maps, torch.zeros(1, 1, 6), [3, 3]).tolist() == [[0.0, 0.0]]
+
+
+def test_running_pool_keeps_no_graph():
+    pool = RunningPool("avg")
+    pool.update(torch.ones(1, 1, 3, requires_grad=True))
+    assert not pool.compute().requires_grad
+
+
+def test_running_pool_says_what_it_cannot_do():
+    with pytest.raises(ValueError, match="'top_fraction' cannot run over chunks; choose"):
+        RunningPool("top_fraction")
+    with pytest.raises(ValueError, match="alpha must be finite"):
+        RunningPool(alpha=float("inf"))
+    pool = RunningPool()
+    with pytest.raises(RuntimeError, match="nothing to pool"):
+        pool.compute()
+    pool.update(torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match=r"agree in \[B, C\]; got \[1, 3\] after \[1, 2\]"):
+        pool.update(torch.zeros(1, 3, 3))
