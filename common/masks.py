@@ -198,8 +198,6 @@ class BaselineMasksd(MapTransform):
             shown = smooth_in_organ(volume[0], organ, sigma_mm=self.smooth_mm, spacing=spacing_of(image))
             opened = open_slices(as_array(data["slice_probability"]), self.gate) > 0
             gated = largest_component((shown > self.gated_intensity) & organ & opened)
-            data["baseline_threshold"] = like_image(
-                image, ((shown > self.intensity) & organ)[None].astype(np.uint8)
-            )
+            data["baseline_threshold"] = like_image(image, ((shown > self.intensity) & organ)[None].astype(np.uint8))
             data["baseline_gated"] = like_image(image, gated[None].astype(np.uint8))
         return data
