@@ -48,8 +48,8 @@ def prepare(
 
     Args:
         adapter: `folder` (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020`, `kaggle_3m`,
-            `decathlon_brain`, `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `substacks` or
-            `half_lungs`: the functions of `common.adapters`, which document layouts and options.
+            `decathlon_brain`, `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `substacks`,
+            `half_lungs`, `camelyon16` or `bracs`: the functions of `common.adapters`, which document layouts and options.
         root: the data set as its owners publish it.
         dataset_dir: what paths in the datalist are relative to; by default `root`. Adapters that write files of
             their own (converted slices, parts of volumes) write them there, so it must be given.

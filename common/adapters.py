@@ -18,16 +18,20 @@ from tqdm import tqdm
 
 from .adapters_mri import BRATS_MODALITIES, KAGGLE_CHANNELS, brats2020, decathlon, kaggle_3m
 from .adapters_parts import half_lungs, substacks
+from .adapters_slides import BRACS_CLASSES, bracs, camelyon16
 from .adapters_volumes import MOSMED_CATEGORIES, autopet, duke, mosmed
 from .data import Case, PathLike, find_cases, slice_labels
 
 __all__ = [
     "ADAPTERS",
+    "BRACS_CLASSES",
     "BRATS_MODALITIES",
     "KAGGLE_CHANNELS",
     "Adapter",
     "autopet",
+    "bracs",
     "brats2020",
+    "camelyon16",
     "decathlon",
     "duke",
     "folder",
@@ -129,6 +133,8 @@ ADAPTERS: dict[str, Adapter] = {
     "duke": Adapter(duke, ("none", "tumour"), ("post1",)),
     "substacks": Adapter(substacks, ("none", "tumour"), ("flair",)),
     "half_lungs": Adapter(half_lungs, ("none", "infection"), ("ct",)),
+    "camelyon16": Adapter(camelyon16, ("none", "tumour"), ("HE",)),
+    "bracs": Adapter(bracs, BRACS_CLASSES, ("HE",)),
 }
 
 

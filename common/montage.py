@@ -52,7 +52,7 @@ def montage(
         rows[0].append(_outlined(plain, mask[..., z], shown_truth[..., z], height, width))
         rows[1].append((255 * colored).astype(np.uint8))
     canvas = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
-    return _with_colorbar(canvas, peak, truth is not None)
+    return with_colorbar(canvas, peak, truth is not None)
 
 
 def _axes(affine: np.ndarray) -> tuple[int, ...]:
@@ -86,7 +86,8 @@ def _outlined(plain: np.ndarray, mask: np.ndarray, truth: np.ndarray, height: in
     return rgb
 
 
-def _with_colorbar(canvas: np.ndarray, peak: float, has_truth: bool) -> Image.Image:
+def with_colorbar(canvas: np.ndarray, peak: float, has_truth: bool) -> Image.Image:
+    """The picture `[H, W, 3]` with a bar of the heat from 0 to `peak` and the names of the outlines at its right."""
     bar, margin = 12, 70
     picture = Image.new("RGB", (canvas.shape[1] + margin, canvas.shape[0]))
     picture.paste(Image.fromarray(canvas))

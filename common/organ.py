@@ -55,6 +55,20 @@ def normalize_by_median(image: np.ndarray, organ: np.ndarray, *, upper: float = 
     return np.clip(image.astype(np.float32) / median, 0.0, upper)
 
 
+def normalize_by_mode(image: np.ndarray, organ: np.ndarray, *, upper: float = 5.0) -> np.ndarray:
+    """Image in multiples of the most frequent intensity inside the organ, clipped to `[0, upper]`.
+
+    That is the intensity of healthy tissue even where a third of the organ is ill, which moves its median. The mode is
+    the peak of a histogram of 100 bins up to the 99th percentile, smoothed by two bins.
+    """
+    inside = image[organ & (image > 0)]
+    if not inside.size:
+        return np.clip(image.astype(np.float32), 0.0, upper)
+    counts, edges = np.histogram(inside, bins=100, range=(0.0, float(np.quantile(inside, 0.99))))
+    peak = int(ndi.gaussian_filter1d(counts.astype(np.float32), 2.0).argmax())
+    return np.clip(image.astype(np.float32) / float(edges[peak : peak + 2].mean()), 0.0, upper)
+
+
 def whole_image(image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Every voxel: no restriction."""
     return np.ones(image.shape, dtype=bool)

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from .organ import ORGANS, normalize_by_median, organ_mask
+from .organ import ORGANS, normalize_by_median, normalize_by_mode, organ_mask
 
 
 def _file_of(image: Any) -> str:
@@ -114,6 +114,9 @@ def _given(organ: Any, image: Any) -> Any:
     return organ
 
 
+BY_ORGAN = {"organ_median": normalize_by_median, "organ_mode": normalize_by_mode}
+
+
 class Normalized(MapTransform):
     """Bring intensities of all channels to a common scale, in place of scanner units.
 
@@ -121,22 +124,23 @@ class Normalized(MapTransform):
         keys: images `[C, H, W, D]`.
         mode: `organ_median` gives multiples of the median inside the organ, clipped to `[0, upper]`, 0 outside, so
             that skull-stripped and whole heads look alike (a percentile of the image would be set by scalp and fat);
+            `organ_mode` the same by the most frequent intensity, where a large part of the organ may be ill;
             `slice_max` divides every slice by its maximum (GP-UNet's authors' code); `none` changes nothing.
         organ_key: the organ mask.
-        upper: clip value of `organ_median`.
+        upper: clip value of `organ_median` and `organ_mode`.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
         *,
-        mode: Literal["organ_median", "slice_max", "none"] = "organ_median",
+        mode: Literal["organ_median", "organ_mode", "slice_max", "none"] = "organ_median",
         organ_key: str = "organ",
         upper: float = 4.0,
     ) -> None:
         super().__init__(keys)
-        if mode not in ("organ_median", "slice_max", "none"):
-            raise ValueError(f"mode must be 'organ_median', 'slice_max' or 'none', got {mode!r}")
+        if mode not in (*BY_ORGAN, "slice_max", "none"):
+            raise ValueError(f"mode must be one of {[*BY_ORGAN, 'slice_max', 'none']}, got {mode!r}")
         self.mode: str = mode
         self.organ_key = organ_key
         self.upper = upper
@@ -148,11 +152,11 @@ class Normalized(MapTransform):
             if self.mode == "slice_max":
                 peak = image.amax(dim=(1, 2), keepdim=True)
                 data[key] = image / torch.where(peak > 0, peak, torch.ones_like(peak))
-            elif self.mode == "organ_median":
+            elif self.mode in BY_ORGAN:
                 organ = as_array(data[self.organ_key])[0] > 0.5
                 data[key] = image.clone()
                 for channel in data[key]:
-                    values = normalize_by_median(as_array(channel), organ, upper=self.upper)
+                    values = BY_ORGAN[self.mode](as_array(channel), organ, upper=self.upper)
                     channel.copy_(torch.as_tensor(values * organ))
         return data
 
