@@ -9,6 +9,7 @@ from typing import Any
 
 import fire
 
+from .ablate import ablate
 from .adapters import read_cases
 from .benchmark import benchmark
 from .cam_benchmark import benchmark_cam
@@ -49,7 +50,7 @@ def prepare(
     Args:
         adapter: `folder` (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020`, `kaggle_3m`,
             `decathlon_brain`, `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `substacks`,
-            `half_lungs`, `camelyon16` or `bracs`: the functions of `common.adapters`, which document layouts and options.
+            `half_lungs`, `camelyon16` or `bracs`: functions of `common.adapters`, which document layouts and options.
         root: the data set as its owners publish it.
         dataset_dir: what paths in the datalist are relative to; by default `root`. Adapters that write files of
             their own (converted slices, parts of volumes) write them there, so it must be given.
@@ -110,5 +111,5 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
 if __name__ == "__main__":
     commands = {"demo": demo, "phantom": phantom, "prepare": prepare, "folds": folds, "crossvalidate": crossvalidate}
     commands |= {"benchmark": benchmark, "benchmark_cam": benchmark_cam, "benchmark_radon": benchmark_radon}
-    commands |= {"export": export, "verify": verify, "features": features}
+    commands |= {"export": export, "verify": verify, "features": features, "ablate": ablate}
     fire.Fire(commands, name="python -m common")

@@ -156,7 +156,7 @@ class Encoder(nn.Module):
         """What, beside the weights, decides on the output."""
         return {
             "name": self.name,
-            "body": f"{type(self.body).__module__}.{type(self.body).__qualname__}",
+            "body": type(self.body).__qualname__,  # not its module, whose name changes when a bundle is exported
             "channels": self.channels,
             "stride": self.stride,
             "divisor": self.divisor,

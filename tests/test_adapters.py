@@ -44,6 +44,15 @@ class TestFolder:
         assert case["image"] == [str(tmp_path / "a" / "t1.nii.gz"), str(tmp_path / "a" / "flair.nii.gz")]
         assert "label" not in case
 
+    def test_the_organs_mask_comes_along_where_it_is_asked_for(self, tmp_path):
+        for name in ("flair", "mask", "brain"):
+            save(tmp_path / "a" / f"{name}.nii.gz", mask_of(1))
+        (case,) = folder(tmp_path, organ="brain")
+        assert case["organ"] == str(tmp_path / "a" / "brain.nii.gz")
+        assert "organ" not in folder(tmp_path)[0]
+        with pytest.raises(FileNotFoundError, match=r"'\*/lung.nii.gz' beside a/flair.nii.gz"):
+            folder(tmp_path, organ="lung")
+
     def test_volume_labels_tell_empty_masks_from_others(self, tmp_path):
         for name, slices in (("a", (1,)), ("b", ())):
             save(tmp_path / name / "flair.nii.gz", np.ones((5, 6, 4)))

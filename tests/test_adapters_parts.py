@@ -232,6 +232,21 @@ class TestHalfLungs:
         assert columns(3.0) == [(3, 4), (5, 4)]  # a voxel of 3 mm before and behind; 2 mm are free right of the plane
         assert columns(100.0) == [(3, 6), (5, 6)]
 
+    @pytest.mark.parametrize("axcodes", ["RAS", "LPI"])
+    def test_each_part_says_which_lung_it_is_of_and_how_high_in_it(self, tmp_path, axcodes):
+        lungs = two_lungs()
+        lungs[4:8, :, 1:5] = 0  # the right lung begins at slice 5, the left one at slice 1
+        infection = np.zeros(SHAPE, np.uint8)
+        infection[1, 2, 4:] = 1
+        files = {"ct": numbered(), "infection": infection, "lung": lungs}
+        write_case(tmp_path / "in", "a", files, axcodes=axcodes)
+        cases = half_lungs(tmp_path / "in", tmp_path / "out", min_slices=2)
+        assert {c["case"]: (c["side"], c["position"]) for c in cases} == {
+            "a_left_s001-003": ("left", pytest.approx(1.5 / 9, abs=1e-4)),
+            "a_left_s004-009": ("left", pytest.approx(6 / 9, abs=1e-4)),
+            "a_right_s005-009": ("right", 0.5),
+        }
+
     def test_names_the_case_without_lungs(self, tmp_path):
         write_case(tmp_path / "in", "a", {"ct": numbered(), "infection": mask_in(4), "lung": 0 * two_lungs()})
         with pytest.raises(ValueError, match="case 'a', file 'lung': the lung mask is empty"):

@@ -64,3 +64,19 @@ def test_without_any_mask_it_says_what_to_give():
 
 def test_default_grid_goes_from_the_median_to_two_and_a_half():
     assert (INTENSITIES[0], INTENSITIES[-1], len(INTENSITIES)) == (1.0, 2.5, 16)
+
+
+def test_with_smoothing_the_threshold_is_that_of_the_smooth_image():
+    """A lesion of 1.6 among brighter grains of one pixel: the sharp image has no level between 1.0 and 1.6."""
+    cases = []
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        volume = np.where(rng.random((24, 24, 6)) < 0.06, 2.4, 1.0).astype(np.float32)
+        label = np.zeros(volume.shape, np.uint8)
+        label[6:18, 8:20, 1:5] = 1
+        volume[label > 0] = 1.6
+        image = torch.as_tensor(np.stack([volume, np.ones_like(volume)]))
+        cases.append({"case": f"{seed}", "image": MetaTensor(image), "label": MetaTensor(torch.as_tensor(label[None]))})
+    grid = (1.1, 1.3, 1.5, 2.0, 2.3)
+    assert fit(cases, same, intensities=grid, smooth_mm=2.0, progress=False)[0] == 1.3
+    assert fit(cases, same, intensities=grid, progress=False)[0] == 1.1  # as good as 1.3, and first

@@ -147,3 +147,52 @@ class TestTrainingCheckpoint:
     def test_only_complete_files_are_left(self, tmp_path):
         self.train(tmp_path, 2)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt"]
+
+
+class TestBestOf:
+    def train(self, folder: Path, reached: list[float]) -> dict[str, list[int]]:
+        """Epoch n leaves the weight n; the validation after it reaches `reached[n - 1]`."""
+        network = nn.Linear(1, 1, bias=False)
+        validator = Engine(lambda *_: None)
+        validator.state.key_metric_name = "auc"  # type: ignore[attr-defined]
+        kept: dict[str, list[int]] = {"model.pt": [], "checkpoint.pt": []}
+
+        def learn(engine: Engine) -> None:
+            nn.init.constant_(network.weight, float(engine.state.epoch))
+            validator.state.metrics = {"auc": reached[engine.state.epoch - 1], "loss": 9.0}
+
+        def look(engine: Engine) -> None:
+            model, state = (torch.load(folder / name, weights_only=True) for name in kept)
+            kept["model.pt"].append(int(model["weight"]))
+            kept["checkpoint.pt"].append(int(state["network"]["weight"]))
+
+        engine = Engine(lambda *_: None)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, learn)
+        TrainingCheckpoint(
+            folder / "checkpoint.pt",
+            {"network": network},
+            model=network,
+            model_path=folder / "model.pt",
+            best_of=validator,
+        ).attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, look)
+        engine.run([0], max_epochs=len(reached))
+        return kept
+
+    @pytest.mark.parametrize(
+        ("reached", "best"),
+        [
+            ([0.5, 0.7, 0.6, 0.9, 0.8], [1, 2, 2, 4, 4]),
+            ([0.7, 0.7, 0.6, 0.7], [1, 2, 2, 4]),  # of equals the later one
+            ([0.9, float("nan"), 0.8, 0.9], [1, 2, 2, 4]),  # an undefined metric keeps nothing back
+            ([float("nan"), 0.3, 0.2], [1, 2, 2]),
+        ],
+    )
+    def test_weights_are_those_of_the_best_epoch_and_the_checkpoint_that_of_the_last(self, tmp_path, reached, best):
+        kept = self.train(tmp_path, reached)
+        assert kept["model.pt"] == best
+        assert kept["checkpoint.pt"] == list(range(1, len(reached) + 1))
+
+    def test_a_resumed_training_remembers_what_was_reached(self, tmp_path):
+        self.train(tmp_path, [0.5, 0.8])
+        assert self.train(tmp_path, [0.5, 0.8, 0.7, 0.8])["model.pt"] == [2, 4]

@@ -42,6 +42,8 @@ def runs(monkeypatch) -> list[dict]:
             k = int(output.parent.name.removeprefix("fold"))
             (output / "summary.json").write_text(json.dumps({"dice": {"mean": k / 10}, "name": "x", "cases": 6}))
             (output / "metrics.csv").write_text(f"case,dice\na,{k}\nb,{k}\n")
+            auc = 0.5 + k / 10 if output.name == "parts" else k / 10
+            (output / "volumes.json").write_text(json.dumps({"method": {"auc": auc}}))
 
     monkeypatch.setattr(common.crossvalidate, "run_bundle", fake)
     return calls
@@ -98,3 +100,47 @@ def test_what_is_finished_is_not_run_again(data, runs, tmp_path):
 def test_only_numbers_that_every_fold_has_are_averaged():
     result = over_folds([{"a": {"x": 1.0}, "b": 2, "c": None}, {"a": {"x": 3.0}, "c": 1.0}])
     assert result == {"a.x": {"mean": 2.0, "std": pytest.approx(2**0.5, abs=1e-4)}}
+
+
+@pytest.fixture
+def scans(data) -> str:
+    """The whole scans of the nine patients."""
+    cases = [{"case": f"p{i}", "patient": f"p{i}", "image": f"p{i}.nii.gz", "cls": 1} for i in range(9)]
+    content = {"name": "x", "classes": ["none", "tumour"], "modalities": ["flair"]}
+    (data / "scans.json").write_text(json.dumps(content | {"training": cases[:5], "test": cases[5:]}))
+    return str(data / "scans.json")
+
+
+def test_training_takes_the_parts_and_what_follows_the_scans_of_the_same_patients(data, runs, scans, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, choose="choose.json", scans=scans)
+    steps = [Path(call["output_dir"]).name for call in runs]
+    assert steps == 3 * ["training", "choose", "evaluation", "parts"]
+    for k in range(3):
+        lists = [json.loads(Path(call["datalist"]).read_text()) for call in runs[4 * k : 4 * k + 4]]
+        parts, whole = lists[0], lists[1]
+        assert lists == [parts, whole, whole, parts]
+        for section in ("training", "validation", "test"):
+            patients = {case["patient"] for case in parts[section]}
+            assert [case["case"] for case in whole[section]] == sorted(patients)
+        assert runs[4 * k + 3]["configs"] == ["evaluate.json", "calibrated.json"]
+        assert runs[4 * k + 3]["ckpt"] == runs[4 * k + 2]["ckpt"]
+
+
+def test_scores_of_scans_and_of_parts_are_told_apart(data, runs, scans, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(data), str(out), folds=3, choose="", scans=scans)
+    result = json.loads((out / "crossvalidation.json").read_text())
+    assert result["volumes.method.auc"]["mean"] == pytest.approx(0.1)
+    assert result["parts.volumes.method.auc"]["mean"] == pytest.approx(0.6)
+    runs.clear()
+    crossvalidate("b", str(data), str(out), folds=3, choose="", scans=scans)
+    assert not runs
+
+
+def test_a_scan_of_a_patient_without_parts_is_refused_before_anything_runs(data, runs, scans, tmp_path):
+    content = json.loads(Path(scans).read_text())
+    content["test"][0]["patient"] = "somebody"
+    Path(scans).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"scans.json: patients \['somebody'\] have no parts in .*; name them alike"):
+        crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, scans=scans)
+    assert not runs

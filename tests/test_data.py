@@ -10,6 +10,7 @@ import pytest
 
 from common.data import (
     atomic_path,
+    cases,
     check_patients,
     find_cases,
     load_datalist,
@@ -68,6 +69,16 @@ class TestFindCases:
         touch(tmp_path, "a/a_t1.nii", "a/a_flair.nii", "b/b_t1.nii", "b/b_flair.nii")
         cases = find_cases(tmp_path, ["*/*_t1.nii", "*/*_flair.nii"])
         assert [Path(p).name for p in cases[1]["image"]] == ["b_t1.nii", "b_flair.nii"]
+
+    def test_the_organ_stands_beside_its_image_and_none_may_lack(self, tmp_path):
+        touch(tmp_path, "a/ct.nii.gz", "a/lung.nii.gz", "b/ct.nii.gz", "b/lung.nii.gz", "b/mask.nii.gz")
+        for found in (find_cases, cases):
+            listed = found(tmp_path, "*/ct.nii.gz", label_pattern="*/mask.nii.gz", organ_pattern="*/lung.nii.gz")
+            assert [c["organ"] for c in listed] == [str(tmp_path / name / "lung.nii.gz") for name in "ab"]
+            assert ["label" in c for c in listed] == [False, True]
+        (tmp_path / "a/lung.nii.gz").unlink()
+        with pytest.raises(FileNotFoundError, match=r"1 image\(s\) missing: '\*/lung.nii.gz' beside a/ct.nii.gz"):
+            find_cases(tmp_path, "*/ct.nii.gz", organ_pattern="*/lung.nii.gz")
 
     @pytest.mark.parametrize("order", [["*/t1.nii", "*/t2.nii"], ["*/t2.nii", "*/t1.nii"]])
     def test_names_what_a_case_lacks(self, tmp_path, order):
@@ -202,6 +213,11 @@ class TestMakeDatalist:
     def test_refuses_training_without_positives_or_negatives(self, tmp_path, cls, word):
         with pytest.raises(ValueError, match=f"'training' holds no {word} label"):
             self.make(tmp_path, [case(name, cls) for name in "abcd"])
+
+    def test_cases_that_are_only_scored_need_no_negatives(self, tmp_path, recwarn):
+        made = self.make(tmp_path, [case(name, 1) for name in "abcdefgh"], for_scoring=True)
+        assert sum(len(made[section]) for section in ("training", "validation", "test")) == 8
+        assert not recwarn.list
 
     def test_warns_of_a_test_part_without_negatives(self, tmp_path):
         cases = [case(name, 1) for name in "abcdefgh"]

@@ -87,9 +87,19 @@ def test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_
         python, "-m", "monai.bundle", "download", "--name", name, "--url", url, "--bundle_dir", ".", cwd=place
     )
     assert loaded.returncode == 0, loaded.stderr[-3000:]
-    pattern = json.loads((place / name / "configs" / "inference.json").read_text())["image_pattern"]
     arguments = ["--config_file", f"{name}/configs/inference.json", "--logging_file", f"{name}/configs/logging.conf"]
-    arguments += ["--dataset_dir", str(head), "--image_pattern", pattern, "--output_dir", "out", "--progress", "False"]
+    arguments += [
+        "--dataset_dir",
+        str(head),
+        "--image_pattern",
+        "*/flair.nii.gz",
+        "--organ",
+        "brain",
+        "--output_dir",
+        "out",
+        "--progress",
+        "False",
+    ]
     done = call(python, "-m", "monai.bundle", "run", *arguments, "--device", "cpu", *quick(place / name), cwd=place)
     assert done.returncode == 0, done.stderr[-3000:]
     image, mask = nib.load(head / "phantom_000" / "flair.nii.gz"), nib.load(place / "out" / "phantom_000_seg.nii.gz")

@@ -8,9 +8,9 @@ import torch
 from monai.data import MetaTensor
 from skimage.filters import threshold_otsu
 
-from common.binarize import clean, multi_otsu
+from common.binarize import clean, largest_component, multi_otsu
 from common.masks import BaselineMasksd, MapsToMaskd, least_voxels
-from common.refine import refine_by_intensity, smooth_along_slices
+from common.refine import refine_by_intensity, smooth_along_slices, smooth_in_organ
 
 SPACING = (2.0, 2.0, 5.0)
 
@@ -198,6 +198,17 @@ class TestBaselineMasksd:
         expected[8:9] = False
         np.testing.assert_array_equal(out["baseline_gated"][0].numpy(), expected)
         np.testing.assert_array_equal(out["baseline_gated"].affine, data["image"].affine)
+
+    def test_smoothing_comes_before_both_thresholds_and_counts_millimetres(self):
+        data = scene(shape=(30, 30, 6))
+        data["slice_probability"] = torch.as_tensor(data["p"])
+        shown = smooth_in_organ(data["image"][0].numpy(), data["organ"], sigma_mm=3.0, spacing=SPACING)
+        out = BaselineMasksd(intensity=1.45, gated_intensity=1.4, smooth_mm=3.0)(data)
+        np.testing.assert_array_equal(out["baseline_threshold"][0].numpy(), shown > 1.45)
+        expected = shown > 1.4
+        expected[..., [0, 1, 5]] = False
+        np.testing.assert_array_equal(out["baseline_gated"][0].numpy(), largest_component(expected))
+        assert 0 < expected.sum() < data["organ"][..., 2:5].sum()
 
 
 def heat_case(heat: np.ndarray) -> dict:

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage as ndi
 from skimage.morphology import disk
 
-from common.refine import each_slice, open_slices, refine_by_intensity, smooth_along_slices
+from common.refine import each_slice, open_slices, refine_by_intensity, smooth_along_slices, smooth_in_organ
 
 PLAIN: dict[str, Any] = {"smooth_mm": 0.0, "opening_mm": 0.0}
 
@@ -205,3 +205,35 @@ def test_each_slice_calls_the_function_only_where_there_is_something():
     assert len(seen) == 1
     np.testing.assert_array_equal(out[..., 2], ~mask[..., 2])
     assert not out[..., [0, 1, 3]].any()
+
+
+class TestSmoothInOrgan:
+    def test_is_the_mean_of_the_organs_voxels_weighed_by_their_distance_in_millimetres(self):
+        image, organ = (np.pad(array, ((7, 7), (4, 4), (0, 0))) for array in scene(0, (14, 11, 4))[1:])
+        spacing, sigma = (1.0, 2.0, 3.0), 1.6
+        got = smooth_in_organ(image, organ, sigma_mm=sigma, spacing=spacing)
+        assert 0 < organ.sum() < organ.size
+        for x, y, z in np.argwhere(organ)[::7]:
+            places = np.argwhere(organ[..., z])
+            squared = (((places - (x, y)) * spacing[:2]) ** 2).sum(axis=1)
+            weights = np.exp(-squared / (2 * sigma**2))
+            expected = (weights * image[..., z][organ[..., z]]).sum() / weights.sum()
+            assert got[x, y, z] == pytest.approx(expected, abs=2e-3)
+
+    def test_what_lies_around_the_organ_does_not_matter_and_becomes_zero(self):
+        _, image, organ = scene(1)
+        options = {"sigma_mm": 3.0, "spacing": (1.0, 1.0, 1.0)}
+        got = smooth_in_organ(image, organ, **options)
+        np.testing.assert_array_equal(smooth_in_organ(np.where(organ, image, 1e3), organ, **options), got)
+        assert not got[~organ].any()
+        np.testing.assert_allclose(smooth_in_organ(np.full_like(image, 1.5), organ, **options)[organ], 1.5, rtol=1e-5)
+
+    def test_slices_do_not_see_each_other_and_no_width_changes_nothing(self):
+        _, image, organ = scene(2)
+        options = {"sigma_mm": 2.0, "spacing": (1.0, 1.0, 1.0)}
+        whole = smooth_in_organ(image, organ, **options)
+        for z in range(image.shape[2]):
+            alone = smooth_in_organ(image[..., z : z + 1], organ[..., z : z + 1], **options)
+            np.testing.assert_array_equal(whole[..., z : z + 1], alone)
+        same = smooth_in_organ(image, organ, sigma_mm=0.0, spacing=(1.0, 1.0, 1.0))
+        np.testing.assert_array_equal(same, image * organ)

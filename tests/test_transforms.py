@@ -60,6 +60,25 @@ class TestOrganMaskd:
         assert data["where"].shape == (1, 5, 6, 3)
         assert (data["where"] == 1).all()
 
+    def test_a_mask_that_is_there_is_kept_and_nothing_is_sought(self):
+        given = (np.random.default_rng(0).random((2, 5, 6, 3)) * 2).astype(np.float32)
+        data = {"image": meta(TestCheckImaged.GOOD), "organ": meta(given, "/data/case_7/lung.nii.gz")}
+        organ = OrganMaskd("image", organ="brain")(data)["organ"]  # there is no brain in this image
+        np.testing.assert_array_equal(organ.numpy(), (given[:1] > 0.5).astype(np.float32))
+        np.testing.assert_array_equal(data["organ"].numpy(), given)
+
+    @pytest.mark.parametrize(
+        ("organ", "message"),
+        [
+            (np.ones((1, 5, 6, 2), np.float32), "has the shape [5, 6, 2], its image [5, 6, 3]"),
+            (np.zeros((1, 5, 6, 3), np.float32), "is empty"),
+        ],
+    )
+    def test_a_mask_that_does_not_serve_is_named(self, organ, message):
+        data = {"image": meta(TestCheckImaged.GOOD), "organ": meta(organ, "/data/case_7/lung.nii.gz")}
+        with pytest.raises(ValueError, match=r"/data/case_7/lung.nii.gz: the organ's mask " + re.escape(message)):
+            OrganMaskd("image", organ="none")(data)
+
     def test_unknown_organ_is_refused_at_once(self):
         wrong: Any = "liver"
         with pytest.raises(ValueError, match=r"organ must be one of .*'liver'"):
@@ -94,6 +113,19 @@ class TestNormalized:
         peak = image.max(axis=(1, 2), keepdims=True)
         np.testing.assert_allclose(out, image / np.where(peak > 0, peak, 1), rtol=1e-6)
         assert not out[0, ..., 2].any()
+
+    def test_organ_mode_puts_each_channels_most_frequent_intensity_at_one_though_half_the_organ_is_ill(self):
+        rng = np.random.default_rng(0)
+        image = np.stack([rng.normal(level, level / 50, (20, 20, 8)) for level in (50.0, 400.0)]).astype(np.float32)
+        image[:, :11] *= rng.uniform(1.3, 6.0, (11, 20, 8))  # 55 %: the median is theirs
+        organ = meta(np.ones((1, 20, 20, 8), np.float32))
+        out = Normalized("image", mode="organ_mode", upper=8.0)({"image": meta(image), "organ": organ})["image"].numpy()
+        assert np.median(out[:, 11:], axis=(1, 2, 3)) == pytest.approx([1.0, 1.0], abs=0.05)
+        assert (np.median(out, axis=(1, 2, 3)) > 1.2).all()
+
+    def test_none_changes_nothing_and_needs_no_organ(self):
+        image, _ = self.image()
+        np.testing.assert_array_equal(Normalized("image", mode="none")({"image": meta(image)})["image"].numpy(), image)
 
     def test_unknown_mode_is_refused(self):
         wrong: Any = "zscore"

@@ -1,0 +1,222 @@
+"""Bags of features with one label vector each: what the aggregators train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.data import DistributedWeightedRandomSampler
+from monai.inferers import Inferer
+from torch import Tensor, nn
+from torch.distributed import get_world_size, is_initialized
+from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
+
+from common.adapters_parts import runs
+from common.data import multi_hot
+from common.encoders import Encoder
+from common.feature_store import FeatureStore
+from common.features import extract, find
+from common.slices import slice_classes
+
+Bag = tuple[Tensor, Tensor | None, Tensor]  # features [n, C, h, w], inside [n, 1, h, w], labels [K]
+
+
+def volume_bags(
+    cases: Sequence[dict],
+    preprocessing: Callable,
+    encoder: Encoder,
+    store: FeatureStore,
+    *,
+    classes: Sequence[str],
+    min_slices: int = 1,
+    max_slices: int | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Put the features of volumes into a store; what is there already is not computed again.
+
+    A case with one label per slice is cut into bags of equal label.
+
+    Args:
+        cases: with `case`, `image`, `cls`, and `organ` where the organ's mask is a file.
+        preprocessing: gives `image` `[C + 1, H, W, D]`, the last channel the organ.
+        encoder: of one slice.
+        store: where the features go.
+        classes: names, the negative one first.
+        min_slices, max_slices: of the bags that a case is cut into, see `common.adapters_parts.runs`.
+        device: where to compute.
+        batch_size: slices per forward.
+
+    Returns:
+        One dictionary a bag: the case, `key` (of the entry in the store), `labels` (`[K]` list of 0 and 1), and
+        `slices`, first and last + 1 of the entry's slices, where it is not all of them.
+
+    Raises:
+        ValueError: a case without `cls`, or with another number of labels than slices.
+        RuntimeError: (after all cases) some failed; the message lists them with the reasons.
+    """
+    for case in cases:
+        if "cls" not in case:
+            raise ValueError(
+                f"case {case['case']!r} has no `cls` in the datalist: `python -m common prepare` derives it"
+            )
+    extract(cases, preprocessing, encoder, store, batch_size=batch_size, device=device, progress=progress)
+    bags = []
+    for case in cases:
+        entry = find(case, preprocessing, encoder, store)
+        assert entry is not None  # `extract` has just seen to it
+        bag = {**case, "key": entry.about["key"]}
+        cls = case["cls"]
+        if isinstance(cls, list) and cls and isinstance(cls[0], int):
+            labels = slice_classes(case, entry.about["volume"][2])
+            kept = [labels[z] for z in entry.indices]  # slices without organ are not in the entry
+            parts = runs(kept, min_slices=min_slices, max_slices=max_slices)
+            bags += [{**bag, "labels": multi_hot(label, classes), "slices": (a, b)} for a, b, label in parts]
+        else:
+            bags.append({**bag, "labels": multi_hot(cls, classes)})
+    return bags
+
+
+class BagDataset(Dataset):
+    """Bags from a feature store, read when they are drawn.
+
+    An item is `(features [n, C, h, w] float32, inside [n, 1, h, w] or None, labels [K] float32)`.
+
+    Args:
+        bags: as `volume_bags` or `scripts.slide_bags.slide_bags` return them.
+        store: that holds their features.
+        stack: so many consecutive slices of a bag, at a random place, make an item; None: the whole bag. Only for
+            bags whose every slice bears the label, as `python -m common prepare half_lungs` cuts them: a part of
+            any other positive volume may be healthy.
+        flip: mirror each axis of the grid at random.
+        fixed: whole bags, unmirrored: for validation.
+        in_memory: keep the features (float16) in memory instead of reading them for each draw.
+
+    Raises:
+        RuntimeError: there is no bag.
+    """
+
+    def __init__(
+        self,
+        bags: Sequence[dict],
+        store: FeatureStore,
+        *,
+        stack: int | None = None,
+        flip: bool = True,
+        fixed: bool = False,
+        in_memory: bool = False,
+    ) -> None:
+        if not bags:
+            raise RuntimeError("there is no bag to learn from: is the datalist's section empty?")
+        self.data = list(bags)
+        self.entries = [store.open(bag["key"]) for bag in bags]
+        self.stack = None if fixed else stack
+        self.flip = flip and not fixed
+        self.held = {bag["key"]: store.open(bag["key"])[:].half() for bag in bags} if in_memory else {}
+
+    @property
+    def labels(self) -> Tensor:
+        """`[B, K]` of all bags."""
+        return torch.tensor([bag["labels"] for bag in self.data], dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Bag:
+        bag, entry = self.data[index], self.entries[index]
+        start, stop = bag.get("slices", (0, len(entry)))
+        length = min(self.stack or stop - start, stop - start)
+        first = start + int(torch.randint(stop - start - length + 1, (1,)))
+        window = slice(first, first + length)
+        features = self.held[bag["key"]][window].float() if self.held else entry[window]
+        inside = None if entry.inside is None else entry.inside[window]
+        for axis in (2, 3):
+            if self.flip and bool(torch.rand(1) < 0.5):
+                features = features.flip(axis)
+                inside = None if inside is None else inside.flip(axis)
+        return features, inside, torch.tensor(bag["labels"], dtype=torch.float32)
+
+
+def as_list(bags: list[Bag]) -> list[Bag]:
+    """Collate: bags differ in length and grid, so a batch is a list."""
+    return bags
+
+
+def balanced_sampler(
+    dataset: BagDataset, *, num_samples: int | None = None, strata: Sequence[str] = (), bins: int = 4
+) -> Sampler:
+    """Draw bags so that neither class, nor patient, nor what else is known of a bag gives its label away.
+
+    Positives and negatives are drawn 1:1. With `strata`, positives are drawn from where negatives come from: if the
+    healthy lungs are left ones, a network can tell left from right and be right. Within a stratum and class every
+    patient weighs the same, however many bags were cut from the scan.
+
+    Args:
+        dataset: the bags; positive is a bag with any label.
+        num_samples: draws per epoch, over all processes of a distributed run; by default twice as many as there are
+            bags of the rarer class.
+        strata: keys of the cases that make the strata, e.g. `side`; `position` (0 to 1) is taken in `bins` bins.
+            Strata with only one class are left out, unless there is no other.
+        bins: of the position.
+
+    Raises:
+        ValueError: no positives or no negatives, or a case lacks a key.
+    """
+    positive = [bool(any(bag["labels"])) for bag in dataset.data]
+    if all(positive) or not any(positive):
+        raise ValueError("training needs bags with and without a finding; the datalist's labels are all alike")
+    groups = [_stratum(bag, strata, bins) for bag in dataset.data]
+    patients = [bag["patient"] for bag in dataset.data]
+    # Patients of each class in each stratum, and bags of each patient in it.
+    members: dict[tuple, dict[str, int]] = {}
+    for group, label, patient in zip(groups, positive, patients, strict=True):
+        bags = members.setdefault((group, label), {})
+        bags[patient] = bags.get(patient, 0) + 1
+    shared = {group for group in groups if (group, True) in members and (group, False) in members}
+    if not shared:
+        raise ValueError(f"no stratum of {list(strata)} holds both positives and negatives; use fewer strata")
+    # A stratum weighs as much as it has patients of the class that fewer have.
+    mass = {g: min(len(members[g, True]), len(members[g, False])) for g in shared}
+    weights = [
+        mass[group] / len(members[group, label]) / members[group, label][patient] if group in shared else 0.0
+        for group, label, patient in zip(groups, positive, patients, strict=True)
+    ]
+    draws = num_samples or 2 * min(sum(positive), len(positive) - sum(positive))
+    if is_initialized():
+        return DistributedWeightedRandomSampler(dataset, weights, num_samples_per_rank=-(-draws // get_world_size()))
+    return WeightedRandomSampler(weights, draws)
+
+
+def _stratum(bag: dict, strata: Sequence[str], bins: int) -> tuple:
+    lacking = [key for key in strata if key not in bag]
+    if lacking:
+        raise ValueError(f"case {bag['case']!r} has no {lacking[0]!r} in the datalist, which `strata` asks for")
+    return tuple(min(int(bag[k] * bins), bins - 1) if k == "position" else bag[k] for k in strata)
+
+
+def prepare_batch(
+    batch: list[Bag], device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[list[Bag], Tensor]:
+    """Bags on the device, and their labels `[B, K]`."""
+    moved = [
+        tuple(None if part is None else part.to(device, non_blocking=non_blocking) for part in bag) for bag in batch
+    ]
+    return moved, torch.stack([bag[2] for bag in moved])  # type: ignore[return-value]
+
+
+class BagInferer(Inferer):
+    """`(probability [B, K], penalty [B])` of a list of bags, as `scripts.losses.InsightLoss` takes them.
+
+    Args:
+        probability_only: leave the penalty out, for metrics.
+    """
+
+    def __init__(self, *, probability_only: bool = False) -> None:
+        self.probability_only = probability_only
+
+    def __call__(self, inputs: list[Bag], network: nn.Module, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        parts = [network(*bag)[1:] for bag in inputs]
+        probability = torch.stack([part[0] for part in parts])
+        return probability if self.probability_only else (probability, torch.stack([part[1] for part in parts]))
