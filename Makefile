@@ -23,7 +23,7 @@ test: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # MONAI Label needs older packages than the bundles: an environment of its own.
 $(LABEL)/.installed: tests/label_requirements.txt constraints.txt
