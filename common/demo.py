@@ -38,7 +38,8 @@ def run_bundle(bundle: str | Path, configs: list[str], **overrides: object) -> N
     ]
     command += ["--logging_file", str(root / "configs" / "logging.conf")]
     for key, value in overrides.items():
-        command += [f"--{key}", str(value)]  # the command line reads Python literals
+        # The command line reads Python literals, and drops what is None.
+        command += [f"--{key}", "$None" if value is None else str(value)]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     subprocess.run(command, check=True, env=environment)
 

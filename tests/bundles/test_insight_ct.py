@@ -24,7 +24,7 @@ ROOT = REPOSITORY / "bundles" / BUNDLE
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A phantom with its features."""
-    data = phantom_dataset(tmp_path_factory.mktemp("data"), cases=20)
+    data = phantom_dataset(tmp_path_factory.mktemp("data"))
     features(BUNDLE, str(data), configs=["inference.json", "phantom.json"], progress=False)
     return data
 
@@ -45,7 +45,7 @@ def train(data: Path, output: Path, **overrides) -> Path:
 def trained(data, tmp_path_factory) -> Path:
     """Folder of a training with the demo's settings, but shorter."""
     before = entries(data)
-    output = train(data, tmp_path_factory.mktemp("training"), max_epochs=8)
+    output = train(data, tmp_path_factory.mktemp("training"), max_epochs=10)
     assert entries(data) == before
     return output
 
