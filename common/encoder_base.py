@@ -109,7 +109,7 @@ class Encoder(nn.Module):
                 "scale the image before"
             )
         with torch.no_grad():
-            shape = self._shape(image.shape[2], image.shape[3])
+            shape = self.resized(image.shape[2], image.shape[3])
             if shape[0] != image.shape[2] or shape[1] != image.shape[3]:
                 image = F.interpolate(image, size=shape, mode="bilinear", align_corners=False, antialias=True)
             height, width = image.shape[2], image.shape[3]
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
                 features = features.mean(dim=(2, 3), keepdim=True)
             return features.contiguous()
 
-    def _shape(self, height: int, width: int) -> list[int]:
+    def resized(self, height: int, width: int) -> list[int]:
         """Rows and columns of an image after resizing."""
         if self.size > 0:
             return [self.size, self.size]
@@ -138,7 +138,7 @@ class Encoder(nn.Module):
         """Rows and columns of the features of an image of that many pixels."""
         if self.vector:
             return 1, 1
-        rows, columns = (-(-side // self.stride) for side in self._shape(height, width))
+        rows, columns = (-(-side // self.stride) for side in self.resized(height, width))
         return rows, columns
 
     @torch.jit.unused
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         mask = mask.float()
         if self.vector:
             return mask.mean(dim=(2, 3), keepdim=True)
-        height, width = self._shape(mask.shape[2], mask.shape[3])
+        height, width = self.resized(mask.shape[2], mask.shape[3])
         mask = F.adaptive_avg_pool2d(mask, (height, width))
         return F.avg_pool2d(F.pad(mask, [0, -width % self.stride, 0, -height % self.stride]), self.stride)
 

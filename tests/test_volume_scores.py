@@ -60,3 +60,19 @@ def test_volume_label_reaches_the_scores_and_slice_labels_do_not():
     dataset = CaseDataset(data, lambda case: case)
     assert dataset[0]["cls"] == 1
     assert "cls" not in dataset[1]
+
+
+@pytest.mark.parametrize(("rank", "written"), [(0, ["a", "b"]), (1, None)])
+def test_the_first_process_writes_the_rows_of_all(tmp_path, monkeypatch, rank, written):
+    other = {"case": "b", "mask": "method", "predicted": 0}
+    monkeypatch.setattr("common.volume_scores.gathered_rows", lambda rows, cases: [*rows, other])
+    monkeypatch.setattr("common.volume_scores.get_rank", lambda: rank)
+    handler = VolumeScores(tmp_path)
+    handler._start(None)
+    handler._score(engine({"case": "a", "cls": 1}, {"pred": cube((0, 2))}))
+    handler._finish(SimpleNamespace(cases=["a", "b"]))
+    if written is None:
+        assert not list(tmp_path.iterdir())
+    else:
+        with open(tmp_path / "volumes.csv") as file:
+            assert [row["case"] for row in csv.DictReader(file)] == written

@@ -12,6 +12,7 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+import torch
 
 from common.feature_store import Busy, FeatureStore
 
@@ -68,6 +69,19 @@ class TestRun:
         summary = json.loads((tmp_path / "out" / "summary.json").read_text())
         assert summary["slides"] == 1
         assert summary["dice"]["mean"] == float(row["dice"])
+
+    def test_glass_has_no_heat_whatever_the_head_makes_of_it(self, tmp_path):
+        network = colour_network()
+        network.head.heatmap = lambda features, inside: (
+            torch.ones_like(features[:, :1]) if inside is None else (inside > 0.5).float()
+        )
+        run_slides([slide_case(tmp_path)], tmp_path / "out", network=network)
+        heat = tifffile.imread(tmp_path / "out" / "a_heatmap.ome.tif")
+        margin = 14  # cells that are cut by the tissue's edge may go either way
+        x0, y0, x1, y1 = TISSUE
+        tissue = planted(heat.shape, 14, ((x0 - margin, y0 - margin, x1 + margin, y1 + margin),))
+        assert heat[~tissue].max() == 0
+        assert heat[planted(heat.shape, 14)].min() == 1
 
     def test_overlapping_tiles_agree_with_tiles_side_by_side(self, tmp_path):
         case = slide_case(tmp_path)

@@ -82,7 +82,7 @@ def enlarge(heatmap: Tensor, encoder: Any, shape: Any) -> Tensor:
     if encoder.vector:  # one cell for all
         return heatmap.expand(-1, -1, height, width)
     # The last cells may reach beyond the image.
-    resized = encoder._shape(height, width)
+    resized = encoder.resized(height, width)
     sides = zip(heatmap.shape[2:], (height, width), resized, strict=True)
     shape = [round(cells * encoder.stride * side / seen) for cells, side, seen in sides]
     enlarged = F.interpolate(heatmap, size=shape, mode="bilinear", align_corners=False)
