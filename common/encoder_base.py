@@ -143,10 +143,13 @@ class Encoder(nn.Module):
 
     @torch.jit.unused
     def share(self, mask: Tensor) -> Tensor:
-        """Share of each cell, `[B, 1, h, w]` in [0, 1], that a mask of the image `[B, 1, H, W]` covers."""
+        """Share of each cell, `[B, 1, h, w]` in [0, 1], that a mask of the image `[B, 1, H, W]` covers.
+
+        The one cell of a vector is inside (1) as soon as the mask holds anything: a lung seldom fills half an image.
+        """
         mask = mask.float()
         if self.vector:
-            return mask.mean(dim=(2, 3), keepdim=True)
+            return (mask > 0.5).float().amax(dim=(2, 3), keepdim=True)
         height, width = self.resized(mask.shape[2], mask.shape[3])
         mask = F.adaptive_avg_pool2d(mask, (height, width))
         return F.avg_pool2d(F.pad(mask, [0, -width % self.stride, 0, -height % self.stride]), self.stride)

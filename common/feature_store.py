@@ -28,7 +28,7 @@ from .locks import Busy, Lock, NotWritten, write
 
 __all__ = ["Busy", "Entry", "FeatureStore", "NotWritten", "content_key", "encode", "file_key"]
 
-FORMAT = "features 1"  # in every key: what is stored, and how
+FORMAT = "features 2"  # in every key: what is stored, and how
 LARGEST = float(np.finfo(np.float16).max)
 
 

@@ -144,7 +144,8 @@ class TestShare:
     def test_a_vector_stands_for_the_whole_image(self):
         mask = torch.zeros(1, 1, 10, 10)
         mask[..., :3, :] = 1
-        assert blocks(embedding="vector").share(mask).flatten().tolist() == pytest.approx([0.3])
+        assert blocks(embedding="vector").share(mask).tolist() == [[[[1.0]]]]
+        assert blocks(embedding="vector").share(torch.zeros_like(mask)).tolist() == [[[[0.0]]]]
 
 
 class TestFingerprint:
