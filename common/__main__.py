@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from .ablate import ablate
 from .adapters import read_cases
 from .benchmark import benchmark
 from .cam_benchmark import benchmark_cam
-from .crossvalidate import crossvalidate, write_folds
+from .crossvalidate import crossvalidate, names, write_folds
 from .data import SECTIONS, make_datalist, write_datalist
 from .demo import demo, phantom_dataset
 from .export import export
@@ -63,7 +62,7 @@ def prepare(
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`.
     """
     if "modalities" in options:
-        options["modalities"] = _names(options["modalities"])
+        options["modalities"] = names(options["modalities"])
     try:
         cases, default_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
     except (ValueError, FileNotFoundError, ImportError) as error:
@@ -73,7 +72,7 @@ def prepare(
     content = make_datalist(
         cases,
         name=home.name,
-        classes=_names(classes) if classes else default_classes,
+        classes=names(classes) if classes else default_classes,
         modalities=modalities,
         dataset_dir=home,
         fractions=fractions,
@@ -86,11 +85,6 @@ def prepare(
     path = Path(datalist) if datalist else home / "datalist.json"
     write_datalist(path, content)
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
-
-
-def _names(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Comma-separated names; the command line gives one name as a text, several as a tuple."""
-    return tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, value))
 
 
 def folds(datalist: str, count: int = 5, seed: int = 0) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .crossvalidate import crossvalidate
+from .crossvalidate import crossvalidate, names
 from .data import atomic_path
 from .output import write_csv
 
@@ -47,12 +47,12 @@ def ablate(
         RuntimeError: (after all others are done) some variants failed.
     """
     settings: dict[str, dict[str, Any]] = json.loads(Path(variants).read_text(encoding="utf-8"))
-    if unknown := set(_names(only)) - set(settings):
+    if unknown := set(names(only)) - set(settings):
         raise ValueError(f"{variants} has no variants {sorted(unknown)}; it has {list(settings)}")
     home = Path(output_dir)
     results: dict[str, dict] = {}
     failed: list[str] = []
-    for name in _names(only) or settings:
+    for name in names(only) or settings:
         given = {"folds": folds, **options, **settings[name]}
         _keep(home / name / "variant.json", given)
         print(f"variant {name}: {settings[name]}")
@@ -62,7 +62,7 @@ def ablate(
             failed.append(name)
             continue
         results[name] = json.loads((home / name / "crossvalidation.json").read_text(encoding="utf-8"))
-    shown = [score for score in _names(scores) if any(score in result for result in results.values())]
+    shown = [score for score in names(scores) if any(score in result for result in results.values())]
     write_csv(home / "table.csv", [{"variant": name, **_row(result, shown)} for name, result in results.items()])
     print(table(results, shown))
     if failed:
@@ -91,8 +91,3 @@ def _keep(path: Path, given: Mapping[str, Any]) -> None:
         raise ValueError(f"{path.parent} was begun with other settings; remove it, or name the variant otherwise")
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _names(value: str | Sequence[str]) -> list[str]:
-    """Comma-separated names; the command line gives one name as a text, several as a tuple."""
-    return value.split(",") if isinstance(value, str) else list(map(str, value))

@@ -57,7 +57,7 @@ def crossvalidate(
     source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
     lists = write_folds(source, home, count=folds, seed=seed)
     whole = [_of_patients(scans, fold) for fold in lists] if scans else lists
-    train, choose, evaluate = (_names(x) for x in (train, choose, evaluate))
+    train, choose, evaluate = (names(x) for x in (train, choose, evaluate))
     summaries, rows = [], []
     for k, (part_list, fold_list) in enumerate(zip(lists, whole, strict=True)):
         fold = home / f"fold{k}"
@@ -169,5 +169,6 @@ def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
         yield path, float(value)
 
 
-def _names(files: str | Sequence[str]) -> list[str]:
-    return [name for name in files.split(",") if name] if isinstance(files, str) else list(files)
+def names(value: str | Sequence[str]) -> list[str]:
+    """Comma-separated names; the command line gives one name as a text, several as a tuple."""
+    return [name for name in value.split(",") if name] if isinstance(value, str) else list(map(str, value))

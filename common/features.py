@@ -184,7 +184,8 @@ def extract(
         progress: show a progress bar with the time left.
 
     Returns:
-        The record: `found`, `computed` (names), `failed` (name: reason), `bytes`, `seconds`, `encoder` …
+        The record: `found`, `computed` (names), `failed` (name: reason), `keys` (name: key in the store), `bytes`,
+        `seconds`, `encoder` …
 
     Raises:
         RuntimeError: (after all others are done) some cases failed; the message lists them with the reasons.
@@ -232,7 +233,7 @@ class _Run:
         self.later: list[int] = []
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.record: dict[str, Any] = {"started": now, "finished": False, "cases": len(inputs), "bytes": 0}
-        self.record |= {"found": [], "computed": [], "failed": {}}
+        self.record |= {"found": [], "computed": [], "failed": {}, "keys": {}}
         self.record |= {"encoder": encoder.options, "fingerprint": encoder.fingerprint, "preprocessing": inputs.recipe}
 
     def take_all(self, items: Iterable[dict[str, Any]], bar: tqdm) -> None:
@@ -268,6 +269,7 @@ class _Run:
             entry = volume_entry(item["image"], self.encoder, self.store, about=about, **self.work)
             self.store.set_alias(item["alias"], entry.about["key"])
             self.record["computed"].append(name)
+        self.record["keys"][name] = entry.about["key"]
         self.record["bytes"] += entry.about["bytes"]
         if self.work["progress"] and len(self.record["found"]) + len(self.record["computed"]) == 1:
             size, cases = entry.about["bytes"] / 2**20, len(self.inputs)

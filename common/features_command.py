@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .crossvalidate import names
 from .data import SECTIONS
 from .demo import run_bundle
 
@@ -46,14 +47,9 @@ def features(
         overrides |= {"datalist": str(listed.resolve())}
         overrides |= {"section": section or "+".join(name for name in SECTIONS if content.get(name))}
     overrides |= {"store_dir": str(Path(store).resolve())} if store else {}
-    overrides |= {"subset": _names(cases)} if cases else {}
+    overrides |= {"subset": names(cases)} if cases else {}
     overrides |= {"clear_locks": True} if clear_locks else {}
     try:
-        run_bundle(bundle, [*_names(configs), "features.json"], dataset_dir=str(home), **overrides)
+        run_bundle(bundle, [*names(configs), "features.json"], dataset_dir=str(home), **overrides)
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from error
-
-
-def _names(value: str | Sequence[str]) -> list[str]:
-    """Comma-separated names; the command line gives one name as a text, several as a tuple."""
-    return value.split(",") if isinstance(value, str) else list(map(str, value))

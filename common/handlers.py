@@ -27,7 +27,7 @@ from .metrics import (
     summarize,
     voxel_counts,
 )
-from .output import pairs, write_csv
+from .output import pairs, rounded, write_csv
 from .processes import gathered, gathered_rows
 from .slices import axial
 
@@ -138,8 +138,8 @@ class CaseScores:
             raise RuntimeError("no case has a ground-truth mask: nothing to score (is label_pattern right?)")
         if get_rank() != 0:
             return
-        write_csv(self.output_dir / "metrics.csv", [_rounded(row) for row in self.rows])
-        write_csv(self.output_dir / "slices.csv", [_rounded(row) for row in self.slices])
+        write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
+        write_csv(self.output_dir / "slices.csv", [rounded(row) for row in self.slices])
         with atomic_path(self.output_dir / "summary.json") as path:
             path.write_text(json.dumps(_strict(self.summary()), indent=4, allow_nan=False) + "\n")
         if self.sweep:
@@ -212,7 +212,3 @@ def _strict(value: Any) -> Any:
 
 def _round(value: float, digits: int = 4) -> float:
     return round(float(value), digits)
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}

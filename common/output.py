@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with floats to four decimals."""
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+
+
 def pairs(engine: Engine) -> Iterator[tuple[dict, dict]]:
     """The decollated `(batch, output)` of each volume of an iteration."""
     batch: Any = engine.state.batch
@@ -45,14 +50,49 @@ def pairs(engine: Engine) -> Iterator[tuple[dict, dict]]:
     return zip(batch, output, strict=True)
 
 
-class CaseWriter:
+class PredictionWriter:
+    """Handler: `predictions.csv`, a row a case; subclasses write a case's files and append its row to `rows`.
+
+    Args:
+        output_dir: folder, made when needed.
+        classes: class names; one probability column each, the first is "nothing there".
+    """
+
+    def __init__(self, output_dir: str | Path, *, classes: Sequence[str]) -> None:
+        self.output_dir = Path(output_dir)
+        self.classes = list(classes)
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._write_case)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def _write_case(self, engine: Engine) -> None:
+        raise NotImplementedError
+
+    def _probabilities(self, case: str, probability: Iterable[Any]) -> dict[str, Any]:
+        """The beginning of a row."""
+        named = zip(self.classes, probability, strict=True)
+        return {"case": case, **{f"probability_{name}": round(float(p), 4) for name, p in named}}
+
+    def _finish(self, engine: Engine) -> None:
+        rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
+        if get_rank() == 0:
+            write_csv(self.output_dir / "predictions.csv", rows)
+
+
+class CaseWriter(PredictionWriter):
     """Handler: writes `<case>_heatmap.nii.gz`, `<case>_seg.nii.gz`, `<case>_montage.png` and `predictions.csv`.
 
     A handler and not a transform, so that a server which does its own saving can use the same postprocessing.
 
     Args:
-        output_dir: folder, made when needed.
-        classes: class names; one probability column each, the first is "nothing there".
+        output_dir, classes: see `PredictionWriter`.
         save_heatmap, save_mask, save_montage: what to write.
     """
 
@@ -65,21 +105,10 @@ class CaseWriter:
         save_mask: bool = True,
         save_montage: bool = True,
     ) -> None:
-        self.output_dir = Path(output_dir)
-        self.classes = list(classes)
+        super().__init__(output_dir, classes=classes)
         self.save_heatmap = save_heatmap
         self.save_mask = save_mask
         self.save_montage = save_montage
-        self.rows: list[dict[str, Any]] = []
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._write_case)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
-        self.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _write_case(self, engine: Engine) -> None:
         for batch, output in pairs(engine):
@@ -101,18 +130,11 @@ class CaseWriter:
 
     def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
         millilitre = abs(np.linalg.det(affine[:3, :3])) / 1000.0
-        probability = np.asarray(output["probability"])
-        row: dict[str, Any] = {"case": case}
-        row |= {f"probability_{name}": round(float(p), 4) for name, p in zip(self.classes, probability, strict=True)}
+        row = self._probabilities(case, np.asarray(output["probability"]))
         row["threshold"] = round(float(output["threshold"]), 4)
         row["volume_ml"] = round(float((mask > 0).sum() * millilitre), 3)
         row["seconds"] = round(seconds, 2)
         return row
-
-    def _finish(self, engine: Engine) -> None:
-        rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
-        if get_rank() == 0:
-            write_csv(self.output_dir / "predictions.csv", rows)
 
 
 def _truth(batch: Mapping, mask: np.ndarray) -> np.ndarray | None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ignite.distributed import get_rank, get_world_size
-from torch.distributed import all_gather_object
-from torch.utils.data import Dataset, Subset
+from monai.data import DistributedWeightedRandomSampler
+from torch.distributed import all_gather_object, is_initialized
+from torch.utils.data import Dataset, Sampler, Subset, WeightedRandomSampler
 
 
 def share(dataset: Dataset) -> Dataset:
@@ -20,6 +21,20 @@ def share(dataset: Dataset) -> Dataset:
     if processes > max(cases, 1):
         raise ValueError(f"{processes} processes for {cases} case(s): start at most {cases} with --nproc_per_node")
     return dataset if processes == 1 else Subset(dataset, range(get_rank(), cases, processes))
+
+
+def weighted_sampler(dataset: Dataset, weights: Sequence[float], draws: int) -> Sampler:
+    """Draw with replacement by weight; of several processes in training each makes its share of the draws.
+
+    Args:
+        dataset: as long as `weights`.
+        weights: of each item, not necessarily summing to 1.
+        draws: per epoch, over all processes.
+    """
+    if is_initialized():
+        per_rank = -(-draws // get_world_size())
+        return DistributedWeightedRandomSampler(dataset, weights, num_samples_per_rank=per_rank)
+    return WeightedRandomSampler(weights, draws)
 
 
 def gathered(values: Any) -> list[Any]:

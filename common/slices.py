@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.data import DistributedWeightedRandomSampler
 from monai.transforms import Orientation, apply_transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
-from torch.distributed import get_world_size, is_initialized
-from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from .data import slice_labels
+from .processes import weighted_sampler
 from .splits import matched_weights
 
 
@@ -158,10 +157,7 @@ def matched_sampler(dataset: SliceDataset, *, num_samples: int | None = None, bi
     """
     weights = matched_weights(dataset.classes, dataset.positions, bins=bins)
     draws = num_samples or 2 * sum(label > 0 for label in dataset.classes)
-    if is_initialized():
-        per_rank = -(-draws // get_world_size())
-        return DistributedWeightedRandomSampler(dataset, weights.tolist(), num_samples_per_rank=per_rank)
-    return WeightedRandomSampler(weights.tolist(), draws)
+    return weighted_sampler(dataset, weights.tolist(), draws)
 
 
 def axial(volume: Tensor) -> Tensor:

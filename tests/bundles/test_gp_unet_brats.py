@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from common.demo import phantom_dataset, run_bundle
 
-from .conftest import REPOSITORY, monai_bundle, read_json
+from .conftest import REPOSITORY, infer, monai_bundle, read_json, shuffle_within_slices
 
 BUNDLE = "gp_unet_brats"
 ROOT = REPOSITORY / "bundles" / BUNDLE
@@ -50,21 +51,8 @@ def evaluation(data, trained, tmp_path_factory) -> dict:
 @pytest.fixture(scope="module")
 def inference(data, trained, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("inference")
-    infer(data, trained, output)
+    infer(BUNDLE, data, trained / "model.pt", output)
     return output
-
-
-def infer(data: Path, trained: Path, output: Path, *, cwd: Path = REPOSITORY, check: bool = True, **overrides):
-    configs = [str((ROOT / "configs" / f"{n}.json").relative_to(cwd)) for n in ("inference", "phantom")]
-    arguments = {
-        "dataset_dir": str(data),
-        "image_pattern": "*/flair.nii.gz",
-        "output_dir": str(output),
-        "ckpt": str(trained / "model.pt"),
-        "progress": "False",
-    } | overrides
-    flags = [part for key, value in arguments.items() for part in (f"--{key}", value)]
-    return monai_bundle("run", "--config_file", str(configs), *flags, cwd=cwd, check=check)
 
 
 def test_masks_beat_the_empty_mask_and_the_threshold(evaluation):
@@ -108,7 +96,7 @@ def test_every_case_gets_heatmap_mask_and_picture_on_its_own_grid(inference, dat
 
 
 def test_inference_from_the_bundles_root_writes_the_same(inference, data, trained, tmp_path):
-    infer(data, trained, tmp_path, cwd=ROOT)
+    infer(BUNDLE, data, trained / "model.pt", tmp_path, cwd=ROOT)
     for path in inference.glob("*_seg.nii.gz"):
         np.testing.assert_array_equal(nib.load(path).get_fdata(), nib.load(tmp_path / path.name).get_fdata())
 
@@ -137,15 +125,6 @@ def test_training_never_sees_where_in_a_slice_the_mask_is(data, tmp_path):
         )
         states.append(torch.load(output / "model.pt", weights_only=True))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-
-
-def shuffle_within_slices(path: Path) -> None:
-    image = nib.load(path)
-    mask = np.asarray(image.dataobj).copy()
-    rng = np.random.default_rng(0)
-    for z in range(mask.shape[2]):
-        mask[..., z] = rng.permutation(mask[..., z].ravel()).reshape(mask.shape[:2])
-    nib.save(nib.Nifti1Image(mask, image.affine), path)
 
 
 def monai_command(*arguments: str) -> None:
@@ -197,7 +176,7 @@ def test_one_bad_scan_is_named_and_the_others_are_written(data, trained, tmp_pat
     broken = image.get_fdata()
     broken[3, 3, 3] = np.nan
     nib.save(nib.Nifti1Image(broken, image.affine), mixed / "phantom_002" / "flair.nii.gz")
-    done = infer(mixed, trained, tmp_path / "out", check=False)
+    done = infer(BUNDLE, mixed, trained / "model.pt", tmp_path / "out", check=False)
     assert done.returncode != 0
     assert "2 of 3 cases failed" in done.stderr
     assert "phantom_001" in done.stderr
@@ -217,14 +196,14 @@ def test_one_bad_scan_is_named_and_the_others_are_written(data, trained, tmp_pat
     ],
 )
 def test_wrong_settings_are_explained(data, trained, tmp_path, overrides, message):
-    done = infer(data, trained, tmp_path, check=False, **overrides)
+    done = infer(BUNDLE, data, trained / "model.pt", tmp_path, check=False, **overrides)
     assert done.returncode != 0
-    assert __import__("re").search(message, done.stderr), done.stderr[-2000:]
+    assert re.search(message, done.stderr), done.stderr[-2000:]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")
 def test_cuda_without_cuda_is_explained(data, trained, tmp_path):
-    done = infer(data, trained, tmp_path, check=False, device="cuda:0")
+    done = infer(BUNDLE, data, trained / "model.pt", tmp_path, check=False, device="cuda:0")
     assert done.returncode != 0
     assert "use --device cpu" in done.stderr
 

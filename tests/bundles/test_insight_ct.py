@@ -15,7 +15,7 @@ from common.demo import phantom_dataset, run_bundle
 from common.feature_store import FeatureStore
 from common.features_command import features
 
-from .conftest import REPOSITORY, monai_bundle, read_json
+from .conftest import REPOSITORY, infer, read_json, shuffle_within_slices
 
 BUNDLE = "insight_ct"
 ROOT = REPOSITORY / "bundles" / BUNDLE
@@ -67,13 +67,6 @@ def evaluation(data, trained, tmp_path_factory) -> dict:
     return read_json(output / "summary.json") | {"output": output, "computed": set(entries(data)) - set(before)}
 
 
-def infer(data: Path, ckpt: Path, output: Path, *, cwd: Path = REPOSITORY, check: bool = True, **overrides):
-    configs = [str((ROOT / "configs" / f"{name}.json").relative_to(cwd)) for name in ("inference", "phantom")]
-    arguments = {"dataset_dir": str(data), "output_dir": str(output), "ckpt": str(ckpt), "progress": "False"}
-    flags = [part for key, value in (arguments | overrides).items() for part in (f"--{key}", value)]
-    return monai_bundle("run", "--config_file", str(configs), *flags, cwd=cwd, check=check)
-
-
 def test_masks_beat_the_empty_mask_and_the_threshold(evaluation):
     assert evaluation["dice"]["mean"] > evaluation["dice_empty"]["mean"] + 0.2
     assert evaluation["dice"]["mean"] > evaluation["dice_baseline_threshold"]["mean"]
@@ -107,7 +100,7 @@ def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, d
     broken.parent.mkdir()
     broken.write_bytes((data / tested[0] / "flair.nii.gz").read_bytes()[:2000])
     out = tmp_path / "out"
-    done = infer(tmp_path / "data", trained / "model.pt", out, cwd=ROOT, check=False)
+    done = infer(BUNDLE, tmp_path / "data", trained / "model.pt", out, cwd=ROOT, check=False)
     assert done.returncode != 0
     assert "1 of 3 cases failed" in done.stderr
     assert "broken" in done.stderr
@@ -134,7 +127,7 @@ def test_the_organs_mask_is_taken_from_its_file(data, trained, tmp_path):
     organ[20:37, 25:44, 3:9] = 1
     nib.save(nib.Nifti1Image(organ, image.affine), tmp_path / "data" / case / "lung.nii.gz")
     everything = {"threshold": "-1.0", "gate": "-1.0", "refine": "$None"}  # None itself would be ignored
-    infer(tmp_path / "data", trained / "model.pt", tmp_path, lung_pattern="*/lung.nii.gz", **everything)
+    infer(BUNDLE, tmp_path / "data", trained / "model.pt", tmp_path, lung_pattern="*/lung.nii.gz", **everything)
     np.testing.assert_array_equal(nib.load(tmp_path / f"{case}_seg.nii.gz").get_fdata(), organ)
 
 
@@ -151,16 +144,7 @@ def test_training_never_sees_where_in_a_slice_the_mask_is(tmp_path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def shuffle_within_slices(path: Path) -> None:
-    image = nib.load(path)
-    mask = np.asarray(image.dataobj).copy()
-    rng = np.random.default_rng(0)
-    for z in range(mask.shape[2]):
-        mask[..., z] = rng.permutation(mask[..., z].ravel()).reshape(mask.shape[:2])
-    nib.save(nib.Nifti1Image(mask, image.affine), path)
-
-
 def test_weights_of_another_encoder_are_refused(data, trained, tmp_path):
-    done = infer(data, trained / "model.pt", tmp_path, check=False, stride="4")
+    done = infer(BUNDLE, data, trained / "model.pt", tmp_path, check=False, stride="4")
     assert done.returncode != 0
     assert "these weights were trained on features of another encoder" in done.stderr, done.stderr[-2000:]

@@ -15,7 +15,7 @@ import torch
 from common.demo import phantom_dataset, run_bundle
 from common.phantom import write_phantom
 
-from .conftest import REPOSITORY, monai_bundle, read_json
+from .conftest import REPOSITORY, infer, read_json, shuffle_within_slices
 
 BUNDLE = "tonno_mosmed"
 ROOT = REPOSITORY / "bundles" / BUNDLE
@@ -53,28 +53,6 @@ def evaluation(data, trained, tmp_path_factory) -> dict:
     return read_json(output / "summary.json") | {"output": output}
 
 
-def infer(
-    data: Path,
-    ckpt: Path,
-    output: Path,
-    *,
-    names=("inference", "phantom"),
-    cwd: Path = REPOSITORY,
-    check=True,
-    **overrides,
-):
-    configs = [str((ROOT / "configs" / f"{name}.json").relative_to(cwd)) for name in names]
-    arguments = {
-        "dataset_dir": str(data),
-        "image_pattern": "*/flair.nii.gz",
-        "output_dir": str(output),
-        "ckpt": str(ckpt),
-        "progress": "False",
-    } | overrides
-    flags = [part for key, value in arguments.items() for part in (f"--{key}", value)]
-    return monai_bundle("run", "--config_file", str(configs), *flags, cwd=cwd, check=check)
-
-
 def test_masks_beat_the_empty_mask_and_the_threshold(evaluation):
     assert evaluation["dice"]["mean"] > evaluation["dice_empty"]["mean"] + 0.2
     assert evaluation["dice"]["mean"] > evaluation["dice_baseline_threshold"]["mean"]
@@ -96,7 +74,7 @@ def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, d
     broken.parent.mkdir()
     broken.write_bytes((data / tested[0] / "flair.nii.gz").read_bytes()[:2000])
     out = tmp_path / "out"
-    done = infer(tmp_path / "data", trained / "model.pt", out, cwd=ROOT, check=False)
+    done = infer(BUNDLE, tmp_path / "data", trained / "model.pt", out, cwd=ROOT, check=False)
     assert done.returncode != 0
     assert "1 of 3 cases failed" in done.stderr
     assert "broken" in done.stderr
@@ -128,15 +106,6 @@ def test_training_never_sees_where_in_a_slice_the_mask_is(tmp_path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def shuffle_within_slices(path: Path) -> None:
-    image = nib.load(path)
-    mask = np.asarray(image.dataobj).copy()
-    rng = np.random.default_rng(0)
-    for z in range(mask.shape[2]):
-        mask[..., z] = rng.permutation(mask[..., z].ravel()).reshape(mask.shape[:2])
-    nib.save(nib.Nifti1Image(mask, image.affine), path)
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -148,6 +117,6 @@ def shuffle_within_slices(path: Path) -> None:
 def test_wrong_settings_are_explained(tmp_path, overrides, message):
     write_phantom(tmp_path / "data", cases=1)
     ckpt = ROOT / "models" / "model.pt"
-    done = infer(tmp_path / "data", ckpt, tmp_path / "out", names=("inference",), check=False, **overrides)
+    done = infer(BUNDLE, tmp_path / "data", ckpt, tmp_path / "out", names=("inference",), check=False, **overrides)
     assert done.returncode != 0
     assert re.search(message, done.stderr), done.stderr[-2000:]

@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.data import DistributedWeightedRandomSampler
 from monai.inferers import Inferer
 from torch import Tensor, nn
-from torch.distributed import get_world_size, is_initialized
-from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
+from torch.utils.data import Dataset, Sampler
 
 from common.adapters_parts import runs
 from common.data import multi_hot
 from common.encoders import Encoder
 from common.feature_store import FeatureStore
-from common.features import extract, find
+from common.features import extract
+from common.processes import weighted_sampler
 from common.slices import slice_classes
 
 Bag = tuple[Tensor, Tensor | None, Tensor]  # features [n, C, h, w], inside [n, 1, h, w], labels [K]
@@ -62,14 +61,14 @@ def volume_bags(
             raise ValueError(
                 f"case {case['case']!r} has no `cls` in the datalist: `python -m common prepare` derives it"
             )
-    extract(cases, preprocessing, encoder, store, batch_size=batch_size, device=device, progress=progress)
+    work: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
+    keys = extract(cases, preprocessing, encoder, store, **work)["keys"]
     bags = []
     for case in cases:
-        entry = find(case, preprocessing, encoder, store)
-        assert entry is not None  # `extract` has just seen to it
-        bag = {**case, "key": entry.about["key"]}
+        bag = {**case, "key": keys[case["case"]]}
         cls = case["cls"]
         if isinstance(cls, list) and cls and isinstance(cls[0], int):
+            entry = store.open(bag["key"])
             labels = slice_classes(case, entry.about["volume"][2])
             kept = [labels[z] for z in entry.indices]  # slices without organ are not in the entry
             parts = runs(kept, min_slices=min_slices, max_slices=max_slices)
@@ -184,9 +183,7 @@ def balanced_sampler(
         for group, label, patient in zip(groups, positive, patients, strict=True)
     ]
     draws = num_samples or 2 * min(sum(positive), len(positive) - sum(positive))
-    if is_initialized():
-        return DistributedWeightedRandomSampler(dataset, weights, num_samples_per_rank=-(-draws // get_world_size()))
-    return WeightedRandomSampler(weights, draws)
+    return weighted_sampler(dataset, weights, draws)
 
 
 def _stratum(bag: dict, strata: Sequence[str], bins: int) -> tuple:

@@ -12,17 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from ignite.distributed import get_rank
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data import ThreadBuffer
-from monai.engines import IterationEvents
 from torch import Tensor, nn
 
 from common.data import atomic_path, multi_hot
 from common.engines import CaseDataset, CaseEvaluator
 from common.feature_store import FeatureStore
-from common.output import write_csv
-from common.processes import gathered_rows
+from common.output import PredictionWriter
 
 from .slide_bags import grid_of, stored_features
 from .slide_output import HeatCanvas, class_mask, on_disk, otsu_of_cells, overlay, write_pyramid
@@ -198,7 +195,7 @@ class SlideEvaluator(CaseEvaluator):
             self.inferer.close()  # type: ignore[attr-defined]
 
 
-class SlideWriter:
+class SlideWriter(PredictionWriter):
     """Handler: writes heat, mask and overlay of each slide, and `predictions.csv`.
 
     - `<case>_heatmap.ome.tif`: raw heat, float32, one channel a label (Bio-Formats: QuPath, ImageJ);
@@ -209,8 +206,7 @@ class SlideWriter:
     The TIFF files have the slide's upper left corner, and the size of a cell in their resolution tags.
 
     Args:
-        output_dir: folder, made when needed.
-        classes: names, the negative one first.
+        output_dir, classes: see `PredictionWriter`.
         save_heatmap, save_mask, save_overlay: what to write.
     """
 
@@ -223,21 +219,10 @@ class SlideWriter:
         save_mask: bool = True,
         save_overlay: bool = True,
     ) -> None:
-        self.output_dir = Path(output_dir)
-        self.classes = list(classes)
+        super().__init__(output_dir, classes=classes)
         self.save_heatmap = save_heatmap
         self.save_mask = save_mask
         self.save_overlay = save_overlay
-        self.rows: list[dict[str, Any]] = []
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._write_case)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
-        self.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _write_case(self, engine: Engine) -> None:
         result: SlideResult = engine.state.output["pred"]  # type: ignore[index, call-overload, assignment]
@@ -266,15 +251,9 @@ class SlideWriter:
     def _row(self, result: SlideResult, seconds: float) -> dict[str, Any]:
         mm2 = (result.tiled.grid.cell_um / 1000) ** 2
         probability = [1 - max(result.probability), *result.probability]
-        row: dict[str, Any] = {"case": result.case["case"]}
-        row |= {f"probability_{name}": round(float(p), 4) for name, p in zip(self.classes, probability, strict=True)}
+        row = self._probabilities(result.case["case"], probability)
         row |= {f"threshold_{k}": round(t, 4) for k, t in zip(self.classes[1:], result.thresholds, strict=True)}
         for number, name in enumerate(self.classes[1:], 1):
             row[f"area_mm2_{name}"] = round(float((result.mask == number).sum() * mm2), 4)
         row["tissue_mm2"] = round(float(result.inside.sum() * mm2), 3)
         return row | {"tiles": len(result.tiled.tiles), "seconds": round(seconds, 2)}
-
-    def _finish(self, engine: Engine) -> None:
-        rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
-        if get_rank() == 0:
-            write_csv(self.output_dir / "predictions.csv", rows)

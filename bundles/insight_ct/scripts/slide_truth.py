@@ -17,7 +17,7 @@ from skimage.draw import polygon
 
 from common.data import atomic_path
 from common.metrics import component_scores, dice, iou, roc_auc, summarize
-from common.output import write_csv
+from common.output import rounded, write_csv
 from common.processes import gathered_rows
 
 EXCLUDED = ("_2", "Exclusion")
@@ -133,8 +133,7 @@ class SlideScores:
         if not any("dice" in row or f"label_{self.names[0]}" in row for row in self.rows):
             raise RuntimeError("no slide has a label or ground truth: nothing to score (is the datalist right?)")
         if get_rank() == 0:
-            rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows]
-            write_csv(self.output_dir / "metrics.csv", rounded)
+            write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
             with atomic_path(self.output_dir / "summary.json") as path:
                 path.write_text(json.dumps(self.summary(), indent=4, allow_nan=False) + "\n")
 

@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.data import DistributedWeightedRandomSampler
 from monai.data.utils import affine_to_spacing
 from monai.transforms import apply_transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
-from torch.distributed import get_world_size, is_initialized
-from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 import common.training as training
 from common.adapters_parts import runs
+from common.processes import weighted_sampler
 from common.radon import plane_basis, sample_planes
 from common.slices import slice_classes
 from common.splits import matched_weights
@@ -179,10 +178,7 @@ def balanced_sampler(dataset: PlaneDataset, *, num_samples: int, match_size: boo
     sizes = torch.tensor([float(body.inside.sum()) for body in dataset.bodies])
     positions = sizes / sizes.max() if match_size else torch.zeros_like(sizes)
     weights = matched_weights(dataset.classes, positions.tolist(), bins=bins)
-    if is_initialized():
-        per_rank = -(-num_samples // get_world_size())
-        return DistributedWeightedRandomSampler(dataset, weights.tolist(), num_samples_per_rank=per_rank)
-    return WeightedRandomSampler(weights.tolist(), num_samples)
+    return weighted_sampler(dataset, weights.tolist(), num_samples)
 
 
 def prepare_batch(
