@@ -2,9 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 LABEL := .venv-label
+# Every bundle from training to scored masks, and from its zip; what stands on MONAI's and numpy's interfaces most.
+OLDEST_TESTS := $(patsubst bundles/%,tests/bundles/test_%.py::test_masks_beat_the_empty_mask_and_the_threshold,$(wildcard bundles/*)) \
+	tests/test_export.py::test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_names \
+	$(patsubst %,tests/test_%.py,data engines feature_store handlers inferers output slices training transforms)
 
-.PHONY: install demo test label clean
+.PHONY: install demo test test-oldest label clean
 
 install: $(VENV)/.installed
 
@@ -25,9 +30,22 @@ test: install
 	$(BIN)/python -m mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# The oldest MONAI and numpy that pyproject.toml allows.
+$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --requirement constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-oldest.txt \
+		--editable . pytest pytest-xdist
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile $(OLDEST_TESTS)
+
 # MONAI Label needs older packages than the bundles: an environment of its own.
 $(LABEL)/.installed: tests/label_requirements.txt constraints.txt
 	test -x $(LABEL)/bin/python || $(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --quiet --upgrade pip
 	$(LABEL)/bin/python -m pip install --quiet --requirement constraints.txt "numpy<2"
 	$(LABEL)/bin/python -m pip install --quiet --constraint constraints.txt --requirement tests/label_requirements.txt
 	$(LABEL)/bin/python -m pip install --quiet --no-deps monailabel==0.8.5
@@ -36,7 +54,7 @@ $(LABEL)/.installed: tests/label_requirements.txt constraints.txt
 label: install $(LABEL)/.installed
 	rm -rf build/label
 	$(BIN)/python -m common export --all --output_dir build/label
-	$(BIN)/python -m common phantom build/label/phantom --cases 2
+	$(BIN)/python -m common phantom build/label/phantom --cases 10
 	$(LABEL)/bin/python tests/label_server.py build/label/phantom/phantom_000/flair.nii.gz build/label/*.zip
 
 clean:

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from common.demo import BUNDLES
+from common.demo import BUNDLES, phantom_dataset
 from common.export import bundle_files, common_modules, export, export_bundle, third_party, write_zip
 from common.phantom import write_phantom
 
@@ -74,45 +75,95 @@ def call(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_names(name, zips, head, tmp_path):
-    metadata = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())
-    python = environment(tmp_path / "env", [*MONAI_BUNDLE, *metadata["required_packages_version"]])
-    place = tmp_path / "empty"
-    (place / "common").mkdir(parents=True)  # another package of that name is in the way
-    (place / "common" / "__init__.py").write_text("raise RuntimeError('this is another common')")
-    assert "No module named" in call(python, "-P", "-c", "import common.data", cwd=place).stderr
-    url = zips[name].as_uri()
-    loaded = call(
-        python, "-m", "monai.bundle", "download", "--name", name, "--url", url, "--bundle_dir", ".", cwd=place
-    )
-    assert loaded.returncode == 0, loaded.stderr[-3000:]
-    arguments = ["--config_file", f"{name}/configs/inference.json", "--logging_file", f"{name}/configs/logging.conf"]
-    arguments += [
-        "--dataset_dir",
-        str(head),
-        "--image_pattern",
-        "*/flair.nii.gz",
-        "--organ",
-        "brain",
-        "--output_dir",
-        "out",
-        "--progress",
-        "False",
-    ]
-    done = call(python, "-m", "monai.bundle", "run", *arguments, "--device", "cpu", *quick(place / name), cwd=place)
+@pytest.fixture(scope="module")
+def installed(zips, tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
+    """`installed(name)`: a python with what the metadata name, and a folder that holds nothing but the bundle.
+
+    Another package `common` is in the way there.
+    """
+
+    @cache
+    def install(name: str) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        metadata = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())
+        python = environment(folder / "env", [*MONAI_BUNDLE, *metadata["required_packages_version"]])
+        place = folder / "empty"
+        (place / "common").mkdir(parents=True)
+        (place / "common" / "__init__.py").write_text("raise RuntimeError('this is another common')")
+        assert "No module named" in call(python, "-P", "-c", "import common.data", cwd=place).stderr
+        source = ("--name", name, "--url", zips[name].as_uri(), "--bundle_dir", ".")
+        loaded = call(python, "-m", "monai.bundle", "download", *source, cwd=place)
+        assert loaded.returncode == 0, loaded.stderr[-3000:]
+        return python, place
+
+    return install
+
+
+def run(python: Path, place: Path, name: str, *configs: str, **overrides: object) -> None:
+    """`python -m monai.bundle run` of a bundle in `place`."""
+    files = [f"{name}/configs/{config}.json" for config in configs]
+    settings = {"config_file": files, "logging_file": f"{name}/configs/logging.conf"} | overrides
+    flags = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
+    done = call(python, "-m", "monai.bundle", "run", *flags, cwd=place)
     assert done.returncode == 0, done.stderr[-3000:]
-    image, mask = nib.load(head / "phantom_000" / "flair.nii.gz"), nib.load(place / "out" / "phantom_000_seg.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def inferred(installed, head) -> Callable[[str], Path]:
+    """`inferred(name)`: what a bundle's inference wrote there."""
+
+    @cache
+    def infer(name: str) -> Path:
+        python, place = installed(name)
+        run(python, place, name, "inference", output_dir="out", dataset_dir=head, **quick(place / name))
+        return place / "out"
+
+    return infer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_names(name, inferred, head):
+    output = inferred(name)
+    image, mask = nib.load(head / "phantom_000" / "flair.nii.gz"), nib.load(output / "phantom_000_seg.nii.gz")
     assert mask.shape == image.shape
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
-    with open(place / "out" / "predictions.csv") as file:
+    with open(output / "predictions.csv") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["phantom_000"]
 
 
-def quick(bundle: Path) -> Sequence[str]:
-    """A bundle whose inference has a number of directions gets few of them."""
+@pytest.mark.parametrize("name", NAMES)
+def test_python_example_of_the_readme_writes_what_the_command_writes(name, inferred, installed, head):
+    python, place = installed(name)
+    (code,) = re.findall(r"```python\n(.*?)```", (place / name / "docs" / "README.md").read_text(), re.DOTALL)
+    options = ", ".join(f"{key}={value!r}" for key, value in quick(place / name).items())
+    for old, new in {"bundles/": "", '"DIR"': f"{str(head)!r}, {options}", '"OUT"': "'by_example'"}.items():
+        assert old in code
+        code = code.replace(old, new)
+    done = call(python, "-c", code, cwd=place)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for kind in ("seg", "heatmap"):
+        one, other = (nib.load(place / out / f"phantom_000_{kind}.nii.gz") for out in ("out", "by_example"))
+        np.testing.assert_array_equal(one.get_fdata(), other.get_fdata())
+
+
+@pytest.mark.parametrize("name", ["gp_unet_brats"])
+def test_zip_trains_there_too_and_its_new_weights_make_masks(name, installed, head, tmp_path):
+    python, place = installed(name)
+    data = phantom_dataset(tmp_path, cases=10)
+    options: dict[str, object] = {"device": "cpu", "progress": False}
+    run(python, place, name, "train", "phantom", dataset_dir=data, output_dir="training", max_epochs=1, **options)
+    with open(place / "training" / "training_log.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
+    options |= {"dataset_dir": head, "image_pattern": "*/flair.nii.gz", "ckpt": "training/model.pt"}
+    run(python, place, name, "inference", "phantom", output_dir="trained", **options)
+    assert (place / "trained" / "phantom_000_seg.nii.gz").is_file()
+
+
+def quick(bundle: Path) -> dict[str, object]:
+    """Settings for a head, and few directions for a bundle whose inference has a number of them."""
     keys = json.loads((bundle / "configs" / "inference.json").read_text())
-    return ["--num_directions", "16"] if "num_directions" in keys else []
+    settings = {"image_pattern": "*/flair.nii.gz", "organ": "brain", "device": "cpu", "progress": False}
+    return settings | ({"num_directions": 16} if "num_directions" in keys else {})
 
 
 @pytest.fixture
@@ -204,6 +255,14 @@ def test_what_shipped_code_imports_is_named_in_the_metadata(name):
     named = [*MONAI_BUNDLE, *metadata["required_packages_version"]]
     provided = {file.parts[0] for package in named for file in distribution(package).files or []}
     assert set(third_party(bundle_files(BUNDLES / name))) <= {top.removesuffix(".py") for top in provided}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_environment_of_monai_label_has_what_the_metadata_name(name):
+    lines = (BUNDLES.parent / "tests" / "label_requirements.txt").read_text().splitlines()
+    listed = {Requirement(line).name for line in lines if line and not line.startswith("#")}
+    metadata = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())
+    assert set(metadata["required_packages_version"]) <= listed
 
 
 def test_third_party_counts_module_level_imports_and_targets_but_no_optional_ones(small):
