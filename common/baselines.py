@@ -1,9 +1,9 @@
-"""The rivals that need no learned map: an intensity threshold, plain and gated by slice labels."""
+"""The rivals that need no learned map: an intensity threshold, plain, gated by slice labels, or freed of thin parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from monai.transforms import ResampleToMatchd, apply_transform
@@ -11,10 +11,19 @@ from tqdm import tqdm
 
 from .binarize import largest_component
 from .metrics import dice
-from .refine import smooth_in_organ
+from .refine import smooth_in_organ, without_thin
 from .transforms import spacing_of
 
 INTENSITIES = tuple(np.round(np.arange(1.0, 2.55, 0.1), 2).tolist())
+
+
+class Thresholds(NamedTuple):
+    """Of the rivals, in organ medians; `opened` is of the image without what is thinner than `opening_mm`."""
+
+    plain: float
+    gated: float
+    opened: float | None = None
+    opening_mm: float | None = None
 
 
 def fit(
@@ -23,9 +32,10 @@ def fit(
     *,
     intensities: Sequence[float] = INTENSITIES,
     smooth_mm: float = 0.0,
+    openings_mm: Sequence[float] = (),
     progress: bool = True,
-) -> tuple[float, float]:
-    """Thresholds, in organ medians, with the best mean 3D Dice on training cases: `(plain, gated)`.
+) -> Thresholds:
+    """Thresholds with the best mean 3D Dice on training cases.
 
     The gated threshold opens the slices whose true label is positive and keeps the largest component. The rivals
     may look at training masks; the methods may not.
@@ -35,6 +45,8 @@ def fit(
         preprocessing: gives `image` `[image channels, organ, H, W, D]`.
         intensities: what to try.
         smooth_mm: in-plane Gaussian of the image before it is thresholded.
+        openings_mm: radii of `common.refine.without_thin`, each tried with each threshold; without any, `opened`
+            stays None.
 
     Raises:
         ValueError: no case has a mask.
@@ -43,15 +55,21 @@ def fit(
     if not cases:
         raise ValueError("no training case has a mask to fit the baselines on: give --intensities '[1.4, 1.2]'")
     to_image_grid = ResampleToMatchd(keys="label", key_dst="image", mode="nearest")
-    scores = np.zeros((len(cases), len(intensities), 2))
+    scores = np.zeros((len(cases), len(intensities), 2 + len(openings_mm)))
     for row, case in zip(scores, tqdm(cases, desc="fitting baselines", unit="case", disable=not progress), strict=True):
         preprocessed: Any = apply_transform(preprocessing, case)
         read = to_image_grid(preprocessed)
         image, truth = read["image"].numpy(), read["label"][0].numpy() > 0
-        organ, positive = image[-1] > 0.5, truth.any(axis=(0, 1))
-        shown = smooth_in_organ(image[0], organ, sigma_mm=smooth_mm, spacing=spacing_of(read["image"]))
+        organ, positive, spacing = image[-1] > 0.5, truth.any(axis=(0, 1)), spacing_of(read["image"])
+        shown = smooth_in_organ(image[0], organ, sigma_mm=smooth_mm, spacing=spacing)
+        opened = [without_thin(shown, radius_mm=radius, spacing=spacing) for radius in openings_mm]
         for i, intensity in enumerate(intensities):
             bright = (shown > intensity) & organ
-            row[i] = dice(bright, truth), dice(largest_component(bright & positive), truth)
-    best = scores.mean(axis=0).argmax(axis=0)
-    return float(intensities[best[0]]), float(intensities[best[1]])
+            broad = [dice((image > intensity) & organ, truth) for image in opened]
+            row[i] = dice(bright, truth), dice(largest_component(bright & positive), truth), *broad
+    mean = scores.mean(axis=0)
+    plain, gated = (float(intensities[i]) for i in mean[:, :2].argmax(axis=0))
+    if not openings_mm:
+        return Thresholds(plain, gated)
+    i, k = np.unravel_index(mean[:, 2:].argmax(), mean[:, 2:].shape)
+    return Thresholds(plain, gated, float(intensities[i]), float(openings_mm[k]))

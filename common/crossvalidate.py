@@ -28,6 +28,8 @@ def crossvalidate(
     train: str | Sequence[str] = "train.json",
     choose: str | Sequence[str] = "calibrate.json",
     evaluate: str | Sequence[str] = "evaluate.json",
+    rounds: int = 0,
+    refine: str | Sequence[str] = "train_refine.json",
     **overrides: Any,
 ) -> None:
     """Train, choose thresholds and score once per fold; every patient is a test patient once.
@@ -35,6 +37,9 @@ def crossvalidate(
     What is finished is skipped, so an interrupted run goes on where it was. Written to `output_dir`:
     `fold<k>/{training,<choose>,evaluation}`, `metrics.csv` (every case with its fold) and `crossvalidation.json` (mean
     and standard deviation over folds of every number of the folds' `summary.json`).
+
+    With `rounds`, each fold's network is the teacher of a next one, which learns from its pseudo-masks; thresholds are
+    chosen anew, and the last network is scored. What belongs to them is in `fold<k>/round<n>`.
 
     Where training used parts of scans (half-lungs, stacks of slices), `scans` lists the whole ones: thresholds are
     chosen and masks scored on these, and `fold<k>/parts` holds the scores of the parts, their AUC among them.
@@ -51,40 +56,49 @@ def crossvalidate(
         choose: config files, each laid over `evaluate` in turn, that write `calibrated.json`, a config for all that
             follows; empty for none.
         evaluate: config files of the evaluation.
+        rounds: of training on pseudo-masks after the first training; 0: none.
+        refine: config files laid over `train`, and over these what was chosen for the teacher; `teacher_ckpt` is its
+            weights.
         overrides: top-level keys for all runs, e.g. `max_epochs`.
     """
     home = Path(output_dir).resolve()
     source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
     lists = write_folds(source, home, count=folds, seed=seed)
     whole = [_of_patients(scans, fold) for fold in lists] if scans else lists
-    train, choose, evaluate = (names(x) for x in (train, choose, evaluate))
+    train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
     summaries, rows = [], []
     for k, (part_list, fold_list) in enumerate(zip(lists, whole, strict=True)):
         fold = home / f"fold{k}"
         shared = {"dataset_dir": str(Path(dataset_dir).resolve()), **overrides}
-        ckpt = fold / "training" / "model.pt"
-        finished = fold / "training" / "finished"
-        if not finished.is_file():
-            print(f"fold {k}: training")
-            run_bundle(bundle, train, output_dir=str(ckpt.parent), datalist=str(part_list), **shared)
-            finished.touch()
-        shared |= {"ckpt": str(ckpt)}
-        on_scans = {**shared, "datalist": str(fold_list)}
+        on_parts, on_scans = ({**shared, "datalist": str(path)} for path in (part_list, fold_list))
         chosen: list[str] = []
-        for step in choose:
-            result = fold / Path(step).stem / "calibrated.json"
-            if not result.is_file():
-                print(f"fold {k}: {step}")
-                run_bundle(bundle, [*evaluate, *chosen, step], output_dir=str(result.parent), **on_scans)
-            chosen.append(str(result))
-        summary = fold / "evaluation" / "summary.json"
+        teacher: dict[str, str] = {}
+        for number in range(rounds + 1):
+            place = fold / f"round{number}" if number else fold
+            ckpt = place / "training" / "model.pt"
+            finished = place / "training" / "finished"
+            if not finished.is_file():
+                print(f"fold {k}: training, round {number}" if rounds else f"fold {k}: training")
+                configs = [*train, *refine, *chosen] if number else train
+                run_bundle(bundle, configs, output_dir=str(ckpt.parent), **on_parts, **teacher)
+                finished.touch()
+            teacher = {"teacher_ckpt": str(ckpt)}
+            on_scans |= {"ckpt": str(ckpt)}
+            chosen = []
+            for step in choose:
+                result = place / Path(step).stem / "calibrated.json"
+                if not result.is_file():
+                    print(f"fold {k}: {step}")
+                    run_bundle(bundle, [*evaluate, *chosen, step], output_dir=str(result.parent), **on_scans)
+                chosen.append(str(result))
+        summary = place / "evaluation" / "summary.json"
         if not summary.is_file():
             print(f"fold {k}: evaluation")
             run_bundle(bundle, [*evaluate, *chosen], output_dir=str(summary.parent), **on_scans)
-        parts = fold / "parts" / "summary.json"
+        parts = place / "parts" / "summary.json"
         if scans and not parts.is_file():
             print(f"fold {k}: evaluation of the parts")
-            run_bundle(bundle, [*evaluate, *chosen], output_dir=str(parts.parent), datalist=str(part_list), **shared)
+            run_bundle(bundle, [*evaluate, *chosen], output_dir=str(parts.parent), **on_parts, ckpt=str(ckpt))
         summaries.append(_scores(summary.parent) | ({"parts": _scores(parts.parent)} if scans else {}))
         with open(summary.parent / "metrics.csv", newline="") as file:
             rows += [{"fold": k, **row} for row in csv.DictReader(file)]

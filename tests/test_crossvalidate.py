@@ -39,7 +39,7 @@ def runs(monkeypatch) -> list[dict]:
         elif configs[-1] == "choose.json":
             (output / "calibrated.json").write_text("{}")
         else:
-            k = int(output.parent.name.removeprefix("fold"))
+            k = next(int(part[4:]) for part in output.parts if part.startswith("fold"))
             (output / "summary.json").write_text(json.dumps({"dice": {"mean": k / 10}, "name": "x", "cases": 6}))
             (output / "metrics.csv").write_text(f"case,dice\na,{k}\nb,{k}\n")
             auc = 0.5 + k / 10 if output.name == "parts" else k / 10
@@ -75,6 +75,41 @@ def test_each_fold_trains_then_chooses_then_evaluates_with_what_was_chosen(data,
         weights = str(Path(str(training["output_dir"])) / "model.pt")
         assert choosing["ckpt"] == evaluating["ckpt"] == weights
         assert training["datalist"] == choosing["datalist"] == evaluating["datalist"]
+
+
+def test_each_round_learns_from_the_former_network_and_its_thresholds_and_the_last_is_scored(data, runs, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json", rounds=2)
+    for k in range(2):
+        first, _, second, _, third, choosing, evaluating = runs[7 * k : 7 * k + 7]
+        assert first["configs"] == ["train.json"]
+        assert "teacher_ckpt" not in first
+        for student, teacher in ((second, first), (third, second)):
+            assert student["configs"] == ["train.json", "train_refine.json", "calibrated.json"]
+            assert student["teacher_ckpt"] == str(Path(str(teacher["output_dir"])) / "model.pt")
+            assert student["datalist"] == first["datalist"]
+        assert choosing["ckpt"] == evaluating["ckpt"] == str(Path(str(third["output_dir"])) / "model.pt")
+        assert Path(str(evaluating["output_dir"])) == out / f"fold{k}" / "round2" / "evaluation"
+    assert len({call["output_dir"] for call in runs}) == len(runs) == 14
+
+
+def test_thresholds_given_to_a_student_are_those_chosen_for_its_teacher(data, runs, tmp_path, monkeypatch):
+    given = []
+    fake = common.crossvalidate.run_bundle
+    monkeypatch.setattr(common.crossvalidate, "run_bundle", lambda b, c, **o: (given.append(c), fake(b, c, **o)))
+    crossvalidate("b", str(data), str(tmp_path), folds=2, choose="choose.json", rounds=2)
+    students = [configs[-1] for configs in given if "train_refine.json" in configs]
+    chosen = [Path("fold0/choose"), Path("fold0/round1/choose"), Path("fold1/choose"), Path("fold1/round1/choose")]
+    assert students == [str(tmp_path / folder / "calibrated.json") for folder in chosen]
+
+
+def test_a_further_round_keeps_what_was_scored_before(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="choose.json")
+    runs.clear()
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="choose.json", rounds=1)
+    steps = [tuple(Path(str(call["output_dir"])).parts[-2:]) for call in runs]
+    assert steps == 2 * [("round1", "training"), ("round1", "choose"), ("round1", "evaluation")]
+    assert (tmp_path / "out" / "fold0" / "evaluation" / "summary.json").is_file()
 
 
 def test_scores_are_averaged_over_folds_and_cases_listed_with_their_fold(data, runs, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 
 from common.binarize import clean, largest_component, multi_otsu
@@ -209,6 +210,23 @@ class TestBaselineMasksd:
         expected[..., [0, 1, 5]] = False
         np.testing.assert_array_equal(out["baseline_gated"][0].numpy(), largest_component(expected))
         assert 0 < expected.sum() < data["organ"][..., 2:5].sum()
+
+    def test_opened_is_the_threshold_of_the_smooth_image_without_thin_parts_in_all_slices(self):
+        data = scene(shape=(30, 30, 6))
+        data["slice_probability"] = torch.as_tensor(data["p"])
+        options = {"intensity": 1.45, "gated_intensity": 1.4, "smooth_mm": 3.0}
+        assert "baseline_opened" not in BaselineMasksd(**options)(data)
+        out = BaselineMasksd(opened_intensity=1.3, opening_mm=2.4, **options)(data)
+        shown = smooth_in_organ(data["image"][0].numpy(), data["organ"], sigma_mm=3.0, spacing=SPACING)
+        broad = ndi.grey_opening(shown, size=(3, 3, 1))  # 2.4 mm are one pixel of 2 mm, and no slice of 5 mm
+        np.testing.assert_array_equal(out["baseline_opened"][0].numpy(), broad > 1.3)
+        assert 0 < (broad > 1.3).sum() < (shown > 1.3).sum()
+        assert (broad > 1.3).any(axis=(0, 1)).all()
+
+    @pytest.mark.parametrize("lone", [{"opened_intensity": 1.3}, {"opening_mm": 2.0}])
+    def test_an_opening_without_its_threshold_is_refused(self, lone):
+        with pytest.raises(ValueError, match="go together"):
+            BaselineMasksd(intensity=1.4, gated_intensity=1.3, **lone)
 
 
 def heat_case(heat: np.ndarray) -> dict:

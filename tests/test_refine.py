@@ -7,7 +7,14 @@ import pytest
 from scipy import ndimage as ndi
 from skimage.morphology import disk
 
-from common.refine import each_slice, open_slices, refine_by_intensity, smooth_along_slices, smooth_in_organ
+from common.refine import (
+    each_slice,
+    open_slices,
+    refine_by_intensity,
+    smooth_along_slices,
+    smooth_in_organ,
+    without_thin,
+)
 
 PLAIN: dict[str, Any] = {"smooth_mm": 0.0, "opening_mm": 0.0}
 
@@ -237,3 +244,13 @@ class TestSmoothInOrgan:
             np.testing.assert_array_equal(whole[..., z : z + 1], alone)
         same = smooth_in_organ(image, organ, sigma_mm=0.0, spacing=(1.0, 1.0, 1.0))
         np.testing.assert_array_equal(same, image * organ)
+
+
+def test_without_thin_keeps_what_holds_a_box_of_twice_the_radius_in_millimetres():
+    image = np.full((20, 20, 12), 0.5, np.float32)
+    image[2:7, 2:7, 2:5] = 2.0  # holds 5 × 5 × 3 voxels of 1 × 1 × 2 mm: a radius of 2 mm
+    image[10:14, 10:18, 2:8] = 3.0  # 4 wide
+    opened = without_thin(image, radius_mm=2.0, spacing=(1.0, 1.0, 2.0))
+    expected = np.where(image == 2.0, 2.0, 0.5)
+    np.testing.assert_array_equal(opened, expected)
+    np.testing.assert_array_equal(without_thin(image, radius_mm=0.4, spacing=(1.0, 1.0, 2.0)), image)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -35,9 +37,9 @@ def entries(data: Path) -> dict[str, int]:
     return {entry.folder.name: (entry.folder / "entry.json").stat().st_mtime_ns for entry in found}
 
 
-def train(data: Path, output: Path, **overrides) -> Path:
+def train(data: Path, output: Path, configs: Sequence[str] = ("train.json", "phantom.json"), **overrides) -> Path:
     settings = {"dataset_dir": str(data), "output_dir": str(output), "progress": False} | overrides
-    run_bundle(BUNDLE, ["train.json", "phantom.json"], **settings)
+    run_bundle(BUNDLE, list(configs), **settings)
     return output
 
 
@@ -89,6 +91,22 @@ def test_weights_kept_are_those_of_the_best_epoch_and_hold_no_encoder(trained):
     state = torch.load(trained / "model.pt", weights_only=True)
     assert {key.split(".")[0] for key in state} == {"head", "encoder_fingerprint"}
     assert (trained / "model.pt").stat().st_size < 2**20
+
+
+def test_a_second_stage_learns_from_the_firsts_pseudo_masks_and_no_mask_is_read(data, trained, tmp_path):
+    shutil.copytree(data, tmp_path / "data", copy_function=os.link)
+    for mask in (tmp_path / "data").glob("*/seg.nii.gz"):
+        mask.unlink()
+    configs = ["train.json", "phantom.json", "train_refine.json"]
+    teacher = str(trained / "model.pt")
+    student = train(tmp_path / "data", tmp_path / "student", configs, teacher_ckpt=teacher, max_epochs=4)
+    with open(student / "training_log.csv") as file:
+        log = list(csv.DictReader(file))
+    assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
+    assert float(log[-1]["auc"]) > 0.9
+    learned, taught = (torch.load(path / "model.pt", weights_only=True) for path in (student, trained))
+    assert learned.keys() == taught.keys()
+    assert torch.equal(learned["encoder_fingerprint"], taught["encoder_fingerprint"])
 
 
 def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, data, trained, tmp_path):

@@ -123,19 +123,26 @@ class BagDataset(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Bag:
-        bag, entry = self.data[index], self.entries[index]
-        start, stop = bag.get("slices", (0, len(entry)))
+    def __getitem__(self, index: int) -> Any:
+        start, stop = self.window(index)
         length = min(self.stack or stop - start, stop - start)
         first = start + int(torch.randint(stop - start - length + 1, (1,)))
-        window = slice(first, first + length)
-        features = self.held[bag["key"]][window].float() if self.held else entry[window]
-        inside = None if entry.inside is None else entry.inside[window]
+        parts = self._parts(index, slice(first, first + length))
         for axis in (2, 3):
             if self.flip and bool(torch.rand(1) < 0.5):
-                features = features.flip(axis)
-                inside = None if inside is None else inside.flip(axis)
-        return features, inside, torch.tensor(bag["labels"], dtype=torch.float32)
+                parts = [None if part is None else part.flip(axis) for part in parts]
+        features, inside, *others = parts
+        return features, inside, torch.tensor(self.data[index]["labels"], dtype=torch.float32), *others
+
+    def window(self, index: int) -> tuple[int, int]:
+        """First and last + 1 of the slices of its entry that are the bag."""
+        return self.data[index].get("slices", (0, len(self.entries[index])))
+
+    def _parts(self, index: int, window: slice) -> list[Tensor | None]:
+        """What of a bag is cut and mirrored alike: features, inside."""
+        entry, held = self.entries[index], self.held.get(self.data[index]["key"])
+        features = entry[window] if held is None else held[window].float()
+        return [features, None if entry.inside is None else entry.inside[window]]
 
 
 def as_list(bags: list[Bag]) -> list[Bag]:

@@ -1,0 +1,148 @@
+"""Second stage: an aggregator learns cell by cell from the masks that the first one's heat and the image suggest.
+
+The supervision stays the label of the volume: it says which bags may hold a pseudo-mask at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer
+from monai.transforms import apply_transform
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.feature_store import FeatureStore
+from common.refine import refine_by_intensity
+from common.transforms import spacing_of
+
+from . import bags
+from .bags import BagDataset
+from .inferers import enlarge
+from .losses import InsightLoss
+
+MaskedBag = tuple[Tensor, Tensor, Tensor, Tensor]  # a bag with `inside`, and its pseudo-masks [n, K, h, w]
+
+
+class PseudoMaskDataset(BagDataset):
+    """Bags with pseudo-masks, `[n, K, h, w]`: the share of each cell that a mask covers.
+
+    The teacher's heatmap, enlarged to the volume's pixels and thresholded, is refined by intensity. A label that a bag
+    lacks has an empty mask. True masks are not even opened.
+
+    Args:
+        bags: of volumes, as `scripts.bags.volume_bags` returns them.
+        store: that holds their features.
+        preprocessing: that these were made with; its image is in multiples of the organ's mode or median.
+        teacher: network of the first stage, `scripts.networks.Insight` with its weights; features are its encoder's.
+        threshold: of the heatmap.
+        refine: options of `common.refine.refine_by_intensity`; None leaves the thresholded map.
+        progress: show a progress bar.
+        options: of `BagDataset`.
+    """
+
+    def __init__(
+        self,
+        bags: Sequence[dict],
+        store: FeatureStore,
+        *,
+        preprocessing: Callable,
+        teacher: Any,
+        threshold: float,
+        refine: Mapping[str, Any] | None = None,
+        progress: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(bags, store, **options)
+        if any(entry.inside is None for entry in self.entries):
+            raise ValueError("pseudo-masks need features that know where the organ is: those of volumes")
+        self.preprocessing = preprocessing
+        self.teacher = teacher.eval()
+        self.threshold = threshold
+        self.refine = None if refine is None else dict(refine)
+        shown = tqdm(range(len(self.data)), desc="pseudo-masks", unit="bag", disable=not progress)
+        self.masks = [self._pseudo_mask(index) for index in shown]
+
+    @torch.no_grad()
+    def _pseudo_mask(self, index: int) -> Tensor:
+        """Of a whole bag, float16."""
+        bag, entry = self.data[index], self.entries[index]
+        window = slice(*self.window(index))
+        heat = self.teacher.head.heatmap(entry[window], entry.inside[window])
+        if not any(bag["labels"]):
+            return torch.zeros_like(heat, dtype=torch.float16)
+        read: Any = apply_transform(self.preprocessing, {key: bag[key] for key in bag if key != "label"})
+        image = read["image"]
+        volume = torch.as_tensor(image).as_subclass(Tensor)[..., entry.indices[window]].numpy()
+        organ = volume[-1] > 0.5
+        enlarged = enlarge(heat, self.teacher.encoder, volume.shape[1:3]).permute(1, 2, 3, 0).numpy()
+        masks = (enlarged > self.threshold) & organ & np.array(bag["labels"], dtype=bool)[:, None, None, None]
+        if self.refine is not None:
+            refined = [
+                refine_by_intensity(m, volume[0], organ, spacing=spacing_of(image), **self.refine) for m in masks
+            ]
+            masks = np.stack(refined)
+        slices = torch.as_tensor(masks).permute(3, 0, 1, 2)
+        return torch.cat([self.teacher.encoder.share(mask) for mask in slices.split(1, dim=1)], dim=1).half()
+
+    def _parts(self, index: int, window: slice) -> list[Tensor | None]:
+        start, _ = self.window(index)
+        masks = self.masks[index][window.start - start : window.stop - start]
+        return [*super()._parts(index, window), masks.float()]
+
+
+class MaskInferer(Inferer):
+    """`(heatmaps, probability [B, K], penalty [B])` of a list of bags, as `PseudoMaskLoss` takes them."""
+
+    def __call__(self, inputs: list[MaskedBag], network: nn.Module, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        heatmaps, probability, penalty = zip(*(network(*bag[:3]) for bag in inputs), strict=True)
+        return heatmaps, torch.stack(probability), torch.stack(penalty)
+
+
+class PseudoMaskLoss(nn.Module):
+    """Cross-entropy of the heatmap's cells with the pseudo-mask's share of each, beside the loss of the bags.
+
+    Args:
+        segmentation, classification: weights of the two terms.
+        options: of `scripts.losses.InsightLoss`.
+    """
+
+    def __init__(self, *, segmentation: float = 1.0, classification: float = 0.0, **options: Any) -> None:
+        super().__init__()
+        self.segmentation = segmentation
+        self.classification = classification
+        self.bags = InsightLoss(**options)
+
+    def forward(self, pred: tuple[Sequence[Tensor], Tensor, Tensor], target: Sequence[MaskedBag]) -> Tensor:
+        """
+        Args:
+            pred: heatmaps, each `[n, K, h, w]`, probability `[B, K]` and penalty `[B]`.
+            target: the bags; every bag weighs the same, cells outside the organ do not count.
+        """
+        heatmaps, probability, penalty = pred
+        cells = torch.stack([_cross_entropy(heat, bag) for heat, bag in zip(heatmaps, target, strict=True)]).mean()
+        loss = self.segmentation * cells
+        if self.classification:
+            labels = torch.stack([bag[2] for bag in target])
+            loss = loss + self.classification * self.bags((probability, penalty), labels)
+        return loss
+
+
+def _cross_entropy(heatmap: Tensor, bag: MaskedBag, eps: float = 1e-4) -> Tensor:
+    """Mean over the cells inside; the heat h enters as `ε + (1 − 2ε) h`, see `scripts.losses.bag_cross_entropy`."""
+    _, inside, _, masks = bag
+    weight = (inside > 0.5).expand_as(heatmap).float()
+    heat = eps + (1 - 2 * eps) * heatmap
+    loss = -(masks * heat.log() + (1 - masks) * (1 - heat).log())
+    return (weight * loss).sum() / weight.sum().clamp(min=1)
+
+
+def prepare_batch(
+    batch: list[MaskedBag], device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[list[MaskedBag], list[MaskedBag]]:
+    """Bags on the device, as the network's input and as the loss's target."""
+    moved, _ = bags.prepare_batch(batch, device, non_blocking)  # type: ignore[arg-type]
+    return moved, moved  # type: ignore[return-value]
