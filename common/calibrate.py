@@ -25,8 +25,9 @@ from .output import pairs, write_csv
 class Calibration:
     """Handler: coordinate ascent of the mean 3D Dice over options of `MapsToMaskd`, and of the raw map's threshold.
 
-    Every option's candidates are tried in turn while the others stay, and the best stays; `passes` times. The result
-    goes to `calibrated.json`, a config that overrides `inference.json` and `evaluate.json`, and every trial to
+    Every option's candidates are tried in turn while the others stay, and the best stays; `passes` times. A refinement
+    that is no better than the raw map above its threshold is left out (`refine` null). The result goes to
+    `calibrated.json`, a config that overrides `inference.json` and `evaluate.json`, and every trial to
     `calibration.csv`. Scores are taken in the model's grid. The evaluator must have no postprocessing.
 
     Args:
@@ -84,7 +85,12 @@ class Calibration:
                     trial = _with(best, name, value)
                     if trial != best and (new := self._score(trial)) > score:
                         best, score = trial, new
-        result = {**best, "raw_threshold": self._raw_threshold(best)}
+        raw = self._raw_threshold(best)
+        if best.get("refine") is not None and self.raw_thresholds:
+            plain = {**best, "refine": None, "threshold": raw}
+            if (new := self._score(plain)) >= score:
+                best, score = plain, new
+        result = {**best, "raw_threshold": raw}
         write_csv(self.output_dir / "calibration.csv", self.trials)
         with atomic_path(self.output_dir / "calibrated.json") as path:
             path.write_text(json.dumps(result, indent=4) + "\n")
