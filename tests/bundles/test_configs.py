@@ -56,7 +56,7 @@ BUNDLES = {
     "insight_ct": {
         "train": [
             *("train", "train+covid", "train+phantom", "train+mosmed", "train+mosmed+paper"),
-            *("train+covid+train_refine", "train+multi_gpu_train"),
+            *("train+covid+train_refine", "train+covid+train_supervised", "train+multi_gpu_train"),
         ],
         "inference": [
             *("inference", "evaluate", "inference+covid", "evaluate+covid", "inference+mosmed+paper"),

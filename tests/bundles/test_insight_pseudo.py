@@ -57,9 +57,13 @@ def dataset(tmp_path, volume):
         np.save(tmp_path / f"{key}.npy", array)
     paths = {key: str(tmp_path / f"{key}.npy") for key in KEYS}
     case = {"case": "a", "patient": "a", "cls": CLS, "label": str(tmp_path / "none.npy"), **paths}
-    load: list = [LoadImaged(keys=KEYS, reader="NumpyReader"), LoadImaged(keys="label", allow_missing_keys=True)]
-    named = [EnsureChannelFirstd(keys=KEYS, channel_dim="no_channel"), ConcatItemsd(keys=KEYS, name="image")]
-    preprocessing = Compose([*load, *named])
+    load: list = [
+        LoadImaged(keys=KEYS, reader="NumpyReader"),
+        LoadImaged(keys="label", reader="NumpyReader", allow_missing_keys=True),
+    ]
+    keys: list = [*KEYS, "label"]
+    first = EnsureChannelFirstd(keys=keys, channel_dim="no_channel", allow_missing_keys=True)
+    preprocessing = Compose([*load, first, ConcatItemsd(keys=KEYS, name="image")])
     encoder = Encoder(nn.AvgPool2d(STRIDE), name="mean", channels=3, stride=STRIDE)
     store = FeatureStore(tmp_path / "store")
 
@@ -70,7 +74,7 @@ def dataset(tmp_path, volume):
         options = {"threshold": 0.1, "refine": RAW, "progress": False, "fixed": True} | options
         return pseudo.PseudoMaskDataset(found, store, preprocessing=preprocessing, teacher=teacher, **options)
 
-    make.case = case  # type: ignore[attr-defined]
+    make.case, make.parts = case, (preprocessing, encoder, store)  # type: ignore[attr-defined]
     return make
 
 
@@ -122,13 +126,29 @@ def test_a_label_that_the_bag_lacks_has_no_mask(dataset):
     assert masks[:, 1].any()
 
 
+@pytest.mark.parametrize("classes", [("none", "infection"), ("none", "nodule", "lesion")])
+def test_true_masks_are_read_from_files_for_the_upper_bound(dataset, volume, tmp_path, classes):
+    preprocessing, encoder, store = dataset.parts
+    np.save(tmp_path / "mask.npy", np.where(volume == BRIGHT, len(classes) - 1, 0).astype(np.float32))
+    case = dataset.case | {"label": str(tmp_path / "mask.npy")}
+    if len(classes) > 2:
+        case["cls"] = ["lesion"]
+    found = bags.volume_bags([case], preprocessing, encoder, store, classes=classes, progress=False)
+    options = {"preprocessing": preprocessing, "encoder": encoder, "progress": False, "fixed": True}
+    features, _, _, masks = pseudo.MaskDataset(found, store, **options)[0]
+    torch.testing.assert_close(masks[:, -1:], bright_share(features), atol=2e-3, rtol=0)
+    assert not masks[:, :-1].any()
+
+
 def test_features_that_know_no_organ_are_refused(tmp_path):
     store = FeatureStore(tmp_path)
     encoder = Encoder(nn.AvgPool2d(STRIDE), name="mean", channels=3, stride=STRIDE)
     store.compute("k", torch.rand(2, 1, 8, 8), encoder)
+    teacher = nn.Module()
+    teacher.encoder = encoder
     with pytest.raises(ValueError, match="know where the organ is"):
         pseudo.PseudoMaskDataset(
-            [{"key": "k", "labels": [1]}], store, preprocessing=dict, teacher=Everywhere(), threshold=0.5
+            [{"key": "k", "labels": [1]}], store, preprocessing=dict, teacher=teacher, threshold=0.5
         )
 
 

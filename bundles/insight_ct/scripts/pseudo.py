@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer
-from monai.transforms import apply_transform
+from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -24,24 +24,25 @@ from .bags import BagDataset
 from .inferers import enlarge
 from .losses import InsightLoss
 
-MaskedBag = tuple[Tensor, Tensor, Tensor, Tensor]  # a bag with `inside`, and its pseudo-masks [n, K, h, w]
+MaskedBag = tuple[Tensor, Tensor, Tensor, Tensor]  # a bag with `inside`, and its masks [n, K, h, w]
 
 
-class PseudoMaskDataset(BagDataset):
-    """Bags with pseudo-masks, `[n, K, h, w]`: the share of each cell that a mask covers.
+class MaskDataset(BagDataset):
+    """Bags with masks, `[n, K, h, w]`: the share of each cell that the true mask covers.
 
-    The teacher's heatmap, enlarged to the volume's pixels and thresholded, is refined by intensity. A label that a bag
-    lacks has an empty mask. True masks are not even opened.
+    The upper bound that weak supervision is measured against; `PseudoMaskDataset` puts its own masks in their place.
 
     Args:
-        bags: of volumes, as `scripts.bags.volume_bags` returns them.
+        bags: of volumes, as `scripts.bags.volume_bags` returns them; here they have a `label`, the mask's file, with
+            the value k + 1 for label k (any value above 0 where there is one label only).
         store: that holds their features.
-        preprocessing: that these were made with; its image is in multiples of the organ's mode or median.
-        teacher: network of the first stage, `scripts.networks.Insight` with its weights; features are its encoder's.
-        threshold: of the heatmap.
-        refine: options of `common.refine.refine_by_intensity`; None leaves the thresholded map.
+        preprocessing: that these were made with.
+        encoder: likewise.
         progress: show a progress bar.
         options: of `BagDataset`.
+
+    Raises:
+        ValueError: the features do not know where the organ is, as those of slides.
     """
 
     def __init__(
@@ -50,48 +51,81 @@ class PseudoMaskDataset(BagDataset):
         store: FeatureStore,
         *,
         preprocessing: Callable,
-        teacher: Any,
-        threshold: float,
-        refine: Mapping[str, Any] | None = None,
+        encoder: Any,
         progress: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(bags, store, **options)
         if any(entry.inside is None for entry in self.entries):
-            raise ValueError("pseudo-masks need features that know where the organ is: those of volumes")
+            raise ValueError("masks need features that know where the organ is: those of volumes")
         self.preprocessing = preprocessing
-        self.teacher = teacher.eval()
-        self.threshold = threshold
-        self.refine = None if refine is None else dict(refine)
-        shown = tqdm(range(len(self.data)), desc="pseudo-masks", unit="bag", disable=not progress)
-        self.masks = [self._pseudo_mask(index) for index in shown]
+        self.encoder = encoder
+        shown = tqdm(range(len(self.data)), desc="masks", unit="bag", disable=not progress)
+        self.masks = [self._cells(index) for index in shown]
 
-    @torch.no_grad()
-    def _pseudo_mask(self, index: int) -> Tensor:
-        """Of a whole bag, float16."""
+    def _cells(self, index: int) -> Tensor:
+        """Masks of a whole bag, float16."""
         bag, entry = self.data[index], self.entries[index]
-        window = slice(*self.window(index))
-        heat = self.teacher.head.heatmap(entry[window], entry.inside[window])
+        start, stop = self.window(index)
         if not any(bag["labels"]):
-            return torch.zeros_like(heat, dtype=torch.float16)
-        read: Any = apply_transform(self.preprocessing, {key: bag[key] for key in bag if key != "label"})
-        image = read["image"]
-        volume = torch.as_tensor(image).as_subclass(Tensor)[..., entry.indices[window]].numpy()
-        organ = volume[-1] > 0.5
-        enlarged = enlarge(heat, self.teacher.encoder, volume.shape[1:3]).permute(1, 2, 3, 0).numpy()
-        masks = (enlarged > self.threshold) & organ & np.array(bag["labels"], dtype=bool)[:, None, None, None]
-        if self.refine is not None:
-            refined = [
-                refine_by_intensity(m, volume[0], organ, spacing=spacing_of(image), **self.refine) for m in masks
-            ]
-            masks = np.stack(refined)
-        slices = torch.as_tensor(masks).permute(3, 0, 1, 2)
-        return torch.cat([self.teacher.encoder.share(mask) for mask in slices.split(1, dim=1)], dim=1).half()
+            return torch.zeros(stop - start, len(bag["labels"]), *entry.shape[2:], dtype=torch.float16)
+        masks = torch.as_tensor(self._masks(index, entry.indices[start:stop])).permute(3, 0, 1, 2)
+        return torch.cat([self.encoder.share(mask) for mask in masks.split(1, dim=1)], dim=1).half()
+
+    def _masks(self, index: int, slices: Sequence[int]) -> np.ndarray:
+        """`[K, H, W, n]`, bool, of some slices of a bag's volume."""
+        read: Any = apply_transform(self.preprocessing, self.data[index])
+        truth = ResampleToMatch(mode="nearest")(read["label"], read["image"])[0].numpy()[..., slices]
+        count = len(self.data[index]["labels"])
+        return np.stack([truth == k + 1 for k in range(count)]) if count > 1 else truth[None] > 0
 
     def _parts(self, index: int, window: slice) -> list[Tensor | None]:
         start, _ = self.window(index)
         masks = self.masks[index][window.start - start : window.stop - start]
         return [*super()._parts(index, window), masks.float()]
+
+
+class PseudoMaskDataset(MaskDataset):
+    """Bags with pseudo-masks.
+
+    The teacher's heatmap, enlarged to the volume's pixels and thresholded, is refined by intensity. A label that a bag
+    lacks has an empty mask. True masks are not even opened.
+
+    Args:
+        bags, store, options: as above.
+        teacher: network of the first stage, `scripts.networks.Insight` with its weights; features are its encoder's.
+        threshold: of the heatmap.
+        refine: options of `common.refine.refine_by_intensity`; None leaves the thresholded map.
+    """
+
+    def __init__(
+        self,
+        bags: Sequence[dict],
+        store: FeatureStore,
+        *,
+        teacher: Any,
+        threshold: float,
+        refine: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.teacher = teacher.eval()
+        self.threshold = threshold
+        self.refine = None if refine is None else dict(refine)
+        super().__init__(bags, store, encoder=teacher.encoder, **options)
+
+    @torch.no_grad()
+    def _masks(self, index: int, slices: Sequence[int]) -> np.ndarray:
+        bag, entry, window = self.data[index], self.entries[index], slice(*self.window(index))
+        read: Any = apply_transform(self.preprocessing, {key: bag[key] for key in bag if key != "label"})
+        volume = torch.as_tensor(read["image"]).as_subclass(Tensor)[..., slices].numpy()
+        organ = volume[-1] > 0.5
+        heat = self.teacher.head.heatmap(entry[window], entry.inside[window])
+        enlarged = enlarge(heat, self.encoder, volume.shape[1:3]).permute(1, 2, 3, 0).numpy()
+        masks = (enlarged > self.threshold) & organ & np.array(bag["labels"], dtype=bool)[:, None, None, None]
+        if self.refine is None:
+            return masks
+        spacing = spacing_of(read["image"])
+        return np.stack([refine_by_intensity(m, volume[0], organ, spacing=spacing, **self.refine) for m in masks])
 
 
 class MaskInferer(Inferer):
@@ -103,7 +137,7 @@ class MaskInferer(Inferer):
 
 
 class PseudoMaskLoss(nn.Module):
-    """Cross-entropy of the heatmap's cells with the pseudo-mask's share of each, beside the loss of the bags.
+    """Cross-entropy of the heatmap's cells with the mask's share of each, beside the loss of the bags.
 
     Args:
         segmentation, classification: weights of the two terms.
