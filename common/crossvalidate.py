@@ -75,30 +75,23 @@ def crossvalidate(
         teacher: dict[str, str] = {}
         for number in range(rounds + 1):
             place = fold / f"round{number}" if number else fold
-            ckpt = place / "training" / "model.pt"
-            finished = place / "training" / "finished"
-            if not finished.is_file():
-                print(f"fold {k}: training, round {number}" if rounds else f"fold {k}: training")
-                configs = [*train, *refine, *chosen] if number else train
-                run_bundle(bundle, configs, output_dir=str(ckpt.parent), **on_parts, **teacher)
-                finished.touch()
+            title = f"fold {k}, round {number}" if rounds else f"fold {k}"
+            ckpt, finished = place / "training" / "model.pt", place / "training" / "finished"
+            configs = [*train, *refine, *chosen] if number else train
+            _once(finished, f"{title}: training", bundle, configs, **on_parts, **teacher)
+            finished.touch()
             teacher = {"teacher_ckpt": str(ckpt)}
             on_scans |= {"ckpt": str(ckpt)}
             chosen = []
             for step in choose:
                 result = place / Path(step).stem / "calibrated.json"
-                if not result.is_file():
-                    print(f"fold {k}: {step}")
-                    run_bundle(bundle, [*evaluate, *chosen, step], output_dir=str(result.parent), **on_scans)
+                _once(result, f"{title}: {step}", bundle, [*evaluate, *chosen, step], **on_scans)
                 chosen.append(str(result))
-        summary = place / "evaluation" / "summary.json"
-        if not summary.is_file():
-            print(f"fold {k}: evaluation")
-            run_bundle(bundle, [*evaluate, *chosen], output_dir=str(summary.parent), **on_scans)
-        parts = place / "parts" / "summary.json"
-        if scans and not parts.is_file():
-            print(f"fold {k}: evaluation of the parts")
-            run_bundle(bundle, [*evaluate, *chosen], output_dir=str(parts.parent), **on_parts, ckpt=str(ckpt))
+        summary, parts = place / "evaluation" / "summary.json", place / "parts" / "summary.json"
+        _once(summary, f"fold {k}: evaluation", bundle, [*evaluate, *chosen], **on_scans)
+        if scans:
+            configs = [*evaluate, *chosen]
+            _once(parts, f"fold {k}: evaluation of the parts", bundle, configs, **on_parts, ckpt=str(ckpt))
         summaries.append(_scores(summary.parent) | ({"parts": _scores(parts.parent)} if scans else {}))
         with open(summary.parent / "metrics.csv", newline="") as file:
             rows += [{"fold": k, **row} for row in csv.DictReader(file)]
@@ -109,6 +102,13 @@ def crossvalidate(
     for name, score in scores.items():
         if name.endswith((".mean", ".auc", ".miou", ".paper_dsc")):
             print(f"{name:44} {score['mean']:.4f} ± {score['std']:.4f}")
+
+
+def _once(result: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:
+    """Run a bundle, its output into the folder of `result`, unless that file is there."""
+    if not result.is_file():
+        print(title)
+        run_bundle(bundle, configs, output_dir=str(result.parent), **overrides)
 
 
 def _scores(folder: Path) -> dict[str, Any]:
