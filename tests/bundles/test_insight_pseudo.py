@@ -96,12 +96,13 @@ def test_mask_is_what_is_bright_where_the_teacher_is_hot_within_the_organ_in_pos
 
 
 def test_without_refinement_it_is_the_thresholded_heat(dataset):
-    (_, inside, _, masks), _ = dataset(threshold=0.5, refine=None)
+    (_, _, _, masks), _ = dataset(threshold=0.5, refine=None)
     # Towards cells that are not hot the enlarged heat falls off.
     assert (masks[:, :, 0, 2] == 1).all()
     assert (masks[:, :, :2, 1:] > 0.5).all()
     assert not masks[:, :, 3:].any()
-    assert not masks[inside == 0].any()
+    (_, inside, _, masks), _ = dataset(threshold=0.1, refine=None)
+    assert torch.equal(masks, inside)  # although the enlarged heat reaches beyond the organ
 
 
 def test_masks_follow_the_stack_and_the_flips_of_their_features(dataset):
