@@ -101,6 +101,18 @@ def test_output_is_two_maps_and_two_probabilities_and_no_heat_outside_the_organ(
     torch.testing.assert_close(output[0, 2] + output[0, 3], torch.ones(SHAPE))
 
 
+def test_each_slice_has_the_probability_of_the_plane_through_it_where_that_is_asked_for(phantom):
+    tool = inferer(num_slices=12, num_directions=20, probability="slices")
+    _, probability = tool.volumes(phantom, SPACING, Sum(1e-3))
+    body = geometry.body_of(phantom, SPACING)
+    pixel = (2 * body.radius / 47) ** 2
+    integrals = phantom[0].sum(dim=(0, 1)) * SPACING[0] * SPACING[1] / pixel * 1e-3
+    seen = phantom[1].any(dim=0).any(dim=0)
+    torch.testing.assert_close(probability[1][seen], integrals.sigmoid()[seen], atol=5e-3, rtol=0)
+    assert (probability[1][~seen] == 0).all()
+    torch.testing.assert_close(probability.sum(0), torch.ones(SHAPE[-1]))
+
+
 @pytest.mark.parametrize("layout", ["latitude", "fibonacci"])
 def test_planes_of_air_are_not_computed_and_count_as_what_the_network_says_of_air(phantom, layout):
     network = Pooled()

@@ -26,9 +26,9 @@ def data(tmp_path_factory) -> Path:
     return phantom_dataset(tmp_path_factory.mktemp("data"), cases=40)
 
 
-def train(data: Path, output: Path, **overrides) -> Path:
+def train(data: Path, output: Path, *, more=(), **overrides) -> Path:
     settings = {"dataset_dir": str(data), "output_dir": str(output), "progress": False} | overrides
-    run_bundle(BUNDLE, ["train.json", "phantom.json"], **settings)
+    run_bundle(BUNDLE, ["train.json", "phantom.json", *more], **settings)
     return output
 
 
@@ -90,20 +90,42 @@ def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, d
         assert [row["case"] for row in csv.DictReader(file)] == tested
 
 
-def test_training_never_sees_where_in_a_slice_the_mask_is(tmp_path):
-    data = phantom_dataset(tmp_path / "data", cases=8)
-    states = []
-    for name in ("as_is", "shuffled"):
-        copy = tmp_path / name
-        for case in sorted(path.parent for path in data.glob("*/flair.nii.gz")):
-            shutil.copytree(case, copy / case.name)
-        shutil.copy(data / "datalist.json", copy)
-        if name == "shuffled":
-            for path in copy.glob("*/mask.nii.gz"):
-                shuffle_within_slices(path)
-        train(copy, tmp_path / f"{name}_run", max_epochs=1, volumes_per_epoch=32, size=32, val_interval=2)
-        states.append(torch.load(tmp_path / f"{name}_run" / "model.pt", weights_only=True))
+@pytest.fixture(scope="module")
+def two_truths(tmp_path_factory) -> list[Path]:
+    """A small data set, and the same with every mask's voxels elsewhere in their slices."""
+    root = tmp_path_factory.mktemp("truths")
+    data = phantom_dataset(root / "as_is", cases=8)
+    shutil.copytree(data, root / "shuffled")
+    for path in (root / "shuffled").glob("*/mask.nii.gz"):
+        shuffle_within_slices(path)
+    return [data, root / "shuffled"]
+
+
+SHORT = {"max_epochs": 1, "volumes_per_epoch": 32, "size": 32, "val_interval": 2}
+
+
+def test_training_never_sees_where_in_a_slice_the_mask_is(two_truths, tmp_path):
+    states = [weights(train(data, tmp_path / data.name, **SHORT)) for data in two_truths]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_second_round_learns_from_heatmaps_and_never_from_masks(two_truths, trained, tmp_path):
+    pseudo = tmp_path / "pseudo"
+    part = {"datalist": two_truths[0] / "datalist.json", "section": "training"}
+    infer(BUNDLE, two_truths[0], trained / "model.pt", pseudo, **{key: str(value) for key, value in part.items()})
+    heats = {path: nib.load(path) for path in pseudo.glob("*_heatmap.nii.gz")}
+    threshold = float(np.quantile(np.concatenate([heat.get_fdata().ravel() for heat in heats.values()]), 0.9))
+    second = {"more": ["train_refine.json"], "pseudo_threshold": threshold, "pseudo_refine": "$None"} | SHORT
+    states = [weights(train(data, tmp_path / data.name, pseudo_dir=str(pseudo), **second)) for data in two_truths]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    for path, heat in heats.items():
+        nib.save(nib.Nifti1Image(heat.get_fdata()[::-1].astype(np.float32), heat.affine), path)
+    other = weights(train(two_truths[0], tmp_path / "other", pseudo_dir=str(pseudo), **second))
+    assert not all(torch.equal(states[0][key], other[key]) for key in other)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "model.pt", weights_only=True)
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,16 @@ def test_logits_of_positive_volumes_lie_higher_in_the_figure_of_a_good_network(t
     means = [np.mean([float(r["logit"]) for r in rows if r["label"] == label]) for label in "01"]
     assert means[1] > means[0]
     assert (tmp_path / "logits.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_planes_that_meet_the_finding_are_told_from_the_others(tmp_path):
+    class Inverse(Bright):
+        def forward(self, image):
+            return -super().forward(image)
+
+    settings = {"cases": balls(3), "output_dir": tmp_path, "size": 24, "min_area_cm2": 0.05}
+    good = ablation.plane_scores(Bright(), ball_case, **settings)
+    assert good == read_json(tmp_path / "planes.json")
+    assert good["auc"] > 0.95
+    assert good["auc_within"] > 0.95
+    assert ablation.plane_scores(Inverse(), ball_case, **settings)["auc"] == pytest.approx(1 - good["auc"], abs=2e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,16 +13,18 @@ import torch
 from matplotlib.figure import Figure
 from monai.data.utils import affine_to_spacing
 from monai.transforms import ResampleToMatch, apply_transform
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from tqdm import tqdm
 
 from common.binarize import best_threshold
 from common.data import atomic_path
 from common.output import write_csv
+from common.radon import sample_planes
 
-from .geometry import body_of
+from .geometry import Geometry, body_of
 from .inferers import ToNNOInferer
-from .sampling import PlaneDataset
+from .sampling import PlaneDataset, random_planes
 
 
 def ablate(
@@ -76,6 +79,62 @@ def ablate(
         axes.legend()
     _save(figure, Path(output_dir) / "ablation.png")
     return rows
+
+
+def plane_scores(
+    network: nn.Module,
+    preprocessing: Callable,
+    *,
+    cases: Sequence[dict],
+    output_dir: str | Path,
+    planes: int = 64,
+    size: int = 224,
+    geometry: Geometry = "organ",
+    radius: float | None = None,
+    min_area_cm2: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """How well the network tells planes that meet the finding from those that miss it: `planes.json`.
+
+    Planes of whole volumes at random angles, the same each time; those that only graze the mask do not count.
+
+    Args:
+        network: with its weights.
+        preprocessing: of the bundle.
+        cases: validation cases with masks.
+        output_dir: where the file goes.
+        planes: of each case.
+        size, geometry, radius: of the planes, as in training.
+        min_area_cm2: of the mask in a plane that meets it.
+        device: where the network runs.
+
+    Returns:
+        `auc` of all planes, and `auc_within`, the mean over the cases that have planes of both kinds.
+    """
+    network = network.to(device).eval()
+    met, scores = [], []
+    for case in cases:
+        read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "cls"})
+        image = read["image"]
+        truth = ResampleToMatch(mode="nearest")(read["label"], image) > 0
+        spacing = affine_to_spacing(image.affine).tolist()
+        body = body_of(torch.cat([image[:-1], truth.to(image), image[-1:]]), spacing, geometry=geometry, radius=radius)
+        if body is None:
+            continue
+        normals, offsets = random_planes(body.rim(), planes, generator=torch.Generator().manual_seed(0))
+        cut = sample_planes(body.volume, normals, offsets, size=size, spacing=body.spacing, radius=body.radius)
+        area = cut[:, -1].sum(dim=(1, 2)) * (0.2 * body.radius / (size - 1)) ** 2
+        with torch.no_grad():
+            logits = network(cut[:, :-1].to(device))[:, 0].cpu()
+        clear = (area == 0) | (area >= min_area_cm2)
+        met.append((area[clear] > 0).numpy())
+        scores.append(logits[clear].numpy())
+    within = [roc_auc_score(m, s) for m, s in zip(met, scores, strict=True) if 0 < m.mean() < 1]
+    result = {"auc": roc_auc_score(np.concatenate(met), np.concatenate(scores)), "auc_within": np.mean(within)}
+    result = {key: round(float(value), 4) for key, value in result.items()}
+    with atomic_path(Path(output_dir) / "planes.json") as path:
+        path.write_text(json.dumps(result, indent=4) + "\n")
+    return result
 
 
 def logit_figure(

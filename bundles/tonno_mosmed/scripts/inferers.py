@@ -62,6 +62,8 @@ class ToNNOInferer(Inferer):
         stack: cut the volume into overlapping stacks of so many slices along the last axis, each a volume of its own,
             as in training on stacks; where they overlap, heat and probability are the mean. None or 0: no stacks.
         views: of the single-view methods: `axial` or `three`.
+        probability: `volume`: one for all slices of a volume; `slices`: that of the axial slice itself, which wants a
+            network that learned from labels of planes (`train_refine.json`).
         quantile: a volume's probability is the sigmoid of this quantile of the logits of its planes; 1 is the maximum.
         batch_size: planes per forward.
         precision: `float32`, or `bfloat16` through autocast.
@@ -89,6 +91,7 @@ class ToNNOInferer(Inferer):
         organ_channel: bool = True,
         stack: int | None = None,
         views: Literal["axial", "three"] = "axial",
+        probability: Literal["volume", "slices"] = "volume",
         quantile: float = 0.95,
         batch_size: int = 64,
         precision: Literal["float32", "bfloat16"] = "float32",
@@ -98,6 +101,7 @@ class ToNNOInferer(Inferer):
     ) -> None:
         choices = {"method": (method, METHODS), "cam": (cam, tuple(CAMS)), "geometry": (geometry, GEOMETRIES)}
         choices |= {"views": (views, ("axial", "three")), "precision": (precision, ("float32", "bfloat16"))}
+        choices |= {"probability": (probability, ("volume", "slices"))}
         for name, (value, known) in choices.items():
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
@@ -116,6 +120,7 @@ class ToNNOInferer(Inferer):
         self.body_options: dict[str, Any] = {"geometry": geometry, "radius": radius, "organ_channel": organ_channel}
         self.stack = stack
         self.views = views
+        self.probability = probability
         self.quantile = quantile
         self.batch_size = batch_size
         self.precision = precision
@@ -164,9 +169,13 @@ class ToNNOInferer(Inferer):
                 probability[0, part] += 1
                 continue
             heats, logits = self.heatmaps(body, network)
-            positive = torch.quantile(logits.float(), self.quantile).sigmoid()
-            probability[:, part] += torch.stack([1 - positive, positive])[:, None]
             x, y, z = body.box
+            positive = torch.zeros(size, device=image.device)
+            if self.probability == "slices":
+                positive[z] = self.slice_logits(body, network).sigmoid()
+            else:
+                positive[:] = torch.quantile(logits.float(), self.quantile).sigmoid()
+            probability[:, part] += torch.stack([1 - positive, positive])
             for name, heat in heats.items():
                 totals[name][..., part][x, y, z] += heat
         return {name: total / times for name, total in totals.items()}, probability / times
@@ -253,14 +262,25 @@ class ToNNOInferer(Inferer):
         heats = [torch.stack(same).mean(0) * body.inside for same in zip(*(v[0] for v in views), strict=True)]
         return heats, torch.cat([v[1] for v in views])
 
+    def slice_logits(self, body: Body, network: nn.Module) -> Tensor:
+        """Logits `[W]` of the slices along the last axis."""
+        images = self._slices(body, 2)
+        return torch.cat([self._logits(network, chunk) for chunk in images.split(self.batch_size)])
+
+    def _slices(self, body: Body, axis: int) -> Tensor:
+        """The slices across one axis, `[N, C, size, size]`."""
+        count = body.inside.shape[axis]
+        normal = torch.eye(3, device=body.volume.device)[axis]
+        offsets = (torch.arange(count, device=body.volume.device) - 0.5 * (count - 1)) * body.spacing[axis]
+        options: dict[str, Any] = {"size": self.size, "spacing": body.spacing, "radius": body.radius}
+        return sample_planes(body.volume, normal.expand(count, 3), offsets, **options)
+
     def _view(self, body: Body, cam: Any, axis: int) -> tuple[list[Tensor], Tensor]:
         """Maps of the slices across one axis on the body's grid `[D, H, W]`, for each layer, and the slices' logits."""
         device, shape = body.volume.device, body.inside.shape
         normal = torch.eye(3, device=device)[axis]
         lines = [(torch.arange(n, device=device) - 0.5 * (n - 1)) * d for n, d in zip(shape, body.spacing, strict=True)]
-        options: dict[str, Any] = {"size": self.size, "spacing": body.spacing, "radius": body.radius}
-        images = sample_planes(body.volume, normal.expand(shape[axis], 3), lines[axis], **options)
-        parts = [self._maps(cam, chunk) for chunk in images.split(self.batch_size)]
+        parts = [self._maps(cam, chunk) for chunk in self._slices(body, axis).split(self.batch_size)]
         # A voxel of a slice reads its map at (u, v), which are the other two axes up to sign and order.
         points = torch.stack(
             torch.meshgrid(*(line[:1] if a == axis else line for a, line in enumerate(lines)), indexing="ij"), -1

@@ -114,33 +114,49 @@ class PlaneDataset(Dataset):
         self.scale = scale
         self.shear = shear
         self.fixed = fixed
+        self.body_options: dict[str, Any] = {"organ_channel": organ_channel, "geometry": geometry, "radius": radius}
+        self.min_slices = min_slices
+        self.max_slices = max_slices
         self.bodies: list[Body] = []
         self.rims: list[Tensor] = []
         self.classes: list[int] = []
         for case in tqdm(data, desc="reading", unit="case", disable=not progress):
             read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
-            image: Tensor = read["image"]
-            spacing = affine_to_spacing(image.affine).tolist() if hasattr(image, "affine") else [1.0] * 3
-            options: dict[str, Any] = {"organ_channel": organ_channel, "geometry": geometry, "radius": radius}
-            for start, stop, label in stacks(case, image.shape[-1], min_slices, max_slices):
-                body = body_of(image[..., start:stop], spacing, **options)
-                if body is not None:
-                    self.bodies.append(Body(body.volume.half(), body.inside, body.spacing, body.radius, body.box))
-                    self.rims.append(body.rim())
-                    self.classes.append(int(label > 0))
+            self._read(case, read["image"])
         if not self.bodies:
             raise RuntimeError("no volume is left to train on: are the images empty, or is the organ mask?")
+
+    def _read(self, case: dict, image: Tensor) -> None:
+        """Keep a case's volumes."""
+        for start, stop, label in stacks(case, image.shape[-1], self.min_slices, self.max_slices):
+            self._add(image[..., start:stop], label)
+
+    def _add(self, image: Tensor, label: int) -> bool:
+        """Keep a volume `[C, D, H, W]`; False where it has no organ."""
+        spacing = affine_to_spacing(image.affine).tolist() if hasattr(image, "affine") else [1.0] * 3
+        body = body_of(image, spacing, **self.body_options)
+        if body is None:
+            return False
+        self.bodies.append(Body(body.volume.half(), body.inside, body.spacing, body.radius, body.box))
+        self.rims.append(body.rim())
+        self.classes.append(int(label > 0))
+        return True
 
     def __len__(self) -> int:
         return len(self.bodies)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        body = self.bodies[index]
         generator = torch.Generator().manual_seed(index) if self.fixed else None
         normals, offsets = random_planes(self.rims[index], self.planes, generator=generator)
+        image = self._cut(index, normals, offsets, generator)
+        return {"image": self._augmented(image), "cls": torch.full((self.planes,), float(self.classes[index]))}
+
+    def _cut(self, index: int, normals: Tensor, offsets: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Planes `[N, C, size, size]` of a volume, turned, scaled and sheared at random within themselves."""
+        body = self.bodies[index]
         scale, shear = (0.0, 0.0) if self.fixed else (self.scale, self.shear)
         u, v = random_axes(normals, scale=scale, shear=shear, generator=generator)
-        image = sample_planes(
+        return sample_planes(
             body.volume.float(),
             normals,
             offsets,
@@ -150,11 +166,14 @@ class PlaneDataset(Dataset):
             u=u,
             v=v,
         )
-        if self.augment is not None and not self.fixed:
-            items: list[Any] = [apply_transform(self.augment, {"image": plane}) for plane in image]
-            changed = torch.stack([convert_to_tensor(item["image"], track_meta=False) for item in items])
-            image = changed * (image != 0)  # what is air stays air
-        return {"image": image, "cls": torch.full((self.planes,), float(self.classes[index]))}
+
+    def _augmented(self, image: Tensor) -> Tensor:
+        """The planes, each augmented by itself; what is air stays air."""
+        if self.augment is None or self.fixed:
+            return image
+        items: list[Any] = [apply_transform(self.augment, {"image": plane}) for plane in image]
+        changed = torch.stack([convert_to_tensor(item["image"], track_meta=False) for item in items])
+        return changed * (image != 0)
 
 
 def stacks(case: dict, depth: int, min_slices: int, max_slices: int | None) -> list[tuple[int, int, int]]:

@@ -1,0 +1,134 @@
+"""Second round: planes of whole volumes, each with a label of its own from the masks that the first round wrote.
+
+A volume's label is wrong for the planes that miss the finding. The supervision stays that label: it says which slices
+may hold a pseudo-mask at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, ResampleToMatch
+from torch import Tensor
+
+from common.refine import refine_by_intensity
+from common.slices import slice_classes
+
+from .sampling import PlaneDataset, random_planes
+
+
+class PseudoPlaneDataset(PlaneDataset):
+    """Planes of whole volumes, half of which meet the volume's pseudo-mask and are positive, half miss it.
+
+    The pseudo-mask is the first round's heatmap, thresholded in the slices labelled positive and refined by intensity.
+    Planes that only graze it are left out. Every negative has as much of the organ in it as a positive of the same
+    volume, as far as can be: near its rim an organ is small and healthy. Where no slice is positive all planes are
+    negative; a volume labelled positive in which no pseudo-mask is found is left out.
+
+    Items are those of `PlaneDataset`.
+
+    Args:
+        data: cases with `case`, `image` and `cls`.
+        preprocessing: see `PlaneDataset`.
+        pseudo_dir: folder with `<case>_heatmap.nii.gz`, as `inference.json` writes them.
+        threshold: of the heatmap.
+        refine: options of `common.refine.refine_by_intensity`; None leaves the thresholded map.
+        min_area_cm2: of the mask in a positive plane; a negative one has none.
+        candidates: planes that are cut for one that is kept.
+        options: of `PlaneDataset`; cases are not cut into stacks.
+
+    Raises:
+        FileNotFoundError: the folder lacks the heatmap of a case.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        preprocessing: Callable,
+        *,
+        pseudo_dir: str | Path,
+        threshold: float,
+        refine: Mapping[str, Any] | None = None,
+        min_area_cm2: float = 1.0,
+        candidates: int = 6,
+        **options: Any,
+    ) -> None:
+        self.paths = {case["case"]: Path(pseudo_dir) / f"{case['case']}_heatmap.nii.gz" for case in data}
+        missing = [str(path) for path in self.paths.values() if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(self.paths)} heatmaps do not exist, e.g. {missing[0]}: write them with "
+                "inference.json, --datalist and --section training"
+            )
+        self.threshold = threshold
+        self.refine = None if refine is None else dict(refine)
+        self.min_area_cm2 = min_area_cm2
+        self.candidates = candidates
+        self.targets: list[Tensor] = []
+        super().__init__(data, preprocessing, **options)
+
+    def _read(self, case: dict, image: MetaTensor) -> None:
+        heat = LoadImage(ensure_channel_first=True)(self.paths[case["case"]])
+        heat = ResampleToMatch(mode="bilinear")(heat, image)[0].numpy()
+        volume = image.numpy()
+        organ = volume[-1] > 0.5
+        positive = np.array(slice_classes(case, volume.shape[-1])) > 0
+        seed = (heat > self.threshold) & organ & positive
+        mask = seed
+        if self.refine is not None:
+            mask = refine_by_intensity(seed, volume[0], organ, spacing=image.pixdim.tolist(), **self.refine)
+        if positive.any() and not mask.any():
+            return
+        # The mask rides along as one more channel, so that planes of it are cut with those of the image.
+        part = torch.as_tensor(mask[None]).to(image.dtype)
+        if self._add(torch.cat([image[:-1], part, image[-1:]]), int(mask.any())):
+            body = self.bodies[-1]
+            self.targets.append(replace(body, inside=body.volume[-1] > 0.5).rim() if mask.any() else body.rim())
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(index) if self.fixed else None
+        pairs = -(-self.planes // 2)
+        rims = (self.targets[index], self.rims[index])
+        drawn = [random_planes(rim, self.candidates * pairs, generator=generator) for rim in rims]
+        normals, offsets = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        cut = self._cut(index, normals, offsets, generator)
+        image, mask = cut[:, :-1], cut[:, -1]
+        pixel_cm2 = (0.2 * self.bodies[index].radius / (self.size - 1)) ** 2
+        area, organ = mask.sum(dim=(1, 2)) * pixel_cm2, (image != 0).any(dim=1).sum(dim=(1, 2))
+        chosen = pairs_of_planes(area, organ, count=pairs, min_area=self.min_area_cm2)[: self.planes]
+        return {"image": self._augmented(image[chosen]), "cls": (area[chosen] > 0).float()}
+
+
+def pairs_of_planes(area: Tensor, organ: Tensor, *, count: int, min_area: float) -> Tensor:
+    """Planes that meet a mask, each followed by one that misses it with the most similar share of the organ.
+
+    Args:
+        area: `[N]` of the mask in each plane.
+        organ: `[N]` of the organ in each plane.
+        count: pairs; the first planes are taken.
+        min_area: of a plane that meets it; where too few have as much, the largest.
+
+    Returns:
+        Indices `[2 count]`, negatives drawn twice where they are few. Where no plane meets the mask, or all do, the
+        first planes.
+    """
+    met, missed = (area > 0).nonzero().flatten(), (area == 0).nonzero().flatten()
+    if not len(met) or not len(missed):
+        return torch.arange(2 * count)
+    # Stable: those that are large enough keep their random order, the others follow by size.
+    order = torch.where(area[met] >= min_area, torch.inf, area[met]).argsort(descending=True, stable=True)
+    positives = met[order[torch.arange(count) % len(met)]]
+    free = organ[missed].float()
+    negatives = []
+    for plane in positives.tolist():
+        nearest = int((free - organ[plane]).abs().argmin())
+        negatives.append(int(missed[nearest]))
+        if bool(free.isfinite().sum() > 1):
+            free[nearest] = torch.inf
+    return torch.stack([positives, torch.tensor(negatives)], dim=1).flatten()
