@@ -68,6 +68,7 @@ BUNDLES = {
         "overrides": {
             "": {"organ": "brain", "zoom": 1.0, "encoder_weights": None},
             "covid": {"strata": []},
+            "train_refine": {"teacher": "$@teacher_def"},  # shipped weights belong to another encoder
             "paper": {"encoder_name": "dinov2_vits14_reg", "size": 28, "shape": [28, 28, -1]},
         },
     },
