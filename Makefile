@@ -4,9 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 LABEL := .venv-label
-# Every bundle from training to scored masks, and from its zip; what stands on MONAI's and numpy's interfaces most.
+# Every bundle from training to scored masks; what stands on MONAI's and numpy's interfaces most.
 OLDEST_TESTS := $(patsubst bundles/%,tests/bundles/test_%.py::test_masks_beat_the_empty_mask_and_the_threshold,$(wildcard bundles/*)) \
-	tests/test_export.py::test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_names \
 	$(patsubst %,tests/test_%.py,data engines feature_store handlers inferers output slices training transforms)
 
 .PHONY: install demo test test-oldest label clean
