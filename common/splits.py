@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from monai.data import partition_dataset
@@ -100,3 +101,55 @@ def matched_weights(
         rest = 1.0
     weights[lone] = 0.5 * rest / max(int(lone.sum()), 1)
     return weights
+
+
+def stratified_weights(
+    positive: Sequence[bool], patients: Sequence[str], strata: Sequence[Hashable] | None = None
+) -> np.ndarray:
+    """Sampling weights under which neither a volume's stratum nor its patient tells anything about its label.
+
+    Positives and negatives are drawn 1:1, and each from where the other comes from: if the healthy lungs are left
+    ones, a network can tell left from right and be right. A stratum weighs as much as it has patients of the class
+    that fewer have; strata with only one class weigh nothing. Within a stratum and class every patient weighs the
+    same, however many volumes were cut from the scan.
+
+    Args:
+        positive: whether each volume holds a finding.
+        patients: of each volume.
+        strata: of each volume, see `stratum`; by default all are one.
+
+    Returns:
+        Weights, shape (volumes,).
+
+    Raises:
+        ValueError: lengths differ, no positives or no negatives, or none in the same stratum.
+    """
+    groups = [()] * len(positive) if strata is None else list(strata)
+    if not len(positive) == len(patients) == len(groups):
+        raise ValueError(f"got {len(positive)} labels, {len(patients)} patients and {len(groups)} strata.")
+    if all(positive) or not any(positive):
+        raise ValueError("training needs volumes with and without a finding; the datalist's labels are all alike.")
+    volumes = list(zip(groups, map(bool, positive), patients, strict=True))
+    # Patients of each class in each stratum, and volumes of each patient in it.
+    members: dict[tuple, dict[str, int]] = {}
+    for group, label, patient in volumes:
+        counts = members.setdefault((group, label), {})
+        counts[patient] = counts.get(patient, 0) + 1
+    mass = {g: min(len(members[g, True]), len(members.get((g, False), ()))) for g, label in members if label}
+    if not any(mass.values()):
+        raise ValueError("no stratum holds both positives and negatives; use fewer strata.")
+    return np.array(
+        [mass.get(g, 0) / len(members[g, label]) / members[g, label][patient] for g, label, patient in volumes]
+    )
+
+
+def stratum(case: Mapping[str, Any], keys: Sequence[str], *, bins: int = 4) -> tuple:
+    """A case's values of `keys`, e.g. `side`; its `position` (0 to 1) as one of `bins` bins.
+
+    Raises:
+        ValueError: the case lacks a key.
+    """
+    lacking = [key for key in keys if key not in case]
+    if lacking:
+        raise ValueError(f"case {case['case']!r} has no {lacking[0]!r} in the datalist, which `strata` asks for.")
+    return tuple(min(int(case[k] * bins), bins - 1) if k == "position" else case[k] for k in keys)

@@ -107,6 +107,13 @@ def test_positives_and_negatives_are_drawn_one_to_one_from_organs_of_one_size():
     assert plain == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
 
 
+def test_strata_are_matched_in_place_of_sizes():
+    known = [("a", "left"), ("b", "left"), ("b", "right")]
+    cases = [case | {"patient": p, "side": side} for case, (p, side) in zip(CASES, known, strict=True)]
+    drawn = np.bincount(list(sampling.balanced_sampler(dataset(cases), num_samples=4000, strata=["side"])), minlength=3)
+    assert drawn / 4000 == pytest.approx([0.5, 0.5, 0.0], abs=0.03)
+
+
 def test_a_batch_is_flat_and_labels_stay_with_their_planes():
     batch = next(iter(DataLoader(dataset(), batch_size=2)))
     image, cls = sampling.prepare_batch(batch, torch.device("cpu"))

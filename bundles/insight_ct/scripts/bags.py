@@ -17,6 +17,7 @@ from common.feature_store import FeatureStore
 from common.features import extract
 from common.processes import weighted_sampler
 from common.slices import slice_classes
+from common.splits import stratified_weights, stratum
 
 Bag = tuple[Tensor, Tensor | None, Tensor]  # features [n, C, h, w], inside [n, 1, h, w], labels [K]
 
@@ -153,51 +154,20 @@ def as_list(bags: list[Bag]) -> list[Bag]:
 def balanced_sampler(
     dataset: BagDataset, *, num_samples: int | None = None, strata: Sequence[str] = (), bins: int = 4
 ) -> Sampler:
-    """Draw bags so that neither class, nor patient, nor what else is known of a bag gives its label away.
-
-    Positives and negatives are drawn 1:1. With `strata`, positives are drawn from where negatives come from: if the
-    healthy lungs are left ones, a network can tell left from right and be right. Within a stratum and class every
-    patient weighs the same, however many bags were cut from the scan.
+    """Draw bags by `common.splits.stratified_weights`.
 
     Args:
         dataset: the bags; positive is a bag with any label.
         num_samples: draws per epoch, over all processes of a distributed run; by default twice as many as there are
             bags of the rarer class.
-        strata: keys of the cases that make the strata, e.g. `side`; `position` (0 to 1) is taken in `bins` bins.
-            Strata with only one class are left out, unless there is no other.
-        bins: of the position.
-
-    Raises:
-        ValueError: no positives or no negatives, or a case lacks a key.
+        strata, bins: see `common.splits.stratum`.
     """
-    positive = [bool(any(bag["labels"])) for bag in dataset.data]
-    if all(positive) or not any(positive):
-        raise ValueError("training needs bags with and without a finding; the datalist's labels are all alike")
-    groups = [_stratum(bag, strata, bins) for bag in dataset.data]
-    patients = [bag["patient"] for bag in dataset.data]
-    # Patients of each class in each stratum, and bags of each patient in it.
-    members: dict[tuple, dict[str, int]] = {}
-    for group, label, patient in zip(groups, positive, patients, strict=True):
-        bags = members.setdefault((group, label), {})
-        bags[patient] = bags.get(patient, 0) + 1
-    shared = {group for group in groups if (group, True) in members and (group, False) in members}
-    if not shared:
-        raise ValueError(f"no stratum of {list(strata)} holds both positives and negatives; use fewer strata")
-    # A stratum weighs as much as it has patients of the class that fewer have.
-    mass = {g: min(len(members[g, True]), len(members[g, False])) for g in shared}
-    weights = [
-        mass[group] / len(members[group, label]) / members[group, label][patient] if group in shared else 0.0
-        for group, label, patient in zip(groups, positive, patients, strict=True)
-    ]
+    positive = [any(bag["labels"]) for bag in dataset.data]
+    weights = stratified_weights(
+        positive, [bag["patient"] for bag in dataset.data], [stratum(bag, strata, bins=bins) for bag in dataset.data]
+    )
     draws = num_samples or 2 * min(sum(positive), len(positive) - sum(positive))
-    return weighted_sampler(dataset, weights, draws)
-
-
-def _stratum(bag: dict, strata: Sequence[str], bins: int) -> tuple:
-    lacking = [key for key in strata if key not in bag]
-    if lacking:
-        raise ValueError(f"case {bag['case']!r} has no {lacking[0]!r} in the datalist, which `strata` asks for")
-    return tuple(min(int(bag[k] * bins), bins - 1) if k == "position" else bag[k] for k in strata)
+    return weighted_sampler(dataset, weights.tolist(), draws)
 
 
 def prepare_batch(

@@ -10,6 +10,17 @@ from torch import Tensor, nn
 from common.losses import label_smoothing
 
 
+def cross_entropy(probability: Tensor, target: Tensor, *, eps: float = 1e-4) -> Tensor:
+    """Binary cross-entropy of each element; a probability p enters as `ε + (1 − 2ε) p`.
+
+    The authors of INSIGHT clamp p to [0, 0.999] instead; a clamped value has no gradient, so what is surely wrong would
+    never be corrected. This map keeps the gradient finite and alive.
+    """
+    p = eps + (1.0 - 2.0 * eps) * probability
+    # Written out: torch refuses its binary_cross_entropy under autocast, where logits are expected.
+    return -(target * p.log() + (1.0 - target) * (1.0 - p).log())
+
+
 def bag_cross_entropy(
     probability: Tensor,
     labels: Tensor,
@@ -20,16 +31,13 @@ def bag_cross_entropy(
 ) -> Tensor:
     """Binary cross-entropy of probabilities with smoothed labels (INSIGHT, Eq. 6), mean over bags and labels.
 
-    The probability p enters as `ε + (1 − 2ε) p`. The authors clamp it to [0, 0.999] instead; a clamped value has no
-    gradient, so a bag that is surely wrong would never be corrected. This map keeps the gradient finite and alive.
-
     Args:
         probability: `[B, K]` in [0, 1].
         labels: `[B, K]` multi-hot, or `[B]` for one label.
         smoothing: ε of Eq. 6, see `common.losses.label_smoothing`.
         class_weights: weights of absent and present, `[2]` for all labels or `[K, 2]`; each bag is weighed by its
             true label, so that weights and smoothing do not shift each other's optimum.
-        eps: see above.
+        eps: see `cross_entropy`.
 
     Returns:
         A scalar in at least float32.
@@ -47,9 +55,7 @@ def bag_cross_entropy(
         probability = probability.float()
     labels = labels.to(probability.dtype)
     target = label_smoothing(labels, epsilon=smoothing)
-    p = eps + (1.0 - 2.0 * eps) * probability
-    # Written out: torch refuses its binary_cross_entropy under autocast, where logits are expected.
-    loss = -(target * p.log() + (1.0 - target) * (1.0 - p).log())
+    loss = cross_entropy(probability, target, eps=eps)
     if class_weights is not None:
         weights = class_weights.to(loss)
         if weights.shape not in ((2,), (labels.shape[1], 2)):

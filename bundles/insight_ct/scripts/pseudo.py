@@ -22,7 +22,7 @@ from common.transforms import spacing_of
 from . import bags
 from .bags import BagDataset
 from .inferers import enlarge
-from .losses import InsightLoss
+from .losses import InsightLoss, cross_entropy
 
 MaskedBag = tuple[Tensor, Tensor, Tensor, Tensor]  # a bag with `inside`, and its masks [n, K, h, w]
 
@@ -157,7 +157,7 @@ class PseudoMaskLoss(nn.Module):
             target: the bags; every bag weighs the same, cells outside the organ do not count.
         """
         heatmaps, probability, penalty = pred
-        cells = torch.stack([_cross_entropy(heat, bag) for heat, bag in zip(heatmaps, target, strict=True)]).mean()
+        cells = torch.stack([_cell_loss(heat, bag) for heat, bag in zip(heatmaps, target, strict=True)]).mean()
         loss = self.segmentation * cells
         if self.classification:
             labels = torch.stack([bag[2] for bag in target])
@@ -165,13 +165,11 @@ class PseudoMaskLoss(nn.Module):
         return loss
 
 
-def _cross_entropy(heatmap: Tensor, bag: MaskedBag, eps: float = 1e-4) -> Tensor:
-    """Mean over the cells inside; the heat h enters as `ε + (1 − 2ε) h`, see `scripts.losses.bag_cross_entropy`."""
+def _cell_loss(heatmap: Tensor, bag: MaskedBag) -> Tensor:
+    """Mean over the cells inside."""
     _, inside, _, masks = bag
     weight = (inside > 0.5).expand_as(heatmap).float()
-    heat = eps + (1 - 2 * eps) * heatmap
-    loss = -(masks * heat.log() + (1 - masks) * (1 - heat).log())
-    return (weight * loss).sum() / weight.sum().clamp(min=1)
+    return (weight * cross_entropy(heatmap, masks)).sum() / weight.sum().clamp(min=1)
 
 
 def prepare_batch(

@@ -13,12 +13,12 @@ import torch
 from matplotlib.figure import Figure
 from monai.data.utils import affine_to_spacing
 from monai.transforms import ResampleToMatch, apply_transform
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from tqdm import tqdm
 
 from common.binarize import best_threshold
 from common.data import atomic_path
+from common.metrics import roc_auc
 from common.output import write_csv
 from common.radon import sample_planes
 
@@ -123,14 +123,14 @@ def plane_scores(
             continue
         normals, offsets = random_planes(body.rim(), planes, generator=torch.Generator().manual_seed(0))
         cut = sample_planes(body.volume, normals, offsets, size=size, spacing=body.spacing, radius=body.radius)
-        area = cut[:, -1].sum(dim=(1, 2)) * (0.2 * body.radius / (size - 1)) ** 2
+        area = cut[:, -1].sum(dim=(1, 2)) * body.pixel_cm2(size)
         with torch.no_grad():
             logits = network(cut[:, :-1].to(device))[:, 0].cpu()
         clear = (area == 0) | (area >= min_area_cm2)
         met.append((area[clear] > 0).numpy())
         scores.append(logits[clear].numpy())
-    within = [roc_auc_score(m, s) for m, s in zip(met, scores, strict=True) if 0 < m.mean() < 1]
-    result = {"auc": roc_auc_score(np.concatenate(met), np.concatenate(scores)), "auc_within": np.mean(within)}
+    within = [roc_auc(s, m) for m, s in zip(met, scores, strict=True) if 0 < m.mean() < 1]
+    result = {"auc": roc_auc(np.concatenate(scores), np.concatenate(met)), "auc_within": np.mean(within)}
     result = {key: round(float(value), 4) for key, value in result.items()}
     with atomic_path(Path(output_dir) / "planes.json") as path:
         path.write_text(json.dumps(result, indent=4) + "\n")

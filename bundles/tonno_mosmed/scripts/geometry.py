@@ -33,6 +33,10 @@ class Body:
     radius: float
     box: tuple[slice, slice, slice]
 
+    def pixel_cm2(self, size: int) -> float:
+        """Area of a pixel of planes of `size × size`, for spacings in millimetres."""
+        return (0.2 * self.radius / (size - 1)) ** 2
+
     def rim(self) -> Tensor:
         """Both ends of the organ's columns along the last axis, `[P, 3]` from the centre: all extremes are theirs."""
         column = self.inside.any(dim=2).nonzero()

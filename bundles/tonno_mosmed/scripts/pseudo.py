@@ -87,7 +87,7 @@ class PseudoPlaneDataset(PlaneDataset):
             return
         # The mask rides along as one more channel, so that planes of it are cut with those of the image.
         part = torch.as_tensor(mask[None]).to(image.dtype)
-        if self._add(torch.cat([image[:-1], part, image[-1:]]), int(mask.any())):
+        if self._add(case, torch.cat([image[:-1], part, image[-1:]]), int(mask.any())):
             body = self.bodies[-1]
             self.targets.append(replace(body, inside=body.volume[-1] > 0.5).rim() if mask.any() else body.rim())
 
@@ -99,8 +99,8 @@ class PseudoPlaneDataset(PlaneDataset):
         normals, offsets = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         cut = self._cut(index, normals, offsets, generator)
         image, mask = cut[:, :-1], cut[:, -1]
-        pixel_cm2 = (0.2 * self.bodies[index].radius / (self.size - 1)) ** 2
-        area, organ = mask.sum(dim=(1, 2)) * pixel_cm2, (image != 0).any(dim=1).sum(dim=(1, 2))
+        area = mask.sum(dim=(1, 2)) * self.bodies[index].pixel_cm2(self.size)
+        organ = (image != 0).any(dim=1).sum(dim=(1, 2))
         chosen = pairs_of_planes(area, organ, count=pairs, min_area=self.min_area_cm2)[: self.planes]
         return {"image": self._augmented(image[chosen]), "cls": (area[chosen] > 0).float()}
 

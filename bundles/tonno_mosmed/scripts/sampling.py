@@ -19,7 +19,7 @@ from common.adapters_parts import runs
 from common.processes import weighted_sampler
 from common.radon import plane_basis, sample_planes
 from common.slices import slice_classes
-from common.splits import matched_weights
+from common.splits import matched_weights, stratified_weights, stratum
 
 from .geometry import Body, Geometry, body_of
 
@@ -83,7 +83,7 @@ class PlaneDataset(Dataset):
         progress: show a progress bar while reading.
 
     Attributes:
-        bodies, classes: volumes and their labels.
+        bodies, classes, cases: volumes, their labels and the cases they are of.
 
     Raises:
         ValueError: a case without `cls`, or with another number of labels than slices.
@@ -120,6 +120,7 @@ class PlaneDataset(Dataset):
         self.bodies: list[Body] = []
         self.rims: list[Tensor] = []
         self.classes: list[int] = []
+        self.cases: list[dict] = []
         for case in tqdm(data, desc="reading", unit="case", disable=not progress):
             read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
             self._read(case, read["image"])
@@ -129,9 +130,9 @@ class PlaneDataset(Dataset):
     def _read(self, case: dict, image: Tensor) -> None:
         """Keep a case's volumes."""
         for start, stop, label in stacks(case, image.shape[-1], self.min_slices, self.max_slices):
-            self._add(image[..., start:stop], label)
+            self._add(case, image[..., start:stop], label)
 
-    def _add(self, image: Tensor, label: int) -> bool:
+    def _add(self, case: dict, image: Tensor, label: int) -> bool:
         """Keep a volume `[C, D, H, W]`; False where it has no organ."""
         spacing = affine_to_spacing(image.affine).tolist() if hasattr(image, "affine") else [1.0] * 3
         body = body_of(image, spacing, **self.body_options)
@@ -140,6 +141,7 @@ class PlaneDataset(Dataset):
         self.bodies.append(Body(body.volume.half(), body.inside, body.spacing, body.radius, body.box))
         self.rims.append(body.rim())
         self.classes.append(int(label > 0))
+        self.cases.append(case)
         return True
 
     def __len__(self) -> int:
@@ -184,7 +186,9 @@ def stacks(case: dict, depth: int, min_slices: int, max_slices: int | None) -> l
     return runs([int(label > 0) for label in labels], min_slices=min_slices, max_slices=max_slices)
 
 
-def balanced_sampler(dataset: PlaneDataset, *, num_samples: int, match_size: bool = True, bins: int = 10) -> Sampler:
+def balanced_sampler(
+    dataset: PlaneDataset, *, num_samples: int, match_size: bool = True, bins: int = 10, strata: Sequence[str] = ()
+) -> Sampler:
     """Draw volumes with replacement, positives and negatives 1:1.
 
     Args:
@@ -193,10 +197,17 @@ def balanced_sampler(dataset: PlaneDataset, *, num_samples: int, match_size: boo
         match_size: draw negatives whose organ is as large as the positives': in stacks, the end of an organ gives
             itself away as small and healthy.
         bins: of size.
+        strata: in place of sizes, match what else is known of the cases, e.g. `side`, and draw patients alike; see
+            `common.splits.stratum` and `stratified_weights`.
     """
-    sizes = torch.tensor([float(body.inside.sum()) for body in dataset.bodies])
-    positions = sizes / sizes.max() if match_size else torch.zeros_like(sizes)
-    weights = matched_weights(dataset.classes, positions.tolist(), bins=bins)
+    if strata:
+        patients = [case["patient"] for case in dataset.cases]
+        groups = [stratum(case, strata) for case in dataset.cases]
+        weights = stratified_weights([bool(label) for label in dataset.classes], patients, groups)
+    else:
+        sizes = torch.tensor([float(body.inside.sum()) for body in dataset.bodies])
+        positions = sizes / sizes.max() if match_size else torch.zeros_like(sizes)
+        weights = matched_weights(dataset.classes, positions.tolist(), bins=bins)
     return weighted_sampler(dataset, weights.tolist(), num_samples)
 
 
