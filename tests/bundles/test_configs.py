@@ -45,13 +45,18 @@ BUNDLES = {
         "paper_classes": ["none", "tumour"],
     },
     "tonno_mosmed": {
-        "train": ["train", "train+lgg", "train+mosmed+paper", "train+phantom", "train+fast", "train+multi_gpu_train"],
+        "train": [
+            *("train", "train+lgg", "train+mosmed+paper", "train+phantom", "train+fast", "train+covid"),
+            "train+multi_gpu_train",
+        ],
         "inference": [
             *("inference", "inference+fast", "inference+mosmed+paper", "inference+phantom", "evaluate+lgg"),
             *("evaluate+mosmed+paper", "evaluate+calibrate", "evaluate+compare", "evaluate+ablation"),
+            "evaluate+covid+compare+covid_scans",
         ],
         "paper": ("flair",),
         "paper_classes": ["none", "tumour"],
+        "overrides": {"covid": {"organ": "brain", "strata": []}},
     },
     "insight_ct": {
         "train": [

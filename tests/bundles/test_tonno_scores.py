@@ -75,6 +75,17 @@ def test_every_method_is_scored_with_the_threshold_of_validation(tmp_path):
     assert set(read_json(tmp_path / "table.json")) == names
 
 
+def test_comparison_takes_every_kind_of_map():
+    options = {"num_slices": 8, "num_directions": 10, "size": 24, "progress": False}
+    image = ball_case(balls(1)[0])["image"].as_tensor()
+    maps = compare.MethodsInferer(layers=(1,), cam="gradcam", **options).volumes(image, (1.0, 1.0, 1.0), Bright())[0]
+    assert "layercam@1" not in maps
+    for name, method in {"gradcam@1": "gradcam", "averaged_cam@1": "averaged_cam"}.items():
+        alone = compare.ToNNOInferer(method=method, cam="gradcam", cam_layer=1, **options)
+        (expected,) = alone.volumes(image, (1.0, 1.0, 1.0), Bright())[0].values()
+        torch.testing.assert_close(maps[name], expected)
+
+
 def test_thresholds_by_f1_leave_fewer_false_components_than_those_by_dice(tmp_path):
     options = {"validation": balls(2), "test": balls(1), "output_dir": tmp_path, "progress": False}
     inferer = compare.MethodsInferer(layers=(1,), num_slices=12, num_directions=20, size=24, progress=False)

@@ -34,13 +34,15 @@ class MethodsInferer(ToNNOInferer):
 
     Args:
         layers: of the CAMs.
+        cam: the kind of all of them, `layercam`, `gradcam` or `gradcampp`.
         options: of `ToNNOInferer`.
     """
 
-    def __init__(self, *, layers: Sequence[int] = (1, 2, 3), **options: Any) -> None:
-        super().__init__(method="tonno", **options)
+    def __init__(self, *, layers: Sequence[int] = (1, 2, 3), cam: str = "layercam", **options: Any) -> None:
+        super().__init__(method="tonno", cam=cam, **options)
         self.layers = tuple(layers)
-        named = dict.fromkeys(("layercam", "three_views", "averaged_cam", "tomographic_cam"))
+        self.axial = cam
+        named = (cam, "three_views", "averaged_cam", "tomographic_cam")
         self.keys = ("intensity", "tonno", *(f"{name}@{layer}" for name in named for layer in self.layers))
 
     @property
@@ -50,7 +52,7 @@ class MethodsInferer(ToNNOInferer):
     def heatmaps(self, body: Body, network: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
         volumes, profiles, met = self.map_volumes(body, network, self.layers, kinds=("averaged", "tomographic"))
         heats = {"intensity": body.volume[0], "tonno": self.reconstructed(body, profiles)}
-        for name, views in (("layercam", "axial"), ("three_views", "three")):
+        for name, views in ((self.axial, "axial"), ("three_views", "three")):
             self.views = views  # type: ignore[assignment]
             for layer, heat in zip(self.layers, self.single_views(body, network, self.layers)[0], strict=True):
                 heats[f"{name}@{layer}"] = heat
