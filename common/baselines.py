@@ -1,20 +1,21 @@
-"""The rivals that need no learned map: an intensity threshold, plain, gated by slice labels, or freed of thin parts."""
+"""The rivals that need no learned map: intensity thresholds, plain, gated by slice labels, without thin parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from monai.transforms import ResampleToMatchd, apply_transform
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, ResampleToMatchd, apply_transform
 from tqdm import tqdm
 
 from .binarize import largest_component
 from .metrics import dice
-from .refine import smooth_in_organ, without_thin
-from .transforms import spacing_of
+from .refine import open_slices, smooth_in_organ, without_thin
+from .transforms import as_array, like_image, spacing_of
 
-INTENSITIES = tuple(np.round(np.arange(1.0, 2.55, 0.1), 2).tolist())
+INTENSITIES = tuple(np.round(np.arange(0.7, 2.55, 0.1), 2).tolist())
 
 
 class Thresholds(NamedTuple):
@@ -73,3 +74,53 @@ def fit(
         return Thresholds(plain, gated)
     i, k = np.unravel_index(mean[:, 2:].argmax(), mean[:, 2:].shape)
     return Thresholds(plain, gated, float(intensities[i]), float(openings_mm[k]))
+
+
+class BaselineMasksd(MapTransform):
+    """Add what needs no learned map: `baseline_threshold`, `_gated`, `_opened`, `_opened_gated`, on the model's grid.
+
+    The first is every organ voxel brighter than `plain` organ medians. The second, with a threshold of its own, keeps
+    it only in slices that the classifier's probability opens, and of that the largest component. The others are the
+    same of the image that `common.refine.without_thin` leaves, both with the threshold `opened`.
+
+    Args:
+        keys: the network's input `[image channels, organ, H, W, D]`.
+        thresholds: as `Thresholds`; plain and gated alone leave the other two masks out.
+        gate: as in `common.masks.MapsToMaskd`, whose `slice_probability` is used.
+        smooth_mm: in-plane Gaussian of the image before it is thresholded.
+
+    Raises:
+        ValueError: one of the two numbers that belong to the opening without the other, or a wrong count.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        *,
+        thresholds: Sequence[float | None],
+        gate: float | None = 0.5,
+        smooth_mm: float = 0.0,
+    ) -> None:
+        super().__init__(keys)
+        if len(thresholds) not in (2, 4) or len({x is None for x in thresholds[2:]}) > 1 or None in thresholds[:2]:
+            raise ValueError(f"thresholds must be {Thresholds._fields} or the first two; got {tuple(thresholds)}")
+        self.thresholds = Thresholds(*thresholds)  # type: ignore[arg-type]
+        self.gate = gate
+        self.smooth_mm = smooth_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        plain, gated, opened, radius = self.thresholds
+        for key in self.key_iterator(data):
+            image = data[key]
+            volume, spacing = as_array(image), spacing_of(image)
+            organ = volume[-1] > 0.5
+            shown = smooth_in_organ(volume[0], organ, sigma_mm=self.smooth_mm, spacing=spacing)
+            slices = open_slices(as_array(data["slice_probability"]), self.gate) > 0
+            masks = {"threshold": (shown > plain) & organ, "gated": largest_component((shown > gated) & organ & slices)}
+            if opened is not None and radius is not None:
+                broad = without_thin(shown, radius_mm=radius, spacing=spacing)
+                masks["opened"] = (broad > opened) & organ
+                masks["opened_gated"] = largest_component(masks["opened"] & slices)
+            data |= {f"baseline_{k}": like_image(image, mask[None].astype(np.uint8)) for k, mask in masks.items()}
+        return data

@@ -96,6 +96,8 @@ def table(summary: dict) -> str:
         ("empty mask", "dice_empty", "0.500"),
         ("intensity threshold", "dice_baseline_threshold", "-"),
         ("threshold, gated by the method", "dice_baseline_gated", auc),
+        ("threshold without thin parts", "dice_baseline_opened", "-"),
+        ("the same, gated by the method", "dice_baseline_opened_gated", auc),
     ]
     lines = [f"{'':32}{'3D Dice':>9}  {'95 % interval':16}{'slice AUC':>9}"]
     for name, key, shown_auc in rows:

@@ -1,4 +1,4 @@
-"""From maps to masks, and the masks that compete with them."""
+"""From maps to masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 
 from .binarize import clean, largest_component, multi_otsu, otsu
 from .metrics import heat_outside
-from .refine import each_slice, open_slices, refine_by_intensity, smooth_along_slices, smooth_in_organ, without_thin
+from .refine import each_slice, open_slices, refine_by_intensity, smooth_along_slices
 from .transforms import as_array, like_image, spacing_of
 
 BINARIZE = ("fixed", "multi_otsu", "otsu", "quantile")
@@ -159,60 +159,3 @@ class MapsToMaskd(MapTransform):
 def least_voxels(millilitres: float, spacing: tuple[float, float, float]) -> int:
     """Voxels of the given spacing in mm that make up a volume, rounded up."""
     return math.ceil(millilitres * 1000 / math.prod(spacing))
-
-
-class BaselineMasksd(MapTransform):
-    """Add what needs no learned map: `baseline_threshold`, `baseline_gated`, `baseline_opened`, on the model's grid.
-
-    The first is every organ voxel brighter than `intensity` organ medians. The second keeps it only in slices that
-    the classifier's probability opens, and of that the largest component. The third is as the first, of the image
-    `common.refine.without_thin` parts.
-
-    Args:
-        keys: the network's input `[image channels, organ, H, W, D]`.
-        intensity, gated_intensity, opened_intensity: thresholds in organ medians, see `common.baselines.fit`. None:
-            the third mask is left out.
-        opening_mm: radius of what is thin.
-        gate: as in `MapsToMaskd`, whose `slice_probability` is used.
-        smooth_mm: in-plane Gaussian of the image before it is thresholded.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = "image",
-        *,
-        intensity: float,
-        gated_intensity: float,
-        opened_intensity: float | None = None,
-        opening_mm: float | None = None,
-        gate: float | None = 0.5,
-        smooth_mm: float = 0.0,
-    ) -> None:
-        super().__init__(keys)
-        if (opened_intensity is None) != (opening_mm is None):
-            raise ValueError("opened_intensity and opening_mm go together: give both or none")
-        self.intensity = intensity
-        self.gated_intensity = gated_intensity
-        self.opened_intensity = opened_intensity
-        self.opening_mm = opening_mm
-        self.gate = gate
-        self.smooth_mm = smooth_mm
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        data = dict(data)
-        for key in self.key_iterator(data):
-            image = data[key]
-            volume = as_array(image)
-            organ = volume[-1] > 0.5
-            spacing = spacing_of(image)
-            shown = smooth_in_organ(volume[0], organ, sigma_mm=self.smooth_mm, spacing=spacing)
-            opened = open_slices(as_array(data["slice_probability"]), self.gate) > 0
-            masks = {
-                "threshold": (shown > self.intensity) & organ,
-                "gated": largest_component((shown > self.gated_intensity) & organ & opened),
-            }
-            if self.opened_intensity is not None and self.opening_mm is not None:
-                broad = without_thin(shown, radius_mm=self.opening_mm, spacing=spacing)
-                masks["opened"] = (broad > self.opened_intensity) & organ
-            data |= {f"baseline_{k}": like_image(image, mask[None].astype(np.uint8)) for k, mask in masks.items()}
-        return data

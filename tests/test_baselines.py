@@ -64,8 +64,8 @@ def test_without_any_mask_it_says_what_to_give():
         fit([{"case": "bare", "image": None}], same, progress=False)
 
 
-def test_default_grid_goes_from_the_median_to_two_and_a_half():
-    assert (INTENSITIES[0], INTENSITIES[-1], len(INTENSITIES)) == (1.0, 2.5, 16)
+def test_default_grid_surrounds_the_median():
+    assert (INTENSITIES[0], INTENSITIES[-1], len(INTENSITIES)) == (0.7, 2.5, 19)
 
 
 def test_with_smoothing_the_threshold_is_that_of_the_smooth_image():
@@ -101,7 +101,7 @@ def test_opening_is_fitted_with_its_own_threshold_and_frees_the_lesion_of_lines(
     cases = [vessels(seed) for seed in range(2)]
     options: dict[str, Any] = {"intensities": (1.2, 1.4, 1.6), "progress": False}
     found = fit(cases, same, openings_mm=(1.0, 2.0, 7.0), **options)
-    assert found == (fit(cases, same, **options)[0], fit(cases, same, **options)[1], 1.2, 2.0)
+    assert found == (*fit(cases, same, **options)[:2], 1.2, 2.0)
     image, truth = cases[0]["image"].numpy(), cases[0]["label"][0].numpy() > 0
     opened = without_thin(image[0], radius_mm=found.opening_mm, spacing=(1, 1, 1)) > found.opened
     assert dice(opened, truth) > 0.95 > 0.6 > dice(image[0] > found.plain, truth)

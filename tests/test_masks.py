@@ -9,8 +9,9 @@ from monai.data import MetaTensor
 from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 
+from common.baselines import BaselineMasksd
 from common.binarize import clean, largest_component, multi_otsu
-from common.masks import BaselineMasksd, MapsToMaskd, least_voxels
+from common.masks import MapsToMaskd, least_voxels
 from common.refine import refine_by_intensity, smooth_along_slices, smooth_in_organ
 
 SPACING = (2.0, 2.0, 5.0)
@@ -192,7 +193,7 @@ class TestBaselineMasksd:
         volume[8:9, 6:8, 4] = 1.6
         volume[5:7, 5:7, 5] = 1.3
         data["image"][0] = torch.as_tensor(volume)
-        out = BaselineMasksd(intensity=1.2, gated_intensity=1.5)(data)
+        out = BaselineMasksd(thresholds=(1.2, 1.5))(data)
         np.testing.assert_array_equal(out["baseline_threshold"][0].numpy(), volume > 1.2)
         expected = volume > 1.5
         expected[..., [0, 1, 5]] = False
@@ -204,7 +205,7 @@ class TestBaselineMasksd:
         data = scene(shape=(30, 30, 6))
         data["slice_probability"] = torch.as_tensor(data["p"])
         shown = smooth_in_organ(data["image"][0].numpy(), data["organ"], sigma_mm=3.0, spacing=SPACING)
-        out = BaselineMasksd(intensity=1.45, gated_intensity=1.4, smooth_mm=3.0)(data)
+        out = BaselineMasksd(thresholds=(1.45, 1.4), smooth_mm=3.0)(data)
         np.testing.assert_array_equal(out["baseline_threshold"][0].numpy(), shown > 1.45)
         expected = shown > 1.4
         expected[..., [0, 1, 5]] = False
@@ -214,19 +215,22 @@ class TestBaselineMasksd:
     def test_opened_is_the_threshold_of_the_smooth_image_without_thin_parts_in_all_slices(self):
         data = scene(shape=(30, 30, 6))
         data["slice_probability"] = torch.as_tensor(data["p"])
-        options = {"intensity": 1.45, "gated_intensity": 1.4, "smooth_mm": 3.0}
-        assert "baseline_opened" not in BaselineMasksd(**options)(data)
-        out = BaselineMasksd(opened_intensity=1.3, opening_mm=2.4, **options)(data)
+        assert "baseline_opened" not in BaselineMasksd(thresholds=(1.45, 1.4), smooth_mm=3.0)(data)
+        out = BaselineMasksd(thresholds=(1.45, 1.4, 1.3, 2.4), smooth_mm=3.0)(data)
         shown = smooth_in_organ(data["image"][0].numpy(), data["organ"], sigma_mm=3.0, spacing=SPACING)
         broad = ndi.grey_opening(shown, size=(3, 3, 1))  # 2.4 mm are one pixel of 2 mm, and no slice of 5 mm
         np.testing.assert_array_equal(out["baseline_opened"][0].numpy(), broad > 1.3)
         assert 0 < (broad > 1.3).sum() < (shown > 1.3).sum()
         assert (broad > 1.3).any(axis=(0, 1)).all()
+        expected = broad > 1.3
+        expected[..., [0, 1, 5]] = False
+        np.testing.assert_array_equal(out["baseline_opened_gated"][0].numpy(), largest_component(expected))
+        assert expected.any()
 
-    @pytest.mark.parametrize("lone", [{"opened_intensity": 1.3}, {"opening_mm": 2.0}])
-    def test_an_opening_without_its_threshold_is_refused(self, lone):
-        with pytest.raises(ValueError, match="go together"):
-            BaselineMasksd(intensity=1.4, gated_intensity=1.3, **lone)
+    @pytest.mark.parametrize("thresholds", [(1.4,), (1.4, 1.3, 1.2), (1.4, 1.3, 1.2, None), (None, 1.3)])
+    def test_thresholds_that_do_not_go_together_are_refused(self, thresholds):
+        with pytest.raises(ValueError, match="thresholds must be"):
+            BaselineMasksd(thresholds=thresholds)
 
 
 def heat_case(heat: np.ndarray) -> dict:
