@@ -31,11 +31,11 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def benchmark_cam(
-    slices: int = 32,
+    slices: int = 4,
     size: int = 224,
-    repeats: int = 5,
+    repeats: int = 3,
     threads: int = 1,
-    stem_stride: int = 1,
+    stem_stride: int = 2,
     peers: bool = True,
 ) -> list[dict[str, Any]]:
     """Time Grad-CAM at the last and LayerCAM at the first layer of a ResNet-18 with 3 channels and 2 classes.
@@ -48,7 +48,7 @@ def benchmark_cam(
         size: their side in pixels.
         repeats: rounds.
         threads: CPU threads.
-        stem_stride: of the network's first convolution; MONAI's default is 1, the usual ResNet has 2.
+        stem_stride: of the network's first convolution; the usual ResNet has 2, MONAI's default is 1.
         peers: run TorchCAM, pytorch-grad-cam and MONAI, too, where they are installed (extra `dev`).
 
     Returns:
