@@ -102,7 +102,7 @@ class BaselineMasksd(MapTransform):
         smooth_mm: float = 0.0,
     ) -> None:
         super().__init__(keys)
-        if len(thresholds) not in (2, 4) or len({x is None for x in thresholds[2:]}) > 1 or None in thresholds[:2]:
+        if len(thresholds) not in (2, 4) or None in thresholds[:2] or sum(x is None for x in thresholds[2:]) == 1:
             raise ValueError(f"thresholds must be {Thresholds._fields} or the first two; got {tuple(thresholds)}")
         self.thresholds = Thresholds(*thresholds)  # type: ignore[arg-type]
         self.gate = gate

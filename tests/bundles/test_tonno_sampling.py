@@ -107,11 +107,19 @@ def test_positives_and_negatives_are_drawn_one_to_one_from_organs_of_one_size():
     assert plain == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
 
 
+def test_pixels_of_a_plane_add_up_to_the_area_of_its_cut_through_a_ball():
+    (body,) = dataset(CASES[:1], radius=12.0).bodies
+    plane = sampling.sample_planes(
+        body.inside[None].float(), torch.eye(3)[:1], torch.zeros(1), size=97, spacing=body.spacing, radius=body.radius
+    )
+    assert float(plane.sum()) * body.pixel_cm2(97) == pytest.approx(np.pi * 0.7**2, rel=0.05)
+
+
 def test_strata_are_matched_in_place_of_sizes():
-    known = [("a", "left"), ("b", "left"), ("b", "right")]
+    known = [("a", "right"), ("b", "left"), ("b", "right")]  # sizes alone would draw the second, not the third
     cases = [case | {"patient": p, "side": side} for case, (p, side) in zip(CASES, known, strict=True)]
     drawn = np.bincount(list(sampling.balanced_sampler(dataset(cases), num_samples=4000, strata=["side"])), minlength=3)
-    assert drawn / 4000 == pytest.approx([0.5, 0.5, 0.0], abs=0.03)
+    assert drawn / 4000 == pytest.approx([0.5, 0.0, 0.5], abs=0.03)
 
 
 def test_a_batch_is_flat_and_labels_stay_with_their_planes():

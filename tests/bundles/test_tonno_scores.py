@@ -75,14 +75,21 @@ def test_every_method_is_scored_with_the_threshold_of_validation(tmp_path):
     assert set(read_json(tmp_path / "table.json")) == names
 
 
+class Squared(Bright):
+    """Its gradient differs from pixel to pixel, so that the kinds of maps do."""
+
+    def forward(self, image):
+        return (self.excess(image) ** 2).mean(dim=(1, 2, 3))[:, None]
+
+
 def test_comparison_takes_every_kind_of_map():
     options = {"num_slices": 8, "num_directions": 10, "size": 24, "progress": False}
     image = ball_case(balls(1)[0])["image"].as_tensor()
-    maps = compare.MethodsInferer(layers=(1,), cam="gradcam", **options).volumes(image, (1.0, 1.0, 1.0), Bright())[0]
+    maps = compare.MethodsInferer(layers=(1,), cam="gradcam", **options).volumes(image, (1.0, 1.0, 1.0), Squared())[0]
     assert "layercam@1" not in maps
     for name, method in {"gradcam@1": "gradcam", "averaged_cam@1": "averaged_cam"}.items():
         alone = compare.ToNNOInferer(method=method, cam="gradcam", cam_layer=1, **options)
-        (expected,) = alone.volumes(image, (1.0, 1.0, 1.0), Bright())[0].values()
+        (expected,) = alone.volumes(image, (1.0, 1.0, 1.0), Squared())[0].values()
         torch.testing.assert_close(maps[name], expected)
 
 

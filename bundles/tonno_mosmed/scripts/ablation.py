@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from monai.data.utils import affine_to_spacing
 from monai.transforms import ResampleToMatch, apply_transform
 from torch import nn
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from common.data import atomic_path
 from common.metrics import roc_auc
 from common.output import write_csv
 from common.radon import sample_planes
+from common.transforms import spacing_of
 
 from .geometry import Geometry, body_of
 from .inferers import ToNNOInferer
@@ -61,7 +61,7 @@ def ablate(
         inferer = ToNNOInferer(**settings)
         start, heats = time.perf_counter(), []
         for item in read:
-            spacing = affine_to_spacing(item["image"].affine).tolist()
+            spacing = spacing_of(item["image"])
             maps, _ = inferer.volumes(item["image"].as_tensor().to(device), spacing, network)
             heats.append(next(iter(maps.values())).cpu().numpy())
         seconds = (time.perf_counter() - start) / len(read)
@@ -117,7 +117,7 @@ def plane_scores(
         read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "cls"})
         image = read["image"]
         truth = ResampleToMatch(mode="nearest")(read["label"], image) > 0
-        spacing = affine_to_spacing(image.affine).tolist()
+        spacing = spacing_of(image)
         body = body_of(torch.cat([image[:-1], truth.to(image), image[-1:]]), spacing, geometry=geometry, radius=radius)
         if body is None:
             continue

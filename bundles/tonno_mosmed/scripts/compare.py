@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data.utils import affine_to_spacing
 from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from common.masks import least_voxels
 from common.metrics import balanced_accuracy, component_scores, dice, summarize
 from common.output import write_csv
 from common.refine import refine_by_intensity
+from common.transforms import spacing_of
 
 from .geometry import Body
 from .inferers import ToNNOInferer
@@ -108,7 +108,7 @@ def compare(
     for part, case in tqdm(chosen, desc="comparing", unit="case", disable=not progress):
         read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "cls"})
         image = read["image"]
-        spacing = affine_to_spacing(image.affine).tolist()
+        spacing = spacing_of(image)
         maps, _ = inferer.volumes(image.as_tensor().to(device), spacing, network)
         part.append(
             {

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common.refine import refine_by_intensity
 from common.slices import slice_classes
+from common.transforms import spacing_of
 
 from .sampling import PlaneDataset, random_planes
 
@@ -82,7 +83,7 @@ class PseudoPlaneDataset(PlaneDataset):
         seed = (heat > self.threshold) & organ & positive
         mask = seed
         if self.refine is not None:
-            mask = refine_by_intensity(seed, volume[0], organ, spacing=image.pixdim.tolist(), **self.refine)
+            mask = refine_by_intensity(seed, volume[0], organ, spacing=spacing_of(image), **self.refine)
         if positive.any() and not mask.any():
             return
         # The mask rides along as one more channel, so that planes of it are cut with those of the image.

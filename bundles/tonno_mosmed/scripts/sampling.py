@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.data.utils import affine_to_spacing
 from monai.transforms import apply_transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
@@ -20,6 +19,7 @@ from common.processes import weighted_sampler
 from common.radon import plane_basis, sample_planes
 from common.slices import slice_classes
 from common.splits import matched_weights, stratified_weights, stratum
+from common.transforms import spacing_of
 
 from .geometry import Body, Geometry, body_of
 
@@ -134,7 +134,7 @@ class PlaneDataset(Dataset):
 
     def _add(self, case: dict, image: Tensor, label: int) -> bool:
         """Keep a volume `[C, D, H, W]`; False where it has no organ."""
-        spacing = affine_to_spacing(image.affine).tolist() if hasattr(image, "affine") else [1.0] * 3
+        spacing = spacing_of(image)
         body = body_of(image, spacing, **self.body_options)
         if body is None:
             return False
