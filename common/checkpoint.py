@@ -12,7 +12,7 @@ import torch
 from ignite.distributed import one_rank_only
 from ignite.engine import Engine, Events
 
-from .data import atomic_path
+from .files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -30,9 +30,6 @@ def _flatten(maps: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tenso
     return flat, mask.flatten(2) > 0.5
 
 
-# TorchScript compiles no function that has keyword-only options with defaults, hence the two bodies below.
-
-
 def _smooth_max(maps: torch.Tensor, mask: torch.Tensor | None, alpha: float) -> torch.Tensor:
     if not (0.0 <= alpha < math.inf):
         raise ValueError(f"alpha must be finite and not negative; got {alpha}. For the exact maximum use 'max'")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import unwrapped
-from .output import write_csv
+from .files import write_csv
 
 
 class RandIntensityd(RandomizableTransform, MapTransform):

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.demo import BUNDLES
-from common.export import export_bundle
-from common.phantom import write_phantom
-
-from .bundles.conftest import REPOSITORY
+from common.commands.export import export_bundle
+from common.commands.run import BUNDLES
+from common.datasets import write_phantom
+from tests.bundles.conftest import REPOSITORY
 
 BUNDLE = "gp_unet_brats"
 TEXT = (REPOSITORY / "docs" / "many_volumes.md").read_text()

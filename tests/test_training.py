@@ -13,14 +13,7 @@ from monai.data import MetaTensor
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common.training import (
-    RandIntensityd,
-    TrainingLog,
-    WeightAverage,
-    clip_gradients,
-    parameter_groups,
-    prepare_batch,
-)
+from common.training import RandIntensityd, TrainingLog, WeightAverage, clip_gradients, parameter_groups, prepare_batch
 
 QUIET: dict[str, Any] = {"gamma": 0.0, "gain": 0.0, "blur": 0.0, "noise": 0.0, "upper": 100.0}
 

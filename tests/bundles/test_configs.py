@@ -12,12 +12,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from common.adapters import folder
 from common.data import make_datalist, write_datalist
-from common.phantom import MODALITIES, write_phantom
-
-from ..pipeline import save
-from .conftest import REPOSITORY, monai_bundle, read_json
+from common.datasets import MODALITIES, folder, write_phantom
+from tests.bundles.conftest import REPOSITORY, monai_bundle, read_json
+from tests.pipeline import save
 
 # Config combinations whose properties are checked, what is overridden then (in all of them, or where a config takes
 # part), and the modalities that `paper.json` asks for.

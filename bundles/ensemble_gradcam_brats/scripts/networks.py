@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common.cam
-from common.backbones import Classifier
+from common.encoders import Classifier
 
 
 class EnsembleNet(nn.Module):
     """Classifiers that see the same image; the ensemble's probability is the mean of theirs.
 
     Args:
-        members: names of backbones, or mappings of `common.backbones.Classifier`'s options.
+        members: names of backbones, or mappings of `common.encoders.Classifier`'s options.
         in_channels: image channels, without the organ channel.
         num_classes: classes, 0 = healthy.
         organ_channel: the last input channel is an organ mask, which the members do not see.

@@ -18,11 +18,11 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.transforms import ResampleToMatch
 
-from common.data import atomic_path
+from common.files import atomic_path, write_csv
+from common.handlers import pairs
+from common.masks import open_slices
 from common.metrics import dice_from_counts, miou_from_counts
-from common.output import pairs, write_csv
-from common.refine import open_slices
-from common.transforms import as_array
+from common.tensors import as_array
 
 from .combine import HARD, SOFT, MemberMaps
 

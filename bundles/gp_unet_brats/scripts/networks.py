@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.efficientnet import EfficientNetLite
+from common.encoders import EfficientNetLite
 from common.pooling import GlobalPool
 
 
@@ -224,7 +224,7 @@ class GPEfficientNet(GPNet):
         in_channels: image channels, without the organ channel: 1 (repeated for the encoder) or 3.
         num_classes: classes, 0 = healthy.
         width: channels of the sum.
-        weights: of the encoder, see `common.efficientnet.EfficientNetLite`; None when a checkpoint follows.
+        weights: of the encoder, see `common.encoders.EfficientNetLite`; None when a checkpoint follows.
         dropout: probability of dropping a channel of the sum.
         input_scale: brings the image to the encoder's range; 0.4 puts an organ median of 1 near its middle.
         kwargs: see `GPNet`.

@@ -15,9 +15,9 @@ from monai.transforms import LoadImage, ResampleToMatch
 from torch import Tensor
 
 from common import training
+from common.data import SliceDataset, slice_classes
 from common.losses import soft_bce_dice
-from common.refine import refine_by_intensity
-from common.slices import SliceDataset, slice_classes
+from common.masks import refine_by_intensity
 
 
 class PseudoMaskDataset(SliceDataset):
@@ -29,9 +29,9 @@ class PseudoMaskDataset(SliceDataset):
 
     Args:
         teacher: network of the first stage, with its weights, on the device where it shall run.
-        inferer: `common.inferers.SliceMapInferer`.
+        inferer: `common.engines.SliceMapInferer`.
         threshold: of the teacher's tumour-minus-healthy map.
-        refine: options of `common.refine.refine_by_intensity`.
+        refine: options of `common.masks.refine_by_intensity`.
         args, kwargs: see `SliceDataset`.
     """
 

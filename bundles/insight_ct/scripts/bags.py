@@ -10,14 +10,10 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
-from common.adapters_parts import runs
-from common.data import multi_hot
+from common.data import multi_hot, runs, slice_classes, stratified_weights, stratum
 from common.encoders import Encoder
-from common.feature_store import FeatureStore
-from common.features import extract
-from common.processes import weighted_sampler
-from common.slices import slice_classes
-from common.splits import stratified_weights, stratum
+from common.engines import weighted_sampler
+from common.features import FeatureStore, extract
 
 Bag = tuple[Tensor, Tensor | None, Tensor]  # features [n, C, h, w], inside [n, 1, h, w], labels [K]
 
@@ -45,7 +41,7 @@ def volume_bags(
         encoder: of one slice.
         store: where the features go.
         classes: names, the negative one first.
-        min_slices, max_slices: of the bags that a case is cut into, see `common.adapters_parts.runs`.
+        min_slices, max_slices: of the bags that a case is cut into, see `common.data.runs`.
         device: where to compute.
         batch_size: slices per forward.
 
@@ -85,7 +81,7 @@ class BagDataset(Dataset):
     An item is `(features [n, C, h, w] float32, inside [n, 1, h, w] or None, labels [K] float32)`.
 
     Args:
-        bags: as `volume_bags` or `scripts.slide_bags.slide_bags` return them.
+        bags: as `volume_bags` or `scripts.slides.bags.slide_bags` return them.
         store: that holds their features.
         stack: so many consecutive slices of a bag, at a random place, make an item; None: the whole bag. Only for
             bags whose every slice bears the label, as `python -m common prepare half_lungs` cuts them: a part of
@@ -154,13 +150,13 @@ def as_list(bags: list[Bag]) -> list[Bag]:
 def balanced_sampler(
     dataset: BagDataset, *, num_samples: int | None = None, strata: Sequence[str] = (), bins: int = 4
 ) -> Sampler:
-    """Draw bags by `common.splits.stratified_weights`.
+    """Draw bags by `common.data.stratified_weights`.
 
     Args:
         dataset: the bags; positive is a bag with any label.
         num_samples: draws per epoch, over all processes of a distributed run; by default twice as many as there are
             bags of the rarer class.
-        strata, bins: see `common.splits.stratum`.
+        strata, bins: see `common.data.stratum`.
     """
     positive = [any(bag["labels"]) for bag in dataset.data]
     weights = stratified_weights(

@@ -12,8 +12,8 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from common.checkpoint import unwrapped
-from common.feature_store import Busy, FeatureStore, NotWritten, encode
-from common.features import bag_of, volume_entry
+from common.features import Busy, FeatureStore, bag_of, encode, volume_entry
+from common.files import NotWritten
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.feature_store import FeatureStore
-from common.refine import refine_by_intensity
-from common.transforms import spacing_of
+from common.features import FeatureStore
+from common.masks import refine_by_intensity
+from common.tensors import spacing_of
 
 from . import bags
 from .bags import BagDataset
@@ -95,7 +95,7 @@ class PseudoMaskDataset(MaskDataset):
         bags, store, options: as above.
         teacher: network of the first stage, `scripts.networks.Insight` with its weights; features are its encoder's.
         threshold: of the heatmap.
-        refine: options of `common.refine.refine_by_intensity`; None leaves the thresholded map.
+        refine: options of `common.masks.refine_by_intensity`; None leaves the thresholded map.
     """
 
     def __init__(

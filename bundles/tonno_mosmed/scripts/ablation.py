@@ -15,12 +15,11 @@ from monai.transforms import ResampleToMatch, apply_transform
 from torch import nn
 from tqdm import tqdm
 
-from common.binarize import best_threshold
-from common.data import atomic_path
+from common.files import atomic_path, write_csv
+from common.masks import best_threshold
 from common.metrics import roc_auc
-from common.output import write_csv
 from common.radon import sample_planes
-from common.transforms import spacing_of
+from common.tensors import spacing_of
 
 from .geometry import Geometry, body_of
 from .inferers import ToNNOInferer

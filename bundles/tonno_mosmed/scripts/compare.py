@@ -13,13 +13,10 @@ from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.binarize import best_threshold, clean
-from common.data import atomic_path
-from common.masks import least_voxels
+from common.files import atomic_path, write_csv
+from common.masks import best_threshold, clean, least_voxels, refine_by_intensity
 from common.metrics import balanced_accuracy, component_scores, dice, summarize
-from common.output import write_csv
-from common.refine import refine_by_intensity
-from common.transforms import spacing_of
+from common.tensors import spacing_of
 
 from .geometry import Body
 from .inferers import ToNNOInferer
@@ -88,7 +85,7 @@ def compare(
         validation, test: cases with masks.
         output_dir: where the files go.
         score: by which thresholds are chosen, `dice` or `f1` of components; the latter takes minutes a method.
-        refine: options of `common.refine.refine_by_intensity` for the second Dice; None leaves it out.
+        refine: options of `common.masks.refine_by_intensity` for the second Dice; None leaves it out.
         min_component_ml: smaller components are dropped from the thresholded map.
         max_slices: longest stack of slices of one label that counts as a volume of the balanced accuracy.
         device: where the network runs.

@@ -17,9 +17,9 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, ResampleToMatch
 from torch import Tensor
 
-from common.refine import refine_by_intensity
-from common.slices import slice_classes
-from common.transforms import spacing_of
+from common.data import slice_classes
+from common.masks import refine_by_intensity
+from common.tensors import spacing_of
 
 from .sampling import PlaneDataset, random_planes
 
@@ -39,7 +39,7 @@ class PseudoPlaneDataset(PlaneDataset):
         preprocessing: see `PlaneDataset`.
         pseudo_dir: folder with `<case>_heatmap.nii.gz`, as `inference.json` writes them.
         threshold: of the heatmap.
-        refine: options of `common.refine.refine_by_intensity`; None leaves the thresholded map.
+        refine: options of `common.masks.refine_by_intensity`; None leaves the thresholded map.
         min_area_cm2: of the mask in a positive plane; a negative one has none.
         candidates: planes that are cut for one that is kept.
         options: of `PlaneDataset`; cases are not cut into stacks.

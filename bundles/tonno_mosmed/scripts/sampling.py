@@ -14,12 +14,10 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 import common.training as training
-from common.adapters_parts import runs
-from common.processes import weighted_sampler
+from common.data import matched_weights, runs, slice_classes, stratified_weights, stratum
+from common.engines import weighted_sampler
 from common.radon import plane_basis, sample_planes
-from common.slices import slice_classes
-from common.splits import matched_weights, stratified_weights, stratum
-from common.transforms import spacing_of
+from common.tensors import spacing_of
 
 from .geometry import Body, Geometry, body_of
 
@@ -79,7 +77,7 @@ class PlaneDataset(Dataset):
         scale, shear: see `random_axes`.
         fixed: the same planes each time, not augmented: for validation.
         organ_channel, geometry, radius: see `body_of`.
-        min_slices, max_slices: of stacks, see `common.adapters_parts.runs`.
+        min_slices, max_slices: of stacks, see `common.data.runs`.
         progress: show a progress bar while reading.
 
     Attributes:
@@ -198,7 +196,7 @@ def balanced_sampler(
             itself away as small and healthy.
         bins: of size.
         strata: in place of sizes, match what else is known of the cases, e.g. `side`, and draw patients alike; see
-            `common.splits.stratum` and `stratified_weights`.
+            `common.data.stratum` and `stratified_weights`.
     """
     if strata:
         patients = [case["patient"] for case in dataset.cases]

@@ -1,0 +1,12 @@
+"""Command line: `python -m benchmarks NAME`."""
+
+from __future__ import annotations
+
+import fire
+
+from .cam import benchmark_cam
+from .radon import benchmark_radon
+from .volume import benchmark
+
+if __name__ == "__main__":
+    fire.Fire({"cam": benchmark_cam, "radon": benchmark_radon, "volume": benchmark}, name="python -m benchmarks")

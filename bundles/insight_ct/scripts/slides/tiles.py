@@ -1,0 +1,302 @@
+"""Tiles of a slide at one resolution, laid out on a grid of cells, and the tissue in each cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from skimage.segmentation import find_boundaries
+from torch import Tensor
+
+from common.handlers import MASK_COLOR, TRUTH_COLOR
+
+from .slide import Slide, find_tissue
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Where tiles and their cells lie. The first begins at the slide's corner; the last may reach beyond its edges.
+
+    A tile has `cells × cells` cells, as many as an encoder gives feature vectors. The stride is a whole number of
+    cells, so that cells of overlapping tiles coincide and all of them make one regular grid.
+
+    Attributes:
+        size: `(width, height)` of the slide's finest level in pixels.
+        slide_mpp: `(x, y)` micrometres per pixel of it.
+        tile_px: side of a tile in pixels of its own resolution.
+        mpp: micrometres per pixel of a tile.
+        stride_px: from tile to tile, in the tile's pixels.
+        cells: cells along a side of a tile.
+
+    Raises:
+        ValueError: the stride is not a whole number of cells, or leaves gaps.
+    """
+
+    size: tuple[int, int]
+    slide_mpp: tuple[float, float]
+    tile_px: int = 224
+    mpp: float = 0.5
+    stride_px: int = 224
+    cells: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stride_px <= self.tile_px:
+            raise ValueError(f"stride must lie between 1 and tile_px={self.tile_px}; got {self.stride_px}.")
+        if (self.stride_px * self.cells) % self.tile_px:
+            raise ValueError(
+                f"stride={self.stride_px} is not a whole number of cells: the encoder makes {self.cells} of tile_px="
+                f"{self.tile_px} pixels; use a multiple of {self.tile_px // math.gcd(self.tile_px, self.cells)}."
+            )
+
+    @property
+    def step(self) -> int:
+        """Cells from tile to tile."""
+        return self.stride_px * self.cells // self.tile_px
+
+    @property
+    def cell_um(self) -> float:
+        """Side of a cell in micrometres."""
+        return self.tile_px * self.mpp / self.cells
+
+    @property
+    def cell_px(self) -> tuple[float, float]:
+        """`(x, y)` extent of a cell in pixels of the slide's finest level."""
+        return (self.cell_um / self.slide_mpp[0], self.cell_um / self.slide_mpp[1])
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Rows and columns of tiles that cover the slide."""
+        stride, tile = self.step * self.cell_um, self.tile_px * self.mpp
+        extent = (self.size[1] * self.slide_mpp[1], self.size[0] * self.slide_mpp[0])
+        rows, columns = (max(0, math.ceil((side - tile) / stride - 1e-6)) + 1 for side in extent)
+        return (rows, columns)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        rows, columns = self.tiles
+        return ((rows - 1) * self.step + self.cells, (columns - 1) * self.step + self.cells)
+
+    def tissue_share(self, tissue: np.ndarray, mpp: float) -> np.ndarray:
+        """Share of each cell's area that is tissue.
+
+        Args:
+            tissue: `[H, W]` bool, with its first pixel at the slide's corner.
+            mpp: micrometres per pixel of it.
+
+        Returns:
+            `[rows, columns]` float32 in [0, 1]; what lies beyond the slide is no tissue.
+        """
+        share = tissue
+        for axis, cells in enumerate(self.shape):
+            # Areas between fractional edges are differences of the running sum, which is linear within a pixel.
+            total = np.insert(share.cumsum(axis=axis, dtype=np.float32), 0, 0, axis=axis)
+            edges = np.minimum(np.arange(cells + 1) * (self.cell_um / mpp), share.shape[axis])
+            below = np.minimum(edges.astype(int), share.shape[axis] - 1)
+            part = (edges - below).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
+            at = total.take(below, axis=axis) * (1 - part) + total.take(below + 1, axis=axis) * part
+            share = np.diff(at, axis=axis) * np.float32(mpp / self.cell_um)
+        return share.clip(0, 1)
+
+
+class Tiles:
+    """The pixels of tiles, read when asked for: `tiles[i:j]` is `[j − i, 3, tile_px, tile_px]` float32 in [0, 1].
+
+    Args:
+        slide: open.
+        coordinates: `[N, 2]` x and y of the tiles' corners in pixels of the finest level.
+        tile_px: side of a tile.
+        mpp: micrometres per pixel of a tile.
+        threads: that read at once.
+    """
+
+    def __init__(self, slide: Slide, coordinates: np.ndarray, *, tile_px: int, mpp: float, threads: int = 1) -> None:
+        self.slide = slide
+        self.coordinates = coordinates
+        self.tile_px = tile_px
+        self.mpp = mpp
+        self.threads = threads
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    def __getitem__(self, index: slice) -> Tensor:
+        corners = self.coordinates[index].tolist()
+        result = np.empty((len(corners), 3, self.tile_px, self.tile_px), np.float32)
+        width, height = (self.tile_px * self.mpp / mpp for mpp in self.slide.mpp)
+
+        def read(number: int) -> None:
+            x, y = corners[number]
+            pixels = self.slide.region(x, y, width, height, (self.tile_px, self.tile_px))
+            np.divide(np.moveaxis(pixels, -1, 0), 255, out=result[number], casting="unsafe")
+
+        if self.threads > 1:
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(read, range(len(corners))))
+        else:
+            for number in range(len(corners)):
+                read(number)
+        return torch.from_numpy(result)
+
+
+@dataclass(frozen=True)
+class TiledSlide:
+    """What `Tiler` finds on a slide.
+
+    Attributes:
+        slide: open; closing it is up to who asked for it.
+        grid: of all tiles and cells.
+        thumbnail: `[H, W, 3]` uint8, and tissue: `[H, W]` bool, both at `thumbnail_mpp`.
+        share: `[rows, columns]` share of tissue in the cells.
+        corners: `[N, 2]` row and column of the first cell of each kept tile.
+        tiles: pixels of the kept tiles, with their coordinates.
+    """
+
+    slide: Slide
+    grid: TileGrid
+    thumbnail: np.ndarray
+    thumbnail_mpp: float
+    tissue: np.ndarray
+    share: np.ndarray
+    corners: np.ndarray
+    tiles: Tiles
+
+    def inside(self, index: slice) -> Tensor:
+        """`[n, 1, cells, cells]` share of tissue in the cells of some tiles."""
+        n = self.grid.cells
+        parts = [self.share[r : r + n, c : c + n] for r, c in self.corners[index].tolist()]
+        return torch.from_numpy(np.stack(parts)[:, None] if parts else np.empty((0, 1, n, n), np.float32))
+
+    def view(self, longest: int) -> np.ndarray:
+        """The slide as a picture, `[H, W, 3]` uint8, its longer side of that many pixels."""
+        width, height = (pixels * mpp for pixels, mpp in zip(self.slide.size, self.slide.mpp, strict=True))
+        mpp = max(width, height) / longest
+        if mpp < self.thumbnail_mpp:
+            return self.slide.thumbnail(mpp)[: max(1, round(height / mpp)), : max(1, round(width / mpp))]
+        size = (max(1, round(width / mpp)), max(1, round(height / mpp)))
+        box = (0, 0, width / self.thumbnail_mpp, height / self.thumbnail_mpp)
+        return np.asarray(Image.fromarray(self.thumbnail).resize(size, Image.Resampling.BILINEAR, box=box))
+
+    def on_view(self, cells: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """A map `[rows, columns]` of all cells as it lies on a view of that shape (nearest cell)."""
+        extent = [pixels / cell for pixels, cell in zip(self.slide.size, self.grid.cell_px, strict=True)]
+        rows, columns = (
+            np.minimum(((np.arange(n) + 0.5) * cells_in / n).astype(int), limit - 1)
+            for n, cells_in, limit in zip(shape, extent[::-1], cells.shape, strict=False)
+        )
+        return np.asarray(cells[rows[:, None], columns[None]])
+
+    def picture(self, *, longest: int = 1600) -> Image.Image:
+        """The slide with what is kept: tissue outlined in green, tiles in cyan, everything else dimmed."""
+        rgb = self.view(longest).copy()
+        size, n = (rgb.shape[1], rgb.shape[0]), self.grid.cells
+        scale = [
+            side * cell / whole for side, cell, whole in zip(size, self.grid.cell_px, self.slide.size, strict=True)
+        ]
+        edges = (self.corners[:, [1, 0, 1, 0]] + [0, 0, n, n]) * np.tile(scale, 2)
+        kept = Image.new("1", size)
+        for tile in edges.tolist():
+            ImageDraw.Draw(kept).rectangle(tile, fill=1)
+        rgb[~np.asarray(kept)] //= 2
+        tissue = np.asarray(Image.fromarray(self.tissue).resize(size, Image.Resampling.NEAREST))
+        rgb[find_boundaries(tissue, mode="inner")] = TRUTH_COLOR
+        picture = Image.fromarray(rgb)
+        for tile in edges.tolist():
+            ImageDraw.Draw(picture).rectangle(tile, outline=MASK_COLOR)
+        return picture
+
+
+class Tiler:
+    """Opens slides and chooses their tiles.
+
+    Args:
+        tile_px: side of a tile in pixels.
+        mpp: micrometres per pixel of a tile.
+        stride: from tile to tile, in pixels of a tile; `tile_px` by default: no overlap.
+        min_tissue: tiles with a smaller share of tissue are left out.
+        tissue_mpp: micrometres per pixel of the thumbnail in which tissue is sought.
+        thumbnail_px: on a slide whose longer side would have more pixels at that resolution, it is coarser.
+        tissue: options of `find_tissue`.
+        mpp_of_file: micrometres per pixel of the files, where they do not say.
+        backend: see `Slide`.
+        threads: that read tiles.
+    """
+
+    def __init__(
+        self,
+        *,
+        tile_px: int = 224,
+        mpp: float = 0.5,
+        stride: int | None = None,
+        min_tissue: float = 0.1,
+        tissue_mpp: float = 8.0,
+        thumbnail_px: int = 2500,
+        tissue: Mapping[str, Any] | None = None,
+        mpp_of_file: float | None = None,
+        backend: Literal["openslide", "tifffile"] = "openslide",
+        threads: int = 1,
+    ) -> None:
+        self.tile_px = tile_px
+        self.mpp = mpp
+        self.stride = stride or tile_px
+        self.min_tissue = min_tissue
+        self.tissue_mpp = tissue_mpp
+        self.thumbnail_px = thumbnail_px
+        self.tissue = dict(tissue or {})
+        self.mpp_of_file = mpp_of_file
+        self.backend = backend
+        self.threads = threads
+
+    @property
+    def recipe(self) -> str:
+        """All that decides what the tiles of a file are, as text; for the key of stored features."""
+        options = {k: v for k, v in vars(self).items() if k != "threads"}
+        return f"tiles {sorted(options.items())!r}"
+
+    def __call__(self, path: str, *, cells: int) -> TiledSlide:
+        """Open a slide and choose its tiles.
+
+        Args:
+            path: the file.
+            cells: feature vectors along a side of a tile.
+
+        Raises:
+            ValueError: damaged, of unknown resolution, or without tissue.
+        """
+        slide = Slide(path, mpp_of_file=self.mpp_of_file, backend=self.backend)
+        try:
+            options = {"tile_px": self.tile_px, "mpp": self.mpp, "stride_px": self.stride, "cells": cells}
+            grid = TileGrid(slide.size, slide.mpp, **options)
+            longest = max(pixels * mpp for pixels, mpp in zip(slide.size, slide.mpp, strict=True))
+            mpp = max(self.tissue_mpp, longest / self.thumbnail_px)
+            thumbnail = slide.thumbnail(mpp)
+            tissue = find_tissue(thumbnail, mpp=mpp, **self.tissue)
+            share = grid.tissue_share(tissue, mpp)
+            corners = _kept(share, grid, self.min_tissue)
+            if not len(corners):
+                raise ValueError(
+                    f"{path}: no tissue found ({100 * tissue.mean():.2g} % of the slide, no tile with "
+                    f"{self.min_tissue:g} or more): a blank slide, or options of `tissue` that do not fit the stain"
+                )
+            coordinates = np.round(corners[:, ::-1] * np.asarray(grid.cell_px)).astype(np.int64)
+            tiles = Tiles(slide, coordinates, tile_px=self.tile_px, mpp=self.mpp, threads=self.threads)
+            return TiledSlide(slide, grid, thumbnail, mpp, tissue, share, corners, tiles)
+        except BaseException:
+            slide.close()
+            raise
+
+
+def _kept(share: np.ndarray, grid: TileGrid, least: float) -> np.ndarray:
+    """`[N, 2]` row and column of the first cell of each tile with enough tissue, row by row."""
+    rows = np.arange(grid.tiles[0]) * grid.step
+    columns = np.arange(grid.tiles[1]) * grid.step
+    bands = np.stack([share[r : r + grid.cells].mean(axis=0) for r in rows])
+    means = np.stack([bands[:, c : c + grid.cells].mean(axis=1) for c in columns], axis=1)
+    i, j = np.nonzero((means >= least) & (means > 0))
+    return np.stack([rows[i], columns[j]], axis=1)

@@ -1,0 +1,159 @@
+"""Ground truth of slides: polygons drawn in ASAP (CAMELYON16's XML), and how well cells agree with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.distributed import get_rank
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from skimage.draw import polygon
+
+from common.engines import gathered_rows
+from common.files import atomic_path, rounded, write_csv
+from common.metrics import component_scores, dice, iou, roc_auc, summarize
+
+EXCLUDED = ("_2", "Exclusion")
+
+
+def read_polygons(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
+    """Polygons of an ASAP annotation file, each with the name of its group.
+
+    Returns:
+        `(group, [M, 2])`, x and y in pixels of the slide's finest level. Points and lines (M < 3) are left out.
+
+    Raises:
+        ValueError: no such XML, or a coordinate is missing.
+    """
+    try:
+        annotations = ElementTree.parse(path).getroot().iter("Annotation")
+        found = []
+        for annotation in annotations:
+            points = annotation.iter("Coordinate")
+            corners = sorted((float(p.attrib["Order"]), float(p.attrib["X"]), float(p.attrib["Y"])) for p in points)
+            found.append((annotation.get("PartOfGroup", ""), np.array([corner[1:] for corner in corners])))
+    except (ElementTree.ParseError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path}: no annotation as ASAP writes it ({type(error).__name__}: {error}); expected "
+            '<Annotation PartOfGroup="..."> with <Coordinate Order="0" X="..." Y="...">.'
+        ) from None
+    return [(group, corners) for group, corners in found if len(corners) >= 3]
+
+
+def polygons_to_cells(
+    polygons: Sequence[tuple[str, np.ndarray]],
+    *,
+    shape: tuple[int, int],
+    cell_px: tuple[float, float],
+    excluded: Sequence[str] = EXCLUDED,
+) -> np.ndarray:
+    """Cells whose centre lies in a polygon, and in none of those that cut holes.
+
+    A polygon too small to hold a cell's centre marks the cell of its own centre, so that no finding is lost.
+
+    Args:
+        polygons: as `read_polygons` gives them.
+        shape: rows and columns of cells.
+        cell_px: `(x, y)` extent of a cell in the polygons' pixels.
+        excluded: groups that cut holes. CAMELYON16: `Tumor`, `_0` and `_1` are tumour, `_2` is normal tissue within.
+
+    Returns:
+        `shape` bool.
+    """
+    cells = np.zeros(shape, bool)
+    for value in (True, False):
+        for group, corners in polygons:
+            if (group not in excluded) == value:
+                x, y = (corners / cell_px).T
+                rows, columns = polygon(y - 0.5, x - 0.5, shape)
+                if value and not len(rows):
+                    rows, columns = np.floor([[y.mean()], [x.mean()]]).astype(int)
+                    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+                    rows, columns = rows[inside], columns[inside]
+                cells[rows, columns] = value
+    return cells
+
+
+class SlideScores:
+    """Handler: Dice and components of slides with ground truth, AUC of all with a label.
+
+    Writes `metrics.csv` (a row for each slide) and `summary.json`. Masks are compared in cells, any label against any
+    finding, beside two trivial rivals: the empty mask and all tissue. A slide whose label says that nothing is there
+    has an empty truth: its row tells the false area, and Dice is averaged over slides with a finding only.
+
+    Args:
+        output_dir: where the files go.
+        classes: names, the negative one first.
+    """
+
+    def __init__(self, output_dir: str | Path, *, classes: Sequence[str]) -> None:
+        self.output_dir = Path(output_dir)
+        self.names = list(classes)[1:]
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+
+    def _score(self, engine: Engine) -> None:
+        result = engine.state.output["pred"]  # type: ignore[index, call-overload]
+        row: dict[str, Any] = {"case": result.case["case"], "patient": result.case["patient"]}
+        row |= {f"probability_{k}": float(p) for k, p in zip(self.names, result.probability, strict=True)}
+        if "labels" in result.case:
+            row |= {f"label_{k}": int(v) for k, v in zip(self.names, result.case["labels"], strict=True)}
+        truth = result.truth
+        if truth is not None:
+            mm2 = (result.tiled.grid.cell_um / 1000) ** 2
+            pred = result.mask > 0
+            row |= {
+                "truth_mm2": truth.sum() * mm2,
+                "mask_mm2": pred.sum() * mm2,
+                "false_mm2": (pred & ~truth).sum() * mm2,
+            }
+            if truth.any():
+                tissue = np.zeros_like(truth)
+                tissue[: result.inside.shape[0], : result.inside.shape[1]] = result.inside
+                row |= {"dice": dice(pred, truth), "iou": iou(pred, truth), **component_scores(pred, truth)}
+                row |= {"dice_empty": 0.0, "dice_tissue": dice(tissue, truth)}
+        self.rows.append(row)
+
+    def _finish(self, engine: Engine) -> None:
+        self.rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
+        if not any("dice" in row or f"label_{self.names[0]}" in row for row in self.rows):
+            raise RuntimeError("no slide has a label or ground truth: nothing to score (is the datalist right?)")
+        if get_rank() == 0:
+            write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
+            with atomic_path(self.output_dir / "summary.json") as path:
+                path.write_text(json.dumps(self.summary(), indent=4, allow_nan=False) + "\n")
+
+    def summary(self) -> dict[str, Any]:
+        """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
+        result: dict[str, Any] = {"slides": len(self.rows)}
+        labelled = [row for row in self.rows if f"label_{self.names[0]}" in row]
+        areas = {}
+        for name in self.names:
+            truth = np.array([row[f"label_{name}"] for row in labelled])
+            if len(np.unique(truth)) == 2:
+                areas[name] = roc_auc(np.array([row[f"probability_{name}"] for row in labelled]), truth)
+        if areas:
+            result["auc"] = {name: round(float(area), 4) for name, area in areas.items()}
+            result["auc_macro"] = round(float(np.mean(list(areas.values()))), 4)
+        for name in ("dice", "iou", "precision", "recall", "f1", "dice_empty", "dice_tissue"):
+            values = [row[name] for row in self.rows if np.isfinite(row.get(name, np.nan))]
+            if values:
+                result[name] = {k: _number(v) for k, v in summarize(values).items()}
+        return result
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None

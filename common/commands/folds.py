@@ -1,0 +1,51 @@
+"""Cross-validation folds as files: `python -m common folds`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..data import SECTIONS, patient_folds, split_patients, write_datalist
+from ..files import PathLike
+
+
+def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
+    """Write `<datalist>_fold<k>.json` for cross-validation by patient: fold k is the test section.
+
+    A sixth of the other patients validates.
+
+    Args:
+        datalist: as `prepare` writes it; its own sections are dissolved.
+        count: number of folds.
+        seed: of the folds.
+    """
+    for path in write_folds(datalist, Path(datalist).parent, count=count, seed=seed):
+        content = json.loads(path.read_text())
+        print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
+
+
+def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: int = 0) -> list[Path]:
+    """Write `<datalist>_fold<k>.json` for cross-validation by patient: fold k is the test section.
+
+    A sixth of the other patients validates.
+
+    Args:
+        datalist: a datalist, whose own sections are dissolved.
+        output_dir: gets the files; paths in them stay relative to the same folder of the data.
+        count: number of folds.
+        seed: of the folds.
+
+    Returns:
+        The files.
+    """
+    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+    everything = [case for section in SECTIONS for case in content.get(section, [])]
+    patients = [case["patient"] for case in everything]
+    files = []
+    for k, test in enumerate(patient_folds(patients, folds=count, seed=seed)):
+        training, validation = split_patients(set(patients) - set(test), fractions=(5 / 6, 1 / 6), seed=seed)
+        parts = {"training": training, "validation": validation, "test": test}
+        fold = content | {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
+        files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")
+        write_datalist(files[-1], fold | {"seed": seed})
+    return files

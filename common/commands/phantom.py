@@ -1,0 +1,36 @@
+"""A data set with known truth: `python -m common phantom`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data import make_datalist, write_datalist
+from ..datasets import folder, write_phantom
+
+
+def phantom(output_dir: str, cases: int = 24, seed: int = 0) -> None:
+    """Write a small data set with known truth, and its datalist.
+
+    Args:
+        output_dir: gets `<case>/flair.nii.gz`, `<case>/mask.nii.gz` and `datalist.json`.
+        cases: number of volumes.
+        seed: of volumes and split.
+    """
+    print(phantom_dataset(output_dir, cases=cases, seed=seed))
+
+
+def phantom_dataset(output_dir: str | Path, *, cases: int = 24, seed: int = 0) -> Path:
+    """Write the phantom and its datalist (half training, a fifth validation, the rest test); returns the folder."""
+    output_dir = Path(output_dir)
+    write_phantom(output_dir, cases=cases, seed=seed)
+    datalist = make_datalist(
+        folder(output_dir),
+        name="phantom",
+        classes=["none", "tumour"],
+        modalities=["flair"],
+        dataset_dir=output_dir,
+        fractions=(0.5, 0.2, 0.3),
+        seed=seed,
+    )
+    write_datalist(output_dir / "datalist.json", datalist)
+    return output_dir

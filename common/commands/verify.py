@@ -1,0 +1,302 @@
+"""Does a bundle keep every rule of MONAI's model zoo and of this project? `python -m common verify NAME`.
+
+Each rule is a function of the bundle's folder that yields one line per failure. They run one by one, and what one finds
+does not keep the next from looking. `SLOW` rules build the networks, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .export import bundle_files, third_party
+from .phantom import phantom_dataset
+from .run import BUNDLES
+
+SCHEMA = Path(__file__).with_name("schema_20240725.json")
+FILES = (
+    *("LICENSE", "configs/metadata.json", "configs/inference.json", "configs/train.json", "configs/evaluate.json"),
+    *("configs/logging.conf", "models/model.pt", "docs/README.md"),
+)
+SECTIONS = ("Overview", "Data", "Training", "Input and output", "Performance", "Commands", "References", "License")
+# What a server that reads nothing but inference.json takes from it.
+SERVED = ("network_def", "preprocessing", "inferer", "postprocessing")
+LARGEST = 25 * 2**20
+ABSOLUTE = re.compile(r"(?:^|['\"\s=(\[,])(/[A-Za-z_][\w.-]*/|~/|[A-Za-z]:[\\/])")
+Rule = Callable[[Path], Iterator[str]]
+
+
+def _json(root: Path, name: str) -> dict[str, Any]:
+    return json.loads((root / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in a config, each with its path."""
+    if isinstance(value, str):
+        yield path, value
+    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _strings(inner, f"{path}#{key}" if path else str(key))
+
+
+def _configs(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted((root / "configs").glob("*.json")):
+        yield f"configs/{path.name}", json.loads(path.read_text(encoding="utf-8"))
+
+
+def files(root: Path) -> Iterator[str]:
+    """The zoo's files, and those that this project's bundles all have."""
+    yield from (f"{file} is missing" for file in FILES if not (root / file).is_file())
+
+
+def large_files(root: Path) -> Iterator[str]:
+    """Each entry of `large_files.json` says where its file comes from and where it goes."""
+    if (root / "large_files.json").is_file():
+        for entry in json.loads((root / "large_files.json").read_text())["large_files"]:
+            if lacking := [key for key in ("path", "url") if not entry.get(key)]:
+                yield f"large_files.json: {entry} lacks {lacking}"
+
+
+def sizes(root: Path) -> Iterator[str]:
+    """No file above 25 MB: what is larger belongs in `large_files.json`."""
+    for file, data in bundle_files(root).items():
+        if len(data) > LARGEST:
+            yield f"{file} has {len(data) / 2**20:.1f} MB; 25 MB are allowed, more goes into large_files.json"
+
+
+def changelog(root: Path) -> Iterator[str]:
+    metadata = _json(root, "metadata")
+    if metadata.get("version") not in metadata.get("changelog", {}):
+        yield f"the version {metadata.get('version')} has no entry in the changelog of metadata.json"
+
+
+def schema(root: Path, file: str | os.PathLike[str] = SCHEMA) -> Iterator[str]:
+    """`metadata.json` fits the schema: our transcription of the published one's fields, or a given file."""
+    try:
+        from jsonschema import validators
+    except ImportError as error:
+        raise ImportError("the schema is checked by jsonschema: pip install jsonschema, or the extra [dev]") from error
+    rules = json.loads(Path(file).read_text(encoding="utf-8"))
+    for found in validators.validator_for(rules)(rules).iter_errors(_json(root, "metadata")):
+        yield f"metadata.json, {'#'.join(map(str, found.absolute_path)) or 'top level'}: {found.message[:200]}"
+
+
+def interface(root: Path) -> Iterator[str]:
+    """One input `image` and one output `pred`: the names that the zoo's check and MONAI Label ask for."""
+    formats = _json(root, "metadata")["network_data_format"]
+    for kind, name in (("inputs", "image"), ("outputs", "pred")):
+        if list(formats[kind]) != [name]:
+            yield f"metadata.json: {kind} must be one tensor named {name!r}; found {list(formats[kind])}"
+        for tensor in formats[kind].values():
+            if "*" in tensor["spatial_shape"]:
+                yield f"metadata.json: write '32*n' in place of '*' in the spatial_shape of {kind}"
+
+
+def channels(root: Path) -> Iterator[str]:
+    """`channel_def` of the output names the classes of `inference.json`: the mask's values are its keys."""
+    classes = _json(root, "inference").get("classes", [])
+    defined = _json(root, "metadata")["network_data_format"]["outputs"]["pred"].get("channel_def", {})
+    if list(defined) != [str(i) for i in range(len(classes))]:
+        yield f"channel_def has the keys {list(defined)}, but inference.json has {len(classes)} classes: {classes}"
+    elif list(defined.values()) != ["background", *classes[1:]]:
+        yield f"channel_def must name background and {classes[1:]}, as inference.json does; it names {defined}"
+
+
+def paths(root: Path) -> Iterator[str]:
+    """No absolute path in a config."""
+    for file, config in _configs(root):
+        for where, text in _strings(config):
+            if found := ABSOLUTE.search(text):
+                yield f"{file}, {where}: absolute path {found[1]}… in {text[:80]!r}; begin with @bundle_root"
+
+
+def keys(root: Path) -> Iterator[str]:
+    """No item named `image_…` or `label_…`: MONAI 1.6's `Spacingd` takes those for meta data."""
+    for file, config in _configs(root):
+        for where, text in _strings(config):
+            if re.search(r"#(keys|names?)(#\d+)?$", where) and text.startswith(("image_", "label_")):
+                yield f"{file}, {where}: the key {text!r} breaks Spacingd; choose one that begins otherwise"
+
+
+def stands_alone(root: Path) -> Iterator[str]:
+    """MONAI Label reads `inference.json` alone, without metadata and without merging."""
+    config = _json(root, "inference")
+    yield from (f"inference.json lacks {key!r}, which MONAI Label reads" for key in SERVED if key not in config)
+    for where, text in _strings(config):
+        if "_meta_" in text or text.startswith("%"):
+            yield f"inference.json, {where}: {text!r} needs another file"
+    for step in config.get("preprocessing", {}).get("transforms", []):
+        loaded = step.get("keys", []) if step.get("_target_") == "LoadImaged" else []
+        for key in {loaded} if isinstance(loaded, str) else set(loaded):
+            if key != "image":
+                yield f"inference.json: LoadImaged asks for {key!r} too, and MONAI Label insists; wrap it in a Compose"
+
+
+def packages(root: Path) -> Iterator[str]:
+    """What the code imports is named in `required_packages_version`; torch, monai and numpy have their own fields."""
+    required = _json(root, "metadata").get("required_packages_version", {})
+    named = {_normal(name) for name in ("torch", "monai", "numpy", *required)}
+    provided = packages_distributions()
+    for module, file in third_party(bundle_files(root)).items():
+        names = provided.get(module, [module])
+        if not named & {_normal(name) for name in names}:
+            yield f"{file} imports {module}: add {' or '.join(sorted(set(names)))} to required_packages_version"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def weights(root: Path) -> Iterator[str]:
+    """Weights are plain state dicts, which `torch.load` reads without running code."""
+    for path in sorted((root / "models").glob("*.pt")):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            yield f"models/{path.name} cannot be loaded with weights_only=True ({type(error).__name__})"
+            continue
+        if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+            yield f"models/{path.name} is no plain state dict; save network.state_dict()"
+
+
+def readme(root: Path) -> Iterator[str]:
+    """The sections of the zoo's template."""
+    text = (root / "docs" / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
+    yield from (f"docs/README.md has no section {name!r}" for name in SECTIONS if name not in headings)
+    for target in re.findall(r"!\[[^]]*\]\(([^)#]+)\)", text):
+        if not re.match(r"https?:", target) and not (root / "docs" / target).is_file():
+            yield f"docs/README.md shows {target}, which does not exist"
+
+
+def licences(root: Path) -> Iterator[str]:
+    """Code under Apache-2.0; where metadata name a data source, its terms are stated."""
+    text = (root / "LICENSE").read_text(encoding="utf-8")
+    if "Apache License" not in text or "Version 2.0" not in text:
+        yield "LICENSE is not the Apache License, Version 2.0"
+    terms = root / "docs" / "data_license.txt"
+    if _json(root, "metadata").get("data_source") and not (terms.is_file() and terms.read_text().strip()):
+        yield "docs/data_license.txt must state the terms of the data that metadata.json names as data_source"
+
+
+PROPERTIES = """
+import json, sys
+from monai.bundle import ConfigWorkflow
+
+for name, kind in {"train": "train", "evaluate": "inference", "inference": "inference"}.items():
+    try:
+        workflow = ConfigWorkflow(
+            config_file=f"configs/{name}.json",
+            meta_file="configs/metadata.json",
+            logging_file="configs/logging.conf",
+            workflow_type=kind,
+            **json.loads(sys.argv[1]),
+        )
+        workflow.initialize()
+        if lacking := workflow.check_properties():
+            print(f"WRONG {name}.json lacks the properties {lacking}")
+    except Exception as error:
+        print(f"WRONG {name}.json cannot be checked: {type(error).__name__}: {error}".replace(chr(10), " "))
+print("CHECKED")
+"""
+
+
+def properties(root: Path) -> Iterator[str]:
+    """MONAI's `check_properties` finds all that it asks for, in training, evaluation and inference."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = phantom_dataset(Path(folder) / "data", cases=10)
+        overrides: dict[str, Any] = {"dataset_dir": str(data), "datalist": str(data / "datalist.json")}
+        overrides |= {"image_pattern": "*/flair.nii.gz", "output_dir": folder, "device": "cpu", "progress": False}
+        done = _python(root, "-c", PROPERTIES, json.dumps(overrides))
+    yield from (line[:400] for line in re.findall(r"^WRONG (.*)", done.stdout, re.MULTILINE))
+    if "CHECKED" not in done.stdout:
+        yield f"the check ended early: {_last(done.stderr)}"
+
+
+def network(root: Path) -> Iterator[str]:
+    """MONAI's `verify_net_in_out`: the network takes and gives what the metadata say."""
+    done = _monai_bundle(root, "verify_net_in_out", "--net_id", "network_def", "--device", "cpu")
+    if done.returncode:
+        yield f"verify_net_in_out: {_last(done.stderr)}"
+
+
+def torchscript(root: Path) -> Iterator[str]:
+    """The weights export to TorchScript, or `docs/README.md` says "No TorchScript" and why."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = ("--filepath", f"{folder}/model.ts", "--ckpt_file", "models/model.pt", "--net_id", "network_def")
+        done = _monai_bundle(root, "ckpt_export", *target)
+    if done.returncode and not re.search(r"no torchscript", (root / "docs" / "README.md").read_text(), re.IGNORECASE):
+        yield f'ckpt_export: {_last(done.stderr)}; repair it, or explain "No TorchScript" in docs/README.md'
+
+
+def _monai_bundle(root: Path, command: str, *arguments: str) -> subprocess.CompletedProcess:
+    configs = ("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json")
+    return _python(root, "-m", "monai.bundle", command, *configs, *arguments)
+
+
+def _python(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """A process of its own, in the bundle's root: two bundles in one process would share one `scripts`."""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    return subprocess.run([sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True)
+
+
+def _last(text: str) -> str:
+    """The line of a traceback that names the error."""
+    return text.strip().splitlines()[-1][:300] if text.strip() else "no message"
+
+
+QUICK: tuple[Rule, ...] = (
+    *(files, large_files, sizes, changelog, schema, interface, channels, paths, keys, stands_alone, packages),
+    *(weights, readme, licences),
+)
+SLOW: tuple[Rule, ...] = (properties, network, torchscript)
+
+
+def problems(root: str | Path, rules: Sequence[Rule] = QUICK + SLOW) -> list[str]:
+    """What is wrong with a bundle: a line each, with the rule's name in front; empty when nothing is.
+
+    Args:
+        root: the bundle's folder.
+        rules: those to check.
+    """
+    found = []
+    for rule in rules:
+        try:
+            found += [f"{_name(rule)}: {line}" for line in rule(Path(root))]
+        except (OSError, ValueError, KeyError, TypeError) as error:  # what another rule reports, or a broken file
+            found.append(f"{_name(rule)}: cannot be checked ({type(error).__name__}: {error})")
+    return found
+
+
+def _name(rule: Rule) -> str:
+    return str(getattr(rule, "__name__", "schema"))
+
+
+def verify(name: str, *, schema_file: str = "", quick: bool = False) -> None:
+    """Check a bundle against every rule; list all failures and end with an error if there are any.
+
+    Args:
+        name: a bundle under `bundles/`, or the folder of one.
+        schema_file: a JSON schema of the metadata in place of the one kept here.
+        quick: leave out the rules that build networks.
+    """
+    root = BUNDLES / name
+    if not root.is_dir():
+        raise SystemExit(f"there is no bundle {root}")
+    rules = [*QUICK, *(() if quick else SLOW)]
+    if schema_file:
+        rules[rules.index(schema)] = lambda root: schema(root, schema_file)
+    found = problems(root, rules)
+    if found:
+        raise SystemExit("\n".join([f"{root.name}: {len(found)} failure(s)", *found]))
+    print(f"{root.name}: {len(rules)} rules kept")

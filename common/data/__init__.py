@@ -1,0 +1,38 @@
+"""Cases: found in folders or listed in a datalist, split by patient, cut into slices."""
+
+from .datalist import (
+    SECTIONS,
+    cases,
+    check_patients,
+    load_datalist,
+    make_datalist,
+    multi_hot,
+    slice_labels,
+    write_datalist,
+)
+from .find import Case, check_names, find_cases
+from .slices import SliceDataset, matched_sampler, runs, slice_classes
+from .splits import matched_weights, patient_folds, split_patients, stratified_weights, stratum
+
+__all__ = [
+    "SECTIONS",
+    "Case",
+    "SliceDataset",
+    "cases",
+    "check_names",
+    "check_patients",
+    "find_cases",
+    "load_datalist",
+    "make_datalist",
+    "matched_sampler",
+    "matched_weights",
+    "multi_hot",
+    "patient_folds",
+    "runs",
+    "slice_classes",
+    "slice_labels",
+    "split_patients",
+    "stratified_weights",
+    "stratum",
+    "write_datalist",
+]

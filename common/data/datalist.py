@@ -1,0 +1,249 @@
+"""Datalists: which image has which yes/no label, and who is in training, validation and test.
+
+A datalist is one JSON file::
+
+    {"name": str, "classes": ["none", "tumour"], "modalities": ["flair"], "seed": 0,
+     "training": [case, ...], "validation": [case, ...], "test": [case, ...]}
+
+with ``case = {"case": unique name, "patient": id, "image": path or list of paths (one per modality),
+"label": mask path (optional), "organ": path of an organ's mask (optional), "box": corners (optional), "cls": label}``.
+``cls`` is one int for the whole volume, or one int per axial slice, ordered inferior→superior, or, where several
+classes may be present at once, the list of their names (``["ADH", "DCIS"]``; ``[]``: none of them). Paths are relative
+to ``dataset_dir``. Training sees ``cls`` only; the mask derives it here and scores later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from ..files import PathLike, atomic_path
+from .find import Case, check_names, find_cases
+from .splits import split_patients
+
+SECTIONS = ("training", "validation", "test")
+
+
+def check_patients(datalist: dict[str, Any]) -> None:
+    """Refuse a datalist in which one patient is in two sections: scores would be of memory, not of skill.
+
+    Raises:
+        ValueError: naming the patient and the sections.
+    """
+    seen: dict[str, str] = {}
+    for section in SECTIONS:
+        for case in datalist.get(section, []):
+            first = seen.setdefault(str(case["patient"]), section)
+            if first != section:
+                raise ValueError(
+                    f"patient {case['patient']!r} is in {first!r} and in {section!r} (case {case['case']!r}); "
+                    "all cases of a patient belong in one section."
+                )
+
+
+def _check(datalist: dict[str, Any], source: str) -> None:
+    """The checks of reading and writing: keys, class range, unique names, no patient in two sections."""
+    classes = datalist.get("classes")
+    if not isinstance(classes, list) or len(classes) < 2:
+        raise ValueError(f"{source}: 'classes' must list two or more names, the negative one first; got {classes!r}.")
+    for section in SECTIONS:
+        for case in datalist.get(section, []):
+            needed = ("case", "patient", "image", *(("cls",) if section == "training" else ()))
+            lacking = [key for key in needed if key not in case]
+            if lacking:
+                raise ValueError(f"{source}: case {case.get('case', case)!r} of {section!r} lacks {lacking}.")
+            if "cls" in case and not _is_label(case["cls"], classes):
+                raise ValueError(
+                    f"{source}: case {case['case']!r}: cls must be an int, or one int per slice, from 0 to "
+                    f"{len(classes) - 1} ({classes}), or a list of names among {classes[1:]}; got {case['cls']!r}."
+                )
+    check_names((case for section in SECTIONS for case in datalist.get(section, [])), source)
+    check_patients(datalist)
+
+
+def _is_label(cls: Any, classes: Sequence[str]) -> bool:
+    values = cls if isinstance(cls, list) else [cls]
+    if isinstance(cls, list) and any(isinstance(c, str) for c in cls):
+        return all(c in classes[1:] for c in cls) and len(set(cls)) == len(cls)
+    return all(isinstance(c, int) and 0 <= c < len(classes) for c in values)
+
+
+def multi_hot(cls: int | Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The label of a whole case as one 0 or 1 for each class but the negative one.
+
+    Args:
+        cls: a class index, 0 for the negative one, or the names of the classes that are present.
+        classes: names, the negative one first.
+
+    Returns:
+        A list of length ``len(classes) - 1``.
+
+    Raises:
+        ValueError: not a label of the whole case: one label per slice, an unknown name, an index out of range.
+    """
+    names = [classes[cls]] if isinstance(cls, int) and 0 <= cls < len(classes) else cls
+    if isinstance(names, int | str) or not all(name in classes for name in names):
+        raise ValueError(f"cls must be an index or a list of names of {list(classes)} for the whole case; got {cls!r}.")
+    return [int(name in names) for name in classes[1:]]
+
+
+def _signs(cls: Any) -> set[bool]:
+    """Whether a label, or one of several, is positive, and whether one is negative."""
+    if isinstance(cls, list) and (not cls or isinstance(cls[0], str)):
+        return {bool(cls)}
+    return {c > 0 for c in (cls if isinstance(cls, list) else [cls])}
+
+
+def _map_paths(case: Case, change: Any) -> Case:
+    """``case`` with ``change`` applied to every path of ``image``, ``label`` and ``organ``."""
+    paths = {key: case[key] for key in ("image", "label", "organ") if case.get(key)}
+    return case | {k: [change(p) for p in v] if isinstance(v, list) else change(v) for k, v in paths.items()}
+
+
+def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> list[Case]:
+    """Read one section of a datalist, checked, with absolute paths.
+
+    Args:
+        path: the JSON file.
+        section: ``training``, ``validation`` or ``test``.
+        dataset_dir: folder that the paths in the file are relative to.
+
+    Raises:
+        FileNotFoundError: the datalist, or an image or mask that the section names, does not exist.
+        ValueError: no valid JSON, a section absent or empty, a wrong ``cls``, a name twice, a patient in two sections.
+    """
+    try:
+        datalist = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); write it with write_datalist.") from error
+    if not isinstance(datalist, dict) or not datalist.get(section):
+        filled = [s for s in SECTIONS if isinstance(datalist, dict) and datalist.get(s)]
+        raise ValueError(f"{path}: the section {section!r} is absent or empty; sections with cases: {filled}.")
+    _check(datalist, str(path))
+    root = Path(dataset_dir).absolute()
+    cases = [_map_paths(case, lambda p: str(root / p)) for case in datalist[section]]
+    files: list[str] = []
+    for case in cases:
+        _map_paths(case, files.append)
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path}: {len(missing)} of {len(files)} files of {section!r} do not exist, e.g. {', '.join(missing[:3])}; "
+            f"check dataset_dir ({root})."
+        )
+    return cases
+
+
+def cases(
+    dataset_dir: PathLike,
+    image_pattern: str | Sequence[str],
+    *,
+    label_pattern: str | None = None,
+    organ_pattern: str | None = None,
+    datalist: PathLike | None = None,
+    section: str = "test",
+) -> list[Case]:
+    """Cases of a run: one section of a datalist where there is one, else whatever the patterns find.
+
+    Args:
+        dataset_dir: folder of the data.
+        image_pattern, label_pattern, organ_pattern: see :func:`find_cases`; unused with a datalist.
+        datalist: JSON file; ``None`` or an empty text takes the patterns instead.
+        section: of the datalist; ``training+validation`` joins two.
+    """
+    if datalist:
+        parts = [load_datalist(datalist, part, dataset_dir=dataset_dir) for part in section.split("+")]
+        return [case for part in parts for case in part]
+    return find_cases(dataset_dir, image_pattern, label_pattern=label_pattern, organ_pattern=organ_pattern)
+
+
+def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
+    """Check a datalist and write it as JSON, atomically.
+
+    Raises:
+        ValueError: no training cases, a key missing, a wrong ``cls``, a name twice, a patient in two sections.
+    """
+    if not datalist.get("training"):
+        raise ValueError(f"{path}: the section 'training' is absent or empty; nothing could be learned from it.")
+    _check(datalist, str(path))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(datalist, indent=4) + "\n", encoding="utf-8")
+
+
+def slice_labels(mask_path: PathLike, *, class_if_positive: int = 1) -> list[int]:
+    """One label per axial slice, inferior→superior, from a mask file in any orientation.
+
+    Args:
+        mask_path: 3D NIfTI; voxels > 0 are the finding.
+        class_if_positive: the label (e.g. the tumour grade) of a slice that holds such a voxel; others get 0.
+
+    Raises:
+        ValueError: the file cannot be decoded or is not a 3D volume.
+    """
+    try:
+        image = nib.as_closest_canonical(nib.load(mask_path))
+        mask = np.asanyarray(image.dataobj)
+    except (ImageFileError, EOFError, zlib.error) as error:
+        raise ValueError(f"{mask_path}: cannot be read ({error}); expected a complete NIfTI file.") from error
+    if mask.ndim != 3:
+        raise ValueError(f"{mask_path}: expected a 3D mask, got the shape {mask.shape}.")
+    return [class_if_positive if positive else 0 for positive in (mask > 0).any(axis=(0, 1))]
+
+
+def make_datalist(
+    cases: Sequence[Case],
+    *,
+    name: str,
+    classes: Sequence[str],
+    modalities: Sequence[str],
+    dataset_dir: PathLike,
+    fractions: Sequence[float] = (0.6, 0.15, 0.25),
+    seed: int = 0,
+    for_scoring: bool = False,
+) -> dict[str, Any]:
+    """Split cases by patient and assemble a datalist with paths relative to ``dataset_dir``.
+
+    Args:
+        cases: cases with absolute paths, ``patient`` and ``cls``, as adapters return them.
+        name: name of the data set.
+        classes: class names; index 0 is the negative one.
+        modalities: names of the images of a case, in their order.
+        dataset_dir: folder that paths are made relative to.
+        fractions: shares of training, validation and test.
+        seed: seed of the split, recorded in the datalist.
+        for_scoring: nothing will be trained on these cases, so they need not hold negatives.
+
+    Raises:
+        ValueError: a case has another number of images than ``modalities``, or training lacks positives or negatives.
+
+    Warns:
+        UserWarning: validation or test lacks positives or negatives, so that some scores there are undefined.
+    """
+    for case in cases:
+        if np.size(case["image"]) != len(modalities):
+            raise ValueError(f"case {case['case']!r}: {np.size(case['image'])} image(s), but modalities={modalities}.")
+    root = Path(dataset_dir).absolute()
+    relative = [_map_paths(case, lambda p: Path(os.path.relpath(p, root)).as_posix()) for case in cases]
+    datalist: dict[str, Any] = {"name": name, "classes": list(classes), "modalities": list(modalities), "seed": seed}
+    parts = split_patients([case["patient"] for case in cases], fractions=fractions, seed=seed)
+    for section, patients in zip(SECTIONS, map(set, parts), strict=True):
+        datalist[section] = [case for case in relative if case["patient"] in patients]
+    _check(datalist, name)
+    for section in () if for_scoring else SECTIONS:
+        labels = {sign for case in datalist[section] if "cls" in case for sign in _signs(case["cls"])}
+        for positive, word in ((True, "positive"), (False, "negative")):
+            if datalist[section] and positive not in labels:
+                message = f"{name}: {section!r} holds no {word} label; add such cases or choose another seed."
+                if section == "training":
+                    raise ValueError(message)
+                warnings.warn(message, stacklevel=2)
+    return datalist

@@ -1,0 +1,63 @@
+"""Plain folders of cases: `<case>/<modality>.nii.gz`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from ..data import Case, find_cases, slice_labels
+from ..files import PathLike
+
+
+def folder(
+    root: PathLike,
+    *,
+    modalities: Sequence[str] = ("flair",),
+    label: str | None = "mask",
+    organ: str | None = None,
+    pattern: str = "*/{}.nii.gz",
+    label_pattern: str | None = None,
+    patient_separator: str | None = None,
+    cls_per: Literal["slice", "volume"] = "slice",
+) -> list[Case]:
+    """Read a plain layout: ``<case>/<modality>.nii.gz``, masks as ``<case>/<label>.nii.gz``, or any glob pattern.
+
+    Multiple sclerosis as ``<patient>/flair.nii.gz`` and ``<patient>/lesion.nii.gz``: ``label="lesion"``. With sessions,
+    ``<patient>/<session>/flair.nii.gz``: also ``pattern="*/*/{}.nii.gz"``. Files paired by other names, as in the
+    longitudinal challenge of ISBI 2015: ``pattern="*/preprocessed/*_{}_pp.nii"``,
+    ``label_pattern="*/masks/*_mask1.nii"`` (wildcards must stand for the same text, see ``find_cases``).
+
+    Args:
+        root: folder that holds the case folders.
+        modalities: file names without suffix; with one, ``image`` is a path, with more, a list in this order.
+        label: name of the mask file; cases without it get neither ``label`` nor ``cls``. ``None``: masks are ignored.
+        organ: name of an organ's mask file, given as ``organ``; ``None``: there is none.
+        pattern: glob relative to ``root``; ``{}`` stands for the modality, and for ``label``.
+        label_pattern: glob of the masks, where it differs from ``pattern``.
+        patient_separator: where given, the patient is its name before the first occurrence (``"P07_scan2"``, ``"_"`` →
+            ``"P07"``). The name is that of the first folder below ``root``, so sessions share a patient.
+        cls_per: one ``cls`` per axial slice, or one per volume: 1 where the mask is not empty.
+
+    Raises:
+        FileNotFoundError: no case, or a case lacks a modality.
+        ValueError: a mask is unreadable or not 3D, or an unknown ``cls_per``.
+    """
+    if cls_per not in ("slice", "volume"):
+        raise ValueError(f"cls_per must be 'slice' or 'volume'; got {cls_per!r}.")
+    patterns = [pattern.format(modality) for modality in modalities]
+    masks = (label_pattern or pattern.format(label)) if label else None
+    organs = pattern.format(organ) if organ else None
+    first = patterns[0] if len(patterns) == 1 else patterns
+    cases = find_cases(root, first, label_pattern=masks, organ_pattern=organs)
+    for case in tqdm(cases, desc="reading masks", unit="case", disable=None):
+        image = case["image"] if isinstance(case["image"], str) else case["image"][0]
+        below = Path(image).relative_to(Path(root).absolute()).parts
+        name = below[0] if len(below) > 1 else case["case"]
+        case["patient"] = name.split(patient_separator)[0] if patient_separator else name
+        if "label" in case:
+            labels = slice_labels(case["label"])
+            case["cls"] = labels if cls_per == "slice" else max(labels)
+    return cases

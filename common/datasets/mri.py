@@ -1,0 +1,214 @@
+"""Public sets of magnetic resonance images whose masks give one label per slice: BraTS, TCGA-LGG, Decathlon."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import tifffile
+from tqdm import tqdm
+
+from ..data import Case, slice_labels
+from ..files import PathLike
+from .files import load_volume, one_file, read_table, save_volume
+
+BRATS_MODALITIES = ("t1", "t2", "t1ce", "flair")
+KAGGLE_CHANNELS = ("pre", "flair", "post")
+_GRADES = {"LGG": 1, "HGG": 2}
+# Voxels of the kaggle_3m images carry no spacing; the affine is LPS in NIfTI's RAS+ world.
+_KAGGLE_AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
+
+
+def brats2020(root: PathLike) -> list[Case]:
+    """Read the training part of BraTS 2020 (``MICCAI_BraTS2020_TrainingData``).
+
+    Layout: ``BraTS20_Training_XXX/BraTS20_Training_XXX_{t1,t2,t1ce,flair,seg}.nii`` (or ``.nii.gz``) and
+    ``name_mapping.csv`` with the columns ``Grade`` and ``BraTS_2020_subject_ID``. Case 355 was published with its
+    mask named ``W39_1998.09.19_Segm.nii``; any ``*Segm.nii*`` is accepted as the mask.
+
+    Args:
+        root: the folder that holds the case folders and ``name_mapping.csv``.
+
+    Returns:
+        Cases with ``image`` = T1, T2, T1ce, FLAIR (in this order) and ``cls`` per slice: 0 where the mask is empty,
+        else the grade of the patient, 1 = LGG, 2 = HGG.
+
+    Raises:
+        FileNotFoundError: no case folder, no ``name_mapping.csv``, or a case lacks a modality or the mask.
+        ValueError: the CSV lacks a column or a case, or states an unknown grade.
+    """
+    root = Path(root).absolute()
+    folders = sorted(path for path in root.glob("BraTS20_Training_*") if path.is_dir())
+    if not folders:
+        raise FileNotFoundError(f"no folder BraTS20_Training_* in {root}; give the folder of the training cases.")
+    table = read_table(root / "name_mapping.csv", ("Grade", "BraTS_2020_subject_ID"))
+    grades = {row["BraTS_2020_subject_ID"]: row["Grade"] for row in table}
+    cases: list[Case] = []
+    for path in tqdm(folders, desc="reading masks", unit="case", disable=None):
+        name = path.name
+        if grades.get(name) not in _GRADES:
+            raise ValueError(
+                f"{root / 'name_mapping.csv'}: the Grade of {name} is {grades.get(name)!r}; expected one of "
+                f"{tuple(_GRADES)}."
+            )
+        label = one_file(path, f"{name}_seg.nii", f"{name}_seg.nii.gz", "*Segm.nii", "*Segm.nii.gz")
+        cases.append(
+            {
+                "case": name,
+                "patient": name,
+                "image": [one_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in BRATS_MODALITIES],
+                "label": label,
+                "cls": slice_labels(label, class_if_positive=_GRADES[grades[name]]),
+            }
+        )
+    return cases
+
+
+def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = ("flair",)) -> list[Case]:
+    """Read the TCGA-LGG slices published as ``kaggle_3m`` (Buda et al. 2019) and convert them to NIfTI volumes.
+
+    Layout: ``TCGA_XX_NNNN_DATE/TCGA_XX_NNNN_DATE_<slice>.tif`` (RGB = pre-contrast, FLAIR, post-contrast; uint8,
+    256×256; where a sequence was missing its owners repeated FLAIR) and ``..._<slice>_mask.tif``; slices count from 1,
+    inferior→superior. Written per case: ``out_dir/<case>/{pre,flair,post,mask}.nii.gz``, LPS, with a nominal spacing
+    of 1×1×5 mm: the TIFF files do not tell the true one, so volumes in ml are nominal, too. Finished cases are skipped,
+    so an interrupted conversion can be run again.
+
+    Args:
+        root: the folder ``kaggle_3m``.
+        out_dir: where the volumes go.
+        modalities: which of ``pre``, ``flair``, ``post`` make the ``image`` (one: a path; more: a list).
+
+    Returns:
+        Cases with ``patient`` = ``TCGA_XX_NNNN`` and ``cls`` per slice, 0 or 1.
+
+    Raises:
+        FileNotFoundError: no case folder, or a slice or its mask is missing.
+        ValueError: unknown modality, or a slice of another shape.
+    """
+    unknown = set(modalities) - set(KAGGLE_CHANNELS)
+    if unknown or not modalities:
+        raise ValueError(f"modalities must be among {KAGGLE_CHANNELS}; got {tuple(modalities)}.")
+    root, out_dir = Path(root).absolute(), Path(out_dir).absolute()
+    folders = sorted(path for path in root.glob("TCGA_*") if path.is_dir())
+    if not folders:
+        raise FileNotFoundError(f"no folder TCGA_* in {root}; give the folder kaggle_3m itself.")
+    cases: list[Case] = []
+    for path in tqdm(folders, desc="converting slices", unit="case", disable=None):
+        files = {name: out_dir / path.name / f"{name}.nii.gz" for name in (*KAGGLE_CHANNELS, "mask")}
+        if not all(file.is_file() for file in files.values()):
+            image, mask = _read_slices(path)
+            for name, volume in zip(files, (*np.moveaxis(image, -1, 0), mask), strict=True):
+                save_volume(nib.Nifti1Image(np.ascontiguousarray(volume), _KAGGLE_AFFINE), files[name])
+        images = [str(files[modality]) for modality in modalities]
+        cases.append(
+            {
+                "case": path.name,
+                "patient": "_".join(path.name.split("_")[:3]),
+                "image": images[0] if len(images) == 1 else images,
+                "label": str(files["mask"]),
+                "cls": slice_labels(files["mask"]),
+            }
+        )
+    return cases
+
+
+def _read_slices(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image (x, y, z, 3) uint8 and mask (x, y, z) uint8 of one case folder; x towards left, y towards posterior."""
+    numbers = sorted(int(m[1]) for f in path.glob("*.tif") if (m := re.search(r"_(\d+)\.tif$", f.name)))
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
+        gaps = sorted(set(range(1, max(numbers, default=1) + 1)) - set(numbers))
+        raise FileNotFoundError(f"{path}: slices must count from 1 without gaps; missing: {gaps[:5]}.")
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    for number in numbers:
+        for suffix, into, dimensions in (("", images, 3), ("_mask", masks, 2)):
+            file = path / f"{path.name}_{number}{suffix}.tif"
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} does not exist; every slice needs its mask.")
+            pixels = tifffile.imread(file)
+            if pixels.ndim != dimensions or (dimensions == 3 and pixels.shape[2] != 3):
+                raise ValueError(f"{file}: shape {pixels.shape}; expected RGB slices and one-channel masks.")
+            into.append(pixels)
+    if len({pixels.shape[:2] for pixels in images + masks}) > 1:
+        raise ValueError(f"{path}: slices and masks differ in size; expected one size per case.")
+    # An image's rows run towards posterior and its columns towards the patient's left: (row, column) → (y, x).
+    image = np.stack(images, axis=2).transpose(1, 0, 2, 3)
+    mask = (np.stack(masks, axis=2) > 0).astype(np.uint8).transpose(1, 0, 2)
+    return image, mask
+
+
+def decathlon(
+    root: PathLike,
+    out_dir: PathLike,
+    *,
+    modalities: Sequence[str] = ("ADC",),
+    cls_per: Literal["slice", "volume"] = "slice",
+) -> list[Case]:
+    """Read the training part of a task of the Medical Segmentation Decathlon, e.g. ``Task05_Prostate``.
+
+    Layout (medicaldecathlon.com): ``dataset.json`` with ``modality`` (``{"0": "T2", "1": "ADC"}``; brain tumours,
+    Task01: FLAIR, T1w, t1gd, T2w) and ``training`` (pairs of ``image`` and ``label``), ``imagesTr/<case>.nii.gz`` with
+    the modalities along the fourth axis, ``labelsTr/<case>.nii.gz``. Written per case, in RAS order:
+    ``out_dir/<case>/<modality>.nii.gz`` for the chosen modalities and ``mask.nii.gz``. Finished cases are skipped.
+    Any label > 0 is positive.
+    Every case counts as a patient of its own, since the owners give no patient ids: Task01 draws on earlier BraTS
+    sets, where a patient may have several scans.
+
+    Args:
+        root: the folder that holds ``dataset.json``.
+        out_dir: where the volumes go.
+        modalities: of ``dataset.json``; one makes ``image`` a path, more a list in this order.
+        cls_per: one ``cls`` per axial slice, or one per volume.
+
+    Raises:
+        FileNotFoundError: no ``dataset.json``, or a file that it lists is missing.
+        ValueError: it has no ``modality`` or ``training``, a modality or ``cls_per`` is unknown, or an image has other
+            channels.
+    """
+    if cls_per not in ("slice", "volume"):
+        raise ValueError(f"cls_per must be 'slice' or 'volume'; got {cls_per!r}.")
+    root, out_dir = Path(root).absolute(), Path(out_dir).absolute()
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the folder of one task, e.g. Task05_Prostate.")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not content.get("modality") or not content.get("training"):
+        raise ValueError(f"{path}: 'modality' or 'training' is missing; expected the owners' file.")
+    names = [content["modality"][key] for key in sorted(content["modality"], key=int)]
+    unknown = [modality for modality in modalities if modality not in names]
+    if unknown or not modalities:
+        raise ValueError(f"{path}: modalities must be among {names}; got {list(modalities)}.")
+    cases: list[Case] = []
+    for pair in tqdm(content["training"], desc="taking modalities", unit="case", disable=None):
+        image, label = root / pair["image"], root / pair["label"]
+        for file in (image, label):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} does not exist, but {path} lists it; complete the case.")
+        name = re.sub(r"\.nii(\.gz)?$", "", image.name)
+        files = {modality: out_dir / name / f"{modality}.nii.gz" for modality in (*modalities, "mask")}
+        if not all(file.is_file() for file in files.values()):
+            volume = load_volume(image)
+            channels = volume.shape[3] if volume.ndim == 4 else 1
+            if channels != len(names):
+                raise ValueError(f"{image}: shape {volume.shape}; expected {len(names)} modalities {names}.")
+            for modality in modalities:
+                one = volume.slicer[..., names.index(modality)] if volume.ndim == 4 else volume
+                save_volume(one, files[modality])
+            save_volume(load_volume(label), files["mask"])
+        labels = slice_labels(files["mask"])
+        images = [str(files[modality]) for modality in modalities]
+        cases.append(
+            {
+                "case": name,
+                "patient": name,
+                "image": images[0] if len(images) == 1 else images,
+                "label": str(files["mask"]),
+                "cls": labels if cls_per == "slice" else max(labels),
+            }
+        )
+    return cases

@@ -1,0 +1,214 @@
+"""Volumes cut into parts with yes/no labels of their own, where every whole volume would be positive.
+
+Methods that learn from one label per volume need negatives. Each part is written as NIfTI (``RAS`` order, the affine of
+its place in the scan) and is a case of its own; all parts of a scan keep its patient, so a split keeps them together.
+Masks are read here to derive ``cls``; training does not see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from ..data import Case, find_cases, runs
+from ..files import PathLike
+from .files import load_volume, other_folder, save_volume
+
+Box = tuple[slice, slice, slice]
+_WHOLE: Box = (slice(None), slice(None), slice(None))
+
+
+def lung_gap(lungs: np.ndarray) -> int:
+    """Where the two lungs touch least: the first index along axis 0 (left to right) of the right-hand part.
+
+    Args:
+        lungs: mask ``[x, y, z]`` of both lungs; non-zero is lung.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    profile = (np.asarray(lungs) > 0).sum(axis=(1, 2))
+    if not profile.any():
+        raise ValueError("the lung mask is empty; expected both lungs > 0.")
+    # Between the middles of the two lungs, so that the empty rims of the image do not count as the gap.
+    first, last = np.searchsorted(np.cumsum(profile), profile.sum() * np.array([0.25, 0.75]))
+    between = profile[first : last + 1]
+    return int(first + np.median(np.flatnonzero(between == between.min())))
+
+
+def substacks(
+    root: PathLike,
+    out_dir: PathLike,
+    *,
+    modalities: Sequence[str] = ("flair",),
+    label: str = "mask",
+    organ: str | None = None,
+    min_slices: int = 4,
+    max_slices: int | None = None,
+    min_ml: float = 0.0,
+    min_share: float = 0.0,
+    patient_separator: str | None = None,
+) -> list[Case]:
+    """Cut volumes into stacks of consecutive axial slices that all hold a finding, or all hold none.
+
+    Reads the layout of ``common.datasets.folder``, ``<case>/<modality>.nii.gz`` with ``<case>/<label>.nii.gz``, and
+    writes ``out_dir/<case>_s<first>-<last>/`` with the same file names (slices count from 0, inferior→superior).
+    Negative stacks mostly come from the ends of the organ: report a position-only rival beside any score.
+
+    Args:
+        root: folder that holds the case folders.
+        out_dir: where the stacks go; files of the same name are replaced.
+        modalities: file names without suffix; with one, ``image`` is a path, with more, a list in this order.
+        label: name of the mask file; voxels > 0 are the finding.
+        organ: name of an organ mask file, cut likewise and given as ``organ``.
+        min_slices, max_slices: see :func:`runs`.
+        min_ml: a positive part with less of the finding than this is left out.
+        min_share: the same as a share of the organ (of the whole part without ``organ``), 0 to 1.
+        patient_separator: where given, the patient is the case name before its first occurrence.
+
+    Returns:
+        Cases with ``cls`` 0 or 1 for the whole stack, and ``label``: a mask that is empty where ``cls`` is 0.
+
+    Raises:
+        FileNotFoundError: no case, or a case lacks a modality or a mask.
+        ValueError: a file is unreadable, files of a case differ in shape or place, ``out_dir`` is ``root``, or no
+            part is left.
+    """
+    cases: list[Case] = []
+    out_dir = other_folder(out_dir, root)
+    for case, images in _volumes(root, modalities, label, organ, patient_separator):
+        parts = _stacks(case, images, _WHOLE, min_slices, max_slices, min_ml, min_share)
+        cases += [_write(part, images, place, out_dir) for part, place in parts]
+    return _some(cases, root)
+
+
+def half_lungs(
+    root: PathLike,
+    out_dir: PathLike,
+    *,
+    modalities: Sequence[str] = ("ct",),
+    label: str = "infection",
+    organ: str = "lung",
+    min_slices: int = 8,
+    max_slices: int | None = 32,
+    min_ml: float = 0.0,
+    min_share: float = 0.0,
+    margin_mm: float = 5.0,
+    patient_separator: str | None = None,
+) -> list[Case]:
+    """Cut chest CTs into left and right lung, and each of them into stacks with and without a finding.
+
+    Reads ``<case>/<modality>.nii.gz``, ``<case>/<label>.nii.gz`` and ``<case>/<organ>.nii.gz`` and writes
+    ``out_dir/<case>_<left|right>_s<first>-<last>/`` with the same file names. The halves meet in the sagittal plane
+    where the lungs touch least and are cropped to their lung; a label counts what its own part shows, nothing else.
+
+    Args:
+        organ: name of the lung mask file, both lungs > 0.
+        margin_mm: in-plane margin around the lung; never beyond the plane between the halves.
+        root, out_dir, modalities, label, min_slices, max_slices, min_ml, min_share, patient_separator: see
+            :func:`substacks`.
+
+    Returns:
+        Cases as of :func:`substacks`, with ``organ``, ``side`` (``left`` or ``right``) and ``position`` (of the part's
+        middle within its lung, 0 to 1, inferior→superior). Slices beyond the ends of the lung are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`substacks`; also an empty lung mask.
+    """
+    cases: list[Case] = []
+    out_dir = other_folder(out_dir, root)
+    for case, images in _volumes(root, modalities, label, organ, patient_separator):
+        lungs = np.asanyarray(images["organ"].dataobj) > 0
+        try:
+            gap = lung_gap(lungs)
+        except ValueError as error:
+            raise ValueError(f"case {case['case']!r}, file {organ!r}: {error}") from error
+        for side, half in (("left", slice(0, gap)), ("right", slice(gap, len(lungs)))):  # in RAS, x grows to the right
+            if lungs[half].any():
+                box = _around(lungs, half, images["organ"].header.get_zooms(), margin_mm)
+                named = case | {"case": f"{case['case']}_{side}", "side": side}
+                parts = _stacks(named, images, box, min_slices, max_slices, min_ml, min_share)
+                for part, place in parts:
+                    middle = (place[2].start + place[2].stop) / 2
+                    part["position"] = round((middle - box[2].start) / (box[2].stop - box[2].start), 4)
+                    cases.append(_write(part, images, place, out_dir))
+    return _some(cases, root)
+
+
+def _some(cases: list[Case], root: PathLike) -> list[Case]:
+    if not cases:
+        raise ValueError(f"{root}: no part is left; lower min_slices, min_ml or min_share.")
+    return cases
+
+
+def _volumes(
+    root: PathLike, modalities: Sequence[str], label: str, organ: str | None, patient_separator: str | None
+) -> Iterator[tuple[Case, dict[str, Any]]]:
+    """Every case, with names of its files, and its images in RAS under the keys of ``case["files"]``."""
+    files = {f"image {m}": m for m in modalities} | {"label": label} | ({"organ": organ} if organ else {})
+    found = find_cases(root, [f"*/{name}.nii.gz" for name in files.values()])
+    for case in tqdm(found, desc="cutting volumes", unit="case", disable=None):
+        images = {key: load_volume(path) for key, path in zip(files, case["image"], strict=True)}
+        first = images["label"]
+        for path, image in zip(case["image"], images.values(), strict=True):
+            if image.ndim != 3 or image.shape != first.shape or not np.allclose(image.affine, first.affine, atol=1.0):
+                raise ValueError(
+                    f"{path}: shape {image.shape} or place differs from the mask {label!r} {first.shape}; "
+                    "expected 3D volumes on one grid."
+                )
+        patient = case["case"].split(patient_separator)[0] if patient_separator else case["case"]
+        yield {"case": case["case"], "patient": patient, "files": files}, images
+
+
+def _around(mask: np.ndarray, half: slice, spacing: Sequence[float], margin_mm: float) -> Box:
+    """Box around the part of the mask in ``half``, with an in-plane margin that stays within it."""
+    inside = np.zeros_like(mask)
+    inside[half] = mask[half]
+    box = []
+    for axis, (low, high) in enumerate(((half.start, half.stop), (0, mask.shape[1]), (0, mask.shape[2]))):
+        where = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+        margin = round(margin_mm / float(spacing[axis])) if axis < 2 else 0
+        box.append(slice(max(low, int(where[0]) - margin), min(high, int(where[-1]) + 1 + margin)))
+    return box[0], box[1], box[2]
+
+
+def _stacks(
+    case: Case,
+    images: dict[str, nib.Nifti1Image],
+    box: Box,
+    min_slices: int,
+    max_slices: int | None,
+    min_ml: float,
+    min_share: float,
+) -> list[tuple[Case, Box]]:
+    """Stacks of equal label inside ``box``: named cases with ``cls``, and the box of each."""
+    finding: np.ndarray = np.asanyarray(images["label"].dataobj)[box] > 0
+    within = np.asanyarray(images["organ"].dataobj)[box] > 0 if "organ" in images else np.ones_like(finding)
+    voxel_ml = abs(float(np.linalg.det(images["label"].affine[:3, :3]))) / 1000
+    bottom = box[2].start or 0
+    parts: list[tuple[Case, Box]] = []
+    for start, stop, positive in runs(np.any(finding, axis=(0, 1)), min_slices=min_slices, max_slices=max_slices):
+        amount, size = int(finding[..., start:stop].sum()), int(within[..., start:stop].sum())
+        if positive and (amount * voxel_ml < min_ml or amount < min_share * size):
+            continue
+        first, last = bottom + start, bottom + stop - 1
+        name = f"{case['case']}_s{first:03d}-{last:03d}"
+        parts.append((case | {"case": name, "cls": positive}, (box[0], box[1], slice(first, last + 1))))
+    return parts
+
+
+def _write(part: Case, images: dict[str, nib.Nifti1Image], box: Box, out_dir: Path) -> Case:
+    """Save the part's files; ``slicer`` moves the affine's origin with the cut."""
+    names = part.pop("files")
+    paths = {
+        key: save_volume(image.slicer[box], out_dir / part["case"] / f"{names[key]}.nii.gz")
+        for key, image in images.items()
+    }
+    pictures = [path for key, path in paths.items() if key.startswith("image ")]
+    masks = {key: path for key, path in paths.items() if key in ("label", "organ")}
+    return part | {"image": pictures[0] if len(pictures) == 1 else pictures} | masks

@@ -1,0 +1,98 @@
+"""Data sets as their owners publish them, read into cases for a datalist: the table of adapters, and plain folders.
+
+Each function returns cases as :func:`common.data.find_cases` does (absolute paths), with ``patient`` and with ``cls``:
+one int per axial slice, inferior→superior, or one int for the volume. :data:`ADAPTERS` names them for
+``python -m common prepare``. Masks, where there are any, derive ``cls`` and score; no training opens them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..data import Case
+from ..files import PathLike
+from .folders import folder
+from .mri import BRATS_MODALITIES, brats2020, decathlon, kaggle_3m
+from .parts import half_lungs, substacks
+from .slides import BRACS_CLASSES, bracs, camelyon16
+from .volumes import MOSMED_CATEGORIES, autopet, duke, mosmed
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One row of the table.
+
+    Attributes:
+        read: function from ``root`` (and ``out_dir``, where it converts files) and options to cases.
+        classes: names, the negative one first.
+        modalities: names of the images of a case, by default.
+    """
+
+    read: Callable[..., list[Case]]
+    classes: tuple[str, ...]
+    modalities: tuple[str, ...]
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """Keyword arguments of ``read`` beyond ``root`` and ``out_dir``, which say where files are."""
+        fixed = self.read.keywords if isinstance(self.read, partial) else {}
+        parameters = inspect.signature(self.read).parameters
+        return {name: p for name, p in parameters.items() if name not in ("root", "out_dir", *fixed)}
+
+    @property
+    def converts(self) -> bool:
+        """Whether it writes files of its own."""
+        return "out_dir" in inspect.signature(self.read).parameters
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "folder": Adapter(folder, ("none", "tumour"), ("flair",)),
+    "brats2020": Adapter(brats2020, ("healthy", "LGG", "HGG"), BRATS_MODALITIES),
+    "kaggle_3m": Adapter(kaggle_3m, ("none", "tumour"), ("flair",)),
+    "decathlon_brain": Adapter(decathlon, ("none", "tumour"), ("FLAIR",)),
+    "decathlon_prostate": Adapter(decathlon, ("none", "prostate"), ("ADC",)),
+    "mosmed": Adapter(mosmed, ("none", "covid"), ("ct",)),
+    "mosmed_severity": Adapter(partial(mosmed, severity=True), MOSMED_CATEGORIES, ("ct",)),
+    "autopet": Adapter(autopet, ("none", "tumour"), ("SUV",)),
+    "duke": Adapter(duke, ("none", "tumour"), ("post1",)),
+    "substacks": Adapter(substacks, ("none", "tumour"), ("flair",)),
+    "half_lungs": Adapter(half_lungs, ("none", "infection"), ("ct",)),
+    "camelyon16": Adapter(camelyon16, ("none", "tumour"), ("HE",)),
+    "bracs": Adapter(bracs, BRACS_CLASSES, ("HE",)),
+}
+
+
+def read_cases(
+    adapter: str, root: PathLike, out_dir: PathLike | None = None, **options: Any
+) -> tuple[list[Case], tuple[str, ...], tuple[str, ...]]:
+    """Read a data set through an adapter of the table.
+
+    Args:
+        adapter: a key of :data:`ADAPTERS`.
+        root: the data set.
+        out_dir: where adapters that convert files write them.
+        options: of the adapter's function.
+
+    Returns:
+        Cases, class names, and names of the modalities.
+
+    Raises:
+        ValueError: unknown adapter or option, or no ``out_dir`` for one that converts.
+    """
+    if adapter not in ADAPTERS:
+        raise ValueError(f"unknown adapter {adapter!r}; use one of {', '.join(ADAPTERS)}.")
+    row = ADAPTERS[adapter]
+    unknown = sorted(set(options) - set(row.options))
+    if unknown:
+        raise ValueError(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(row.options) or 'none'}.")
+    if "modalities" in row.options:
+        options.setdefault("modalities", row.modalities)
+    if not row.converts:
+        return row.read(root, **options), row.classes, tuple(options.get("modalities", row.modalities))
+    if out_dir is None:
+        raise ValueError(f"{adapter} writes files of its own: say where with --dataset_dir")
+    return row.read(root, out_dir, **options), row.classes, tuple(options.get("modalities", row.modalities))

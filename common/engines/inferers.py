@@ -1,0 +1,110 @@
+"""From a 2D classifier with class maps to the maps of a volume, in few large batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import Inferer
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+from ..checkpoint import unwrapped
+from ..tensors import window_pads
+
+
+class SliceMapInferer(Inferer):
+    """Class maps and slice probabilities of a volume from a network with `explain(image) -> (maps, logits)`.
+
+    Slices run along the last axis, many at once. With an organ channel, slices without organ are not computed and
+    the others are cropped to the organ's bounding box (nothing outside can be evidence).
+
+    Args:
+        batch_size: slices per forward.
+        organ_channel: the last input channel is the organ mask.
+        divisor: H and W are padded to a multiple of it.
+        margin: pixels kept around the organ's bounding box.
+        window: `[h, w]` of the part around the organ that is seen, as in `common.data.SliceDataset`, in place of
+            the bounding box: for networks whose global average depends on how much air there is.
+        flip: average over the image and its left-right mirror (twice the cost).
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 32,
+        organ_channel: bool = True,
+        divisor: int = 4,
+        margin: int = 8,
+        window: Sequence[int] | None = None,
+        flip: bool = False,
+    ) -> None:
+        self.batch_size = batch_size
+        self.organ_channel = organ_channel
+        self.divisor = divisor
+        self.margin = margin
+        self.window = window
+        self.flip = flip
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the network.
+
+        Args:
+            inputs: `[B, C_in, H, W, D]`.
+            network: has `num_classes`, `explain`, and `num_maps` where that is not `num_classes`.
+
+        Returns:
+            `[B, N + C, H, W, D]`: channels `0…N-1` are the raw maps (0 where nothing was computed), the last C the
+            slices' class probabilities, constant over a slice (class 0 = certain where there is no organ). One
+            tensor, so that every workflow that expects a single output can carry it.
+        """
+        net = unwrapped(network)
+        return torch.stack([self._volume(volume, net) for volume in convert_to_tensor(inputs, track_meta=False)])
+
+    def _volume(self, volume: Tensor, network: Any) -> Tensor:
+        slices = volume.permute(3, 0, 1, 2)  # [D, C_in, H, W]
+        depth, _, height, width = slices.shape
+        classes = int(network.num_classes)
+        maps = int(getattr(network, "num_maps", classes))
+        out = volume.new_zeros((depth, maps + classes, height, width), dtype=torch.float32)
+        out[:, maps] = 1.0
+        seen = torch.ones_like(slices[:, -1], dtype=torch.bool)
+        if self.organ_channel:
+            seen = slices[:, -1] > 0.5
+        wanted = torch.nonzero(seen.flatten(1).any(1)).flatten()
+        if len(wanted) == 0:
+            return out.permute(1, 2, 3, 0)
+        pads = self._pads(seen.any(0))
+        back = [-pad for pad in pads]
+        for chunk in wanted.split(self.batch_size):
+            explained, logits = self._explain(F.pad(slices[chunk], pads), network)
+            out[chunk, :maps] = F.pad(explained, back)
+            out[chunk, maps:] = logits.softmax(1)[:, :, None, None]
+        return out.permute(1, 2, 3, 0)
+
+    def _pads(self, organ: Tensor) -> list[int]:
+        """What `F.pad` adds to the image (or, negative, takes away) so that the organ and what is around it is seen."""
+        if self.window is not None:
+            return window_pads(organ, self.window)
+        return [*_extent(organ.any(0), self.margin), *_extent(organ.any(1), self.margin)]
+
+    def _explain(self, batch: Tensor, network: Any) -> tuple[Tensor, Tensor]:
+        maps, logits = self._forward(batch, network)
+        if self.flip:  # left-right: the first spatial axis in LPS and RAS orientation
+            mirrored_maps, mirrored_logits = self._forward(batch.flip(2), network)
+            maps, logits = (maps + mirrored_maps.flip(2)) / 2, (logits + mirrored_logits) / 2
+        return maps, logits
+
+    def _forward(self, batch: Tensor, network: Any) -> tuple[Tensor, Tensor]:
+        height, width = batch.shape[-2:]
+        batch = F.pad(batch, [0, -width % self.divisor, 0, -height % self.divisor])
+        maps, logits = network.explain(batch.contiguous(memory_format=torch.channels_last))
+        return maps[..., :height, :width].float(), logits.float()
+
+
+def _extent(present: Tensor, margin: int) -> tuple[int, int]:
+    """Pads (negative) that leave the positions where `present`, and `margin` more as far as there are any."""
+    index = torch.nonzero(present).flatten()
+    return -max(int(index[0]) - margin, 0), -max(len(present) - int(index[-1]) - 1 - margin, 0)

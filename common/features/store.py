@@ -1,0 +1,291 @@
+"""Features on disk: found again by what they were computed from, safe to interrupt and to share between processes.
+
+An entry is a folder `<root>/<key[:2]>/<key>/` with
+
+- `<first tile>.npy`: a chunk of features, float16 `[n, C, h, w]`;
+- `inside.npy` (optional): share of the organ in each cell, float16 `[N, 1, h, w]`;
+- `coordinates.npy` (optional): of each tile on its slide, `[N, 2]`;
+- `entry.json`, written last: a folder without it is unfinished, and its chunks are taken up where they end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..encoders import Encoder
+from ..files import PathLike, write
+from ..tensors import tensor_bytes
+from .locks import Lock
+
+FORMAT = "features 2"  # in every key: what is stored, and how
+LARGEST = float(np.finfo(np.float16).max)
+
+
+def content_key(fingerprint: str, *tensors: Tensor) -> str:
+    """Key of an entry by what goes into the encoder: sha256 (hex) of dtype, shape and elements.
+
+    Args:
+        fingerprint: of the encoder.
+        tensors: the preprocessed input, organ included.
+    """
+    digest = hashlib.sha256(f"{FORMAT} content {fingerprint}".encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def file_key(fingerprint: str, files: Iterable[PathLike], recipe: str) -> str:
+    """Key by what the input is made from: sha256 (hex) of the files' bytes, in their order, and the recipe.
+
+    Args:
+        fingerprint: of the encoder.
+        files: that the input is made from; their names do not matter.
+        recipe: the preprocessing, as `common.features.describe` tells it.
+    """
+    digest = hashlib.sha256(f"{FORMAT} files {fingerprint} {recipe}".encode())
+    for path in files:
+        part = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                part.update(block)
+        digest.update(part.digest())
+    return digest.hexdigest()
+
+
+class Entry:
+    """The features of one case (`N` slices or tiles), read as far as they are asked for.
+
+    Attributes:
+        about: what `entry.json` says.
+        shape: `(N, C, h, w)`.
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self.folder = Path(folder)
+        self.about: dict[str, Any] = json.loads((self.folder / "entry.json").read_text(encoding="utf-8"))
+        self.shape: tuple[int, int, int, int] = tuple(self.about["shape"])  # type: ignore[assignment]
+        self.chunk: int = self.about["chunk"]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice) -> Tensor:
+        """Features `[n, C, h, w]` (`[C, h, w]` for one number), float32.
+
+        Raises:
+            IndexError: there is no such tile.
+            ValueError: a slice with a step, or a chunk that is damaged.
+        """
+        if not isinstance(index, slice):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"tile {index} of {len(self)} in {self.folder}")
+            return self[index % len(self) : index % len(self) + 1][0]
+        start, stop, step = index.indices(len(self))
+        if step != 1:
+            raise ValueError("features are read in their order: a slice without a step")
+        out = torch.empty((max(stop - start, 0), *self.shape[1:]))
+        for first in range(start - start % self.chunk, stop, self.chunk):
+            begin, end = max(start, first), min(stop, first + self.chunk)
+            part = _read(self.folder / _chunk_name(first))
+            if part is None or part.shape[1:] != self.shape[1:] or len(part) < end - first:
+                raise ValueError(f"{self.folder / _chunk_name(first)} is damaged: remove the folder, extract again")
+            out[begin - start : end - start] = torch.from_numpy(part[begin - first : end - first])
+        return out
+
+    def chunks(self, size: int | None = None) -> Iterator[Tensor]:
+        """All features in their order, `size` tiles at a time (None: as they lie on the disk)."""
+        step = size or self.chunk
+        return (self[first : first + step] for first in range(0, len(self), step))
+
+    @property
+    def inside(self) -> Tensor | None:
+        """Share of the organ in each cell, `[N, 1, h, w]` float32 in [0, 1], if there is an organ."""
+        return self._optional("inside.npy", np.float32)
+
+    @property
+    def coordinates(self) -> Tensor | None:
+        """`[N, 2]` of the tiles, as they were given, if there are any."""
+        return self._optional("coordinates.npy", None)
+
+    @property
+    def indices(self) -> list[int]:
+        """Which slices of the volume these are."""
+        return self.about.get("indices") or list(range(len(self)))
+
+    def _optional(self, name: str, dtype: Any) -> Tensor | None:
+        path = self.folder / name
+        return torch.from_numpy(np.load(path).astype(dtype, copy=False)) if path.is_file() else None
+
+
+class FeatureStore:
+    """A folder of entries.
+
+    Args:
+        root: the folder, made when needed.
+        stale_seconds: a lock that was not renewed for so long belongs to a dead process. It is renewed after each
+            batch; one of a process that has ended on this host is taken over at once.
+    """
+
+    def __init__(self, root: PathLike, *, stale_seconds: float = 600.0) -> None:
+        self.root = Path(root)
+        self.stale_seconds = stale_seconds
+
+    def folder(self, key: str) -> Path:
+        return self.root / key[:2] / key
+
+    def get(self, key: str | None) -> Entry | None:
+        """The entry, or None where there is none, or an unfinished one."""
+        finished = key is not None and (self.folder(key) / "entry.json").is_file()
+        return Entry(self.folder(key)) if key is not None and finished else None
+
+    def open(self, key: str) -> Entry:
+        """The entry.
+
+        Raises:
+            FileNotFoundError: there is none, or an unfinished one.
+        """
+        entry = self.get(key)
+        if entry is None:
+            raise FileNotFoundError(f"no finished features in {self.folder(key)}: run `python -m common features`")
+        return entry
+
+    def entries(self) -> Iterator[Entry]:
+        """All finished entries."""
+        return (Entry(path.parent) for path in sorted(self.root.glob("??/*/entry.json")))
+
+    def set_alias(self, alias: str, key: str) -> None:
+        """Remember under which content key the features of a `file_key` lie."""
+        write(self.folder(alias).with_suffix(".key"), key)
+
+    def resolve(self, alias: str) -> str | None:
+        """The content key that goes with a `file_key`."""
+        path = self.folder(alias).with_suffix(".key")
+        return path.read_text() if path.is_file() else None
+
+    def clear_locks(self) -> int:
+        """Remove all locks, whoever they belong to; only for when nobody is writing. Returns how many there were."""
+        locks = list(self.root.glob("??/*/.lock"))
+        for lock in locks:
+            lock.unlink(missing_ok=True)
+        return len(locks)
+
+    def compute(
+        self,
+        key: str,
+        tiles: Any,
+        encoder: Encoder,
+        *,
+        inside: Tensor | None = None,
+        coordinates: Any = None,
+        batch_size: int = 16,
+        chunk: int = 32,
+        progress: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """Encode tiles and write their entry; finished entries and chunks are not computed again.
+
+        Args:
+            key: see `content_key`.
+            tiles: has a length N > 0, and `tiles[i:j]` is an image `[n, 1 or 3, H, W]`; a tensor is fine.
+            encoder: see `common.encoders.Encoder`; it says where the computing is done.
+            inside: share of the organ in each cell, `[N, 1, h, w]` in [0, 1].
+            coordinates: `[N, 2]`.
+            batch_size: tiles per forward.
+            chunk: tiles per file.
+            progress: show a progress bar with the time left.
+            about: what else `entry.json` should say, e.g. `case`, `files`, `indices`.
+
+        Raises:
+            Busy: another process is at it.
+            ValueError: there are no tiles, or features are NaN, infinite or too large for float16.
+            NotWritten: the disk is full.
+        """
+        if (entry := self.get(key)) is not None:
+            return entry
+        if len(tiles) == 0:
+            raise ValueError("there is nothing to encode: no slice holds any organ, or no tile any tissue")
+        folder = self.folder(key)
+        bar = tqdm(total=len(tiles), desc=key[:8], unit="tile", leave=False, disable=not progress)
+        with bar, Lock(folder / ".lock", self.stale_seconds) as lock:
+            starts = range(0, len(tiles), chunk)
+            shapes = set()
+            for first in starts:
+                stop = min(first + chunk, len(tiles))
+                path = folder / _chunk_name(first)
+                done = _read(path)
+                if done is None or done.dtype != np.float16 or len(done) != stop - first:
+                    done = _encoded(encoder, tiles, first, stop, batch_size, lock)
+                    write(path, done)
+                shapes.add(done.shape[1:])
+                bar.update(len(done))
+            if len(shapes) > 1:
+                raise ValueError(f"{folder}: chunks of different shapes {sorted(shapes)}; remove the folder")
+            for stray in set(folder.glob("*.npy")) - {folder / _chunk_name(first) for first in starts}:
+                stray.unlink()  # of a run with other chunks
+            shape = [len(tiles), *shapes.pop()]
+            if inside is not None:
+                if list(inside.shape) != [shape[0], 1, *shape[2:]]:
+                    raise ValueError(f"inside must be {[shape[0], 1, *shape[2:]]}, got {list(inside.shape)}")
+                write(folder / "inside.npy", np.asarray(inside.cpu(), dtype=np.float16))
+            if coordinates is not None:
+                write(folder / "coordinates.npy", np.asarray(coordinates))
+            content = {"format": FORMAT, "key": key, "shape": shape, "dtype": "float16", "chunk": chunk}
+            content |= {
+                "encoder": getattr(encoder, "options", None),
+                "fingerprint": getattr(encoder, "fingerprint", ""),
+            }
+            content |= {"bytes": sum(path.stat().st_size for path in folder.glob("*.npy")), **dict(about or {})}
+            write(folder / "entry.json", json.dumps(content, indent=4) + "\n")
+        return self.open(key)
+
+    def remove(self, key: str) -> None:
+        """Delete an entry, finished or not."""
+        shutil.rmtree(self.folder(key), ignore_errors=True)
+
+
+def encode(encoder: Encoder, tiles: Any, batch_size: int = 16) -> Tensor:
+    """Features `[N, C, h, w]`, float32 on the encoder's device, of `tiles[i:j]` = `[n, 1 or 3, H, W]`; no disk."""
+    return torch.cat(list(_batches(encoder, tiles, 0, len(tiles), batch_size)))
+
+
+def _batches(encoder: Encoder, tiles: Any, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
+    for first in range(start, stop, batch_size):
+        with torch.no_grad():
+            image = torch.as_tensor(tiles[first : min(first + batch_size, stop)]).as_subclass(Tensor)
+            yield encoder(image.to(encoder.mean.device))
+
+
+def _encoded(encoder: Encoder, tiles: Any, start: int, stop: int, batch_size: int, lock: Lock) -> np.ndarray:
+    parts = []
+    for number, features in enumerate(_batches(encoder, tiles, start, stop, batch_size)):
+        largest = float(features.abs().max())
+        if not largest <= LARGEST:
+            what = "too large for float16" if largest < float("inf") else "NaN or infinite"
+            first = start + number * batch_size
+            raise ValueError(f"the features of tiles {first} to {first + len(features) - 1} are {what} ({largest:g})")
+        parts.append(features.half().cpu().numpy())
+        lock.renew()
+    return np.concatenate(parts)
+
+
+def _chunk_name(first: int) -> str:
+    return f"{first:07d}.npy"  # by its first tile, so that chunks of another length cannot be mistaken for it
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """A chunk, mapped into memory; None where there is none, or a damaged one."""
+    try:
+        return np.load(path, mmap_mode="c")  # copy-on-write: torch wants writable arrays
+    except (OSError, ValueError, EOFError):
+        return None

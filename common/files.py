@@ -1,0 +1,87 @@
+"""Files: whole or not at all, tables, volumes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+
+@contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; it becomes ``path`` when the block ends without an error.
+
+    The suffix is kept, because image writers choose the format by it, and the leading dot hides it from globs.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+PathLike = str | os.PathLike[str]
+
+
+class NotWritten(OSError):
+    """A file cannot be written: the disk is full, or not ours."""
+
+
+def write(path: Path, content: np.ndarray | str) -> None:
+    """Write an array (as `.npy`) or a text; the file appears whole or not at all.
+
+    Raises:
+        NotWritten: see there.
+    """
+    buffer = io.BytesIO()
+    if isinstance(content, str):
+        buffer.write(content.encode())
+    else:
+        np.save(buffer, content)
+    with _writing(path), atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())  # np.save to a file may fail on a full disk without a word
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise NotWritten(
+            f"{path} cannot be written ({error}): free space, then run again; what is whole stays"
+        ) from error
+
+
+def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write `[H, W, D]` with a RAS+ millimetre `affine` (as nibabel and MONAI use it)."""
+    image = nib.Nifti1Image(array, np.asarray(affine, dtype=np.float64))
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the union of their keys as columns, in order of first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with floats to four decimals."""
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}

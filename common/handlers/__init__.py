@@ -1,0 +1,24 @@
+"""Ignite handlers: what a run writes, scores and shows."""
+
+from .base import pairs
+from .calibration import Calibration
+from .case_scores import CaseScores, position_prior
+from .montage import MASK_COLOR, TRUTH_COLOR, draw_montage, with_colorbar
+from .panel import Panel
+from .volume_scores import VolumeScores
+from .writers import CaseWriter, PredictionWriter
+
+__all__ = [
+    "MASK_COLOR",
+    "TRUTH_COLOR",
+    "Calibration",
+    "CaseScores",
+    "CaseWriter",
+    "Panel",
+    "PredictionWriter",
+    "VolumeScores",
+    "draw_montage",
+    "pairs",
+    "position_prior",
+    "with_colorbar",
+]

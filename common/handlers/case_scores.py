@@ -1,0 +1,214 @@
+"""Ignite handlers: scores of cases with a ground-truth mask, and the summary that a report quotes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.distributed import get_rank
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+
+from ..engines import gathered, gathered_rows
+from ..files import atomic_path, rounded, write_csv
+from ..metrics import (
+    bootstrap_by_patient,
+    classification_scores,
+    dice,
+    healthy_false_positive_rate,
+    iou,
+    miou_from_counts,
+    paper_dsc,
+    roc_auc,
+    slice_dice,
+    summarize,
+    voxel_counts,
+)
+from ..tensors import axial
+from .base import pairs
+
+
+class CaseScores:
+    """Score every case that has a `label` and summarise: `metrics.csv`, `summary.json`, `slices.csv`.
+
+    Voxel metrics are computed in the label's own grid, which the label never leaves. A label is positive where it
+    is > 0. Cases without a label are left out. Masks that a postprocessing put under `baseline_<name>` are scored
+    beside the method's.
+
+    Args:
+        output_dir: where the files go.
+        raw_threshold: the heatmap above it is the raw mask (no gate, no refinement).
+        sweep: thresholds of the raw map; their mean Dice goes to `threshold_sweep.csv`. For validation patients only.
+        position_prior: `[bins]` share of positive slices by slice position, from the training labels; its AUC says
+            how far position alone goes.
+        resamples: bootstrap resamples of the intervals.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        raw_threshold: float = 0.0,
+        sweep: Sequence[float] = (),
+        position_prior: Sequence[float] | None = None,
+        resamples: int = 1000,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.raw_threshold = raw_threshold
+        self.sweep = list(sweep)
+        self.position_prior = position_prior
+        self.resamples = resamples
+        self.rows: list[dict[str, Any]] = []
+        self.slices: list[dict[str, Any]] = []
+        self.swept: list[np.ndarray] = []
+        self.voxels: dict[str, np.ndarray] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows, self.slices, self.swept, self.voxels = [], [], [], {}
+
+    def _score(self, engine: Engine) -> None:
+        for batch, output in pairs(engine):
+            if "label" in batch:
+                self._score_case(batch, output)
+
+    def _score_case(self, batch: dict, output: dict) -> None:
+        if tuple(batch["label"].shape[1:]) != tuple(output["pred"].shape[1:]):
+            raise ValueError(
+                f"{batch['label'].meta.get('filename_or_obj')}: the mask's shape {list(batch['label'].shape[1:])} "
+                f"is not the image's {list(output['pred'].shape[1:])}"
+            )
+        truth = axial(batch["label"])[0].numpy() > 0
+        probability = np.asarray(output["slice_probability"])
+        positive = np.asarray(truth.any(axis=(0, 1)))
+        if len(positive) != probability.shape[1]:
+            raise ValueError(f"case {batch['case']}: {len(positive)} slices in the mask, {probability.shape[1]} scored")
+        pred = axial(output["pred"])[0].numpy() > 0
+        heat = axial(output["heatmap"])[0].numpy()
+        raw = heat > self.raw_threshold
+        on_positive = slice_dice(pred, truth)
+        row: dict[str, Any] = {
+            "case": batch["case"],
+            "patient": batch.get("patient", batch["case"]),
+            "dice": dice(pred, truth),
+            "iou": iou(pred, truth),
+            "dice_raw": dice(raw, truth),
+            "slice_dice": float(on_positive.mean()) if len(on_positive) else float("nan"),
+            "slice_dice_raw": float(slice_dice(raw, truth).mean()) if len(on_positive) else float("nan"),
+            "healthy_fpr": healthy_false_positive_rate(pred, truth),
+            "heat_outside": float(output["heat_outside"]),
+            "dice_empty": dice(np.zeros_like(truth), truth),
+        }
+        rivals = {k: axial(output[k])[0].numpy() > 0 for k in output if str(k).startswith("baseline_")}
+        for name, mask in rivals.items():
+            row[f"dice_{name}"] = dice(mask, truth)
+            row[f"slice_dice_{name}"] = float(slice_dice(mask, truth).mean()) if len(on_positive) else float("nan")
+        for name, mask in {"method": pred, "empty": np.zeros_like(truth), **rivals}.items():
+            self.voxels[name] = self.voxels.get(name, 0) + voxel_counts(mask, truth)
+        self.rows.append(row)
+        if self.sweep:
+            self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
+        for z, (p, y) in enumerate(zip(1 - probability[0], positive, strict=True)):
+            self.slices.append(
+                {
+                    "case": batch["case"],
+                    "patient": row["patient"],
+                    "slice": z,
+                    "position": z / max(len(positive) - 1, 1),
+                    "probability": float(p),
+                    "positive": int(y),
+                }
+            )
+
+    def _finish(self, engine: Engine) -> None:
+        cases = getattr(engine, "cases", ())
+        self.rows, self.slices = gathered_rows(self.rows, cases), gathered_rows(self.slices, cases)
+        self.swept = [scores for part in gathered(self.swept) for scores in part]
+        parts = gathered(self.voxels)
+        self.voxels = {name: sum(part.get(name, 0) for part in parts) for part in parts for name in part}
+        if not self.rows:
+            raise RuntimeError("no case has a ground-truth mask: nothing to score (is label_pattern right?)")
+        if get_rank() != 0:
+            return
+        write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
+        write_csv(self.output_dir / "slices.csv", [rounded(row) for row in self.slices])
+        with atomic_path(self.output_dir / "summary.json") as path:
+            path.write_text(json.dumps(_strict(self.summary()), indent=4, allow_nan=False) + "\n")
+        if self.sweep:
+            means = np.mean(self.swept, axis=0)
+            rows = [{"threshold": t, "dice_raw": round(float(m), 4)} for t, m in zip(self.sweep, means, strict=True)]
+            write_csv(self.output_dir / "threshold_sweep.csv", rows)
+
+    def summary(self) -> dict[str, Any]:
+        """Mean, standard deviation, median and 95 % interval over patients of each metric, and the slices' scores.
+
+        `pooled` holds the mIoU over the voxels of all cases and the "DSC" made of it: flattering figures that some
+        papers report, see `common.metrics.pooled_miou`.
+        """
+        numbers = [k for k in self.rows[0] if k not in ("case", "patient")]
+        result: dict[str, Any] = {"cases": len(self.rows)}
+        for name in numbers:
+            result[name] = {k: _round(v) for k, v in summarize([row.get(name, np.nan) for row in self.rows]).items()}
+        labels = np.array([row["positive"] for row in self.slices])
+        probabilities = np.array([row["probability"] for row in self.slices])
+        patients = np.array([row["patient"] for row in self.slices])
+        scores: dict[str, Any] = {k: _round(v) for k, v in classification_scores(probabilities, labels).items()}
+        scores["auc_interval"] = self._auc_interval(patients, probabilities, labels)
+        if self.position_prior is not None:
+            prior = np.asarray(self.position_prior)
+            bins = _bins(np.array([row["position"] for row in self.slices]), len(prior))
+            scores["auc_position_alone"] = _round(classification_scores(prior[bins], labels)["auc"])
+        result["slices"] = scores
+        pooled = {name: float(miou_from_counts(*counts)) for name, counts in self.voxels.items()}
+        result["pooled"] = {n: {"miou": _round(m), "paper_dsc": _round(paper_dsc(m))} for n, m in pooled.items()}
+        return result
+
+    def _auc_interval(self, patients: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> list[float]:
+        low, high = bootstrap_by_patient(patients, roc_auc, probabilities, labels, resamples=self.resamples)
+        return [_round(low), _round(high)]
+
+
+def position_prior(cases: Sequence[dict], *, bins: int = 20) -> list[float]:
+    """Share of positive slices by slice position, from the `cls` lists of training cases.
+
+    Args:
+        cases: with `cls` as a list of one label per slice; others are ignored.
+        bins: of the position `z / (Z − 1)`.
+
+    Returns:
+        `[bins]`, in [0, 1]; an empty bin holds 0.
+    """
+    positive, total = np.zeros(bins), np.zeros(bins)
+    for case in cases:
+        if isinstance(case.get("cls"), list):
+            labels = np.asarray(case["cls"]) > 0
+            index = _bins(np.arange(len(labels)) / max(len(labels) - 1, 1), bins)
+            np.add.at(positive, index, labels)
+            np.add.at(total, index, 1)
+    return (positive / np.maximum(total, 1)).tolist()
+
+
+def _bins(positions: np.ndarray, bins: int) -> np.ndarray:
+    """Index of the equal bin of [0, 1] that each position falls into."""
+    return np.minimum((positions * bins).astype(int), bins - 1)
+
+
+def _strict(value: Any) -> Any:
+    """What JSON can hold: null where a score is undefined (NaN), since `NaN` is no JSON."""
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _round(value: float, digits: int = 4) -> float:
+    return round(float(value), digits)

@@ -1,0 +1,95 @@
+"""Scores by volume: components, Dice, boxes, and how well the volumes themselves are told apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.distributed import get_rank
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+
+from ..engines import gathered_rows
+from ..files import atomic_path, write_csv
+from ..metrics import balanced_accuracy, component_scores, dice, max_iou, roc_auc, summarize
+from .base import pairs
+
+
+class VolumeScores:
+    """Handler: precision, recall and F1 of 3D components, Dice, MaxIoU, balanced accuracy and AUC (ToNNO, Section 4.4).
+
+    Writes `volumes.csv` and their means, `volumes.json`. A volume is positive when its `cls` or, without that, its mask
+    says so, and predicted positive when any voxel of its mask is left; AUC ranks volumes by their `probability` of not
+    being class 0. A case without a mask counts for balanced accuracy and AUC, one with a `box` for MaxIoU. Masks under
+    `baseline_<name>` are scored beside the method's.
+
+    Args:
+        output_dir: where the files go.
+        iou_threshold: IoU above which a predicted and a true component match; 0: they touch.
+    """
+
+    def __init__(self, output_dir: str | Path, *, iou_threshold: float = 0.0) -> None:
+        self.output_dir = Path(output_dir)
+        self.iou_threshold = iou_threshold
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+
+    def _score(self, engine: Engine) -> None:
+        for batch, output in pairs(engine):
+            masks = {"": output["pred"]}
+            masks |= {str(k).removeprefix("baseline_"): m for k, m in output.items() if str(k).startswith("baseline_")}
+            for name, mask in masks.items():
+                row = self._row(batch, np.asarray(mask)[0] > 0)
+                if not name and "probability" in output:
+                    row["probability"] = round(1 - float(output["probability"][0]), 6)
+                self.rows.append({"case": batch["case"], "mask": name or "method", **row})
+
+    def _row(self, batch: dict, pred: np.ndarray) -> dict[str, Any]:
+        row: dict[str, Any] = {"predicted": int(pred.any())}
+        truth = np.asarray(batch["label"])[0] > 0 if "label" in batch else None
+        if "cls" in batch or truth is not None:
+            row["positive"] = int(int(batch["cls"]) > 0 if "cls" in batch else truth.any())  # type: ignore[union-attr]
+        if truth is not None:
+            scores = component_scores(pred, truth, iou_threshold=self.iou_threshold)
+            row |= {"dice": dice(pred, truth), **scores}
+        if "box" in batch:
+            row["max_iou"] = max_iou(pred, np.asarray(batch["box"], dtype=float).ravel())
+        return row
+
+    def _finish(self, engine: Engine) -> None:
+        self.rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
+        if get_rank() != 0:
+            return
+        write_csv(self.output_dir / "volumes.csv", self.rows)
+        with atomic_path(self.output_dir / "volumes.json") as path:
+            path.write_text(json.dumps(self.summary(), indent=4) + "\n")
+
+    def summary(self) -> dict[str, Any]:
+        """For each mask: mean, spread and interval of each score over volumes, balanced accuracy and AUC."""
+        result = {}
+        for name in dict.fromkeys(row["mask"] for row in self.rows):
+            rows = [row for row in self.rows if row["mask"] == name]
+            scores: dict[str, Any] = {}
+            for key in ("dice", "precision", "recall", "f1", "max_iou"):
+                values = [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
+                if values:
+                    scores[key] = {k: round(float(v), 4) for k, v in summarize(values).items()}
+            labelled = [(row["positive"], row["predicted"]) for row in rows if "positive" in row]
+            if len({truth for truth, _ in labelled}) == 2:
+                scores["balanced_accuracy"] = round(balanced_accuracy(*zip(*labelled, strict=True)), 4)
+                ranked = [
+                    (row["probability"], row["positive"]) for row in rows if {"probability", "positive"} <= set(row)
+                ]
+                if ranked:
+                    scores["auc"] = round(roc_auc(*map(np.array, zip(*ranked, strict=True))), 4)
+            result[name] = {"volumes": len(rows), **scores}
+        return result

@@ -1,0 +1,115 @@
+"""What inference leaves behind for each case: heatmap, mask, montage and a row of predictions.csv."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.distributed import get_rank
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import IterationEvents
+
+from ..engines import gathered_rows
+from ..files import atomic_path, write_csv, write_nifti
+from .base import pairs
+from .montage import draw_montage
+
+
+class PredictionWriter:
+    """Handler: `predictions.csv`, a row a case; subclasses write a case's files and append its row to `rows`.
+
+    Args:
+        output_dir: folder, made when needed.
+        classes: class names; one probability column each, the first is "nothing there".
+    """
+
+    def __init__(self, output_dir: str | Path, *, classes: Sequence[str]) -> None:
+        self.output_dir = Path(output_dir)
+        self.classes = list(classes)
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._write_case)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def _write_case(self, engine: Engine) -> None:
+        raise NotImplementedError
+
+    def _probabilities(self, case: str, probability: Iterable[Any]) -> dict[str, Any]:
+        """The beginning of a row."""
+        named = zip(self.classes, probability, strict=True)
+        return {"case": case, **{f"probability_{name}": round(float(p), 4) for name, p in named}}
+
+    def _finish(self, engine: Engine) -> None:
+        rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
+        if get_rank() == 0:
+            write_csv(self.output_dir / "predictions.csv", rows)
+
+
+class CaseWriter(PredictionWriter):
+    """Handler: writes `<case>_heatmap.nii.gz`, `<case>_seg.nii.gz`, `<case>_montage.png` and `predictions.csv`.
+
+    A handler and not a transform, so that a server which does its own saving can use the same postprocessing.
+
+    Args:
+        output_dir, classes: see `PredictionWriter`.
+        save_heatmap, save_mask, save_montage: what to write.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        classes: Sequence[str],
+        save_heatmap: bool = True,
+        save_mask: bool = True,
+        save_montage: bool = True,
+    ) -> None:
+        super().__init__(output_dir, classes=classes)
+        self.save_heatmap = save_heatmap
+        self.save_mask = save_mask
+        self.save_montage = save_montage
+
+    def _write_case(self, engine: Engine) -> None:
+        for batch, output in pairs(engine):
+            case = batch["case"]
+            image: MetaTensor = batch["image"]
+            affine = np.asarray(image.meta["original_affine"])
+            heatmap = np.asarray(output["heatmap"])[0].astype(np.float32)
+            mask = np.asarray(output["pred"])[0].astype(np.uint8)
+            with ExitStack() as finished:  # a case's files appear together, or none does
+                base = self.output_dir / case
+                if self.save_heatmap:
+                    write_nifti(finished.enter_context(atomic_path(f"{base}_heatmap.nii.gz")), heatmap, affine)
+                if self.save_mask:
+                    write_nifti(finished.enter_context(atomic_path(f"{base}_seg.nii.gz")), mask, affine)
+                if self.save_montage:
+                    picture = draw_montage(
+                        np.asarray(batch["scan"])[0], heatmap, mask, _truth(batch, mask), affine=affine
+                    )
+                    picture.save(finished.enter_context(atomic_path(f"{base}_montage.png")))
+            self.rows.append(self._row(case, mask, affine, output, time.perf_counter() - engine.started))  # type: ignore[attr-defined]
+
+    def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
+        millilitre = abs(np.linalg.det(affine[:3, :3])) / 1000.0
+        row = self._probabilities(case, np.asarray(output["probability"]))
+        row["threshold"] = round(float(output["threshold"]), 4)
+        row["volume_ml"] = round(float((mask > 0).sum() * millilitre), 3)
+        row["seconds"] = round(seconds, 2)
+        return row
+
+
+def _truth(batch: Mapping, mask: np.ndarray) -> np.ndarray | None:
+    """The ground truth, if there is one and it can be outlined: `CaseScores` complains about one on another grid."""
+    label = np.asarray(batch["label"])[0] if "label" in batch else None
+    return label > 0 if label is not None and label.shape == mask.shape else None

@@ -1,0 +1,29 @@
+"""From maps to masks: morphology, thresholds, refinement by intensity, and the baselines that need no map."""
+
+from .baselines import INTENSITIES, BaselineMasksd, Thresholds, fit_baselines
+from .morphology import clean, each_slice, largest_component, least_voxels, smooth_in_organ, without_thin
+from .refine import open_slices, refine_by_intensity, smooth_along_slices
+from .thresholds import best_threshold, multi_otsu, otsu, threshold_grid
+from .transforms import BINARIZE, MapsToMaskd
+
+__all__ = [
+    "BINARIZE",
+    "INTENSITIES",
+    "BaselineMasksd",
+    "MapsToMaskd",
+    "Thresholds",
+    "best_threshold",
+    "clean",
+    "each_slice",
+    "fit_baselines",
+    "largest_component",
+    "least_voxels",
+    "multi_otsu",
+    "open_slices",
+    "otsu",
+    "refine_by_intensity",
+    "smooth_along_slices",
+    "smooth_in_organ",
+    "threshold_grid",
+    "without_thin",
+]

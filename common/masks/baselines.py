@@ -1,0 +1,126 @@
+"""The rivals that need no learned map: intensity thresholds, plain, gated by slice labels, without thin parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, ResampleToMatchd, apply_transform
+from tqdm import tqdm
+
+from ..metrics import dice
+from ..tensors import as_array, like_image, spacing_of
+from .morphology import largest_component, smooth_in_organ, without_thin
+from .refine import open_slices
+
+INTENSITIES = tuple(np.round(np.arange(0.7, 2.55, 0.1), 2).tolist())
+
+
+class Thresholds(NamedTuple):
+    """Of the rivals, in organ medians; `opened` is of the image without what is thinner than `opening_mm`."""
+
+    plain: float
+    gated: float
+    opened: float | None = None
+    opening_mm: float | None = None
+
+
+def fit_baselines(
+    cases: Sequence[dict],
+    preprocessing: Callable,
+    *,
+    intensities: Sequence[float] = INTENSITIES,
+    smooth_mm: float = 0.0,
+    openings_mm: Sequence[float] = (),
+    progress: bool = True,
+) -> Thresholds:
+    """Thresholds with the best mean 3D Dice on training cases.
+
+    The gated threshold opens the slices whose true label is positive and keeps the largest component. The rivals
+    may look at training masks; the methods may not.
+
+    Args:
+        cases: training cases with `image` and `label`; those without a label are left out.
+        preprocessing: gives `image` `[image channels, organ, H, W, D]`.
+        intensities: what to try.
+        smooth_mm: in-plane Gaussian of the image before it is thresholded.
+        openings_mm: radii of `common.masks.without_thin`, each tried with each threshold; without any, `opened`
+            stays None.
+
+    Raises:
+        ValueError: no case has a mask.
+    """
+    cases = [case for case in cases if "label" in case]
+    if not cases:
+        raise ValueError("no training case has a mask to fit the baselines on: give --intensities '[1.4, 1.2]'")
+    to_image_grid = ResampleToMatchd(keys="label", key_dst="image", mode="nearest")
+    scores = np.zeros((len(cases), len(intensities), 2 + len(openings_mm)))
+    for row, case in zip(scores, tqdm(cases, desc="fitting baselines", unit="case", disable=not progress), strict=True):
+        preprocessed: Any = apply_transform(preprocessing, case)
+        read = to_image_grid(preprocessed)
+        image, truth = read["image"].numpy(), read["label"][0].numpy() > 0
+        organ, positive, spacing = image[-1] > 0.5, truth.any(axis=(0, 1)), spacing_of(read["image"])
+        shown = smooth_in_organ(image[0], organ, sigma_mm=smooth_mm, spacing=spacing)
+        opened = [without_thin(shown, radius_mm=radius, spacing=spacing) for radius in openings_mm]
+        for i, intensity in enumerate(intensities):
+            bright = (shown > intensity) & organ
+            broad = [dice((image > intensity) & organ, truth) for image in opened]
+            row[i] = dice(bright, truth), dice(largest_component(bright & positive), truth), *broad
+    mean = scores.mean(axis=0)
+    plain, gated = (float(intensities[i]) for i in mean[:, :2].argmax(axis=0))
+    if not openings_mm:
+        return Thresholds(plain, gated)
+    i, k = np.unravel_index(mean[:, 2:].argmax(), mean[:, 2:].shape)
+    return Thresholds(plain, gated, float(intensities[i]), float(openings_mm[k]))
+
+
+class BaselineMasksd(MapTransform):
+    """Add what needs no learned map: `baseline_threshold`, `_gated`, `_opened`, `_opened_gated`, on the model's grid.
+
+    The first is every organ voxel brighter than `plain` organ medians. The second, with a threshold of its own, keeps
+    it only in slices that the classifier's probability opens, and of that the largest component. The others are the
+    same of the image that `common.masks.without_thin` leaves, both with the threshold `opened`.
+
+    Args:
+        keys: the network's input `[image channels, organ, H, W, D]`.
+        thresholds: as `Thresholds`; plain and gated alone leave the other two masks out.
+        gate: as in `common.masks.MapsToMaskd`, whose `slice_probability` is used.
+        smooth_mm: in-plane Gaussian of the image before it is thresholded.
+
+    Raises:
+        ValueError: one of the two numbers that belong to the opening without the other, or a wrong count.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        *,
+        thresholds: Sequence[float | None],
+        gate: float | None = 0.5,
+        smooth_mm: float = 0.0,
+    ) -> None:
+        super().__init__(keys)
+        if len(thresholds) not in (2, 4) or None in thresholds[:2] or sum(x is None for x in thresholds[2:]) == 1:
+            raise ValueError(f"thresholds must be {Thresholds._fields} or the first two; got {tuple(thresholds)}")
+        self.thresholds = Thresholds(*thresholds)  # type: ignore[arg-type]
+        self.gate = gate
+        self.smooth_mm = smooth_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        plain, gated, opened, radius = self.thresholds
+        for key in self.key_iterator(data):
+            image = data[key]
+            volume, spacing = as_array(image), spacing_of(image)
+            organ = volume[-1] > 0.5
+            shown = smooth_in_organ(volume[0], organ, sigma_mm=self.smooth_mm, spacing=spacing)
+            slices = open_slices(as_array(data["slice_probability"]), self.gate) > 0
+            masks = {"threshold": (shown > plain) & organ, "gated": largest_component((shown > gated) & organ & slices)}
+            if opened is not None and radius is not None:
+                broad = without_thin(shown, radius_mm=radius, spacing=spacing)
+                masks["opened"] = (broad > opened) & organ
+                masks["opened_gated"] = largest_component(masks["opened"] & slices)
+            data |= {f"baseline_{k}": like_image(image, mask[None].astype(np.uint8)) for k, mask in masks.items()}
+        return data

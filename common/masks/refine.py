@@ -1,0 +1,98 @@
+"""From maps to masks: gate the slices, threshold the map, then follow the intensity inside what it points at.
+
+Arrays are `[H, W, D]` in the model's grid, slices along the last axis, `spacing` in millimetres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage as ndi
+from skimage.morphology import disk
+
+from .morphology import each_slice, largest_component
+
+
+def smooth_along_slices(probability: np.ndarray, *, sigma_mm: float, slice_mm: float) -> np.ndarray:
+    """Gaussian smoothing of slice probabilities `[C, D]` over neighbouring slices; `sigma_mm=0` changes nothing.
+
+    A lesion spans neighbouring slices, so a lone slice is less credible than a run of them.
+    """
+    if sigma_mm <= 0 or probability.shape[-1] < 2:
+        return probability
+    return ndi.gaussian_filter1d(probability, sigma_mm / slice_mm, axis=-1, mode="nearest")
+
+
+def open_slices(probability: np.ndarray, gate: float | None) -> np.ndarray:
+    """Class of each slice, `[D]` of `[C, D]` probabilities: 0 stays shut, others are looked into.
+
+    Args:
+        gate: a slice is open when its probability of not being class 0 exceeds it; None opens it when class 0 is not
+            the most probable one.
+    """
+    leading = 1 + probability[1:].argmax(axis=0)
+    opened = probability.argmax(axis=0) > 0 if gate is None else 1 - probability[0] > gate
+    return np.where(opened, leading, 0)
+
+
+def refine_by_intensity(
+    seed: np.ndarray,
+    image: np.ndarray,
+    organ: np.ndarray,
+    *,
+    spacing: Sequence[float],
+    dilate_mm: float = 4.5,
+    intensity: float = 1.25,
+    adaptive: float = 0.0,
+    smooth_mm: float = 1.0,
+    opening_mm: float = 1.5,
+    largest: bool = True,
+) -> np.ndarray:
+    """Bright voxels of the organ near the seed: weak maps point at a lesion, its brightness gives the outline.
+
+    The seed's slices are dilated by `dilate_mm`; voxels brighter than a threshold stay; a small opening removes
+    specks, holes are filled slice by slice.
+
+    Args:
+        seed: bool, what the map marks.
+        image: in multiples of the organ's median intensity.
+        organ: bool.
+        spacing: millimetres of the three axes.
+        dilate_mm: in-plane reach beyond the seed.
+        intensity: brightness threshold in organ medians.
+        adaptive: with a > 0 the threshold is at least `1 + a·(m − 1)`, m = median brightness of the seed where it is
+            above `intensity`: half way between organ and lesion for a = 0.5.
+        smooth_mm: in-plane Gaussian of the image before it is thresholded.
+        opening_mm: radius of the opening.
+        largest: keep the largest 3D component (26-connected): right for one lesion (glioma), wrong for many (MS).
+
+    Returns:
+        Bool mask inside the organ; empty for an empty seed.
+    """
+    if not seed.any():
+        return np.zeros_like(seed, dtype=bool)
+    pixels = np.asarray(spacing[:2], dtype=float)
+    reach_mm = max(2 * (dilate_mm + opening_mm), dilate_mm + 4 * smooth_mm)  # the Gaussian is cut at 4 sigma
+    box = _bounding_box(seed, np.ceil(reach_mm / pixels).astype(int) + 2)
+    inside, bright, allowed = seed[box], image[box], organ[box]
+    bright = ndi.gaussian_filter(bright.astype(np.float32), (*(smooth_mm / pixels), 0))
+    threshold = intensity
+    sure = inside & (bright > intensity)
+    if adaptive > 0 and sure.any():
+        threshold = max(intensity, 1 + adaptive * (float(np.median(bright[sure])) - 1))
+    reach = each_slice(lambda s: ndi.distance_transform_edt(~s, sampling=pixels) <= dilate_mm, inside)
+    kept = reach & allowed & (bright > threshold)
+    if opening_mm > 0:
+        element = disk(max(1, round(opening_mm / float(pixels.mean()))))
+        kept = each_slice(lambda s: ndi.binary_opening(s, element), kept)
+    kept = each_slice(ndi.binary_fill_holes, kept) & allowed
+    mask = np.zeros_like(seed, dtype=bool)
+    mask[box] = largest_component(kept) if largest else kept
+    return mask
+
+
+def _bounding_box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, ...]:
+    (box,) = ndi.find_objects(mask.astype(np.uint8))
+    rows = [slice(max(s.start - int(m), 0), s.stop + int(m)) for s, m in zip(box[:2], margin, strict=True)]
+    return (*rows, box[2])

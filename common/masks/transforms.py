@@ -1,0 +1,156 @@
+"""From maps to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from ..metrics import heat_outside
+from ..tensors import as_array, like_image, spacing_of
+from .morphology import clean, each_slice, largest_component, least_voxels
+from .refine import open_slices, refine_by_intensity, smooth_along_slices
+from .thresholds import multi_otsu, otsu
+
+BINARIZE = ("fixed", "multi_otsu", "otsu", "quantile")
+
+
+class MapsToMaskd(MapTransform):
+    """Turn the maps and slice probabilities of `SliceMapInferer` into a heatmap, a mask and the numbers beside them.
+
+    Writes `pred` (label values `[1, H, W, D]`), `heatmap` (raw evidence against class 0, its minimum outside the
+    organ), `probability` `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability`
+    `[C, D]`, `threshold`, and `heat_outside`, the share of positive evidence that lay outside the organ.
+
+    Args:
+        keys: the inferer's output `[2C, H, W, D]`.
+        image_key: the network's input `[image channels, organ, H, W, D]`, in multiples of the organ's median.
+        organ_channel: whether the last channel of the input is the organ mask.
+        gate: a slice holds a lesion when its probability of not being class 0 exceeds it; None: when another class
+            is the most probable one.
+        smooth_mm: Gaussian along the slices before the gate.
+        binarize: `fixed`; `multi_otsu` (three classes, the highest threshold, slice by slice); or, of the volume's
+            heat inside the organ, `otsu` or `quantile`.
+        threshold: of the map, for `fixed`.
+        offset: subtracted from the multi-Otsu threshold.
+        quantile: of the heat inside the organ, for `quantile`.
+        evidence: `predicted` shows the predicted class's map, `sum` adds the maps of all classes but 0.
+        clean_options: of `common.masks.clean`, applied slice by slice.
+        refine: keyword arguments of `common.masks.refine_by_intensity`; None leaves the thresholded map.
+        largest: without refinement: keep only the largest 3D component.
+        min_component_ml: smaller 3D components are dropped.
+        min_volume_ml: smaller masks are emptied.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        *,
+        image_key: str = "image",
+        organ_channel: bool = True,
+        gate: float | None = 0.5,
+        smooth_mm: float = 0.0,
+        binarize: Literal["fixed", "multi_otsu", "otsu", "quantile"] = "fixed",
+        threshold: float = 0.0,
+        offset: float = 0.0,
+        quantile: float = 0.98,
+        evidence: Literal["predicted", "sum"] = "predicted",
+        clean_options: Mapping[str, Any] | None = None,
+        refine: Mapping[str, Any] | None = None,
+        largest: bool = False,
+        min_component_ml: float = 0.0,
+        min_volume_ml: float = 0.0,
+    ) -> None:
+        super().__init__(keys)
+        if binarize not in BINARIZE:
+            raise ValueError(f"binarize must be one of {BINARIZE}, got {binarize!r}")
+        if not 0 <= quantile <= 1:
+            raise ValueError(f"quantile must lie in [0, 1], got {quantile}")
+        if evidence not in ("predicted", "sum"):
+            raise ValueError(f"evidence must be 'predicted' or 'sum', got {evidence!r}")
+        self.image_key = image_key
+        self.organ_channel = organ_channel
+        self.gate = gate
+        self.smooth_mm = smooth_mm
+        self.binarize = binarize
+        self.threshold = threshold
+        self.offset = offset
+        self.quantile = quantile
+        self.evidence = evidence
+        self.clean_options = dict(clean_options or {})
+        self.refine = dict(refine) if refine is not None else None
+        self.largest = largest
+        self.min_component_ml = min_component_ml
+        self.min_volume_ml = min_volume_ml
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            image = data[self.image_key]
+            spacing = spacing_of(image)
+            output = as_array(data[key])
+            classes = output.shape[0] // 2
+            maps, probability = output[:classes], output[classes:, 0, 0, :]
+            volume = as_array(image)
+            organ = volume[-1] > 0.5 if self.organ_channel else np.ones(volume.shape[1:], dtype=bool)
+            probability = smooth_along_slices(probability, sigma_mm=self.smooth_mm, slice_mm=spacing[2])
+            classes_of_slices = open_slices(probability, self.gate)
+            suspicious = probability[:, int((1 - probability[0]).argmax())]
+            everywhere = self._evidence(maps, classes_of_slices, suspicious)
+            # Outside there is as little evidence as anywhere inside, so that any threshold leaves it out.
+            heat = np.where(organ, everywhere, everywhere[organ].min(initial=0.0))
+            threshold = self._threshold(heat, organ)
+            seed = self._seed(heat, organ, threshold) & (classes_of_slices > 0)
+            mask = self._mask(seed, volume[0], organ, spacing)
+            if mask.sum() * float(np.prod(spacing)) / 1000.0 < self.min_volume_ml:
+                mask[:] = False
+            data[key] = like_image(image, (mask * classes_of_slices)[None].astype(np.uint8))
+            data["heatmap"] = like_image(image, heat[None].astype(np.float32))
+            data["probability"] = torch.as_tensor(suspicious)
+            data["slice_probability"] = torch.as_tensor(probability)
+            data["heat_outside"] = torch.tensor(heat_outside(everywhere, organ))
+            data["threshold"] = torch.tensor(threshold)
+        return data
+
+    def _evidence(self, maps: np.ndarray, classes_of_slices: np.ndarray, suspicious: np.ndarray) -> np.ndarray:
+        margins = maps[1:] - maps[:1]
+        if self.evidence == "sum":
+            return margins.sum(axis=0)
+        # A slice without finding still shows evidence: that of the volume's leading class.
+        leading = 1 + int(suspicious[1:].argmax())
+        shown = np.where(classes_of_slices > 0, classes_of_slices, leading) - 1
+        return np.take_along_axis(margins, shown[None, None, None, :], axis=0)[0]
+
+    def _threshold(self, heat: np.ndarray, organ: np.ndarray) -> float:
+        """The threshold of the whole volume; of multi-Otsu, which has one a slice, the offset."""
+        if self.binarize == "multi_otsu":
+            return self.offset
+        if self.binarize == "fixed" or not organ.any():
+            return self.threshold
+        return otsu(heat, mask=organ) if self.binarize == "otsu" else float(np.quantile(heat[organ], self.quantile))
+
+    def _seed(self, heat: np.ndarray, organ: np.ndarray, threshold: float) -> np.ndarray:
+        if self.binarize != "multi_otsu":
+            return (heat > threshold) & organ
+        seed = np.zeros(heat.shape, dtype=bool)
+        for z in np.flatnonzero(organ.any(axis=(0, 1))):
+            plane = heat[..., z]
+            seed[..., z] = plane > multi_otsu(plane, offset=self.offset, mask=organ[..., z])
+        return seed & organ
+
+    def _mask(
+        self, seed: np.ndarray, image: np.ndarray, organ: np.ndarray, spacing: tuple[float, float, float]
+    ) -> np.ndarray:
+        if self.clean_options:
+            seed = each_slice(lambda s: clean(s, **self.clean_options), seed)
+        if self.refine is not None:
+            mask = refine_by_intensity(seed, image, organ, spacing=spacing, **self.refine)
+        else:
+            mask = largest_component(seed) if self.largest else seed
+        if self.min_component_ml > 0 and mask.any():
+            mask = clean(mask, min_size=least_voxels(self.min_component_ml, spacing))
+        return mask

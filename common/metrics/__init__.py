@@ -1,0 +1,43 @@
+"""Scores of masks, heatmaps and probabilities, and their bootstrap intervals."""
+
+from .bootstrap import bootstrap_by_patient, bootstrap_interval, summarize
+from .functional import (
+    balanced_accuracy,
+    classification_scores,
+    component_scores,
+    dice,
+    dice_from_counts,
+    healthy_false_positive_rate,
+    heat_outside,
+    iou,
+    iou_from_counts,
+    max_iou,
+    miou_from_counts,
+    paper_dsc,
+    pooled_miou,
+    roc_auc,
+    slice_dice,
+    voxel_counts,
+)
+
+__all__ = [
+    "balanced_accuracy",
+    "bootstrap_by_patient",
+    "bootstrap_interval",
+    "classification_scores",
+    "component_scores",
+    "dice",
+    "dice_from_counts",
+    "healthy_false_positive_rate",
+    "heat_outside",
+    "iou",
+    "iou_from_counts",
+    "max_iou",
+    "miou_from_counts",
+    "paper_dsc",
+    "pooled_miou",
+    "roc_auc",
+    "slice_dice",
+    "summarize",
+    "voxel_counts",
+]

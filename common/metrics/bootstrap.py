@@ -1,0 +1,122 @@
+"""Percentile bootstrap intervals by patient, and summaries of one value per patient. NaN is never counted as 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+def _defined(values: ArrayLike) -> np.ndarray:
+    """The values that are not NaN, flat."""
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    return flat[~np.isnan(flat)]
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    *,
+    statistic: Callable[..., Any] = np.mean,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of one value per patient (through SciPy).
+
+    Args:
+        values: one number per patient; NaN is dropped.
+        statistic: takes values, returns a number; much faster if it takes ``axis``, as NumPy's do.
+        level: coverage.
+        resamples: number of bootstrap samples.
+        seed: of the random generator.
+
+    Returns:
+        Lower and upper bound; both NaN with fewer than two values.
+    """
+    kept = _defined(values)
+    if kept.size < 2:
+        return np.nan, np.nan
+    interval = stats.bootstrap(
+        (kept,),
+        statistic,
+        n_resamples=resamples,
+        confidence_level=level,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def bootstrap_by_patient(
+    patients: ArrayLike,
+    statistic: Callable[..., float],
+    *arrays: ArrayLike,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval that draws patients, each with all of its slices.
+
+    Slices of one patient resemble each other; drawing slices one by one would make the interval far too narrow.
+
+    Args:
+        patients: patient of every slice, ``[N]``.
+        statistic: called as ``statistic(*arrays)`` on the drawn slices, e.g. :func:`common.metrics.roc_auc`; NaN
+            results are dropped.
+        *arrays: arrays with first axis N.
+        level: coverage.
+        resamples: number of bootstrap samples.
+        seed: of the random generator.
+
+    Returns:
+        Lower and upper bound; both NaN with fewer than two patients or without any defined result.
+
+    Raises:
+        ValueError: if an array's first axis is not N.
+    """
+    ids = np.asarray(patients)
+    data = [np.asarray(a) for a in arrays]
+    if ids.ndim != 1 or any(a.shape[:1] != ids.shape for a in data):
+        raise ValueError(
+            f"patients must be [N] and every array [N, ...]; got {list(ids.shape)} and {[list(a.shape) for a in data]}"
+        )
+    names, member = np.unique(ids, return_inverse=True)
+    if len(names) < 2:
+        return np.nan, np.nan
+    rows = [np.flatnonzero(member == p) for p in range(len(names))]
+    generator = np.random.default_rng(seed)
+    results = []
+    for _ in range(resamples):
+        drawn = np.concatenate([rows[p] for p in generator.integers(len(names), size=len(names))])
+        results.append(statistic(*(a[drawn] for a in data)))
+    kept = _defined(results)
+    if not kept.size:
+        return np.nan, np.nan
+    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summarize(values: ArrayLike, **bootstrap: Any) -> dict[str, float]:
+    """Summary of one value per patient: mean, standard deviation, median and bootstrap interval.
+
+    Args:
+        values: one number per patient; NaN is dropped.
+        **bootstrap: options of :func:`bootstrap_interval`, e.g. ``statistic=np.median``; default: of the mean.
+
+    Returns:
+        ``mean``, ``std`` (of the sample, n − 1; NaN below two values), ``median``, ``low``, ``high``, ``count`` (values
+        that are not NaN). Without any value all but the count are NaN.
+    """
+    kept = _defined(values)
+    low, high = bootstrap_interval(kept, **bootstrap)
+    return {
+        "mean": float(kept.mean()) if kept.size else np.nan,
+        "std": float(kept.std(ddof=1)) if kept.size > 1 else np.nan,
+        "median": float(np.median(kept)) if kept.size else np.nan,
+        "low": low,
+        "high": high,
+        "count": int(kept.size),
+    }

@@ -1,0 +1,29 @@
+"""From an image file to what a network sees: checks, organ mask, normalization."""
+
+from .organ import (
+    ORGANS,
+    brain_mask,
+    head_mask,
+    learned_lung_mask,
+    lung_mask,
+    normalize_by_median,
+    normalize_by_mode,
+    organ_mask,
+    whole_image,
+)
+from .transforms import CheckImaged, Normalized, OrganMaskd
+
+__all__ = [
+    "ORGANS",
+    "CheckImaged",
+    "Normalized",
+    "OrganMaskd",
+    "brain_mask",
+    "head_mask",
+    "learned_lung_mask",
+    "lung_mask",
+    "normalize_by_median",
+    "normalize_by_mode",
+    "organ_mask",
+    "whole_image",
+]

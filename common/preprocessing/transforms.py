@@ -1,0 +1,144 @@
+"""Dictionary transforms that all bundles share: checks, organ mask, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from ..tensors import as_array, file_of, spacing_of
+from .organ import ORGANS, normalize_by_median, normalize_by_mode, organ_mask
+
+
+class CheckImaged(MapTransform):
+    """Refuse an image that a network would turn into nonsense, naming the file and what was expected.
+
+    Args:
+        keys: of images `[C, H, W, D]`.
+        channels: expected number of channels.
+
+    Raises:
+        ValueError: not 3D, another number of channels, NaN or infinite values, nothing but one value.
+    """
+
+    def __init__(self, keys: KeysCollection, *, channels: int) -> None:
+        super().__init__(keys)
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(dict(data)):
+            image = data[key]
+            name = file_of(image)
+            if image.ndim != 4 or (image.ndim == 4 and min(image.shape[1:3]) < 2):
+                raise ValueError(f"{name}: expected a 3D image, got shape {list(image.shape[1:])}")
+            if image.shape[0] != self.channels:
+                raise ValueError(
+                    f"{name}: expected {self.channels} channel(s), got {image.shape[0]}; "
+                    "give one image_pattern per modality, in the order of metadata.json"
+                )
+            if not bool(torch.isfinite(torch.as_tensor(image)).all()):
+                raise ValueError(f"{name}: holds NaN or infinite values; replace them before")
+            if float(image.max()) == float(image.min()):
+                raise ValueError(f"{name}: every voxel is {float(image.min()):g}, there is nothing to see")
+        return dict(data)
+
+
+class OrganMaskd(MapTransform):
+    """Add an organ mask `[1, H, W, D]` (float 0/1) of the first channel under `organ_key`.
+
+    A mask that is there already, loaded from a file, is kept: above 0.5 is organ.
+
+    Args:
+        keys: one image key, `[C, H, W, D]`, slices along the last axis.
+        organ: `brain`, `head`, `lung`, `lungmask` or `none` (everything; the papers' plain recipe); see
+            `common.preprocessing.organ`.
+        options: keyword arguments of that organ's function.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        organ: Literal["brain", "head", "lung", "lungmask", "none"],
+        organ_key: str = "organ",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(keys)
+        if organ not in ORGANS:
+            raise ValueError(f"organ must be one of {sorted(ORGANS)}, got {organ!r}")
+        self.organ = organ
+        self.organ_key = organ_key
+        self.options = dict(options or {})
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            image = data[key]
+            if self.organ_key in data:
+                data[self.organ_key] = _given(data[self.organ_key], image)
+                continue
+            mask = organ_mask(as_array(image[0]), spacing=spacing_of(image), organ=self.organ, **self.options)
+            data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
+        return data
+
+
+def _given(organ: Any, image: Any) -> Any:
+    if organ.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"{file_of(organ)}: the organ's mask has the shape {list(organ.shape[1:])}, its image "
+            f"{list(image.shape[1:])}; they must lie on one grid"
+        )
+    organ = (organ[:1] > 0.5).to(image.dtype)
+    if not bool(organ.any()):
+        raise ValueError(f"{file_of(organ)}: the organ's mask is empty")
+    return organ
+
+
+BY_ORGAN = {"organ_median": normalize_by_median, "organ_mode": normalize_by_mode}
+
+
+class Normalized(MapTransform):
+    """Bring intensities of all channels to a common scale, in place of scanner units.
+
+    Args:
+        keys: images `[C, H, W, D]`.
+        mode: `organ_median` gives multiples of the median inside the organ, clipped to `[0, upper]`, 0 outside, so
+            that skull-stripped and whole heads look alike (a percentile of the image would be set by scalp and fat);
+            `organ_mode` the same by the most frequent intensity, where a large part of the organ may be ill;
+            `slice_max` divides every slice by its maximum (GP-UNet's authors' code); `none` changes nothing.
+        organ_key: the organ mask.
+        upper: clip value of `organ_median` and `organ_mode`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        mode: Literal["organ_median", "organ_mode", "slice_max", "none"] = "organ_median",
+        organ_key: str = "organ",
+        upper: float = 4.0,
+    ) -> None:
+        super().__init__(keys)
+        if mode not in (*BY_ORGAN, "slice_max", "none"):
+            raise ValueError(f"mode must be one of {[*BY_ORGAN, 'slice_max', 'none']}, got {mode!r}")
+        self.mode: str = mode
+        self.organ_key = organ_key
+        self.upper = upper
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            image = data[key]
+            if self.mode == "slice_max":
+                peak = image.amax(dim=(1, 2), keepdim=True)
+                data[key] = image / torch.where(peak > 0, peak, torch.ones_like(peak))
+            elif self.mode in BY_ORGAN:
+                organ = as_array(data[self.organ_key])[0] > 0.5
+                data[key] = image.clone()
+                for channel in data[key]:
+                    values = BY_ORGAN[self.mode](as_array(channel), organ, upper=self.upper)
+                    channel.copy_(torch.as_tensor(values * organ))
+        return data

@@ -1,0 +1,168 @@
+"""The bundle as a user runs it: features of a phantom, training from yes/no labels, scored masks out."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from common.commands.features import features
+from common.commands.phantom import phantom_dataset
+from common.commands.run import run_bundle
+from common.features import FeatureStore
+from tests.bundles.conftest import REPOSITORY, infer, read_json, shuffle_within_slices
+
+BUNDLE = "insight_ct"
+ROOT = REPOSITORY / "bundles" / BUNDLE
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A phantom with its features."""
+    data = phantom_dataset(tmp_path_factory.mktemp("data"))
+    features(BUNDLE, str(data), configs=["inference.json", "phantom.json"], progress=False)
+    return data
+
+
+def entries(data: Path) -> dict[str, int]:
+    """When each entry of the store was written."""
+    found = FeatureStore(data / "features").entries()
+    return {entry.folder.name: (entry.folder / "entry.json").stat().st_mtime_ns for entry in found}
+
+
+def train(data: Path, output: Path, configs: Sequence[str] = ("train.json", "phantom.json"), **overrides) -> Path:
+    settings = {"dataset_dir": str(data), "output_dir": str(output), "progress": False} | overrides
+    run_bundle(BUNDLE, list(configs), **settings)
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """Folder of a training with the demo's settings, but shorter."""
+    before = entries(data)
+    output = train(data, tmp_path_factory.mktemp("training"), max_epochs=10)
+    assert entries(data) == before
+    return output
+
+
+@pytest.fixture(scope="module")
+def evaluation(data, trained, tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("evaluation")
+    before = entries(data)
+    run_bundle(
+        BUNDLE,
+        ["evaluate.json", "phantom.json"],
+        dataset_dir=str(data),
+        output_dir=str(output),
+        ckpt=str(trained / "model.pt"),
+        store_dir=str(data / "features"),
+        intensities=[1.4, 1.3],
+        progress=False,
+    )
+    return read_json(output / "summary.json") | {"output": output, "computed": set(entries(data)) - set(before)}
+
+
+def test_masks_beat_the_empty_mask_and_the_threshold(evaluation):
+    assert evaluation["dice"]["mean"] > evaluation["dice_empty"]["mean"] + 0.2
+    assert evaluation["dice"]["mean"] > evaluation["dice_baseline_threshold"]["mean"]
+
+
+def test_what_the_features_command_computed_is_found_by_training_and_by_evaluation(evaluation, trained, data):
+    assert len(entries(data)) == len(list(data.glob("*/flair.nii.gz")))
+    record = read_json(data / "features" / "features.json")  # of the last extraction, that of validation
+    validation = [case["case"] for case in read_json(data / "datalist.json")["validation"]]
+    assert sorted(record["found"]) == sorted(validation)
+    assert record["computed"] == []
+    assert not evaluation["computed"]
+
+
+def test_weights_kept_are_those_of_the_best_epoch_and_hold_no_encoder(trained):
+    with open(trained / "training_log.csv") as file:
+        reached = [float(row["auc"]) for row in csv.DictReader(file)]
+    checkpoint = torch.load(trained / "checkpoint.pt", weights_only=True)
+    assert checkpoint["best"] == pytest.approx(max(reached), abs=1e-4)
+    state = torch.load(trained / "model.pt", weights_only=True)
+    assert {key.split(".")[0] for key in state} == {"head", "encoder_fingerprint"}
+    assert (trained / "model.pt").stat().st_size < 2**20
+
+
+def test_a_second_stage_learns_from_the_firsts_pseudo_masks_and_no_mask_is_read(data, trained, tmp_path):
+    shutil.copytree(data, tmp_path / "data", copy_function=os.link)
+    for mask in (tmp_path / "data").glob("*/seg.nii.gz"):
+        mask.unlink()
+    configs = ["train.json", "phantom.json", "train_refine.json"]
+    teacher = str(trained / "model.pt")
+    student = train(tmp_path / "data", tmp_path / "student", configs, teacher_ckpt=teacher, max_epochs=4)
+    with open(student / "training_log.csv") as file:
+        log = list(csv.DictReader(file))
+    assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
+    assert float(log[-1]["auc"]) > 0.9
+    learned, taught = (torch.load(path / "model.pt", weights_only=True) for path in (student, trained))
+    assert learned.keys() == taught.keys()
+    assert torch.equal(learned["encoder_fingerprint"], taught["encoder_fingerprint"])
+
+
+def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, data, trained, tmp_path):
+    """Inference from the bundle's root, without a store, on two cases and a broken one."""
+    tested = sorted(path.name.removesuffix("_seg.nii.gz") for path in evaluation["output"].glob("*_seg.nii.gz"))[:2]
+    for case in tested:
+        shutil.copytree(data / case, tmp_path / "data" / case)
+    broken = tmp_path / "data" / "broken" / "flair.nii.gz"
+    broken.parent.mkdir()
+    broken.write_bytes((data / tested[0] / "flair.nii.gz").read_bytes()[:2000])
+    out = tmp_path / "out"
+    done = infer(BUNDLE, tmp_path / "data", trained / "model.pt", out, cwd=ROOT, check=False)
+    assert done.returncode != 0
+    assert "1 of 3 cases failed" in done.stderr
+    assert "broken" in done.stderr
+    for case in tested:
+        image = nib.load(data / case / "flair.nii.gz")
+        for name in ("seg", "heatmap"):
+            written = nib.load(out / f"{case}_{name}.nii.gz")
+            assert written.shape == image.shape
+            np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
+        # Features in the store are float16, which may tip a voxel over the threshold.
+        expected = nib.load(evaluation["output"] / f"{case}_seg.nii.gz").get_fdata() > 0
+        pred = nib.load(out / f"{case}_seg.nii.gz").get_fdata() > 0
+        assert 2 * (pred & expected).sum() >= 0.98 * (pred.sum() + expected.sum())
+    with open(out / "predictions.csv") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == tested
+
+
+def test_the_organs_mask_is_taken_from_its_file(data, trained, tmp_path):
+    """With nothing but the organ to bound it, the mask is the organ's."""
+    case = read_json(data / "datalist.json")["test"][0]["case"]
+    shutil.copytree(data / case, tmp_path / "data" / case)
+    image = nib.load(data / case / "flair.nii.gz")
+    organ = np.zeros(image.shape, np.uint8)
+    organ[20:37, 25:44, 3:9] = 1
+    nib.save(nib.Nifti1Image(organ, image.affine), tmp_path / "data" / case / "lung.nii.gz")
+    everything = {"threshold": "-1.0", "gate": "-1.0", "refine": "$None"}  # None itself would be ignored
+    infer(BUNDLE, tmp_path / "data", trained / "model.pt", tmp_path, lung_pattern="*/lung.nii.gz", **everything)
+    np.testing.assert_array_equal(nib.load(tmp_path / f"{case}_seg.nii.gz").get_fdata(), organ)
+
+
+def test_training_never_sees_where_in_a_slice_the_mask_is(tmp_path):
+    data = phantom_dataset(tmp_path / "data", cases=8)
+    states = []
+    for name in ("as_is", "shuffled"):
+        copy = shutil.copytree(data, tmp_path / name)
+        if name == "shuffled":
+            for path in copy.glob("*/mask.nii.gz"):
+                shuffle_within_slices(path)
+        train(copy, tmp_path / f"{name}_run", max_epochs=1, bags_per_epoch=16, zoom=1.0)
+        states.append(torch.load(tmp_path / f"{name}_run" / "model.pt", weights_only=True))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_weights_of_another_encoder_are_refused(data, trained, tmp_path):
+    done = infer(BUNDLE, data, trained / "model.pt", tmp_path, check=False, stride="4")
+    assert done.returncode != 0
+    assert "these weights were trained on features of another encoder" in done.stderr, done.stderr[-2000:]

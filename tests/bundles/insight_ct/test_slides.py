@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from skimage.measure import block_reduce
+
+from tests.bundles.conftest import load_script
+from tests.bundles.insight_ct.slides import GLASS, LESION, TISSUE, write_slide
+
+slides, slide_tiles = load_script("insight_ct", "slides.slide"), load_script("insight_ct", "slides.tiles")
+Slide, find_tissue = slides.Slide, slides.find_tissue
+TileGrid, Tiler, Tiles = slide_tiles.TileGrid, slide_tiles.Tiler, slide_tiles.Tiles
+
+
+def write_levels(path: Path, levels: list[np.ndarray], *, mpp: float) -> Path:
+    """A pyramid of given pictures."""
+    with tifffile.TiffWriter(path) as file:
+        for number, picture in enumerate(levels):
+            scale = levels[0].shape[0] / picture.shape[0]
+            known = {"resolution": (1e4 / (mpp * scale),) * 2, "resolutionunit": "CENTIMETER"}
+            options = {"tile": (128, 128), "compression": "zlib", "photometric": "rgb", "metadata": None}
+            file.write(picture, subfiletype=int(number > 0), **known, **options)
+    return path
+
+
+def noise(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def waves(side: int, extent: int) -> np.ndarray:
+    """A smooth picture of `extent` units, sampled with `side` pixels; the same whatever the sampling."""
+    x = (np.arange(side) + 0.5) * extent / side
+    planes = [np.outer(np.sin(x / a), np.cos(x / b)) for a, b in ((60, 90), (80, 50), (120, 70))]
+    return (127 + 100 * np.stack(planes, axis=-1)).round().astype(np.uint8)
+
+
+class TestRegion:
+    @pytest.mark.parametrize("backend", ["openslide", "tifffile"])
+    def test_gives_the_pixels_of_the_file(self, tmp_path, backend):
+        picture = noise((500, 700))
+        with Slide(write_levels(tmp_path / "a.tif", [picture], mpp=0.5), backend=backend) as slide:
+            assert slide.size == (700, 500)
+            assert slide.mpp == pytest.approx((0.5, 0.5))
+            np.testing.assert_array_equal(slide.region(130, 70, 200, 100, (100, 200)), picture[70:170, 130:330])
+
+    def test_takes_the_level_that_has_the_resolution(self, tmp_path):
+        fine, coarse = noise((512, 512)), noise((128, 128), seed=1)
+        with Slide(write_levels(tmp_path / "a.tif", [fine, coarse], mpp=0.5)) as slide:
+            np.testing.assert_array_equal(slide.region(64, 32, 256, 128, (32, 64)), coarse[8:40, 16:80])
+            halved = slide.region(64, 32, 256, 128, (64, 128)).astype(float)
+        assert np.abs(halved - block_reduce(fine[32:160, 64:320], (2, 2, 1), np.mean)).mean() < 20
+        assert np.abs(halved - block_reduce(fine[0:128, 0:256], (2, 2, 1), np.mean)).mean() > 25
+
+    @pytest.mark.parametrize("backend", ["openslide", "tifffile"])
+    def test_is_white_beyond_the_slide(self, tmp_path, backend):
+        with Slide(write_levels(tmp_path / "a.tif", [noise((300, 300)) // 2], mpp=0.5), backend=backend) as slide:
+            part = slide.region(200, 250, 200, 100, (100, 200))
+        assert (part[50:] == 255).all()
+        assert (part[:, 100:] == 255).all()
+        assert (part[:50, :100] < 128).all()
+
+    def test_tiles_show_the_same_whatever_resolution_and_pyramid_the_file_has(self, tmp_path):
+        files = {
+            "plain.tif": ([2048], 0.25),
+            "fours.tif": ([2048, 512, 128], 0.25),
+            "odd.tif": ([1400, 650], 512 / 1400),
+            "exact.tif": ([1024, 512], 0.5),
+        }
+        for name, (sides, mpp) in files.items():
+            path = write_levels(tmp_path / name, [waves(side, 2048) for side in sides], mpp=mpp)
+            with Slide(path) as slide:
+                corner = np.array([[round(100 / mpp), round(60 / mpp)]])  # 100 and 60 µm
+                tile = Tiles(slide, corner, tile_px=224, mpp=1.0)[0:1][0].numpy().transpose(1, 2, 0)
+            truth = waves(512, 2048)[60:284, 100:324] / 255
+            assert np.abs(tile - truth).max() < 0.025, name
+
+    def test_thumbnails_do_not_depend_on_the_parts_they_are_read_in(self, tmp_path):
+        with Slide(write_levels(tmp_path / "a.tif", [waves(1000, 2000)], mpp=1.0)) as slide:
+            whole, parts = slide.thumbnail(7.3, block=1000), slide.thumbnail(7.3, block=32)
+        assert whole.shape == (137, 137, 3)
+        assert np.abs(whole.astype(int) - parts).max() <= 6
+
+
+class TestBadSlides:
+    def test_names_a_file_that_is_missing_cut_off_or_something_else(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"a.tif does not exist"):
+            Slide(tmp_path / "a.tif")
+        (tmp_path / "b.svs").write_bytes(b"no slide")
+        with pytest.raises(ValueError, match=r"b.svs: cannot be read as a slide .*damaged"):
+            Slide(tmp_path / "b.svs")
+        whole = write_levels(tmp_path / "c.tif", [noise((600, 600))], mpp=0.5)
+        whole.write_bytes(whole.read_bytes()[:-2000])
+        with pytest.raises(ValueError, match=r"c.tif: cannot be read as a slide"):  # noqa: SIM117
+            with Slide(whole) as slide:
+                slide.region(0, 0, 600, 600, (600, 600))
+
+    @pytest.mark.parametrize("backend", ["openslide", "tifffile"])
+    def test_asks_for_a_resolution_that_the_file_lacks(self, tmp_path, backend):
+        path = write_slide(tmp_path / "a.tif", (600, 600), mpp=None, levels=1)
+        with pytest.raises(ValueError, match=r"a.tif: the file does not say .* --mpp_of_file 0.25"):
+            Slide(path, backend=backend)
+        with Slide(path, backend=backend, mpp_of_file=0.4) as slide:
+            assert slide.mpp == (0.4, 0.4)
+
+    def test_does_not_believe_in_a_guessed_unit(self, tmp_path, monkeypatch):
+        def guess(*_: object) -> tuple[float, float]:
+            warnings.warn("The resolution unit is missing, `micrometer` will be used as default.", stacklevel=2)
+            return (1.0, 1.0)
+
+        path = write_slide(tmp_path / "a.tif", (600, 600), levels=1)
+        monkeypatch.setattr(slides.WSIReader, "get_mpp", guess)
+        with pytest.raises(ValueError, match="the file does not say how large a pixel is"):
+            Slide(path)
+
+    def test_does_not_believe_in_72_dots_per_inch(self, tmp_path):
+        path = write_slide(tmp_path / "a.tif", (600, 600), mpp=25400 / 72, levels=1)
+        with pytest.raises(ValueError, match=r"352.8 × 352.8 µm cannot be the size of a pixel.*--mpp_of_file"):
+            Slide(path)
+
+    def test_names_the_extra_when_openslide_is_missing(self, tmp_path, monkeypatch):
+        path = write_slide(tmp_path / "a.tif", (600, 600), levels=1)
+        monkeypatch.setitem(sys.modules, "openslide", None)
+        with pytest.raises(ImportError, match=r"needs openslide: pip install 'weakseg-bundles\[wsi\]'"):
+            Slide(path)
+
+
+def thumbnail(colour: tuple[int, int, int] = TISSUE, box: tuple[slice, slice] = np.s_[50:150, 60:200]) -> np.ndarray:
+    """200 × 300 pixels of grainy glass with one object."""
+    picture = np.random.default_rng(0).normal(GLASS, 2, (200, 300, 3))
+    picture[box] = np.random.default_rng(1).normal(colour, 2, picture[box].shape)
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+class TestTissue:
+    def test_is_where_there_is_stain(self):
+        tissue = find_tissue(thumbnail(), mpp=8)
+        truth = np.zeros_like(tissue)
+        truth[50:150, 60:200] = True
+        assert (tissue != truth).sum() <= 20  # corners, rounded by filters
+
+    @pytest.mark.parametrize("colour", [(40, 160, 60), (30, 60, 200), (20, 20, 20), GLASS])
+    def test_is_neither_pen_nor_black_nor_glass(self, colour):
+        assert not find_tissue(thumbnail(colour), mpp=8).any()
+
+    def test_pens_may_be_kept(self):
+        assert find_tissue(thumbnail((40, 160, 60)), mpp=8, pen=False).any()
+
+    def test_haematoxylin_is_no_pen(self):
+        assert find_tissue(thumbnail((85, 70, 160)), mpp=8)[60:140, 70:190].all()
+
+    def test_a_slide_full_of_tissue_is_all_tissue(self):
+        picture = thumbnail(TISSUE, np.s_[:, :])
+        picture[:, 150:] = LESION  # Otsu's method alone would take this half only
+        assert find_tissue(picture, mpp=8).all()
+
+    def test_drops_specks_and_fills_holes_by_their_area(self):
+        picture = thumbnail()
+        picture[10:20, 10:20] = TISSUE  # 0.0064 mm²
+        picture[95:105, 95:105] = GLASS
+        tissue = find_tissue(picture, mpp=8)
+        assert not tissue[:30, :30].any()
+        assert tissue[95:105, 95:105].all()
+        tissue = find_tissue(picture, mpp=8, min_area_mm2=0.002, max_hole_mm2=0.002, blur_um=0, closing_um=0)
+        assert tissue[10:20, 10:20].all()
+        assert not tissue[96:104, 96:104].any()
+
+
+class TestGrid:
+    def test_covers_the_slide_and_no_more_than_a_tile_beyond(self):
+        for size in ((1, 1), (448, 448), (449, 1000), (3000, 777)):
+            grid = TileGrid(size, (0.25, 0.25), tile_px=224, mpp=0.5, stride_px=112, cells=16)
+            for tiles, cells, pixels in zip(grid.tiles, grid.shape, size[::-1], strict=True):
+                assert cells == (tiles - 1) * 8 + 16
+                assert cells * 28 >= pixels
+                assert (tiles - 1) * 224 + 224 < pixels or tiles == 1
+
+    @pytest.mark.parametrize("stride", [100, 0, 225])
+    def test_refuses_a_stride_that_is_no_whole_number_of_cells(self, stride):
+        with pytest.raises(
+            ValueError, match=r"stride=100 is not a whole .* a multiple of 14|between 1 and tile_px=224"
+        ):
+            TileGrid((1000, 1000), (0.5, 0.5), stride_px=stride)
+
+    @pytest.mark.parametrize(("mpp", "slide_mpp"), [(4.0, (0.5, 0.5)), (9.7, (0.23, 0.31))])
+    def test_share_is_the_area_of_tissue_in_each_cell(self, mpp, slide_mpp):
+        tissue = np.random.default_rng(0).random((60, 45)) > 0.6
+        width, height = (round(side * mpp / one) for side, one in zip((45, 60), slide_mpp, strict=True))
+        grid = TileGrid((width, height), slide_mpp, tile_px=64, mpp=0.5, stride_px=64, cells=4)
+        share = grid.tissue_share(tissue, mpp)
+        assert share.shape == grid.shape
+        fine = 40  # samples along a side of a cell
+        points = [(np.arange(n * fine) + 0.5) / fine * grid.cell_um / mpp for n in grid.shape]
+        padded = np.pad(tissue, 60)
+        sampled = padded[np.ix_(*((p + 60).astype(int) for p in points))].astype(float)
+        np.testing.assert_allclose(share, block_reduce(sampled, (fine, fine), np.mean), atol=0.06)
+        assert share.sum() * grid.cell_um**2 == pytest.approx(tissue.sum() * mpp**2, rel=1e-4)
+
+
+@pytest.fixture
+def slide_file(tmp_path: Path) -> Path:
+    """2000 × 1600 pixels of 0.5 µm; tissue and, in it, a lesion."""
+    tissue, lesion = (300, 200, 1500, 1300), (900, 700, 1100, 800)
+    return write_slide(tmp_path / "a.tif", (2000, 1600), tissue=[tissue], lesions=[lesion], levels=2)
+
+
+class TestTiler:
+    def test_keeps_tiles_with_tissue_and_knows_where_they_lie(self, slide_file):
+        tiled = Tiler(min_tissue=0.45)(str(slide_file), cells=16)
+        with tiled.slide:
+            expected = [
+                (x, y)
+                for y in range(0, 1600, 224)
+                for x in range(0, 2000, 224)
+                if (min(x + 224, 1500) - max(x, 300)) * (min(y + 224, 1300) - max(y, 200)) >= 0.45 * 224**2
+                and x < 1500
+                and y < 1300
+            ]
+            assert tiled.tiles.coordinates.tolist() == [list(corner) for corner in expected]
+            assert (tiled.corners * 14 == tiled.tiles.coordinates[:, ::-1]).all()
+            with Image.open(slide_file) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            x, y = tiled.tiles.coordinates[20]
+            shown = tiled.tiles[20:21][0].numpy().transpose(1, 2, 0)
+            np.testing.assert_allclose(shown * 255, pixels[y : y + 224, x : x + 224], atol=1e-3)
+
+    def test_inside_is_the_share_of_tissue_in_the_cells_of_a_tile(self, slide_file):
+        tiled = Tiler()(str(slide_file), cells=16)
+        with tiled.slide:
+            inside = tiled.inside(slice(0, len(tiled.tiles)))
+            assert list(inside.shape) == [len(tiled.tiles), 1, 16, 16]
+            for share, (x, y) in zip(inside[:, 0].numpy(), tiled.tiles.coordinates.tolist(), strict=True):
+                centres = np.arange(7, 224, 14)
+                rows, columns = (y + centres > 200) & (y + centres < 1300), (x + centres > 300) & (x + centres < 1500)
+                to_edge = [
+                    np.abs(np.subtract.outer(edges, corner + centres)).min(axis=0)
+                    for edges, corner in (((200, 1300), y), ((300, 1500), x))
+                ]
+                clear = np.logical_and.outer(to_edge[0] > 14, to_edge[1] > 14)
+                clear &= np.logical_or.outer(to_edge[0] > 60, to_edge[1] > 60)  # filters round the corners
+                assert clear.sum() > 100
+                np.testing.assert_allclose(share[clear], np.outer(rows, columns)[clear], atol=0.02)
+
+    def test_threads_and_parts_change_nothing(self, slide_file):
+        with Tiler(stride=112)(str(slide_file), cells=16).slide as slide:
+            coordinates = np.array([[300, 200], [412, 200], [0, 0], [1900, 1500]])
+            one = Tiles(slide, coordinates, tile_px=224, mpp=0.5)
+            many = Tiles(slide, coordinates, tile_px=224, mpp=0.5, threads=4)
+            np.testing.assert_array_equal(one[0:4], many[0:4])
+            np.testing.assert_array_equal(one[2:4], many[0:4][2:])
+            assert list(one[4:4].shape) == [0, 3, 224, 224]
+
+    def test_seeks_tissue_in_a_thumbnail_of_limited_size(self, slide_file):
+        tiled = Tiler(thumbnail_px=50)(str(slide_file), cells=16)
+        tiled.slide.close()
+        assert (tiled.thumbnail_mpp, tiled.tissue.shape) == (20.0, (40, 50))
+        assert tiled.tissue.mean() == pytest.approx(1200 * 1100 / (2000 * 1600), rel=0.05)
+
+    def test_refuses_a_blank_slide_and_closes_it(self, tmp_path):
+        path = write_slide(tmp_path / "blank.tif", (1500, 1500))
+        with pytest.raises(ValueError, match=r"blank.tif: no tissue found"):
+            Tiler()(str(path), cells=16)
+
+    def test_recipe_changes_with_every_option_but_the_threads(self):
+        recipes = {Tiler().recipe, Tiler(threads=8).recipe}
+        assert len(recipes) == 1
+        changes = [
+            {"tile_px": 256},
+            {"mpp": 1.0},
+            {"stride": 112},
+            {"min_tissue": 0.2},
+            {"tissue_mpp": 4.0},
+            {"thumbnail_px": 999},
+        ]
+        changes += [{"tissue": {"pen": False}}, {"mpp_of_file": 0.25}, {"backend": "tifffile"}]
+        recipes |= {Tiler(**change).recipe for change in changes}
+        assert len(recipes) == 1 + len(changes)
+
+    def test_picture_dims_what_is_left_out(self, slide_file):
+        tiled = Tiler(min_tissue=0.9)(str(slide_file), cells=16)
+        with tiled.slide:
+            picture = np.asarray(tiled.picture(longest=1000)).astype(int)
+        assert picture.shape == (800, 1000, 3)
+        assert np.abs(picture[20, 20] - np.array(GLASS) // 2).max() <= 1
+        assert np.abs(picture[375, 470] - LESION).max() <= 1
+        assert np.abs(picture[106, 400] - np.array(TISSUE) // 2).max() <= 1  # in a tile with too little tissue
+
+    def test_real_slide_has_tissue_in_the_middle_and_glass_in_the_corner(self, real_data):
+        tiled = Tiler()(str(real_data("wsi") / "small_HE.svs"), cells=16)
+        with tiled.slide:
+            assert tiled.slide.mpp == (0.499, 0.499)
+            assert 0.2 < tiled.tissue.mean() < 0.6
+            assert tiled.share[150:200, 70:90].mean() > 0.9
+            assert tiled.share[:50, :40].mean() < 0.02
+            assert 40 < len(tiled.tiles) < 110

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+import torch
+
+from common.features import Busy, FeatureStore
+from tests.bundles.conftest import REPOSITORY, load_script, monai_bundle
+from tests.bundles.insight_ct.slides import (
+    Box,
+    ColourEncoder,
+    colour_network,
+    corners_of,
+    run_slides,
+    write_annotation,
+    write_slide,
+)
+
+slide_bags, slide_tiles = load_script("insight_ct", "slides.bags"), load_script("insight_ct", "slides.tiles")
+
+TISSUE: Box = (350, 400, 2100, 1950)
+LESIONS: tuple[Box, ...] = ((600, 700, 1100, 900), (1500, 1300, 1600, 1800))
+
+
+def slide_case(folder: Path, name: str = "a", cls: Any = 1, **options: Any) -> dict[str, Any]:
+    """A case of 2500 × 2500 pixels of 0.5 µm."""
+    options = {"tissue": [TISSUE], "lesions": LESIONS if cls else ()} | options
+    path = write_slide(folder / f"{name}.tif", (2500, 2500), **options)
+    return {"case": name, "patient": name, "image": str(path), "cls": cls}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def planted(shape: tuple[int, ...], cell: float, lesions: tuple[Box, ...] = LESIONS) -> np.ndarray:
+    """Cells whose centres lie in a lesion."""
+    y, x = np.meshgrid(*((np.arange(n) + 0.5) * cell for n in shape), indexing="ij")
+    return np.any([(x0 < x) & (x < x1) & (y0 < y) & (y < y1) for x0, y0, x1, y1 in lesions], axis=0)
+
+
+class TestRun:
+    def test_lesions_come_back_at_their_place(self, tmp_path):
+        case = slide_case(tmp_path)
+        case["label"] = str(write_annotation(tmp_path / "a.xml", [("Tumor", corners_of(box)) for box in LESIONS]))
+        run_slides([case], tmp_path / "out")
+        out = sorted(path.name for path in (tmp_path / "out").iterdir())
+        files = ["heatmap.ome.tif", "heatmap_tumour.tif", "overlay.png", "seg.tif", "tiles.png"]
+        assert out == sorted([f"a_{name}" for name in files] + ["predictions.csv", "metrics.csv", "summary.json"])
+        heat, mask = (tifffile.imread(tmp_path / "out" / f"a_{name}.tif") for name in ("heatmap.ome", "seg"))
+        expected = planted(mask.shape, 14)
+        assert ((mask > 0) != expected).sum() < 0.15 * expected.sum()  # cells that are cut by an edge
+        assert heat[expected].mean() > 0.9
+        with openslide.OpenSlide(tmp_path / "out" / "a_heatmap_tumour.tif") as picture:
+            assert float(picture.properties["openslide.mpp-x"]) * picture.dimensions[0] >= 2500 * 0.5
+            assert np.asarray(picture.read_region((850 // 14, 800 // 14), 0, (1, 1)))[0, 0, 0] == 255
+        (row,) = rows_of(tmp_path / "out" / "predictions.csv")
+        assert (row["case"], float(row["probability_tumour"]), float(row["probability_none"])) == ("a", 1, 0)
+        assert float(row["area_mm2_tumour"]) == pytest.approx(150_000 * 0.25e-6, rel=0.15)
+        assert float(row["tissue_mm2"]) == pytest.approx(1750 * 1550 * 0.25e-6, rel=0.02)
+        (row,) = rows_of(tmp_path / "out" / "metrics.csv")
+        assert float(row["dice"]) > 0.9
+        assert (row["tp"], row["fp"], row["fn"], row["dice_empty"]) == ("2", "0", "0", "0.0")
+        assert float(row["dice_tissue"]) == pytest.approx(2 * 0.15 / (0.15 + 1.75 * 1.55), rel=0.1)
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["slides"] == 1
+        assert summary["dice"]["mean"] == float(row["dice"])
+
+    def test_glass_has_no_heat_whatever_the_head_makes_of_it(self, tmp_path):
+        network = colour_network()
+        network.head.heatmap = lambda features, inside: (
+            torch.ones_like(features[:, :1]) if inside is None else (inside > 0.5).float()
+        )
+        run_slides([slide_case(tmp_path)], tmp_path / "out", network=network)
+        heat = tifffile.imread(tmp_path / "out" / "a_heatmap.ome.tif")
+        margin = 14  # cells that are cut by the tissue's edge may go either way
+        x0, y0, x1, y1 = TISSUE
+        tissue = planted(heat.shape, 14, ((x0 - margin, y0 - margin, x1 + margin, y1 + margin),))
+        assert heat[~tissue].max() == 0
+        assert heat[planted(heat.shape, 14)].min() == 1
+
+    def test_overlapping_tiles_agree_with_tiles_side_by_side(self, tmp_path):
+        case = slide_case(tmp_path)
+        heats = []
+        for stride in (224, 112):
+            run_slides([case], tmp_path / str(stride), tiler={"stride": stride, "min_tissue": 0.001})
+            heats.append(tifffile.imread(tmp_path / str(stride) / "a_heatmap.ome.tif"))
+        side = min(len(heat) for heat in heats)
+        np.testing.assert_allclose(heats[0][:side, :side], heats[1][:side, :side], atol=1e-5)
+
+    def test_several_labels_have_a_map_each_and_one_mask(self, tmp_path):
+        classes = ("none", "DCIS", "ADH")
+        run_slides([slide_case(tmp_path, cls=["DCIS"])], tmp_path / "out", classes=classes)
+        heat, mask = (tifffile.imread(tmp_path / "out" / f"a_{name}.tif") for name in ("heatmap.ome", "seg"))
+        assert heat.shape[0] == 2
+        assert heat[1].max() == 0
+        assert set(np.unique(mask)) == {0, 1}
+        assert (tmp_path / "out" / "a_heatmap_ADH.tif").is_file()
+        (row,) = rows_of(tmp_path / "out" / "predictions.csv")
+        assert (row["probability_ADH"], row["threshold_ADH"], row["area_mm2_ADH"]) == ("0.0", "inf", "0.0")
+
+    def test_a_negative_slide_has_an_empty_mask_behind_the_gate_and_its_false_area_without(self, tmp_path):
+        case = slide_case(tmp_path, cls=0, colours=((244, 243, 245), (230, 150, 200), (0, 0, 0)))
+        for gate in (0.5, 0.0):
+            out = tmp_path / str(gate)
+            options = {"binarize": "fixed", "threshold": 0.05}
+            run_slides([case], out, gate=gate, **options)
+            (row,) = rows_of(out / "metrics.csv")
+            assert (float(row["false_mm2"]) > 0.5) == (gate == 0)
+            assert (row["truth_mm2"], "dice" in row) == ("0.0", False)
+
+    def test_one_bad_slide_is_named_and_the_others_are_done(self, tmp_path):
+        good, cut, blank, plain = (slide_case(tmp_path, name, mpp=None if name == "plain" else 0.5) for name in (
+            "good", "cut", "blank", "plain"))  # fmt: skip
+        Path(cut["image"]).write_bytes(Path(cut["image"]).read_bytes()[:-3000])
+        write_slide(Path(blank["image"]), (2500, 2500))
+        with pytest.raises(RuntimeError, match="3 of 4 cases failed") as error:
+            run_slides([cut, blank, plain, good], tmp_path / "out")
+        for message in (
+            "cut.tif: cannot be read",
+            "blank.tif: no tissue found",
+            "plain.tif: the file does not say how",
+        ):
+            assert message in str(error.value)
+        assert [row["case"] for row in rows_of(tmp_path / "out" / "predictions.csv")] == ["good"]
+        assert {path.name.split("_")[0] for path in (tmp_path / "out").glob("*_*")} == {"good"}
+        assert not list((tmp_path / "out").glob(".*"))
+
+    def test_auc_is_taken_by_label_and_averaged(self, tmp_path):
+        classes = ("none", "DCIS", "ADH")
+        labels = {"a": ["DCIS"], "b": [], "c": ["ADH"], "d": ["DCIS", "ADH"]}
+        cases = [slide_case(tmp_path, n, cls=c, lesions=LESIONS if "DCIS" in c else ()) for n, c in labels.items()]
+        run_slides(cases, tmp_path / "out", classes=classes, tiler={"mpp": 1.0})
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["auc"] == {"DCIS": 1.0, "ADH": 0.5}
+        assert summary["auc_macro"] == 0.75
+
+    def test_temporary_files_are_gone_after_the_run(self, tmp_path):
+        (tmp_path / "work").mkdir()
+        run_slides([slide_case(tmp_path)], tmp_path / "out", work_dir=tmp_path / "work")
+        assert not list((tmp_path / "work").iterdir())
+
+
+class TestStore:
+    def test_inference_takes_the_features_that_training_left(self, tmp_path):
+        case, store, network = slide_case(tmp_path), FeatureStore(tmp_path / "store"), colour_network()
+        tiler = slide_tiles.Tiler()
+        (bag,) = slide_bags.slide_bags(
+            [case], store, tiler, network.encoder, classes=("none", "tumour"), tiles_dir=tmp_path, progress=False
+        )
+        assert (bag["labels"], bag["case"]) == ([1], "a")
+        assert (tmp_path / "a_tiles.png").is_file()
+        entry = store.open(bag["key"])
+        first = next(i for i, (x, y) in enumerate(entry.coordinates.tolist()) if (x, y) == (672, 672))
+        assert entry[first][:, 6, 6].mul(255).round().tolist() == [90, 40, 140]
+        assert entry.inside[first].min() == 1
+        calls = network.encoder.calls
+        assert calls == len(entry)
+        run_slides([case], tmp_path / "stored", network=network, store=store)
+        assert network.encoder.calls == calls
+        run_slides([case], tmp_path / "fresh", network=network)
+        assert network.encoder.calls == 2 * calls
+        stored, fresh = (tifffile.imread(tmp_path / n / "a_heatmap.ome.tif") for n in ("stored", "fresh"))
+        np.testing.assert_allclose(stored, fresh, atol=2e-3)  # float16
+
+    def test_extraction_skips_what_is_there_and_lists_bad_slides_at_the_end(self, tmp_path):
+        cases = [slide_case(tmp_path, "a"), slide_case(tmp_path, "b", cls=0), slide_case(tmp_path, "c")]
+        store, network = FeatureStore(tmp_path / "store"), ColourEncoder()
+        options = {"classes": ("none", "tumour"), "progress": False}
+        write_slide(Path(cases[0]["image"]), (2500, 2500))
+        with pytest.raises(RuntimeError, match=r"1 of 3 slides failed:\n  a: ValueError: .*a.tif: no tissue"):
+            slide_bags.slide_bags(cases, store, slide_tiles.Tiler(), network, **options)
+        calls = network.calls
+        bags = slide_bags.slide_bags(cases[1:], store, slide_tiles.Tiler(), network, **options)
+        assert network.calls == calls
+        assert [bag["labels"] for bag in bags] == [[0], [1]]
+        slide_bags.slide_bags(cases[1:], store, slide_tiles.Tiler(stride=112), network, **options)
+        assert network.calls > calls
+
+    def test_comes_back_to_slides_that_another_process_is_at(self, tmp_path, monkeypatch):
+        cases = [slide_case(tmp_path, "a"), slide_case(tmp_path, "b", cls=0)]
+        store, done = FeatureStore(tmp_path / "store"), []
+        compute = store.compute
+
+        def busy_at_first(key: str, *arguments: Any, **options: Any) -> Any:
+            done.append(options["about"]["case"])
+            if done == ["a"]:
+                raise Busy("another process is at it")
+            return compute(key, *arguments, **options)
+
+        monkeypatch.setattr(store, "compute", busy_at_first)
+        options = {"classes": ("none", "tumour"), "progress": False, "patience": 0.0}
+        bags = slide_bags.slide_bags(cases, store, slide_tiles.Tiler(), ColourEncoder(), **options)
+        assert done == ["a", "b", "a"]
+        assert [bag["case"] for bag in bags] == ["a", "b"]
+
+
+LARGE = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from tests.bundles.insight_ct.slides import run_slides, write_slide
+
+torch.set_num_threads(1)
+peaks = []
+for side in (5_000, 20_000):
+    tissue = [(side // 20, side // 20, side - side // 20, side - side // 20)]
+    lesions = [(side // 2, side // 4, side // 2 + 900, side // 4 + 600)]
+    folder = Path(sys.argv[1]) / str(side)
+    path = write_slide(folder / "large.tif", (side, side), tissue=tissue, lesions=lesions)
+    run_slides([{"case": "a", "patient": "a", "image": str(path)}], folder, tiler={"mpp": 2.0}, batch_size=16)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print("MIB", json.dumps(peaks))
+"""
+
+
+def test_memory_stays_flat_from_5_000_to_20_000_pixels_and_lesions_are_found(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", LARGE, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    small, large = json.loads(done.stdout.split("MIB")[1])
+    assert large - small < 60  # the whole slide is 1,144 MiB
+    for side in (5_000, 20_000):
+        mask = tifffile.imread(tmp_path / str(side) / "a_seg.tif")
+        expected = planted(mask.shape, 56, ((side // 2, side // 4, side // 2 + 900, side // 4 + 600),))
+        assert ((mask > 0) != expected).sum() < 0.3 * expected.sum()
+
+
+def test_the_bundle_trains_on_slides_and_scores_others_with_the_same_store(tmp_path):
+    sections: dict[str, list] = {"training": [], "validation": [], "test": []}
+    for number, section in enumerate(["training"] * 4 + ["validation"] * 2 + ["test"] * 2):
+        case = slide_case(tmp_path / "data", f"s{number}", cls=number % 2, tissue=[(350, 400 - 9 * number, 2100, 1950)])
+        case["image"] = Path(case["image"]).name
+        if case["cls"]:
+            case["label"] = f"s{number}.xml"
+            polygons = [("_0", corners_of(box)) for box in LESIONS]
+            write_annotation(tmp_path / "data" / case["label"], polygons)
+        sections[section].append(case)
+    datalist = {"name": "toy", "classes": ["none", "tumour"], "modalities": ["HE"], "seed": 0, **sections}
+    (tmp_path / "data" / "datalist.json").write_text(json.dumps(datalist))
+    where = ("--dataset_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--device", "cpu")
+    where += ("--mpp", "2.0", "--width", "16", "--store_dir", str(tmp_path / "store"), "--progress", "False")
+    bundle = REPOSITORY / "bundles" / "insight_ct"
+    configs = "['configs/train.json','configs/wsi.json']"
+    options = ("--max_epochs", "1", "--learning_rate", "0.005")
+    monai_bundle("run", "--config_file", configs, *where, *options, cwd=bundle)
+    assert len(list((tmp_path / "out" / "tiles").glob("*_tiles.png"))) == 6
+    assert len(list(FeatureStore(tmp_path / "store").entries())) == 6
+    configs = "['configs/wsi_inference.json','configs/wsi_evaluate.json']"
+    weights = ("--ckpt", str(tmp_path / "out" / "model.pt"))
+    monai_bundle("run", "--config_file", configs, *where, *weights, "--gate", "0.0", cwd=bundle)
+    negative, positive = rows_of(tmp_path / "out" / "metrics.csv")
+    assert (negative["label_tumour"], positive["label_tumour"]) == ("0", "1")
+    assert 0 <= float(positive["dice"]) <= 1
+    assert float(positive["truth_mm2"]) == pytest.approx(150_000 * 0.25e-6, rel=0.2)
+    assert len(list(FeatureStore(tmp_path / "store").entries())) == 8

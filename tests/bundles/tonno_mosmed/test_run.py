@@ -1,0 +1,144 @@
+"""The bundle as a user runs it: a phantom in, training from yes/no labels of stacks of slices, scored masks out."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from common.commands.phantom import phantom_dataset
+from common.commands.run import run_bundle
+from common.datasets import write_phantom
+from tests.bundles.conftest import REPOSITORY, infer, read_json, shuffle_within_slices
+
+BUNDLE = "tonno_mosmed"
+ROOT = REPOSITORY / "bundles" / BUNDLE
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return phantom_dataset(tmp_path_factory.mktemp("data"), cases=40)
+
+
+def train(data: Path, output: Path, *, more=(), **overrides) -> Path:
+    settings = {"dataset_dir": str(data), "output_dir": str(output), "progress": False} | overrides
+    run_bundle(BUNDLE, ["train.json", "phantom.json", *more], **settings)
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """Folder of a training with the demo's settings."""
+    return train(data, tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(data, trained, tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("evaluation")
+    run_bundle(
+        BUNDLE,
+        ["evaluate.json", "phantom.json"],
+        dataset_dir=str(data),
+        output_dir=str(output),
+        ckpt=str(trained / "model.pt"),
+        intensities=[1.4, 1.3],
+        progress=False,
+    )
+    return read_json(output / "summary.json") | {"output": output}
+
+
+def test_masks_beat_the_empty_mask_and_the_threshold(evaluation):
+    assert evaluation["dice"]["mean"] > evaluation["dice_empty"]["mean"] + 0.2
+    assert evaluation["dice"]["mean"] > evaluation["dice_baseline_threshold"]["mean"]
+
+
+def test_components_and_volumes_are_scored_beside_the_rivals(evaluation):
+    volumes = read_json(evaluation["output"] / "volumes.json")
+    assert set(volumes) == {"method", "threshold", "gated"}
+    assert volumes["method"]["f1"]["mean"] > volumes["threshold"]["f1"]["mean"]
+    assert volumes["method"]["dice"]["mean"] == pytest.approx(evaluation["dice"]["mean"], abs=1e-3)
+
+
+def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, data, trained, tmp_path):
+    """Inference from the bundle's root, on two cases and a broken one."""
+    tested = sorted(path.name.removesuffix("_seg.nii.gz") for path in evaluation["output"].glob("*_seg.nii.gz"))[:2]
+    for case in tested:
+        shutil.copytree(data / case, tmp_path / "data" / case)
+    broken = tmp_path / "data" / "broken" / "flair.nii.gz"
+    broken.parent.mkdir()
+    broken.write_bytes((data / tested[0] / "flair.nii.gz").read_bytes()[:2000])
+    out = tmp_path / "out"
+    done = infer(BUNDLE, tmp_path / "data", trained / "model.pt", out, cwd=ROOT, check=False)
+    assert done.returncode != 0
+    assert "1 of 3 cases failed" in done.stderr
+    assert "broken" in done.stderr
+    for case in tested:
+        image = nib.load(data / case / "flair.nii.gz")
+        for name in ("seg", "heatmap"):
+            written = nib.load(out / f"{case}_{name}.nii.gz")
+            assert written.shape == image.shape
+            np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
+        expected = nib.load(evaluation["output"] / f"{case}_seg.nii.gz").get_fdata()
+        np.testing.assert_array_equal(nib.load(out / f"{case}_seg.nii.gz").get_fdata(), expected)
+    with open(out / "predictions.csv") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == tested
+
+
+@pytest.fixture(scope="module")
+def two_truths(tmp_path_factory) -> list[Path]:
+    """A small data set, and the same with every mask's voxels elsewhere in their slices."""
+    root = tmp_path_factory.mktemp("truths")
+    data = phantom_dataset(root / "as_is", cases=8)
+    shutil.copytree(data, root / "shuffled")
+    for path in (root / "shuffled").glob("*/mask.nii.gz"):
+        shuffle_within_slices(path)
+    return [data, root / "shuffled"]
+
+
+SHORT = {"max_epochs": 1, "volumes_per_epoch": 32, "size": 32, "val_interval": 2}
+
+
+def test_training_never_sees_where_in_a_slice_the_mask_is(two_truths, tmp_path):
+    states = [weights(train(data, tmp_path / data.name, **SHORT)) for data in two_truths]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_second_round_learns_from_heatmaps_and_never_from_masks(two_truths, trained, tmp_path):
+    pseudo = tmp_path / "pseudo"
+    part = {"datalist": two_truths[0] / "datalist.json", "section": "training"}
+    infer(BUNDLE, two_truths[0], trained / "model.pt", pseudo, **{key: str(value) for key, value in part.items()})
+    heats = {path: nib.load(path) for path in pseudo.glob("*_heatmap.nii.gz")}
+    threshold = float(np.quantile(np.concatenate([heat.get_fdata().ravel() for heat in heats.values()]), 0.9))
+    second = {"more": ["train_refine.json"], "pseudo_threshold": threshold, "pseudo_refine": "$None"} | SHORT
+    states = [weights(train(data, tmp_path / data.name, pseudo_dir=str(pseudo), **second)) for data in two_truths]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    for path, heat in heats.items():
+        nib.save(nib.Nifti1Image(heat.get_fdata()[::-1].astype(np.float32), heat.affine), path)
+    other = weights(train(two_truths[0], tmp_path / "other", pseudo_dir=str(pseudo), **second))
+    assert not all(torch.equal(states[0][key], other[key]) for key in other)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "model.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"method": "radon"}, "method must be one of"),
+        ({"cam_layer": "4"}, "cam_layer 4 does not exist: Classifier has 3 stages"),
+        ({"backbone": "resnet10"}, "does not fit the network Classifier"),
+    ],
+)
+def test_wrong_settings_are_explained(tmp_path, overrides, message):
+    write_phantom(tmp_path / "data", cases=1)
+    ckpt = ROOT / "models" / "model.pt"
+    done = infer(BUNDLE, tmp_path / "data", ckpt, tmp_path / "out", names=("inference",), check=False, **overrides)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr[-2000:]

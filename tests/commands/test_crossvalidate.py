@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common.commands.crossvalidate
+from common.commands.crossvalidate import crossvalidate, over_folds
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A datalist of nine patients, two cases each."""
+    cases = [
+        {"case": f"p{i}_{j}", "patient": f"p{i}", "image": f"p{i}_{j}.nii.gz", "cls": [0, 1]}
+        for i in range(9)
+        for j in range(2)
+    ]
+    (tmp_path / "datalist.json").write_text(
+        json.dumps({"name": "x", "classes": ["none", "tumour"], "modalities": ["flair"], "training": cases})
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[dict]:
+    """Calls of `run_bundle`, each of which leaves what the real run would; fold k scores k / 10."""
+    calls: list[dict] = []
+
+    def fake(bundle: str, configs: list[str], **overrides: object) -> None:
+        calls.append({"bundle": bundle, "configs": [Path(c).name for c in configs], **overrides})
+        output = Path(str(overrides["output_dir"]))
+        output.mkdir(parents=True, exist_ok=True)
+        if configs[0] == "train.json":
+            (output / "model.pt").write_bytes(b"weights")
+        elif configs[-1] == "choose.json":
+            (output / "calibrated.json").write_text("{}")
+        else:
+            k = next(int(part[4:]) for part in output.parts if part.startswith("fold"))
+            (output / "summary.json").write_text(json.dumps({"dice": {"mean": k / 10}, "name": "x", "cases": 6}))
+            (output / "metrics.csv").write_text(f"case,dice\na,{k}\nb,{k}\n")
+            auc = 0.5 + k / 10 if output.name == "parts" else k / 10
+            (output / "volumes.json").write_text(json.dumps({"method": {"auc": auc}}))
+
+    monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", fake)
+    return calls
+
+
+def test_every_patient_is_a_test_patient_once_and_never_trains_then(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, choose="choose.json", seed=1)
+    tested: list[str] = []
+    for call in runs:
+        if call["configs"][0] == "train.json":
+            content = json.loads(Path(call["datalist"]).read_text())
+            test = {c["patient"] for c in content["test"]}
+            assert not test & {c["patient"] for s in ("training", "validation") for c in content[s]}
+            tested += sorted(test)
+    assert sorted(tested) == [f"p{i}" for i in range(9)]
+
+
+def test_each_fold_trains_then_chooses_then_evaluates_with_what_was_chosen(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="choose.json", max_epochs=1)
+    assert [call["configs"] for call in runs] == 2 * [
+        ["train.json"],
+        ["evaluate.json", "choose.json"],
+        ["evaluate.json", "calibrated.json"],
+    ]
+    for call in runs:
+        assert call["max_epochs"] == 1
+        assert call["bundle"] == "b"
+    for training, choosing, evaluating in (runs[:3], runs[3:]):
+        weights = str(Path(str(training["output_dir"])) / "model.pt")
+        assert choosing["ckpt"] == evaluating["ckpt"] == weights
+        assert training["datalist"] == choosing["datalist"] == evaluating["datalist"]
+
+
+def test_each_round_learns_from_the_former_network_and_its_thresholds_and_the_last_is_scored(data, runs, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json", rounds=2)
+    for k in range(2):
+        first, _, second, _, third, choosing, evaluating = runs[7 * k : 7 * k + 7]
+        assert first["configs"] == ["train.json"]
+        assert "teacher_ckpt" not in first
+        for student, teacher in ((second, first), (third, second)):
+            assert student["configs"] == ["train.json", "train_refine.json", "calibrated.json"]
+            assert student["teacher_ckpt"] == str(Path(str(teacher["output_dir"])) / "model.pt")
+            assert student["datalist"] == first["datalist"]
+        assert choosing["ckpt"] == evaluating["ckpt"] == str(Path(str(third["output_dir"])) / "model.pt")
+        assert Path(str(evaluating["output_dir"])) == out / f"fold{k}" / "round2" / "evaluation"
+    assert len({call["output_dir"] for call in runs}) == len(runs) == 14
+
+
+def test_thresholds_given_to_a_student_are_those_chosen_for_its_teacher(data, runs, tmp_path, monkeypatch):
+    given = []
+    fake = common.commands.crossvalidate.run_bundle
+    monkeypatch.setattr(
+        common.commands.crossvalidate, "run_bundle", lambda b, c, **o: (given.append(c), fake(b, c, **o))
+    )
+    crossvalidate("b", str(data), str(tmp_path), folds=2, choose="choose.json", rounds=2)
+    students = [configs[-1] for configs in given if "train_refine.json" in configs]
+    chosen = [Path("fold0/choose"), Path("fold0/round1/choose"), Path("fold1/choose"), Path("fold1/round1/choose")]
+    assert students == [str(tmp_path / folder / "calibrated.json") for folder in chosen]
+
+
+def test_a_further_round_keeps_what_was_scored_before(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="choose.json")
+    runs.clear()
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="choose.json", rounds=1)
+    steps = [tuple(Path(str(call["output_dir"])).parts[-2:]) for call in runs]
+    assert steps == 2 * [("round1", "training"), ("round1", "choose"), ("round1", "evaluation")]
+    assert (tmp_path / "out" / "fold0" / "evaluation" / "summary.json").is_file()
+
+
+def test_scores_are_averaged_over_folds_and_cases_listed_with_their_fold(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, choose="")
+    result = json.loads((tmp_path / "out" / "crossvalidation.json").read_text())
+    assert result["dice.mean"] == {"mean": pytest.approx(0.1), "std": pytest.approx(np.std([0, 0.1, 0.2], ddof=1))}
+    assert "name" not in result
+    with open(tmp_path / "out" / "metrics.csv", newline="") as file:
+        assert [(row["fold"], row["case"]) for row in csv.DictReader(file)] == [
+            (str(k), case) for k in range(3) for case in "ab"
+        ]
+
+
+def test_what_is_finished_is_not_run_again(data, runs, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
+    (out / "fold1" / "evaluation" / "summary.json").unlink()
+    runs.clear()
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
+    assert [(Path(c["output_dir"]).parent.name, c["configs"][-1]) for c in runs] == [("fold1", "calibrated.json")]
+
+
+def test_only_numbers_that_every_fold_has_are_averaged():
+    result = over_folds([{"a": {"x": 1.0}, "b": 2, "c": None}, {"a": {"x": 3.0}, "c": 1.0}])
+    assert result == {"a.x": {"mean": 2.0, "std": pytest.approx(2**0.5, abs=1e-4)}}
+
+
+@pytest.fixture
+def scans(data) -> str:
+    """The whole scans of the nine patients."""
+    cases = [{"case": f"p{i}", "patient": f"p{i}", "image": f"p{i}.nii.gz", "cls": 1} for i in range(9)]
+    content = {"name": "x", "classes": ["none", "tumour"], "modalities": ["flair"]}
+    (data / "scans.json").write_text(json.dumps(content | {"training": cases[:5], "test": cases[5:]}))
+    return str(data / "scans.json")
+
+
+def test_training_takes_the_parts_and_what_follows_the_scans_of_the_same_patients(data, runs, scans, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, choose="choose.json", scans=scans)
+    steps = [Path(call["output_dir"]).name for call in runs]
+    assert steps == 3 * ["training", "choose", "evaluation", "parts"]
+    for k in range(3):
+        lists = [json.loads(Path(call["datalist"]).read_text()) for call in runs[4 * k : 4 * k + 4]]
+        parts, whole = lists[0], lists[1]
+        assert lists == [parts, whole, whole, parts]
+        for section in ("training", "validation", "test"):
+            patients = {case["patient"] for case in parts[section]}
+            assert [case["case"] for case in whole[section]] == sorted(patients)
+        assert runs[4 * k + 3]["configs"] == ["evaluate.json", "calibrated.json"]
+        assert runs[4 * k + 3]["ckpt"] == runs[4 * k + 2]["ckpt"]
+
+
+def test_scores_of_scans_and_of_parts_are_told_apart(data, runs, scans, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(data), str(out), folds=3, choose="", scans=scans)
+    result = json.loads((out / "crossvalidation.json").read_text())
+    assert result["volumes.method.auc"]["mean"] == pytest.approx(0.1)
+    assert result["parts.volumes.method.auc"]["mean"] == pytest.approx(0.6)
+    runs.clear()
+    crossvalidate("b", str(data), str(out), folds=3, choose="", scans=scans)
+    assert not runs
+
+
+def test_a_scan_of_a_patient_without_parts_is_refused_before_anything_runs(data, runs, scans, tmp_path):
+    content = json.loads(Path(scans).read_text())
+    content["test"][0]["patient"] = "somebody"
+    Path(scans).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"scans.json: patients \['somebody'\] have no parts in .*; name them alike"):
+        crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, scans=scans)
+    assert not runs

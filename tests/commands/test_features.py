@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+import common.commands.features
+from common.commands.features import features
+
+
+@pytest.fixture
+def call(monkeypatch) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+
+    def run_bundle(bundle: str, configs: list[str], **overrides: Any) -> None:
+        seen.update(bundle=bundle, configs=configs, overrides=overrides)
+
+    monkeypatch.setattr(common.commands.features, "run_bundle", run_bundle)
+    return seen
+
+
+def test_without_a_datalist_the_patterns_find_the_cases(call, tmp_path):
+    features("insight_ct", str(tmp_path), device="cpu")
+    assert call["bundle"] == "insight_ct"
+    assert call["configs"] == ["inference.json", "features.json"]
+    assert call["overrides"] == {"dataset_dir": str(tmp_path), "device": "cpu"}
+
+
+def test_a_datalist_in_the_folder_is_taken_with_all_its_sections(call, tmp_path):
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps({"training": [{}], "validation": [], "test": [{}]}))
+    features("insight_ct", str(tmp_path), configs="inference.json,covid.json", cases=("a", "b"), clear_locks=True)
+    assert call["configs"] == ["inference.json", "covid.json", "features.json"]
+    expected = {"datalist": str(path), "section": "training+test", "subset": ["a", "b"], "clear_locks": True}
+    assert call["overrides"] == {"dataset_dir": str(tmp_path), **expected}
+    features("insight_ct", str(tmp_path), section="test", store=str(tmp_path / "s"), cases="a")
+    expected = {"datalist": str(path), "section": "test", "subset": ["a"], "store_dir": str(tmp_path / "s")}
+    assert call["overrides"] == {"dataset_dir": str(tmp_path), **expected}
+
+
+def test_the_exit_status_is_that_of_the_run(monkeypatch, tmp_path):
+    def run_bundle(*_: Any, **__: Any) -> None:
+        raise subprocess.CalledProcessError(3, "run")
+
+    monkeypatch.setattr(common.commands.features, "run_bundle", run_bundle)
+    with pytest.raises(SystemExit) as stopped:
+        features("insight_ct", str(tmp_path))
+    assert stopped.value.code == 3

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import (
+    cases,
+    check_patients,
+    find_cases,
+    load_datalist,
+    make_datalist,
+    multi_hot,
+    slice_labels,
+    split_patients,
+    write_datalist,
+)
+from common.files import atomic_path
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def case(name: str, cls: Any = 1, patient: str | None = None) -> dict[str, Any]:
+    return {"case": name, "patient": patient or name, "image": f"{name}/flair.nii.gz", "cls": cls}
+
+
+def datalist(**sections: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"name": "toy", "classes": ["none", "tumour"], "modalities": ["flair"], "seed": 0, **sections}
+
+
+class TestFindCases:
+    def test_names_cases_after_their_folder_and_pairs_masks_where_present(self, tmp_path):
+        touch(tmp_path, "b/flair.nii.gz", "a/flair.nii.gz", "a/mask.nii.gz", "c/other.nii.gz")
+        cases = find_cases(tmp_path, "*/flair.nii.gz", label_pattern="*/mask.nii.gz")
+        assert cases == [
+            {
+                "case": "a",
+                "patient": "a",
+                "image": str(tmp_path / "a/flair.nii.gz"),
+                "label": str(tmp_path / "a/mask.nii.gz"),
+            },
+            {"case": "b", "patient": "b", "image": str(tmp_path / "b/flair.nii.gz")},
+        ]
+
+    @pytest.mark.parametrize("pattern", ["*/*/flair.nii.gz", "**/flair.nii.gz"])
+    def test_joins_nested_folders_with_underscores(self, tmp_path, pattern):
+        touch(tmp_path, "site1/p1/flair.nii.gz", "site2/p1/flair.nii.gz")
+        assert [c["case"] for c in find_cases(tmp_path, pattern)] == ["site1_p1", "site2_p1"]
+
+    def test_names_flat_files_by_their_stem(self, tmp_path):
+        touch(tmp_path, "x.1.nii.gz", "y.nii")
+        assert [c["case"] for c in find_cases(tmp_path, "*.nii*")] == ["x.1", "y"]
+
+    def test_tells_files_of_one_folder_apart_by_their_stem(self, tmp_path):
+        touch(tmp_path, "images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz")
+        cases = find_cases(tmp_path, "images/*.nii.gz", label_pattern="labels/*.nii.gz")
+        assert [c["case"] for c in cases] == ["images_a", "images_b"]
+        assert [c.get("label") for c in cases] == [str(tmp_path / "labels/a.nii.gz"), None]
+
+    def test_lists_modalities_in_the_order_of_their_patterns(self, tmp_path):
+        touch(tmp_path, "a/a_t1.nii", "a/a_flair.nii", "b/b_t1.nii", "b/b_flair.nii")
+        cases = find_cases(tmp_path, ["*/*_t1.nii", "*/*_flair.nii"])
+        assert [Path(p).name for p in cases[1]["image"]] == ["b_t1.nii", "b_flair.nii"]
+
+    def test_the_organ_stands_beside_its_image_and_none_may_lack(self, tmp_path):
+        touch(tmp_path, "a/ct.nii.gz", "a/lung.nii.gz", "b/ct.nii.gz", "b/lung.nii.gz", "b/mask.nii.gz")
+        for found in (find_cases, cases):
+            listed = found(tmp_path, "*/ct.nii.gz", label_pattern="*/mask.nii.gz", organ_pattern="*/lung.nii.gz")
+            assert [c["organ"] for c in listed] == [str(tmp_path / name / "lung.nii.gz") for name in "ab"]
+            assert ["label" in c for c in listed] == [False, True]
+        (tmp_path / "a/lung.nii.gz").unlink()
+        with pytest.raises(FileNotFoundError, match=r"1 image\(s\) missing: '\*/lung.nii.gz' beside a/ct.nii.gz"):
+            find_cases(tmp_path, "*/ct.nii.gz", organ_pattern="*/lung.nii.gz")
+
+    @pytest.mark.parametrize("order", [["*/t1.nii", "*/t2.nii"], ["*/t2.nii", "*/t1.nii"]])
+    def test_names_what_a_case_lacks(self, tmp_path, order):
+        touch(tmp_path, "a/t1.nii", "a/t2.nii", "b/t1.nii")
+        with pytest.raises(FileNotFoundError, match=r"1 image.*'\*/t2.nii' beside b/t1.nii"):
+            find_cases(tmp_path, order)
+
+    def test_says_where_it_looked_when_nothing_matches(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=rf"no file matches '\*/flair.nii.gz' in {tmp_path}"):
+            find_cases(tmp_path, "*/flair.nii.gz")
+
+    def test_refuses_two_masks_for_one_case(self, tmp_path):
+        touch(tmp_path, "a/flair.nii", "a/mask1.nii", "a/mask2.nii")
+        with pytest.raises(ValueError, match="fit one case"):
+            find_cases(tmp_path, "*/flair.nii", label_pattern="*/mask?.nii")
+
+
+class TestDatalistFile:
+    def test_returns_what_was_written_with_absolute_paths(self, tmp_path):
+        touch(tmp_path, "a/flair.nii.gz", "a/t1.nii.gz", "a/mask.nii.gz")
+        written = case("a", [0, 1]) | {"image": ["a/flair.nii.gz", "a/t1.nii.gz"], "label": "a/mask.nii.gz"}
+        write_datalist(tmp_path / "new" / "list.json", datalist(training=[written]))
+        (loaded,) = load_datalist(tmp_path / "new" / "list.json", "training", dataset_dir=tmp_path)
+        assert loaded["image"] == [str(tmp_path / "a/flair.nii.gz"), str(tmp_path / "a/t1.nii.gz")]
+        assert loaded["label"] == str(tmp_path / "a/mask.nii.gz")
+        assert loaded["cls"] == [0, 1]
+        assert [p.name for p in (tmp_path / "new").iterdir()] == ["list.json"]
+
+    def test_names_up_to_three_missing_files(self, tmp_path):
+        path = tmp_path / "list.json"
+        write_datalist(path, datalist(training=[case(name) for name in "abcd"]))
+        with pytest.raises(FileNotFoundError, match=r"4 of 4 files of 'training'") as error:
+            load_datalist(path, "training", dataset_dir=tmp_path)
+        assert str(error.value).count("flair.nii.gz") == 3
+
+    @pytest.mark.parametrize("content", [datalist(training=[case("a")], test=[]), [1]])
+    def test_names_an_empty_section(self, tmp_path, content):
+        (tmp_path / "list.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"list.json: the section 'test' is absent or empty"):
+            load_datalist(tmp_path / "list.json", "test", dataset_dir=tmp_path)
+
+    def test_names_a_file_that_is_no_json(self, tmp_path):
+        (tmp_path / "list.json").write_text("{")
+        with pytest.raises(ValueError, match=r"list.json: not a JSON file"):
+            load_datalist(tmp_path / "list.json", "test", dataset_dir=tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (
+                datalist(training=[case("a", patient="P1")], test=[case("b", patient="P1")]),
+                "patient 'P1' is in 'training'",
+            ),
+            (datalist(training=[case("a"), case("a")]), r"\['a'\] occur more than once"),
+            (datalist(training=[case("a", 2)]), r"from 0 to 1 .*got 2"),
+            (datalist(training=[case("a", [0, "1"])]), "case 'a': cls must be"),
+            (datalist(training=[case("a", ["none"])]), r"names among \['tumour'\]; got \['none'\]"),
+            (datalist(training=[case("a", ["tumour", "tumour"])]), "names among"),
+            (datalist(training=[{"case": "a", "patient": "a", "image": "i"}]), r"lacks \['cls'\]"),
+            (datalist(training=[case("a")]) | {"classes": ["one"]}, "'classes' must list"),
+            (datalist(test=[case("a")]), "'training' is absent or empty"),
+        ],
+    )
+    def test_writes_nothing_that_it_would_not_read(self, tmp_path, content, message):
+        with pytest.raises(ValueError, match=message):
+            write_datalist(tmp_path / "list.json", content)
+        assert not list(tmp_path.iterdir())
+
+    def test_reading_finds_a_leak_between_other_sections(self, tmp_path):
+        touch(tmp_path, "a/flair.nii.gz")
+        leak = datalist(training=[case("a")], validation=[case("b", patient="P")], test=[case("c", patient="P")])
+        (tmp_path / "list.json").write_text(json.dumps(leak))
+        with pytest.raises(ValueError, match=r"patient 'P' is in 'validation' and in 'test' \(case 'c'\)"):
+            load_datalist(tmp_path / "list.json", "training", dataset_dir=tmp_path)
+
+    def test_several_cases_of_a_patient_may_share_a_section(self):
+        check_patients(datalist(training=[case("a", patient="P"), case("b", patient="P")], test=[case("c")]))
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write_half():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class TestSliceLabels:
+    @pytest.mark.parametrize("axcodes", ["LPS", "RAS", "LPI", "SRA", "PIR"])
+    def test_run_from_inferior_to_superior_in_any_orientation(self, tmp_path, axcodes):
+        mask = np.zeros((3, 4, 5), np.uint8)
+        mask[1, 2, 0] = mask[0, 0, 1] = 7  # the two lowest slices of an RAS volume
+        image = nib.Nifti1Image(mask, np.diag([2, 2, 3, 1]))
+        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes))
+        nib.save(image.as_reoriented(turn), tmp_path / "mask.nii.gz")
+        assert slice_labels(tmp_path / "mask.nii.gz", class_if_positive=2) == [2, 2, 0, 0, 0]
+
+    def test_names_a_truncated_file_and_one_of_wrong_shape(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 255, (32, 32, 8), dtype=np.uint8)
+        nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "cut.nii.gz")
+        (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "cut.nii.gz").read_bytes()[:3000])
+        with pytest.raises(ValueError, match=r"cut.nii.gz: cannot be read"):
+            slice_labels(tmp_path / "cut.nii.gz")
+        nib.save(nib.Nifti1Image(noise[..., 0], np.eye(4)), tmp_path / "flat.nii.gz")
+        with pytest.raises(ValueError, match=r"flat.nii.gz: expected a 3D mask, got the shape \(32, 32\)"):
+            slice_labels(tmp_path / "flat.nii.gz")
+
+
+class TestMakeDatalist:
+    def make(self, root: Path, cases: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        absolute = [c | {"image": str(root / c["image"])} for c in cases]
+        options = {"classes": ["none", "tumour"], "modalities": ["flair"]} | options
+        return make_datalist(absolute, name="toy", dataset_dir=root, **options)
+
+    def test_splits_by_patient_with_relative_paths_that_load_again(self, tmp_path):
+        cases = [case(f"p{i}s{j}", [0, 1], patient=f"p{i}") for i in range(10) for j in range(2)]
+        touch(tmp_path, *(c["image"] for c in cases))
+        made = self.make(tmp_path, cases, seed=4)
+        assert [len(made[s]) for s in ("training", "validation", "test")] == [12, 4, 4]
+        assert made["training"][0]["image"] == f"{made['training'][0]['case']}/flair.nii.gz"
+        write_datalist(tmp_path / "list.json", made)
+        assert len(load_datalist(tmp_path / "list.json", "test", dataset_dir=tmp_path)) == 4
+
+    @pytest.mark.parametrize(("cls", "word"), [([0, 0], "positive"), (1, "negative")])
+    def test_refuses_training_without_positives_or_negatives(self, tmp_path, cls, word):
+        with pytest.raises(ValueError, match=f"'training' holds no {word} label"):
+            self.make(tmp_path, [case(name, cls) for name in "abcd"])
+
+    def test_cases_that_are_only_scored_need_no_negatives(self, tmp_path, recwarn):
+        made = self.make(tmp_path, [case(name, 1) for name in "abcdefgh"], for_scoring=True)
+        assert sum(len(made[section]) for section in ("training", "validation", "test")) == 8
+        assert not recwarn.list
+
+    def test_warns_of_a_test_part_without_negatives(self, tmp_path):
+        cases = [case(name, 1) for name in "abcdefgh"]
+        test = split_patients("abcdefgh", fractions=(0.5, 0, 0.5))[2]
+        cases = [c | {"cls": 1 if c["case"] in test else [0, 1]} for c in cases]
+        with pytest.warns(UserWarning, match="'test' holds no negative label"):
+            self.make(tmp_path, cases, fractions=(0.5, 0, 0.5))
+
+    def test_refuses_another_number_of_images_than_modalities(self, tmp_path):
+        with pytest.raises(ValueError, match="case 'a': 1 image"):
+            self.make(tmp_path, [case("a")], modalities=["flair", "t1"])
+
+
+class TestSeveralLabels:
+    CLASSES = ("none", "ADH", "FEA", "DCIS")
+
+    @pytest.mark.parametrize(
+        ("cls", "expected"), [(["DCIS", "ADH"], [1, 0, 1]), ([], [0, 0, 0]), (0, [0, 0, 0]), (2, [0, 1, 0])]
+    )
+    def test_names_and_an_index_become_one_entry_a_positive_class(self, cls, expected):
+        assert multi_hot(cls, self.CLASSES) == expected
+
+    @pytest.mark.parametrize("cls", [[0, 1], ["IC"], "ADH", 4, -1])
+    def test_refuses_what_is_no_label_of_the_whole_case(self, cls):
+        with pytest.raises(ValueError, match=r"cls must be an index or a list of names .* got"):
+            multi_hot(cls, self.CLASSES)
+
+    def test_names_survive_a_datalist_and_an_empty_list_counts_as_negative(self, tmp_path):
+        cases = [case(f"p{i}", ["FEA"] if i % 2 else []) for i in range(8)]
+        touch(tmp_path, *(c["image"] for c in cases))
+        absolute = [c | {"image": str(tmp_path / c["image"])} for c in cases]
+        options = {"classes": list(self.CLASSES), "modalities": ["flair"], "dataset_dir": tmp_path}
+        made = make_datalist(absolute, name="toy", fractions=(1, 0, 0), **options)
+        write_datalist(tmp_path / "list.json", made)
+        loaded = load_datalist(tmp_path / "list.json", "training", dataset_dir=tmp_path)
+        assert [c["cls"] for c in loaded] == [c["cls"] for c in cases]
+        with pytest.raises(ValueError, match="holds no positive label"):
+            make_datalist([c | {"cls": []} for c in absolute], name="toy", **options)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from common.data import SliceDataset, matched_sampler, slice_classes
+from common.tensors import axial, window_pads
+from tests.pipeline import affine_of, save, world
+
+DEPTH = 6
+
+
+def volume(seed: int = 0, empty: tuple[int, ...] = (0, 4)) -> torch.Tensor:
+    """`[2, 5, 4, DEPTH]`: image and organ, which is absent from the slices `empty`."""
+    image = torch.rand((1, 5, 4, DEPTH), generator=torch.Generator().manual_seed(seed)) + 0.5
+    organ = torch.ones_like(image)
+    organ[..., list(empty)] = 0
+    return torch.cat([image * organ, organ])
+
+
+def dataset(cases: list[dict[str, Any]], **options: Any) -> SliceDataset:
+    """Cases whose `image` is already a tensor."""
+    return SliceDataset(cases, lambda case: case, progress=False, **options)
+
+
+def test_labels_are_those_of_the_list_and_slices_without_organ_are_left_out():
+    data = dataset([{"case": "a", "image": volume(), "cls": [0, 1, 0, 2, 1, 0]}])
+    assert data.classes == [1, 0, 2, 0]
+    assert data.where == [(0, 1), (0, 2), (0, 3), (0, 5)]
+    assert data.positions == pytest.approx([1 / 5, 2 / 5, 3 / 5, 1])
+
+
+def test_one_label_counts_for_every_slice():
+    assert dataset([{"case": "a", "image": volume(), "cls": 2}]).classes == [2] * 4
+    assert slice_classes({"case": "a", "cls": np.int64(1)}, 3) == [1, 1, 1]
+
+
+def test_items_are_the_slices_in_half_precision_with_the_organ_apart():
+    volumes = [volume(0), MetaTensor(volume(1, empty=(5,)))]
+    data = dataset([{"case": str(i), "image": v, "cls": [0, 1, 0, 1, 0, 1]} for i, v in enumerate(volumes)])
+    assert len(data) == 9
+    for item, (number, z) in zip(data, data.where, strict=True):
+        assert item.keys() == {"image", "organ", "cls"}
+        assert item["cls"] == z % 2
+        assert type(item["image"]) is torch.Tensor
+        assert item["image"].dtype == torch.float32
+        torch.testing.assert_close(item["image"], torch.as_tensor(volumes[number][:1, ..., z]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(item["organ"], torch.ones(1, 5, 4))
+
+
+def test_without_organ_channel_items_are_whole_and_flat_slices_are_left_out():
+    image = volume()[:1]
+    image[..., 1] = 0.7
+    data = dataset([{"case": "a", "image": image, "cls": 1}], organ_channel=False)
+    assert [z for _, z in data.where] == [2, 3, 5]
+    assert data[0].keys() == {"image", "cls"}
+    assert data[0]["image"].shape == (1, 5, 4)
+
+
+@pytest.mark.parametrize("size", [[8, 6], [4, 4], [20, 31], [7, 9]])
+def test_window_has_its_size_and_the_organ_in_its_middle(size):
+    organ = torch.zeros(16, 24, dtype=torch.bool)
+    organ[11:14, 2:5] = True  # 3 x 3, off centre: its centre is pixel (12, 3)
+    window = F.pad(organ, window_pads(organ, size))
+    assert list(window.shape) == size
+    centre = torch.nonzero(window).float().mean(0)
+    assert (centre - (torch.tensor(size) - 1) / 2).abs().max() <= 0.5
+    assert window.sum() == 9
+
+
+def test_a_longer_organ_widens_the_window_and_none_centres_it_on_the_image():
+    organ = torch.zeros(16, 24, dtype=torch.bool)
+    organ[2:12, 5:6] = True
+    assert F.pad(organ, window_pads(organ, [4, 3])).shape == (10, 3)
+    assert window_pads(torch.zeros(16, 24, dtype=torch.bool), [10, 20]) == [-2, -2, -3, -3]
+
+
+def test_padding_back_undoes_the_window():
+    organ = torch.zeros(16, 24, dtype=torch.bool)
+    organ[11:14, 2:5] = True
+    pads = window_pads(organ, [12, 12])
+    image = torch.rand(16, 24)
+    back = F.pad(F.pad(image, pads), [-p for p in pads])
+    assert back.shape == image.shape
+    torch.testing.assert_close(back[6:, :9], image[6:, :9])
+
+
+def test_a_dataset_with_a_window_holds_that_part_of_each_volume():
+    image = volume()
+    image[1, 3:] = 0  # the organ: three rows, four columns
+    data = dataset([{"case": "a", "image": image, "cls": 1}], window=[3, 2 * 4])
+    assert data[0]["image"].shape == (1, 3, 8)
+    torch.testing.assert_close(data[0]["image"][:, :, 2:6], image[:1, :3, :, 1], atol=1e-3, rtol=0)
+    assert data[0]["image"][:, :, :2].abs().max() == 0
+
+
+def test_augmentation_gets_the_item():
+    data = dataset([{"case": "a", "image": volume(), "cls": 1}], augment=lambda item: item | {"cls": item["cls"] + 5})
+    assert data[0]["cls"] == 6
+
+
+def test_the_mask_is_never_opened_where_there_is_a_label(tmp_path, monkeypatch):
+    def opened(*_: Any) -> None:
+        raise AssertionError("the mask was opened")
+
+    monkeypatch.setattr("common.data.slices.slice_labels", opened)
+    seen = []
+    case = {"case": "a", "image": volume(), "cls": [0, 1, 0, 1, 0, 1], "label": str(tmp_path / "deleted.nii.gz")}
+    data = SliceDataset([case], lambda c: seen.append(c.keys()) or c, progress=False)
+    assert data.classes == [1, 0, 1, 1]
+    assert seen == [{"case", "image", "cls"}]  # the preprocessing does not even learn of it
+
+
+def test_without_a_label_the_mask_gives_it(tmp_path):
+    mask = np.zeros((5, 4, DEPTH), np.uint8)
+    mask[2, 2, [1, 2]] = 3
+    case = {"case": "a", "image": volume(), "label": save(tmp_path / "mask.nii.gz", mask)}
+    assert dataset([case]).classes == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [({"cls": [0, 1]}, r"case 'scan 7' has 2 labels in `cls` for 6 slices"), ({}, r"case 'scan 7' has no `cls`")],
+)
+def test_wrong_or_missing_labels_name_the_case(case, message):
+    with pytest.raises(ValueError, match=message):
+        dataset([{"case": "scan 7", "image": volume()} | case])
+
+
+def test_no_slice_left_is_an_error():
+    with pytest.raises(RuntimeError, match="no slice is left"):
+        dataset([{"case": "a", "image": volume(empty=tuple(range(DEPTH))), "cls": 1}])
+
+
+class TestMatchedSampler:
+    def data(self) -> SliceDataset:
+        labels = [0] * 20 + [1] * 4 + [0] * 6
+        images = [torch.cat([torch.rand(1, 2, 2, 30), torch.ones(1, 2, 2, 30)]) for _ in range(4)]
+        return dataset([{"case": str(i), "image": image, "cls": labels} for i, image in enumerate(images)])
+
+    def test_draws_positives_and_negatives_one_to_one(self):
+        data = self.data()
+        torch.manual_seed(0)
+        drawn = np.array([data.classes[i] for i in matched_sampler(data, num_samples=4000)])
+        assert drawn.mean() == pytest.approx(0.5, abs=0.03)
+
+    def test_draws_negatives_from_where_positives_lie(self):
+        data = self.data()
+        torch.manual_seed(0)
+        drawn = list(matched_sampler(data, num_samples=4000, bins=5))
+        positions = np.array(data.positions)[drawn]
+        negative = np.array(data.classes)[drawn] == 0
+        # Positives lie in the fourth of five bins; 5 % of the negatives are spread over the other four.
+        near = (positions >= 0.6) & (positions < 0.8)
+        assert near[negative].mean() == pytest.approx(0.95, abs=0.02)
+
+    def test_by_default_an_epoch_has_twice_as_many_draws_as_there_are_positives(self):
+        assert len(list(matched_sampler(self.data()))) == 2 * 16
+
+
+class TestAxial:
+    @pytest.mark.parametrize(("axcodes", "degrees"), [("LPS", 0), ("RAS", 0), ("SAL", 0), ("RIP", 20), ("PLI", 30)])
+    def test_every_voxel_keeps_its_value_and_its_place(self, axcodes, degrees):
+        shape = (4, 5, 6)
+        affine = affine_of(axcodes, (1.0, 2.0, 3.0), shape, degrees)
+        values = np.arange(120.0).reshape(1, *shape)
+        turned = axial(MetaTensor(torch.as_tensor(values), affine=torch.as_tensor(affine)))
+        assert nib.aff2axcodes(turned.affine.numpy()) == ("L", "P", "S")
+        before = dict(zip(values.ravel(), world(affine, shape).reshape(-1, 3), strict=True))
+        places = world(turned.affine.numpy(), turned.shape[1:]).reshape(-1, 3)
+        after = dict(zip(turned.numpy().ravel(), places, strict=True))
+        assert before.keys() == after.keys()
+        for value, place in before.items():
+            np.testing.assert_allclose(after[value], place, atol=1e-9)
+
+
+def test_slices_of_real_masks_match_their_labels(real_data):
+    folder = sorted(real_data("lgg").glob("*/mask.nii.gz"))[0].parent
+    mask = np.asanyarray(nib.Nifti1Image.from_filename(Path(folder) / "mask.nii.gz").dataobj)
+    case = {"case": folder.name, "label": str(folder / "mask.nii.gz")}
+    assert slice_classes(case, mask.shape[2]) == (mask > 0).any(axis=(0, 1)).astype(int).tolist()

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from common.data import matched_weights, patient_folds, split_patients, stratified_weights, stratum
+
+
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("count", "sizes"), [(100, [60, 15, 25]), (82, [49, 12, 21]), (3, [1, 1, 1]), (5, [3, 1, 1])]
+    )
+    def test_parts_have_their_shares_and_no_patient_twice(self, count, sizes):
+        patients = [f"P{i}" for i in range(count)]
+        parts = split_patients(patients, seed=3)
+        assert [len(part) for part in parts] == sizes
+        assert sorted(chain(*parts)) == sorted(patients)
+
+    def test_order_and_repeats_do_not_matter_but_the_seed_does(self):
+        patients = [f"P{i}" for i in range(30)]
+        assert split_patients(patients, seed=1) == split_patients(patients[::-1] + patients[:9], seed=1)
+        assert split_patients(patients, seed=1) != split_patients(patients, seed=2)
+
+    def test_a_share_of_zero_gets_nobody(self):
+        assert [len(part) for part in split_patients("abcd", fractions=(0.5, 0.5, 0.0))] == [2, 2, 0]
+
+    @pytest.mark.parametrize("fractions", [(0.5, 0.2, 0.2), (1.2, -0.2, 0.0)])
+    def test_fractions_that_are_none_are_refused(self, fractions):
+        with pytest.raises(ValueError, match="sum to 1"):
+            split_patients("abcd", fractions=fractions)
+
+    def test_too_few_patients_are_refused(self):
+        with pytest.raises(ValueError, match=r"2 patient\(s\) cannot fill 3 parts"):
+            split_patients(["a", "b", "a"])
+        with pytest.raises(ValueError, match=r"number of patients \(2\); got 3"):
+            patient_folds(["a", "b"], folds=3)
+
+    @pytest.mark.parametrize(("count", "folds"), [(11, 5), (10, 5), (4, 4)])
+    def test_each_patient_is_in_one_fold_and_folds_are_even(self, count, folds):
+        patients = [f"P{i}" for i in range(count)]
+        dealt = patient_folds(patients[::-1], folds=folds, seed=1)
+        assert sorted(chain(*dealt)) == sorted(patients)
+        assert len(dealt) == folds
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+        assert dealt == patient_folds(patients, folds=folds, seed=1) != patient_folds(patients, folds=folds, seed=2)
+
+
+class TestMatchedWeights:
+    @pytest.fixture
+    def slices(self) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(0)
+        positions = rng.uniform(0, 1, 600)
+        chance = np.clip(1 - 5 * np.abs(positions - 0.55), 0, 0.9)  # none below 0.35 or above 0.75
+        return np.where(rng.uniform(size=600) < chance, rng.integers(1, 3, 600), 0), positions
+
+    def test_negatives_follow_the_positives_position(self, slices):
+        cls, positions = slices
+        weights = matched_weights(cls, positions, bins=10, floor=0.05)
+        edges = np.linspace(0, 1, 11)
+        positive = np.histogram(positions[cls > 0], edges, weights=weights[cls > 0])[0]
+        negative = np.histogram(positions[cls == 0], edges, weights=weights[cls == 0])[0]
+        shared = positive > 0
+        assert 3 < shared.sum() < 8  # the example has bins of both kinds
+        np.testing.assert_allclose(negative[shared] / 0.95, positive[shared], rtol=0, atol=1e-6)
+        assert negative[~shared].sum() == pytest.approx(0.5 * 0.05)
+
+    def test_draws_are_half_positive_in_equal_shares_per_class(self, slices):
+        cls, positions = slices
+        weights = matched_weights(cls, positions)
+        assert [weights[cls == c].sum() for c in (0, 1, 2)] == pytest.approx([0.5, 0.25, 0.25])
+
+    def test_no_floor_is_set_aside_where_every_bin_has_positives(self):
+        weights = matched_weights([1, 0, 1, 0, 0], [0.1, 0.1, 0.9, 0.9, 0.9], bins=2)
+        np.testing.assert_allclose(weights, [0.25, 0.25, 0.25, 0.125, 0.125])
+
+    def test_without_a_common_bin_all_are_drawn_evenly(self):
+        np.testing.assert_allclose(matched_weights([1, 1, 0, 0], [0.1, 0.2, 0.9, 1.0], bins=2), 0.25)
+
+    @pytest.mark.parametrize(
+        ("cls", "positions", "message"),
+        [
+            ([1, 1], [0, 1], "one positive .* and one negative"),
+            ([1, 0], [0, 1.1], r"\[0, 1\]"),
+            ([1, 0], [0], "equally long"),
+        ],
+    )
+    def test_refuses_what_cannot_be_matched(self, cls, positions, message):
+        with pytest.raises(ValueError, match=message):
+            matched_weights(cls, positions)
+
+
+def shares(cases: list[dict], strata=(), bins: int = 4) -> list[float]:
+    """Probability that each volume is drawn."""
+    groups = [stratum(case, strata, bins=bins) for case in cases]
+    weights = stratified_weights([case["positive"] for case in cases], [case["patient"] for case in cases], groups)
+    return (weights / weights.sum()).tolist()
+
+
+def total(cases: list[dict], share: list[float], **wanted) -> float:
+    return sum(s for case, s in zip(cases, share, strict=True) if wanted.items() <= case.items())
+
+
+def part(patient: str, positive: int, side: str = "left", position: float = 0.5) -> dict:
+    return {"case": patient, "patient": patient, "positive": positive, "side": side, "position": position}
+
+
+# Positives mostly on the left, negatives mostly on the right; patient p has many parts; the upper side has no negative.
+PARTS = [
+    *(part("p", 1, "left") for _ in range(5)),
+    *(part(patient, 1, "left") for patient in "qr"),
+    part("q", 1, "right"),
+    *(part("p", 0, "right") for _ in range(7)),
+    *(part(patient, 0, "right") for patient in "qrs"),
+    part("s", 0, "left"),
+    *(part("t", 1, "upper") for _ in range(3)),
+]
+
+
+class TestStratifiedWeights:
+    @pytest.mark.parametrize("strata", [[], ["side"]])
+    def test_positives_and_negatives_are_drawn_alike(self, strata):
+        share = shares(PARTS, strata=strata)
+        assert total(PARTS, share, positive=1) == pytest.approx(0.5)
+
+    def test_with_strata_no_side_speaks_for_a_label(self):
+        share = shares(PARTS, strata=["side"])
+        for side in ("left", "right"):
+            assert total(PARTS, share, side=side, positive=1) == pytest.approx(
+                total(PARTS, share, side=side, positive=0)
+            )
+            assert total(PARTS, share, side=side) > 0
+        assert total(PARTS, share, side="upper") == 0
+        free = shares(PARTS)
+        assert total(PARTS, free, side="left", positive=1) > 2 * total(PARTS, free, side="left", positive=0)
+
+    def test_patients_weigh_the_same_however_many_parts_they_have(self):
+        share = shares(PARTS, strata=["side"])
+        groups = defaultdict(dict)
+        for case in PARTS:
+            wanted = {key: case[key] for key in ("side", "positive", "patient")}
+            groups[case["side"], case["positive"]][case["patient"]] = total(PARTS, share, **wanted)
+        assert len(groups["left", 1]) == 3
+        for patients in groups.values():
+            assert list(patients.values()) == pytest.approx([next(iter(patients.values()))] * len(patients))
+
+    def test_a_stratum_weighs_as_much_as_its_rarer_class_has_patients(self):
+        cases = [part(p, y, "left") for p in "abc" for y in (0, 1)] + [part("a", 0, "right"), part("b", 1, "right")]
+        share = shares(cases, strata=["side"])
+        assert total(cases, share, side="left") == pytest.approx(3 * total(cases, share, side="right"))
+
+    def test_positions_are_matched_in_bins(self):
+        cases = [part("a", 1, position=x) for x in (0.1, 0.9)] + [part("b", 0, position=x) for x in (0.0, 0.2, 1.0)]
+        share = shares(cases, strata=["position"], bins=2)
+        assert share == pytest.approx([0.25, 0.25, 0.125, 0.125, 0.25])
+        with pytest.raises(ValueError, match="no stratum holds both"):
+            shares([part("a", 1, position=0.1), part("b", 0, position=0.9)], strata=["position"])
+
+    def test_what_cannot_be_balanced_is_explained(self):
+        for positive in (0, 1):
+            with pytest.raises(ValueError, match="volumes with and without a finding"):
+                shares([part("a", positive), part("b", positive)])
+        with pytest.raises(ValueError, match="case 'a' has no 'lobe' in the datalist"):
+            shares([part("a", 0), part("b", 1)], strata=["side", "lobe"])
+        with pytest.raises(ValueError, match="2 labels, 1 patients"):
+            stratified_weights([True, False], ["a"])
+
+    def test_without_strata_all_are_one(self):
+        assert stratified_weights([True, True, False], ["a", "b", "a"]).tolist() == [0.5, 0.5, 1.0]

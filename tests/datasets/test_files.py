@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.datasets import load_volume, one_file, read_table
+from tests.pipeline import affine_of, save, world
+
+
+class TestReadTable:
+    def test_csv_of_a_spreadsheet_program_gives_texts_by_column(self, tmp_path: Path):
+        path = tmp_path / "table.csv"
+        path.write_bytes('Patient ID,Größe,\r\nA,1,\r\n"B, C",,\r\n'.encode("utf-8-sig"))
+        assert read_table(path, ("Patient ID",)) == [
+            {"Patient ID": "A", "Größe": "1"},
+            {"Patient ID": "B, C", "Größe": ""},
+        ]
+
+    def test_first_sheet_of_a_workbook_reads_as_its_csv(self, tmp_path: Path):
+        openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
+        book = openpyxl.Workbook()
+        for row in (("Patient ID", "Start Row"), ("A", 12), (None, None), ("B", None)):
+            book.active.append(row)
+        book.create_sheet("other").append(("Patient ID",))
+        book.save(tmp_path / "table.xlsx")
+        (tmp_path / "table.csv").write_text("Patient ID,Start Row\nA,12\nB,\n")
+        columns = ("Patient ID", "Start Row")
+        assert read_table(tmp_path / "table.xlsx", columns) == read_table(tmp_path / "table.csv", columns)
+
+    def test_says_how_to_go_on_without_openpyxl(self, tmp_path: Path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "openpyxl", None)
+        (tmp_path / "table.xlsx").write_bytes(b"")
+        with pytest.raises(ImportError, match=r"table.xlsx: reading .xlsx needs openpyxl; install it, or save"):
+            read_table(tmp_path / "table.xlsx", ("a",))
+
+    def test_names_the_file_and_the_column(self, tmp_path: Path):
+        with pytest.raises(
+            FileNotFoundError, match=r"none.csv does not exist; expected a table with the columns \('a',\)"
+        ):
+            read_table(tmp_path / "none.csv", ("a",))
+        for content in ("b\n1\n", "a\n"):
+            (tmp_path / "table.csv").write_text(content)
+            with pytest.raises(ValueError, match=r"table.csv: the column 'a' is missing, or no row follows"):
+                read_table(tmp_path / "table.csv", ("a",))
+
+
+class TestLoadVolume:
+    def test_turns_axes_to_ras_and_leaves_voxels_in_place(self, tmp_path: Path):
+        array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+        affine = affine_of("PSL", (1, 2, 3), array.shape, degrees=10.0)
+        image = load_volume(save(tmp_path / "a.nii.gz", array, affine))
+        assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+        values = np.asanyarray(image.dataobj)
+        assert values.dtype == np.int16
+        place = world(affine, array.shape).reshape(-1, 3)
+        np.testing.assert_allclose(world(image.affine, image.shape), place[values], atol=1e-5)
+
+    def test_names_an_unreadable_file(self, tmp_path: Path):
+        noise = np.random.default_rng(0).integers(255, size=(20, 20, 20)).astype(np.uint8)
+        path = Path(save(tmp_path / "a.nii.gz", noise))
+        for content in (path.read_bytes()[:3000], b"no volume"):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=r"a.nii.gz: cannot be read"):
+                load_volume(path)
+
+
+def test_one_file_prefers_the_first_pattern(tmp_path: Path):
+    for name in ("b.nii", "a_Segm.nii"):
+        (tmp_path / name).touch()
+    assert one_file(tmp_path, "b.nii", "*Segm.nii") == str(tmp_path / "b.nii")
+    assert one_file(tmp_path, "c.nii", "*Segm.nii") == str(tmp_path / "a_Segm.nii")
+    with pytest.raises(FileNotFoundError, match=r"no file 'c.nii' \(nor d.nii\); complete the case"):
+        one_file(tmp_path, "c.nii", "d.nii")

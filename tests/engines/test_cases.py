@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import csv
+import errno
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from ignite.engine import Events
+
+from common.engines import CaseDataset
+from common.handlers import CaseScores, CaseWriter
+from tests.pipeline import evaluator, save
+
+CLASSES = ["none", "tumour"]
+
+
+def blob(shape: tuple[int, ...] = (24, 20, 6)) -> np.ndarray:
+    image = np.random.default_rng(0).uniform(0.9, 1.1, shape).astype(np.float32)
+    image[8:14, 6:12, 2:4] = 3.0
+    return image
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """Good cases at both ends, and between them one of each kind of bad file."""
+    good = save(tmp_path / "data" / "good.nii.gz", blob())
+    bad: dict[str, Any] = {
+        "flat": blob()[..., 2],
+        "nan": np.where(blob() > 2, np.nan, blob()),
+        "empty": np.zeros((24, 20, 6), np.float32),
+        "channels": np.stack([blob()] * 3, axis=-1),
+    }
+    files = {name: save(tmp_path / "data" / f"{name}.nii.gz", volume) for name, volume in bad.items()}
+    files["missing"] = str(tmp_path / "data" / "missing.nii.gz")
+    files["truncated"] = str(tmp_path / "data" / "truncated.nii.gz")
+    Path(files["truncated"]).write_bytes(Path(good).read_bytes()[:5000])
+    files["text"] = str(tmp_path / "data" / "text.nii.gz")
+    Path(files["text"]).write_bytes(gzip.compress(b"no image at all"))
+    names = ["first", *files, "last"]
+    return {name: {"case": name, "patient": name, "image": files.get(name, good)} for name in names}
+
+
+def written(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def files_of(*names: str) -> set[str]:
+    return {f"{name}_{kind}" for name in names for kind in ("heatmap.nii.gz", "seg.nii.gz", "montage.png")}
+
+
+def test_bad_cases_are_listed_with_their_files_and_the_good_ones_are_written(cases, tmp_path):
+    engine = evaluator(list(cases.values()), [CaseWriter(tmp_path / "out", classes=CLASSES)])
+    with pytest.raises(RuntimeError, match="7 of 9 cases failed") as failure:
+        engine.run()
+    lines = dict(line.strip().split(": ", 1) for line in str(failure.value).splitlines()[1:])
+    assert lines.keys() == cases.keys() - {"first", "last"} == engine.failed.keys()
+    for name, reason in lines.items():
+        assert cases[name]["image"] in reason, f"{name} does not name its file: {reason}"
+    assert "expected a 3D image, got shape [24, 20]" in lines["flat"]
+    assert "NaN" in lines["nan"]
+    assert "expected 1 channel(s), got 3" in lines["channels"]
+    assert "every voxel is 0" in lines["empty"]
+    assert "FileNotFoundError" in lines["missing"]
+    assert "end-of-stream" in lines["truncated"]
+    assert written(tmp_path / "out") == files_of("first", "last") | {"predictions.csv"}
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["first", "last"]
+
+
+def test_good_cases_alone_end_without_an_error_and_a_second_run_forgets_the_first(cases, tmp_path):
+    engine = evaluator([cases["first"], cases["last"]], [CaseWriter(tmp_path / "out", classes=CLASSES)])
+    engine.failed["of an earlier run"] = "?"
+    engine.run()
+    assert engine.failed == {}
+    engine.run()
+    assert engine.state.iteration == 2
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_full_disk_fails_that_case_alone_and_leaves_nothing_of_it(cases, tmp_path, monkeypatch):
+    whole = nib.save
+
+    def until_full(image: Any, path: Path) -> None:
+        if "middle_seg" in str(path):
+            Path(path).write_bytes(b"half a header")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        whole(image, path)
+
+    monkeypatch.setattr("common.files.nib.save", until_full)
+    three = [cases["first"], cases["first"] | {"case": "middle"}, cases["last"]]
+    engine = evaluator(three, [CaseWriter(tmp_path / "out", classes=CLASSES)])
+    with pytest.raises(RuntimeError, match=r"1 of 3 cases failed:\n  middle: OSError.*No space left on device"):
+        engine.run()
+    assert written(tmp_path / "out") == files_of("first", "last") | {"predictions.csv"}
+    assert "middle" not in (tmp_path / "out" / "predictions.csv").read_text()
+
+
+def test_when_every_case_fails_they_are_listed_before_what_a_handler_says_of_it(cases, tmp_path):
+    engine = evaluator([cases["missing"], cases["nan"]], [CaseScores(tmp_path / "out")])
+    with pytest.raises(RuntimeError, match=r"(?s)2 of 2 cases failed:.*missing:.*nan:.*no case has a ground-truth"):
+        engine.run()
+
+
+def test_an_error_at_the_end_of_a_run_without_failed_cases_is_not_hidden(cases, tmp_path):
+    engine = evaluator([cases["first"]], [])
+
+    @engine.on(Events.COMPLETED)
+    def finish() -> None:
+        raise OSError("the summary cannot be written")
+
+    with pytest.raises(OSError, match="the summary cannot be written"):
+        engine.run()
+
+
+def test_interrupting_is_no_failed_case(cases):
+    engine = evaluator([cases["first"], cases["last"]], [])
+
+    @engine.on(Events.ITERATION_STARTED)
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run()
+
+
+def test_dataset_gives_the_error_in_place_of_a_case_it_cannot_read_and_hides_cls():
+    def transform(case: dict) -> dict:
+        if case["case"] == "b":
+            raise ValueError("outer") from KeyError("inner")
+        return case
+
+    a, b = CaseDataset([{"case": "a", "image": "x.nii", "cls": [0, 1]}, {"case": "b", "image": "y.nii"}], transform)
+    assert a.keys() == {"case", "image", "load_seconds"}
+    assert b == {"case": "b", "error": "KeyError: 'inner' (in y.nii)"}

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import NibabelReader
+from monai.transforms import (
+    Compose,
+    ConcatItemsd,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    Lambdad,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
+    RandFlipd,
+    Resized,
+    ResizeWithPadOrCropd,
+    ScaleIntensityRanged,
+    Spacingd,
+    apply_transform,
+)
+
+from common.features import describe
+from common.files import write_nifti
+from common.preprocessing import CheckImaged, Normalized, OrganMaskd
+
+
+def preprocessing(pixdim=(1.5, 1.5, -1.0), a_max=400.0, organ="lung", mode="bilinear", upper=4.0, dtype=torch.float32):
+    return Compose(
+        [
+            LoadImaged(keys="image", ensure_channel_first=True),
+            Compose([CheckImaged(keys="image", channels=1)]),
+            Orientationd(keys="image", axcodes="LPS", labels=None),
+            Spacingd(keys="image", pixdim=pixdim, mode=mode, dtype=dtype),
+            OrganMaskd(keys="image", organ=organ, options={}),
+            Normalized(keys="image", upper=upper),
+            ScaleIntensityRanged(keys="image", a_min=-1000.0, a_max=a_max, b_min=0.0, b_max=1.0, clip=True),
+            ConcatItemsd(keys=["image", "organ"], name="image"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pixdim": (1.5, 1.5, 1.0)},
+        {"a_max": 401.0},
+        {"organ": "none"},
+        {"mode": "nearest"},
+        {"upper": 5.0},
+        {"dtype": torch.float64},
+    ],
+)
+def test_each_option_changes_the_text_and_nothing_else_does(options):
+    assert describe(preprocessing()) == describe(preprocessing())
+    assert describe(preprocessing(**options)) != describe(preprocessing())
+
+
+def test_the_order_and_number_of_transforms_count():
+    first, second = CheckImaged(keys="image", channels=1), Normalized(keys="image")
+    texts = [describe(Compose(list(parts))) for parts in ((first, second), (second, first), (first,), (second,), ())]
+    assert len(set(texts)) == 5
+
+
+def test_it_is_the_same_in_another_process():
+    code = "from tests.features.test_fingerprint import describe, preprocessing; print(describe(preprocessing()))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == describe(preprocessing()).replace("test_recipe", "tests.features.test_fingerprint")
+
+
+def test_use_does_not_change_it(tmp_path):
+    values = np.random.default_rng(0).random((20, 18, 6))
+    write_nifti(tmp_path / "image.nii.gz", values, np.diag([2.0, 2.0, 3.0, 1.0]))
+    more = [
+        CropForegroundd(keys="image", source_key="image", allow_smaller=True),
+        Resized(keys="image", spatial_size=(16, 16, 8)),
+        ResizeWithPadOrCropd(keys="image", spatial_size=(20, 12, 8)),
+        NormalizeIntensityd(keys="image", channel_wise=True),
+    ]
+    transform = Compose([preprocessing(organ="none"), *more])
+    before = describe(transform)
+    apply_transform(transform, {"image": str(tmp_path / "image.nii.gz")})
+    assert describe(transform) == before
+
+
+def test_versions_and_own_sources_count(monkeypatch, tmp_path):
+    before = describe(preprocessing())
+    monkeypatch.setattr("monai.__version__", "0.0.1")
+    assert describe(preprocessing()) != before
+    monkeypatch.undo()
+    package = tmp_path / "homemade"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "numbers.py").write_text("def twice(x):\n    return 2 * x\n")
+    (package / "apart.py").write_text("pass\n")
+    (package / "steps.py").write_text(
+        "from .numbers import twice\n\n\nclass Step:\n    def __call__(self, x):\n        return twice(x)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from homemade.steps import Step  # type: ignore[import-not-found]
+
+    before = describe(Step())
+    (package / "apart.py").write_text("pass  # nobody imports this\n")
+    assert describe(Step()) == before
+    (package / "numbers.py").write_text("def twice(x):\n    return 2 * x + 1\n")
+    assert describe(Step()) != before
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (1, 1.0),
+        ("1", 1),
+        (None, "None"),
+        (True, 1),
+        ((1, 2), (1, (2,))),
+        ([], [[]]),
+        ({"a": 1}, {"a": 2}),
+        ({"a": 1}, {"b": 1}),
+        (np.float32, np.float64),
+        (np.zeros(2), np.zeros(3)),
+        (np.array([1.0, np.nan]), np.array([2.0, np.nan])),
+        (torch.ones(2), torch.ones(2, dtype=torch.int32)),
+        (Path("a"), Path("b")),
+        (json.dumps, json.loads),
+        (functools.partial(int, base=2), functools.partial(int, base=3)),
+        (NibabelReader(), NibabelReader(as_closest_canonical=True)),
+    ],
+)
+def test_different_values_have_different_texts(value, other):
+    assert describe(value) != describe(other)
+    assert describe(value) == describe(value)
+
+
+def test_sets_have_one_text_whatever_their_order():
+    first, second = set([0, 8]), set([8, 0])  # noqa: C405 (in that order)
+    assert list(first) != list(second)
+    assert describe(first) == describe(second) != describe({0})
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (Lambdad(keys="image", func=lambda x: x), r"preprocessing\..* is .*<lambda>, which has no name"),
+        (Compose([RandFlipd(keys="image")]), r"preprocessing\.transforms\.0\..* is random"),
+        (Compose([EnsureChannelFirstd(keys="image"), iter([])]), r"transforms\.1 is a list_iterator, whose settings"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_with_its_place(transform, message):
+    with pytest.raises(ValueError, match=message):
+        describe(transform)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.handlers import Calibration
+
+REFINE = {"dilate_mm": 0.0, "intensity": 0.0, "adaptive": 0.0, "opening_mm": 0.0, "smooth_mm": 0.0, "largest": False}
+
+
+def a_case(shape: str, seed: int = 0) -> dict:
+    """Heat marks the lesion; what is bright is the lesion (`bright`), or not even that (`even`)."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((20, 20, 5), dtype=bool)
+    x, y = rng.integers(3, 9, 2)
+    truth[x : x + 7, y : y + 7, 1:4] = True
+    wide = np.zeros_like(truth)
+    wide[x - 2 : x + 9, y - 2 : y + 9, 1:4] = True
+    heat = np.where(truth, 0.8, np.where(wide, 0.5, 0.1)) if shape == "even" else np.where(wide, 0.8, 0.1)
+    image = np.where(truth, 1.6, 1.0) if shape == "bright" else np.ones(truth.shape)
+    pred = np.stack([np.zeros(heat.shape), heat, np.zeros(heat.shape), np.ones(heat.shape)])
+    scan = np.stack([image, np.ones(heat.shape)])
+    return {"image": torch.as_tensor(scan), "truth": truth, "pred": torch.as_tensor(pred, dtype=torch.float32)}
+
+
+def calibrate(tmp_path, shape: str, **options) -> dict:
+    start = {"gate": 0.5, "threshold": 0.3, "refine": REFINE}
+    settings = {
+        "candidates": {"refine.intensity": [0.0, 1.3]},
+        "raw_thresholds": [0.2, 0.65, 0.9],
+        "passes": 1,
+    } | options
+    handler = Calibration(tmp_path, start=start, **settings)
+    for seed in range(2):
+        case = a_case(shape, seed)
+        label = MetaTensor(torch.as_tensor(case["truth"][None].astype(np.uint8)))
+        batch = [{"image": MetaTensor(case["image"].float()), "label": label}]
+        handler._collect(SimpleNamespace(state=SimpleNamespace(batch=batch, output=[{"pred": case["pred"]}])))
+    handler._finish(SimpleNamespace())
+    return json.loads((tmp_path / "calibrated.json").read_text())
+
+
+def test_options_with_the_best_mean_dice_are_chosen_and_every_trial_listed(tmp_path):
+    chosen = calibrate(tmp_path, "bright")
+    assert chosen == {
+        "gate": 0.5,
+        "threshold": 0.3,
+        "refine": REFINE | {"intensity": 1.3},
+        "raw_threshold": pytest.approx(0.2),
+    }
+    with open(tmp_path / "calibration.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = [float(row["dice"]) for row in rows]
+    assert max(scores) == 1.0
+    assert [row["refine.intensity"] for row in rows] == ["0.0", "1.3", "", ""]  # start, trial, raw map, no refinement
+
+
+def test_a_refinement_no_better_than_the_raw_map_is_left_out(tmp_path):
+    chosen = calibrate(tmp_path, "even")
+    assert chosen["refine"] is None
+    assert chosen["threshold"] == chosen["raw_threshold"] == 0.65
+
+
+def test_without_thresholds_of_the_raw_map_the_refinement_stays(tmp_path):
+    chosen = calibrate(tmp_path, "even", raw_thresholds=[])
+    assert chosen["refine"] == REFINE
+    assert chosen["raw_threshold"] == chosen["threshold"] == 0.3
+
+
+def test_no_case_with_a_mask_is_explained(tmp_path):
+    with pytest.raises(RuntimeError, match="no case with a mask"):
+        Calibration(tmp_path, start={}, candidates={})._finish(SimpleNamespace())

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from common.metrics import bootstrap_by_patient, bootstrap_interval, roc_auc, summarize
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_bootstrap_is_scipys_and_near_normal_theory():
+    values = np.random.default_rng(0).normal(5, 2, size=400)
+    low, high = bootstrap_interval(values, seed=3)
+    scipys = stats.bootstrap(
+        (values,), np.mean, n_resamples=2000, method="percentile", random_state=np.random.default_rng(3)
+    )
+    assert (low, high) == pytest.approx(tuple(scipys.confidence_interval))
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+
+
+def test_bootstrap_options_and_degenerate_values():
+    values = np.random.default_rng(0).exponential(size=50)
+    assert bootstrap_interval([*values, np.nan]) == bootstrap_interval(values)
+    narrow, wide = bootstrap_interval(values, level=0.5), bootstrap_interval(values, level=0.99)
+    assert wide[0] < narrow[0] < values.mean() < narrow[1] < wide[1]
+    assert bootstrap_interval(values, statistic=np.median, resamples=200)[1] < bootstrap_interval(values)[1]
+    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    for few in ([], [1.0], [1.0, np.nan]):
+        assert np.isnan(bootstrap_interval(few)).all()
+
+
+def test_patient_bootstrap_is_wider_when_slices_are_copies():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(size=25), 16)  # 16 identical slices for each of 25 patients
+    low, high = bootstrap_by_patient(np.repeat(np.arange(25), 16), np.mean, values)
+    naive_low, naive_high = bootstrap_by_patient(np.arange(400), np.mean, values)
+    assert (high - low) / (naive_high - naive_low) == pytest.approx(4.0, rel=0.15)  # the square root of 16
+
+
+def test_patient_bootstrap_of_one_slice_each_is_the_plain_one():
+    values = np.random.default_rng(0).normal(size=80)
+    by_patient = bootstrap_by_patient([f"p{i}" for i in range(80)], np.mean, values, resamples=2000)
+    plain = bootstrap_interval(values)
+    assert by_patient == pytest.approx(plain, abs=0.1 * (plain[1] - plain[0]))
+
+
+def test_patient_bootstrap_draws_all_slices_together_and_drops_nan():
+    patients, labels = np.array(["a", "b", "a", "b", "b"]), np.array([0, 1, 0, 1, 1])
+    seen = []
+
+    def auc(drawn, truth, scores):
+        seen.append(sorted(drawn))
+        return roc_auc(scores, truth)
+
+    assert bootstrap_by_patient(patients, auc, patients, labels, labels * 0.5, resamples=40) == (1.0, 1.0)
+    assert {tuple(s) for s in seen} == {tuple("aabbb"), tuple("aaaa"), tuple("bbbbbb")}
+    assert np.isnan(bootstrap_by_patient(patients, roc_auc, labels, np.zeros(5), resamples=5)).all()
+    assert np.isnan(bootstrap_by_patient(["a", "a"], np.mean, [1, 2])).all()
+    with pytest.raises(ValueError, match=r"got \[5\] and \[\[4\]\]"):
+        bootstrap_by_patient(patients, np.mean, labels[:4])
+
+
+def test_summary():
+    summary = summarize([1.0, 2.0, 6.0, np.nan])
+    assert {k: summary[k] for k in ("mean", "std", "median", "count")} == pytest.approx(
+        {"mean": 3.0, "std": np.sqrt(7), "median": 2.0, "count": 3}
+    )
+    assert (summary["low"], summary["high"]) == bootstrap_interval([1.0, 2.0, 6.0])
+    by_median = summarize([1.0, 2.0, 6.0], statistic=np.median, resamples=100)
+    assert (by_median["low"], by_median["high"]) == bootstrap_interval([1, 2, 6], statistic=np.median, resamples=100)
+    empty = summarize([np.nan])
+    assert empty["count"] == 0
+    assert all(np.isnan(v) for k, v in empty.items() if k != "count")

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.datasets import phantom_case
+from common.preprocessing import CheckImaged, Normalized, OrganMaskd, brain_mask
+
+SPACING = (2.0, 2.0, 5.0)
+
+
+def meta(array: np.ndarray, name: str = "/data/case_7/flair.nii.gz") -> MetaTensor:
+    affine = torch.diag(torch.tensor([-SPACING[0], -SPACING[1], SPACING[2], 1.0], dtype=torch.float64))
+    return MetaTensor(torch.as_tensor(array), affine=affine, meta={"filename_or_obj": name})
+
+
+class TestCheckImaged:
+    GOOD = np.arange(2 * 5 * 6 * 3, dtype=np.float32).reshape(2, 5, 6, 3)
+
+    @pytest.mark.parametrize("shape", [(2, 5, 6, 3), (2, 2, 2, 1)])
+    def test_volumes_pass_unchanged_even_of_one_slice(self, shape):
+        image = meta(self.GOOD.ravel()[: np.prod(shape)].reshape(shape))
+        assert CheckImaged("image", channels=2)({"image": image})["image"] is image
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (GOOD[..., 0], "expected a 3D image, got shape [5, 6]"),
+            (GOOD[:, :1], "expected a 3D image, got shape [1, 6, 3]"),
+            (GOOD[:, :, :, :, None], "expected a 3D image, got shape [5, 6, 3, 1]"),
+            (GOOD[:1], "expected 2 channel(s), got 1; give one image_pattern per modality"),
+            (np.where(GOOD == 7, np.nan, GOOD), "holds NaN or infinite values"),
+            (np.where(GOOD == 7, -np.inf, GOOD), "holds NaN or infinite values"),
+            (np.zeros_like(GOOD), "every voxel is 0, there is nothing to see"),
+            (np.full_like(GOOD, 3.5), "every voxel is 3.5"),
+        ],
+    )
+    def test_nonsense_is_refused_naming_the_file(self, image, message):
+        with pytest.raises(ValueError, match=re.escape(f"/data/case_7/flair.nii.gz: {message}")):
+            CheckImaged("image", channels=2)({"image": meta(image)})
+
+
+class TestOrganMaskd:
+    def test_adds_the_organ_of_the_first_channel_in_millimetres(self):
+        image = phantom_case(np.random.default_rng(0), (96, 96, 12), modalities=2)[0]
+        data = OrganMaskd("image", organ="brain")({"image": meta(image)})
+        assert data["organ"].shape == (1, 96, 96, 12)
+        np.testing.assert_array_equal(data["organ"][0].numpy(), brain_mask(image[0], SPACING).astype(np.float32))
+        np.testing.assert_array_equal(data["organ"].affine, data["image"].affine)
+        np.testing.assert_array_equal(data["image"].numpy(), image)
+
+    def test_none_is_ones(self):
+        data = OrganMaskd("image", organ="none", organ_key="where")({"image": meta(TestCheckImaged.GOOD)})
+        assert data["where"].shape == (1, 5, 6, 3)
+        assert (data["where"] == 1).all()
+
+    def test_a_mask_that_is_there_is_kept_and_nothing_is_sought(self):
+        given = (np.random.default_rng(0).random((2, 5, 6, 3)) * 2).astype(np.float32)
+        data = {"image": meta(TestCheckImaged.GOOD), "organ": meta(given, "/data/case_7/lung.nii.gz")}
+        organ = OrganMaskd("image", organ="brain")(data)["organ"]  # there is no brain in this image
+        np.testing.assert_array_equal(organ.numpy(), (given[:1] > 0.5).astype(np.float32))
+        np.testing.assert_array_equal(data["organ"].numpy(), given)
+
+    @pytest.mark.parametrize(
+        ("organ", "message"),
+        [
+            (np.ones((1, 5, 6, 2), np.float32), "has the shape [5, 6, 2], its image [5, 6, 3]"),
+            (np.zeros((1, 5, 6, 3), np.float32), "is empty"),
+        ],
+    )
+    def test_a_mask_that_does_not_serve_is_named(self, organ, message):
+        data = {"image": meta(TestCheckImaged.GOOD), "organ": meta(organ, "/data/case_7/lung.nii.gz")}
+        with pytest.raises(ValueError, match=r"/data/case_7/lung.nii.gz: the organ's mask " + re.escape(message)):
+            OrganMaskd("image", organ="none")(data)
+
+    def test_unknown_organ_is_refused_at_once(self):
+        wrong: Any = "liver"
+        with pytest.raises(ValueError, match=r"organ must be one of .*'liver'"):
+            OrganMaskd("image", organ=wrong)
+
+
+class TestNormalized:
+    def image(self) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(3)
+        return rng.gamma(2.0, [[[[50.0]]], [[[400.0]]]], (2, 8, 9, 4)).astype(np.float32), rng.random((8, 9, 4)) > 0.3
+
+    def test_organ_median_puts_each_channels_median_at_one_and_zero_outside(self):
+        image, organ = self.image()
+        data = {"image": meta(image), "organ": meta(organ[None].astype(np.float32))}
+        out = Normalized("image", upper=50.0)(data)["image"].numpy()
+        assert np.median(out[:, organ], axis=1) == pytest.approx([1.0, 1.0], abs=1e-6)
+        assert not out[:, ~organ].any()
+        for channel, values in zip(out, image, strict=True):
+            np.testing.assert_allclose(channel[organ], values[organ] / np.median(values[organ]), rtol=1e-5)
+
+    def test_organ_median_clips_at_upper_and_leaves_its_input_alone(self):
+        image, organ = self.image()
+        data = {"image": meta(image.copy()), "organ": meta(organ[None].astype(np.float32))}
+        out = Normalized("image", upper=1.5)(data)["image"]
+        assert float(out.max()) == 1.5
+        np.testing.assert_array_equal(data["image"].numpy(), image)
+
+    def test_slice_max_divides_every_slice_of_every_channel_by_its_maximum(self):
+        image, _ = self.image()
+        image[0, ..., 2] = 0
+        out = Normalized("image", mode="slice_max")({"image": meta(image)})["image"].numpy()
+        peak = image.max(axis=(1, 2), keepdims=True)
+        np.testing.assert_allclose(out, image / np.where(peak > 0, peak, 1), rtol=1e-6)
+        assert not out[0, ..., 2].any()
+
+    def test_organ_mode_puts_each_channels_most_frequent_intensity_at_one_though_half_the_organ_is_ill(self):
+        rng = np.random.default_rng(0)
+        image = np.stack([rng.normal(level, level / 50, (20, 20, 8)) for level in (50.0, 400.0)]).astype(np.float32)
+        image[:, :11] *= rng.uniform(1.3, 6.0, (11, 20, 8))  # 55 %: the median is theirs
+        organ = meta(np.ones((1, 20, 20, 8), np.float32))
+        out = Normalized("image", mode="organ_mode", upper=8.0)({"image": meta(image), "organ": organ})["image"].numpy()
+        assert np.median(out[:, 11:], axis=(1, 2, 3)) == pytest.approx([1.0, 1.0], abs=0.05)
+        assert (np.median(out, axis=(1, 2, 3)) > 1.2).all()
+
+    def test_none_changes_nothing_and_needs_no_organ(self):
+        image, _ = self.image()
+        np.testing.assert_array_equal(Normalized("image", mode="none")({"image": meta(image)})["image"].numpy(), image)
+
+    def test_unknown_mode_is_refused(self):
+        wrong: Any = "zscore"
+        with pytest.raises(ValueError, match="'none'\\], got 'zscore'"):
+            Normalized("image", mode=wrong)
