@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 LABEL := .venv-label
 # Every bundle from training to scored masks; what stands on MONAI's and numpy's interfaces most.
-OLDEST_TESTS := $(patsubst bundles/%,tests/bundles/test_%.py::test_masks_beat_the_empty_mask_and_the_threshold,$(wildcard bundles/*)) \
-	$(patsubst %,tests/test_%.py,data engines feature_store handlers inferers output slices training transforms)
+OLDEST_TESTS := $(patsubst %,tests/%/test_run.py::test_masks_beat_the_empty_mask_and_the_threshold,$(wildcard bundles/*)) \
+	$(patsubst %,tests/%.py,data/test_datalist data/test_slices engines/test_cases engines/test_inferers features/test_store \
+	handlers/test_case_scores handlers/test_writers preprocessing/test_transforms test_training)
 
 .PHONY: install demo test test-oldest label clean
 

@@ -114,9 +114,9 @@ def _ball_profiles(normals: torch.Tensor, count: int, radius: float) -> torch.Te
     offsets = plane_offsets(count, radius)
     profiles = torch.zeros(len(normals), count + 2)
     for k in range(8):
-        centre = (torch.rand(3, generator=generator) - 0.5) * radius
+        center = (torch.rand(3, generator=generator) - 0.5) * radius
         reach = radius * (0.06 + 0.02 * k)
-        profiles += (reach**2 - (offsets - (normals @ centre)[:, None]) ** 2).clamp(min=0)
+        profiles += (reach**2 - (offsets - (normals @ center)[:, None]) ** 2).clamp(min=0)
     return profiles + 0.01 * profiles.max() * torch.randn(profiles.shape, generator=generator)
 
 

@@ -1,1 +1,1 @@
-"""What MONAI lacks and more than one bundle needs: pooling, binarisation, metrics, organ masks, data."""
+"""What MONAI lacks and more than one bundle needs: pooling, binarization, metrics, organ masks, data."""

@@ -17,7 +17,7 @@ import numpy as np
 
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; it becomes ``path`` when the block ends without an error.
+    """Yield a temporary name beside `path`; it becomes `path` when the block ends without an error.
 
     The suffix is kept, because image writers choose the format by it, and the leading dot hides it from globs.
     """
@@ -42,7 +42,7 @@ def write(path: Path, content: np.ndarray | str) -> None:
     """Write an array (as `.npy`) or a text; the file appears whole or not at all.
 
     Raises:
-        NotWritten: see there.
+        NotWritten: the disk is full, or the folder is not ours.
     """
     buffer = io.BytesIO()
     if isinstance(content, str):
@@ -66,7 +66,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """Write `[H, W, D]` with a RAS+ millimetre `affine` (as nibabel and MONAI use it)."""
+    """Write `[H, W, D]` with a RAS+ millimeter `affine` (as nibabel and MONAI use it)."""
     image = nib.Nifti1Image(array, np.asarray(affine, dtype=np.float64))
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:

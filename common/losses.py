@@ -1,6 +1,6 @@
 """Losses and class weights that torch and MONAI do not offer as such.
 
-The weighted cross-entropy of GP-UNet is ``torch.nn.CrossEntropyLoss(weight=class_weights(...))``; it has no twin here.
+The weighted cross-entropy of GP-UNet is `torch.nn.CrossEntropyLoss(weight=class_weights(...))`; it has no twin here.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch.nn import functional as F
 
 
 def class_weights(labels: torch.Tensor | np.ndarray | Sequence[int], *, num_classes: int) -> torch.Tensor:
-    """Weight classes by inverse frequency, ``n / (C * n_c)``, so that every class weighs the same in a loss.
+    """Weight classes by inverse frequency, `n / (C * n_c)`, so that every class weighs the same in a loss.
 
     It is scikit-learn's "balanced" mode, but a class without any case gets weight 0 instead of an error.
 
     Args:
-        labels: one integer class per case, ``[n]``, each in 0 .. C − 1.
+        labels: one integer class per case, `[n]`, each in 0 .. C − 1.
         num_classes: C.
 
     Returns:
-        float32 ``[C]``.
+        float32 `[C]`.
 
     Raises:
         ValueError: if a label is not a class, or fewer than two classes have cases.
@@ -50,9 +50,9 @@ def class_weights(labels: torch.Tensor | np.ndarray | Sequence[int], *, num_clas
 
 
 def label_smoothing(labels: torch.Tensor, *, epsilon: float) -> torch.Tensor:
-    """Pull multi-hot labels towards 1/2: ``y' = (1 − ε) y + ε / 2`` (INSIGHT, Eq. 6).
+    """Pull multi-hot labels towards 1/2: `y' = (1 − ε) y + ε / 2` (INSIGHT, Eq. 6).
 
-    For one class index per case, use ``torch.nn.CrossEntropyLoss(label_smoothing=...)`` instead.
+    For one class index per case, use `torch.nn.CrossEntropyLoss(label_smoothing=...)` instead.
 
     Args:
         labels: 0, 1 or in between, any shape.
@@ -74,13 +74,13 @@ def soft_bce_dice(
 ) -> torch.Tensor:
     """Binary cross-entropy plus soft Dice against a pseudo-mask, over the voxels that count.
 
-    ``mean(BCE) + dice_weight * (1 − 2 Σ p t / (Σ p + Σ t))`` with ``p = sigmoid(margin)``. The sums of the Dice term
+    `mean(BCE) + dice_weight * (1 − 2 Σ p t / (Σ p + Σ t))` with `p = sigmoid(margin)`. The sums of the Dice term
     run over the whole batch: per-sample Dice is stuck at 1 for every sample without foreground.
 
     Args:
-        margin: logit of foreground, ``[B, 1, *spatial]``.
+        margin: logit of foreground, `[B, 1, *spatial]`.
         target: pseudo-mask in [0, 1], same shape.
-        valid: true where a voxel counts; any shape that broadcasts to the margin's, e.g. ``[B, 1, 1, 1]`` to leave
+        valid: true where a voxel counts; any shape that broadcasts to the margin's, e.g. `[B, 1, 1, 1]` to leave
             out whole samples, such as positive slices without a pseudo-mask. Default: all count.
         dice_weight: weight of the Dice term.
 
@@ -99,7 +99,7 @@ def soft_bce_dice(
     counts = torch.ones_like(margin, dtype=torch.bool)
     if valid is not None:
         sizes = zip(valid.shape, margin.shape, strict=False)
-        if valid.ndim != margin.ndim or any(got not in (1, wanted) for got, wanted in sizes):
+        if valid.ndim != margin.ndim or any(got not in (1, size) for got, size in sizes):
             raise ValueError(
                 f"valid must broadcast to the margin's shape {list(margin.shape)} axis by axis, e.g. "
                 f"{[margin.shape[0]] + [1] * (margin.ndim - 1)}; got {list(valid.shape)}"

@@ -1,6 +1,6 @@
 """Pooling of a map of any spatial rank to one number per channel, optionally inside a mask.
 
-All functions take maps ``[B, C, *spatial]`` and return ``[B, C]`` in at least float32. A mask ``[B, 1, *spatial]``
+All functions take maps `[B, C, *spatial]` and return `[B, C]` in at least float32. A mask `[B, 1, *spatial]`
 restricts the pool to the positions where it is above 0.5. A sample whose mask is empty pools to 0 with zero gradient.
 """
 
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def _flatten(maps: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check the shapes; return the maps ``[B, C, N]`` in at least float32 and the mask, bool ``[B, 1, N]``."""
+    """Check the shapes; return the maps `[B, C, N]` in at least float32 and the mask, bool `[B, 1, N]`."""
     if maps.dim() < 3 or 0 in maps.shape[2:]:
         raise ValueError(f"maps must be [B, C, *spatial] with at least one position; got shape {list(maps.shape)}")
     flat = maps.flatten(2)
@@ -45,7 +45,7 @@ def _top_fraction(maps: torch.Tensor, mask: torch.Tensor | None, fraction: float
         raise ValueError(f"fraction must be in (0, 1]; got {fraction}")
     flat, inside = _flatten(maps, mask)
     area = inside.sum(dim=-1, keepdim=True)
-    # No sample needs more than a full mask would: a bound known from the shape, so the device is not synchronised.
+    # No sample needs more than a full mask would: a bound known from the shape, so the device is not synchronized.
     most = max(1, int(fraction * inside.shape[-1] + 0.5))
     count = (fraction * area + 0.5).floor().clamp(min=1, max=most)
     largest = flat.masked_fill(~inside, -math.inf).topk(most, dim=-1)[0]
@@ -57,11 +57,11 @@ def global_max_pool(maps: torch.Tensor, mask: torch.Tensor | None = None) -> tor
     """Pool to the largest value (GP-UNet).
 
     Args:
-        maps: ``[B, C, *spatial]``.
-        mask: ``[B, 1, *spatial]``, bool or float; positions above 0.5 count.
+        maps: `[B, C, *spatial]`.
+        mask: `[B, 1, *spatial]`, bool or float; positions above 0.5 count.
 
     Returns:
-        ``[B, C]``; 0 where the mask is empty.
+        `[B, C]`; 0 where the mask is empty.
 
     Raises:
         ValueError: if the maps have no spatial axis, or the mask has another shape.
@@ -75,11 +75,11 @@ def global_avg_pool(maps: torch.Tensor, mask: torch.Tensor | None = None) -> tor
     """Pool to the mean.
 
     Args:
-        maps: ``[B, C, *spatial]``.
-        mask: ``[B, 1, *spatial]``, bool or float; positions above 0.5 count.
+        maps: `[B, C, *spatial]`.
+        mask: `[B, 1, *spatial]`, bool or float; positions above 0.5 count.
 
     Returns:
-        ``[B, C]``; 0 where the mask is empty.
+        `[B, C]`; 0 where the mask is empty.
 
     Raises:
         ValueError: if the maps have no spatial axis, or the mask has another shape.
@@ -90,7 +90,7 @@ def global_avg_pool(maps: torch.Tensor, mask: torch.Tensor | None = None) -> tor
 
 
 def smooth_max_pool(maps: torch.Tensor, mask: torch.Tensor | None = None, *, alpha: float = 8.0) -> torch.Tensor:
-    """Pool to the softmax-weighted sum ``sum_i softmax(alpha * H)_i * H_i`` (INSIGHT, Eq. 5).
+    """Pool to the softmax-weighted sum `sum_i softmax(alpha * H)_i * H_i` (INSIGHT, Eq. 5).
 
     It tends to the mean as alpha → 0 and to the maximum as alpha → ∞. At a given alpha a few hot positions are diluted
     by many cold ones: at alpha = 8, 15 saturated cells of 43,808 (32 slices of 37 × 37 tokens), all others 0, give
@@ -98,12 +98,12 @@ def smooth_max_pool(maps: torch.Tensor, mask: torch.Tensor | None = None, *, alp
     the pool.
 
     Args:
-        maps: ``[B, C, *spatial]``.
-        mask: ``[B, 1, *spatial]``, bool or float; positions above 0.5 count.
+        maps: `[B, C, *spatial]`.
+        mask: `[B, 1, *spatial]`, bool or float; positions above 0.5 count.
         alpha: sharpness, finite and not negative, in units of 1 / map value.
 
     Returns:
-        ``[B, C]``; 0 where the mask is empty.
+        `[B, C]`; 0 where the mask is empty.
 
     Raises:
         ValueError: if the maps have no spatial axis, the mask has another shape, or alpha is out of range.
@@ -112,17 +112,17 @@ def smooth_max_pool(maps: torch.Tensor, mask: torch.Tensor | None = None, *, alp
 
 
 def top_fraction_pool(maps: torch.Tensor, mask: torch.Tensor | None = None, *, fraction: float = 0.03) -> torch.Tensor:
-    """Pool to the mean of the largest values: between max (one position) and average (``fraction = 1``).
+    """Pool to the mean of the largest values: between max (one position) and average (`fraction = 1`).
 
-    The number of positions is ``fraction`` times the sample's own mask area, rounded, and at least 1.
+    The number of positions is `fraction` times the sample's own mask area, rounded, and at least 1.
 
     Args:
-        maps: ``[B, C, *spatial]``.
-        mask: ``[B, 1, *spatial]``, bool or float; positions above 0.5 count.
+        maps: `[B, C, *spatial]`.
+        mask: `[B, 1, *spatial]`, bool or float; positions above 0.5 count.
         fraction: share of the (masked) positions, in (0, 1].
 
     Returns:
-        ``[B, C]``; 0 where the mask is empty.
+        `[B, C]`; 0 where the mask is empty.
 
     Raises:
         ValueError: if the maps have no spatial axis, the mask has another shape, or the fraction is out of range.
@@ -139,11 +139,11 @@ POOLINGS = {
 
 
 class GlobalPool(nn.Module):
-    """A pooling chosen by name, for configs; a thin wrapper over :data:`POOLINGS` that TorchScript can compile.
+    """A pooling chosen by name, for configs; a thin wrapper over `POOLINGS` that TorchScript can compile.
 
     Args:
-        name: a key of :data:`POOLINGS`.
-        **options: keyword options of that function (``alpha``, ``fraction``).
+        name: a key of `POOLINGS`.
+        **options: keyword options of that function (`alpha`, `fraction`).
 
     Raises:
         ValueError: if there is no such pooling, or it has no such option.
@@ -167,7 +167,7 @@ class GlobalPool(nn.Module):
         self.fraction = float(known.get("fraction", 1.0))
 
     def forward(self, maps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Pool ``[B, C, *spatial]`` to ``[B, C]`` inside the mask ``[B, 1, *spatial]``."""
+        """Pool `[B, C, *spatial]` to `[B, C]` inside the mask `[B, 1, *spatial]`."""
         # A chain, not a look-up in POOLINGS: TorchScript cannot hold a function in an attribute.
         if self.name == "max":
             return global_max_pool(maps, mask)
@@ -190,8 +190,8 @@ class RunningPool:
     number of chunks costs accuracy. For inference: no gradient flows.
 
     Args:
-        name: ``smooth_max``, ``max`` or ``avg``; ``top_fraction`` needs all values at once.
-        alpha: sharpness of ``smooth_max``, finite and not negative.
+        name: `smooth_max`, `max` or `avg`; `top_fraction` needs all values at once.
+        alpha: sharpness of `smooth_max`, finite and not negative.
 
     Raises:
         ValueError: if the pooling cannot run, or alpha is out of range.
@@ -215,7 +215,7 @@ class RunningPool:
 
     @torch.no_grad()
     def update(self, maps: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Add a chunk ``[B, C, *spatial]``, inside the mask ``[B, 1, *spatial]``; it may hold no position at all.
+        """Add a chunk `[B, C, *spatial]`, inside the mask `[B, 1, *spatial]`; it may hold no position at all.
 
         Raises:
             ValueError: if maps and mask do not go together, or B or C changed.
@@ -240,7 +240,7 @@ class RunningPool:
         self._peak = highest
 
     def compute(self) -> torch.Tensor:
-        """The pool of all chunks so far, float32 ``[B, C]`` on the CPU; 0 where every mask was empty.
+        """The pool of all chunks so far, float32 `[B, C]` on the CPU; 0 where every mask was empty.
 
         Raises:
             RuntimeError: if no chunk had a position.

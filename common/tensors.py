@@ -19,23 +19,23 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def window_pads(organ: Tensor, size: Sequence[int]) -> list[int]:
-    """Pads of `torch.nn.functional.pad` (negative ones crop) that give a window of `size` centred on the organ.
+    """Pads of `torch.nn.functional.pad` (negative ones crop) that give a window of `size` centered on the organ.
 
     Args:
-        organ: `[H, W]` bool. Without any organ the window is centred on the image.
+        organ: `[H, W]` bool. Without any organ the window is centered on the image.
         size: `[h, w]`; a longer organ widens it, so that no organ is lost.
 
     Returns:
         `[left, right, top, bottom]`: of the last axis, then of the one before.
     """
     pads = []
-    for axis, wanted in ((0, size[1]), (1, size[0])):  # any over the rows leaves the columns
+    for axis, length in ((0, size[1]), (1, size[0])):  # any over the rows leaves the columns
         present = organ.any(axis)
         index = torch.nonzero(present).flatten() if bool(present.any()) else torch.tensor([0, len(present) - 1])
         first, last = int(index[0]), int(index[-1])
-        wanted = max(wanted, last - first + 1) if bool(present.any()) else wanted
-        start = (first + last + 1 - wanted) // 2
-        pads += [-start, start + wanted - len(present)]
+        length = max(length, last - first + 1) if bool(present.any()) else length
+        start = (first + last + 1 - length) // 2
+        pads += [-start, start + length - len(present)]
     return pads
 
 
@@ -49,7 +49,7 @@ def file_of(image: Any) -> str:
 
 
 def spacing_of(image: Any, default: float = 1.0) -> tuple[float, float, float]:
-    """Millimetres between voxels along the three axes of a `MetaTensor`; `default` for a plain tensor."""
+    """Millimeters between voxels along the three axes of a `MetaTensor`; `default` for a plain tensor."""
     if isinstance(image, MetaTensor):
         x, y, z = (float(s) for s in image.pixdim)
         return x, y, z

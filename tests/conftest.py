@@ -9,9 +9,9 @@ import pytest
 
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
-    """``real_data("lgg")``: folder of a real data set, else the test is skipped.
+    """`real_data("lgg")`: folder of a real data set, else the test is skipped.
 
-    Looks in the folder that the environment variable WEAKSEG_DATA names, else in ``../shared/data`` beside the
+    Looks in the folder that the environment variable WEAKSEG_DATA names, else in `../shared/data` beside the
     repository.
     """
 

@@ -78,7 +78,7 @@ def save(path: Path, volume: np.ndarray, affine: np.ndarray | None = None) -> st
 
 
 def affine_of(axcodes: str, spacing: Sequence[float], shape: Sequence[int], degrees: float = 0.0) -> np.ndarray:
-    """Affine of a volume centred in the world, axes along `axcodes`, then turned about an axis that is none of them."""
+    """Affine of a volume centered in the world, axes along `axcodes`, then turned about an oblique axis."""
     columns = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
     directions = np.array([columns[code] for code in axcodes], dtype=float).T
     axis = np.array([1.0, 2.0, 3.0]) / np.sqrt(14.0)

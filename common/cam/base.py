@@ -22,7 +22,7 @@ FLOAT16_SCALE = 1024.0  # a power of two: float16 gradients keep their digits ab
 
 
 def normalize_maps(maps: Tensor) -> Tensor:
-    """Divide each map of ``[B, *spatial]`` by its largest absolute value; zero stays zero, signs stay.
+    """Divide each map of `[B, *spatial]` by its largest absolute value; zero stays zero, signs stay.
 
     An all-zero map stays zero. The minimum is not subtracted: that would turn "no evidence" into evidence.
     """
@@ -31,7 +31,7 @@ def normalize_maps(maps: Tensor) -> Tensor:
 
 
 def upsample_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolate ``[B, *spatial]`` to another size, bilinearly or trilinearly (``align_corners=False``)."""
+    """Interpolate `[B, *spatial]` to another size, bilinearly or trilinearly (`align_corners=False`)."""
     if maps.dim() - 1 != len(size):
         raise ValueError(f"maps of shape {list(maps.shape)} cannot be upsampled to {list(size)}: other number of axes")
     mode = {2: "bilinear", 3: "trilinear"}[len(size)]
@@ -57,11 +57,11 @@ def find_layer(network: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Modu
 
 
 def resolve_target(target: Target, logits: Tensor) -> Tensor:
-    """Class to explain for each sample, ``[B]``.
+    """Class to explain for each sample, `[B]`.
 
     Args:
-        target: one class for all samples, one per sample, or ``"argmax"`` for the most probable one.
-        logits: ``[B, K]``. One logit ``z`` counts as two classes: 1 (evidence ``z``) and 0 (evidence ``-z``).
+        target: one class for all samples, one per sample, or `"argmax"` for the most probable one.
+        logits: `[B, K]`. One logit `z` counts as two classes: 1 (evidence `z`) and 0 (evidence `-z`).
 
     Raises:
         ValueError: not integers, another number of targets than samples, or a class that does not exist.
@@ -71,18 +71,20 @@ def resolve_target(target: Target, logits: Tensor) -> Tensor:
         if target != "argmax":
             raise ValueError(f'target must be a class, one class per sample, or "argmax"; got {target!r}')
         return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
-    wanted = torch.as_tensor(target).detach()
-    if wanted.dtype == torch.bool or wanted.is_floating_point() or wanted.is_complex():
-        raise ValueError(f"target must be integers (class indices); got {wanted.dtype}")
-    if wanted.dim() > 0 and list(wanted.shape) != [batch]:
-        raise ValueError(f"target must be one class or one per sample, shape [{batch}]; got {list(wanted.shape)}")
-    if bool(((wanted < 0) | (wanted >= classes)).any()):
-        raise ValueError(f"target must be in 0…{classes - 1} for {logits.shape[1]} logit(s); got {wanted.tolist()}")
-    return wanted.long().expand(batch).to(logits.device)
+    target_index = torch.as_tensor(target).detach()
+    if target_index.dtype == torch.bool or target_index.is_floating_point() or target_index.is_complex():
+        raise ValueError(f"target must be integers (class indices); got {target_index.dtype}")
+    if target_index.dim() > 0 and list(target_index.shape) != [batch]:
+        raise ValueError(f"target must be one class or one per sample, shape [{batch}]; got {list(target_index.shape)}")
+    if bool(((target_index < 0) | (target_index >= classes)).any()):
+        raise ValueError(
+            f"target must be in 0…{classes - 1} for {logits.shape[1]} logit(s); got {target_index.tolist()}"
+        )
+    return target_index.long().expand(batch).to(logits.device)
 
 
 def select_logit(target: Tensor, classes: int) -> Tensor:
-    """Weights ``[B, K]`` of the logits in the explained score: one-hot; for one logit +1 (class 1) or -1 (class 0)."""
+    """Weights `[B, K]` of the logits in the explained score: one-hot; for one logit +1 (class 1) or -1 (class 0)."""
     return (2.0 * target[:, None] - 1.0) if classes == 1 else F.one_hot(target, classes).float()
 
 
@@ -112,20 +114,20 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 class BaseCAM:
     """What all methods share: hooks, targets, checks, post-processing.
 
-    Works under ``torch.no_grad()`` and ``torch.inference_mode()``, under autocast, in any memory format and with every
+    Works under `torch.no_grad()` and `torch.inference_mode()`, under autocast, in any memory format and with every
     parameter frozen. The network runs in evaluation mode whatever its mode was: in training mode batch norm would mix
-    the samples and move its running statistics. ``with`` is optional, since nothing outlives a call.
+    the samples and move its running statistics. `with` is optional, since nothing outlives a call.
 
     Args:
-        network: returns logits ``[B, K]``, or one logit as ``[B, 1]`` or ``[B]``.
-        layer: name or module of a layer that returns ``[B, C, *spatial]`` and runs once per forward; or several, which
+        network: returns logits `[B, K]`, or one logit as `[B, 1]` or `[B]`.
+        layer: name or module of a layer that returns `[B, C, *spatial]` and runs once per forward; or several, which
             share one forward and one backward.
         relu: set negative evidence to 0 at the end; None does as the method's paper.
         upsample: interpolate to the images' size instead of the layer's own.
-        normalize: divide each map by its largest absolute value (:func:`normalize_maps`), as the last step.
+        normalize: divide each map by its largest absolute value (`normalize_maps`), as the last step.
 
     Attributes:
-        logits: ``[B, K]`` of the last call, detached.
+        logits: `[B, K]` of the last call, detached.
 
     Raises:
         ValueError: no such layer.
@@ -163,12 +165,12 @@ class BaseCAM:
         """Maps of a batch.
 
         Args:
-            images: ``[B, C_in, H, W]`` or ``[B, C_in, H, W, D]``.
-            target: the class to explain: one for all, one per sample, or ``"argmax"`` (:func:`resolve_target`). There
+            images: `[B, C_in, H, W]` or `[B, C_in, H, W, D]`.
+            target: the class to explain: one for all, one per sample, or `"argmax"` (`resolve_target`). There
                 is no default, because a map does not show which class it explains.
 
         Returns:
-            Raw maps ``[B, *spatial]`` in float32 at the layer's resolution, or a list of them if the layers were given
+            Raw maps `[B, *spatial]` in float32 at the layer's resolution, or a list of them if the layers were given
             as a list.
 
         Raises:
@@ -199,7 +201,7 @@ class BaseCAM:
         return output if output.dim() == 2 else output[:, None]
 
     def _forward(self, images: Tensor, *, differentiable: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """Logits ``[B, K]`` and the layers' activations; with a graph from the activations on if asked for."""
+        """Logits `[B, K]` and the layers' activations; with a graph from the activations on if asked for."""
         found: dict[str, Tensor] = {}
 
         def keep(name: str, output: Any) -> Tensor:
@@ -226,11 +228,11 @@ class BaseCAM:
 
 
 class GradientCAM(BaseCAM):
-    """Maps ``sum_k w_k A_k`` whose weights come from the gradient; a method overrides :meth:`weights`."""
+    """Maps `sum_k w_k A_k` whose weights come from the gradient; a method overrides `weights`."""
 
     @staticmethod
     def weights(activation: Tensor, gradient: Tensor) -> Tensor:
-        """Weights ``[B, K, 1, …]`` or ``[B, K, *spatial]`` from ``A`` and ``dY/dA``, both ``[B, K, *spatial]``."""
+        """Weights `[B, K, 1, …]` or `[B, K, *spatial]` from `A` and `dY/dA`, both `[B, K, *spatial]`."""
         raise NotImplementedError
 
     def _raw_maps(self, images: Tensor, target: Target) -> list[Tensor]:

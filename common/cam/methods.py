@@ -1,10 +1,10 @@
 """Class activation maps of any torch classifier, 2D or 3D: where the evidence for a class lies.
 
-``with LayerCAM(network, "layer1") as cam: maps = cam(images, target=1)``
+`with LayerCAM(network, "layer1") as cam: maps = cam(images, target=1)`
 
-Each method is one class. Symbols: ``A_k`` channel k of the layer's activation, ``Y`` the explained logit,
-``g_k = dY/dA_k``, ``Z`` the number of positions, sums over ``ij`` run over all positions. Arguments that all methods
-share, what is returned and what is raised: :class:`common.cam.BaseCAM`.
+Each method is one class. Symbols: `A_k` channel k of the layer's activation, `Y` the explained logit,
+`g_k = dY/dA_k`, `Z` the number of positions, sums over `ij` run over all positions. Arguments that all methods
+share, what is returned and what is raised: `common.cam.BaseCAM`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _space(values: Tensor) -> tuple[int, ...]:
 
 
 class GradCAM(GradientCAM):
-    """Grad-CAM (Selvaraju et al., ICCV 2017, Eq. 1 and 2): ``ReLU(sum_k w_k A_k)``, ``w_k = 1/Z sum_ij g_k,ij``."""
+    """Grad-CAM (Selvaraju et al., ICCV 2017, Eq. 1 and 2): `ReLU(sum_k w_k A_k)`, `w_k = 1/Z sum_ij g_k,ij`."""
 
     @staticmethod
     def weights(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class GradCAM(GradientCAM):
 
 
 class HiResCAM(GradientCAM):
-    """HiResCAM (Draelos & Carin, 2020): ``sum_k g_k A_k``, gradient and activation multiplied position by position.
+    """HiResCAM (Draelos & Carin, 2020): `sum_k g_k A_k`, gradient and activation multiplied position by position.
 
     No ReLU, as in the paper: where the rest of the network is linear, the map sums to the logit without its bias.
     """
@@ -45,10 +45,10 @@ class HiResCAM(GradientCAM):
 
 
 class LayerCAM(GradientCAM):
-    """LayerCAM (Jiang et al., TIP 2021): ``ReLU(sum_k ReLU(g_k) A_k)``, also sharp in early layers.
+    """LayerCAM (Jiang et al., TIP 2021): `ReLU(sum_k ReLU(g_k) A_k)`, also sharp in early layers.
 
-    ``relu=False`` leaves out the outer ReLU, which matters only where activations are negative. For evidence against
-    the class, too, use :class:`HiResCAM`.
+    `relu=False` leaves out the outer ReLU, which matters only where activations are negative. For evidence against
+    the class, too, use `HiResCAM`.
     """
 
     @staticmethod
@@ -58,7 +58,7 @@ class LayerCAM(GradientCAM):
 
 
 class XGradCAM(GradientCAM):
-    """XGrad-CAM (Fu et al., BMVC 2020): ``ReLU(sum_k w_k A_k)``, ``w_k = sum_ij (A_k,ij / sum_ij A_k,ij) g_k,ij``.
+    """XGrad-CAM (Fu et al., BMVC 2020): `ReLU(sum_k w_k A_k)`, `w_k = sum_ij (A_k,ij / sum_ij A_k,ij) g_k,ij`.
 
     A channel whose activations sum to 0 gets no weight.
     """
@@ -71,12 +71,12 @@ class XGradCAM(GradientCAM):
 
 
 class GradCAMpp(GradientCAM):
-    """Grad-CAM++ (Chattopadhay et al., WACV 2018, Eq. 19): ``ReLU(sum_k w_k A_k)`` with
+    """Grad-CAM++ (Chattopadhay et al., WACV 2018, Eq. 19): `ReLU(sum_k w_k A_k)` with
 
-    ``w_k = sum_ij a_k,ij ReLU(g_k,ij)``, ``a_k,ij = g² / (2 g² + g³ sum_ij A_k,ij) = 1 / (2 + g sum_ij A_k,ij)``.
+    `w_k = sum_ij a_k,ij ReLU(g_k,ij)`, `a_k,ij = g² / (2 g² + g³ sum_ij A_k,ij) = 1 / (2 + g sum_ij A_k,ij)`.
 
-    The paper explains ``exp(Y)``, whose second and third derivatives are ``exp(Y) g²`` and ``exp(Y) g³``. The factor
-    ``exp(Y)`` that remains in ``w`` scales a sample's map as a whole; it is left out, for it overflows.
+    The paper explains `exp(Y)`, whose second and third derivatives are `exp(Y) g²` and `exp(Y) g³`. The factor
+    `exp(Y)` that remains in `w` scales a sample's map as a whole; it is left out, for it overflows.
     """
 
     @staticmethod
@@ -86,18 +86,17 @@ class GradCAMpp(GradientCAM):
 
 
 class SmoothGradCAMpp(GradientCAM):
-    """Smooth Grad-CAM++ (Omeiza et al., 2019): Grad-CAM++ whose ``g``, ``g²``, ``g³`` are means over noisy images.
+    """Smooth Grad-CAM++ (Omeiza et al., 2019): Grad-CAM++ whose `g`, `g²`, `g³` are means over noisy images.
 
-    The numerator of alpha is the mean of ``g²``, as in Grad-CAM++ (the paper prints that of ``g``); activations are
+    The numerator of alpha is the mean of `g²`, as in Grad-CAM++ (the paper prints that of `g`); activations are
     those of the clean image. All samples of a batch get the same noise, so that batches equal one-by-one.
 
     Args:
-        network: see :class:`common.cam.BaseCAM`.
-        layer: see there.
+        network, layer: see `BaseCAM`.
         samples: number of noisy copies; costs as many forwards and backwards.
         noise: standard deviation as a share of the image's intensity range (Smilkov et al., 2017: 0.1 to 0.2).
         seed: of the noise; equal seeds give equal maps.
-        **options: ``relu``, ``upsample``, ``normalize``.
+        **options: `relu`, `upsample`, `normalize`.
     """
 
     def __init__(
@@ -127,16 +126,15 @@ class SmoothGradCAMpp(GradientCAM):
 
 
 class ScoreCAM(BaseCAM):
-    """Score-CAM (Wang et al., CVPRW 2020), without gradients: ``ReLU(sum_k w_k A_k)`` with
+    """Score-CAM (Wang et al., CVPRW 2020), without gradients: `ReLU(sum_k w_k A_k)` with
 
-    ``w = softmax_k(Y(X ∘ H_k) - Y(X_b))``, ``H_k`` the channel at the image's size, rescaled to 0…1 (a constant channel
-    to 0). ``Y`` is the logit; the baseline ``X_b`` cancels in the softmax.
+    `w = softmax_k(Y(X ∘ H_k) - Y(X_b))`, `H_k` the channel at the image's size, rescaled to 0…1 (a constant channel
+    to 0). `Y` is the logit; the baseline `X_b` cancels in the softmax.
 
     Args:
-        network: see :class:`common.cam.BaseCAM`.
-        layer: see there. Costs a forward per channel and sample.
+        network, layer: see `BaseCAM`. Costs a forward per channel and sample.
         chunk: number of masked images in one forward, which bounds the memory.
-        **options: ``relu``, ``upsample``, ``normalize``.
+        **options: `relu`, `upsample`, `normalize`.
     """
 
     def __init__(self, network: nn.Module, layer: Any, *, chunk: int = 32, **options: bool) -> None:
@@ -156,7 +154,7 @@ class ScoreCAM(BaseCAM):
         return maps
 
     def _scores(self, image: Tensor, activation: Tensor, selected: Tensor) -> Tensor:
-        """Score of one image ``[C_in, *spatial]`` seen through each of the channels ``[K, *spatial]``; ``[K]``."""
+        """Score of one image `[C_in, *spatial]` seen through each of the channels `[K, *spatial]`; `[K]`."""
         scores = []
         for part in activation.split(self.chunk):
             masks = upsample_maps(part, image.shape[1:])
@@ -168,16 +166,15 @@ class ScoreCAM(BaseCAM):
 
 
 class CAM(BaseCAM):
-    """CAM (Zhou et al., CVPR 2016, Eq. 2): ``sum_k w_k A_k``, ``w`` the explained class's row of a linear head.
+    """CAM (Zhou et al., CVPR 2016, Eq. 2): `sum_k w_k A_k`, `w` the explained class's row of a linear head.
 
     For networks that end in this layer, its global average and the head; its mean is the logit without its bias. No
     ReLU, as in the paper.
 
     Args:
-        network: see :class:`common.cam.BaseCAM`.
-        layer: see there.
+        network, layer: see `BaseCAM`.
         head: name or module of the linear layer (or 1×1 convolution); None takes the network's last linear layer.
-        **options: ``relu``, ``upsample``, ``normalize``.
+        **options: `relu`, `upsample`, `normalize`.
 
     Raises:
         ValueError: there is no linear head, or its input is not the layer's average.
@@ -224,7 +221,7 @@ def _same(average: Tensor, pooled: list[Tensor]) -> bool:
 
 
 def _weighted_sum(weights: Tensor, activation: Tensor) -> Tensor:
-    """``sum_k w_k A_k`` of ``[B, K]`` and ``[B, K, *spatial]``; no matrix product, which autocast would run in half."""
+    """`sum_k w_k A_k` of `[B, K]` and `[B, K, *spatial]`; no matrix product, which autocast would run in half."""
     return (weights.reshape(*weights.shape, *[1] * (activation.dim() - 2)) * activation).sum(1)
 
 
@@ -234,6 +231,6 @@ def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _plus_plus(activation: Tensor, gradient: Tensor, ratio: Tensor) -> Tensor:
-    """Weights of Grad-CAM++; ``ratio`` is its third derivative over its second."""
+    """Weights of Grad-CAM++; `ratio` is its third derivative over its second."""
     alpha = _divide(torch.ones_like(ratio), 2 + ratio * activation.sum(_space(activation), keepdim=True))
     return (alpha * gradient.relu()).sum(_space(activation), keepdim=True)

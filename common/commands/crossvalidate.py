@@ -49,7 +49,7 @@ def crossvalidate(
         dataset_dir: folder of the data.
         output_dir: gets all files.
         datalist: as `prepare` writes it, whose sections are dissolved; by default `datalist.json` in `dataset_dir`.
-        scans: datalist of whole scans of the same patients, see above; paths relative to `dataset_dir`, too.
+        scans: datalist of whole scans of the same patients; paths relative to `dataset_dir`, too.
         folds: number of folds.
         seed: of the folds.
         train: config files of the training, later ones override earlier ones.

@@ -1,4 +1,4 @@
-"""The whole way on a phantom: yes/no labels in, training, heatmaps and masks out, scored beside trivial rivals."""
+"""The whole way on a phantom: yes/no labels in, training, heatmaps and masks out, scored beside trivial baselines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 2
 
 
 def table(summary: dict) -> str:
-    """The comparison of a `summary.json` as text: Dice of the method and of its rivals, AUC where one exists."""
+    """The comparison of a `summary.json` as text: Dice of the method and of its baselines, AUC where one exists."""
     auc = _number(summary["slices"]["auc"])
     rows = [
         ("method (mask)", "dice", auc),

@@ -26,7 +26,7 @@ def phantom_dataset(output_dir: str | Path, *, cases: int = 24, seed: int = 0) -
     datalist = make_datalist(
         folder(output_dir),
         name="phantom",
-        classes=["none", "tumour"],
+        classes=["none", "tumor"],
         modalities=["flair"],
         dataset_dir=output_dir,
         fractions=(0.5, 0.2, 0.3),

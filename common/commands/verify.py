@@ -179,7 +179,7 @@ def readme(root: Path) -> Iterator[str]:
             yield f"docs/README.md shows {target}, which does not exist"
 
 
-def licences(root: Path) -> Iterator[str]:
+def licenses(root: Path) -> Iterator[str]:
     """Code under Apache-2.0; where metadata name a data source, its terms are stated."""
     text = (root / "LICENSE").read_text(encoding="utf-8")
     if "Apache License" not in text or "Version 2.0" not in text:
@@ -257,7 +257,7 @@ def _last(text: str) -> str:
 
 QUICK: tuple[Rule, ...] = (
     *(files, large_files, sizes, changelog, schema, interface, channels, paths, keys, stands_alone, packages),
-    *(weights, readme, licences),
+    *(weights, readme, licenses),
 )
 SLOW: tuple[Rule, ...] = (properties, network, torchscript)
 

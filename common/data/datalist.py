@@ -2,14 +2,14 @@
 
 A datalist is one JSON file::
 
-    {"name": str, "classes": ["none", "tumour"], "modalities": ["flair"], "seed": 0,
+    {"name": str, "classes": ["none", "tumor"], "modalities": ["flair"], "seed": 0,
      "training": [case, ...], "validation": [case, ...], "test": [case, ...]}
 
 with ``case = {"case": unique name, "patient": id, "image": path or list of paths (one per modality),
 "label": mask path (optional), "organ": path of an organ's mask (optional), "box": corners (optional), "cls": label}``.
-``cls`` is one int for the whole volume, or one int per axial slice, ordered inferior→superior, or, where several
-classes may be present at once, the list of their names (``["ADH", "DCIS"]``; ``[]``: none of them). Paths are relative
-to ``dataset_dir``. Training sees ``cls`` only; the mask derives it here and scores later.
+`cls` is one int for the whole volume, or one int per axial slice, ordered inferior→superior, or, where several
+classes may be present at once, the list of their names (`["ADH", "DCIS"]`; `[]`: none of them). Paths are relative
+to `dataset_dir`. Training sees `cls` only; the mask derives it here and scores later.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def multi_hot(cls: int | Sequence[str], classes: Sequence[str]) -> list[int]:
         classes: names, the negative one first.
 
     Returns:
-        A list of length ``len(classes) - 1``.
+        A list of length `len(classes) - 1`.
 
     Raises:
         ValueError: not a label of the whole case: one label per slice, an unknown name, an index out of range.
@@ -104,7 +104,7 @@ def _signs(cls: Any) -> set[bool]:
 
 
 def _map_paths(case: Case, change: Any) -> Case:
-    """``case`` with ``change`` applied to every path of ``image``, ``label`` and ``organ``."""
+    """`case` with `change` applied to every path of `image`, `label` and `organ`."""
     paths = {key: case[key] for key in ("image", "label", "organ") if case.get(key)}
     return case | {k: [change(p) for p in v] if isinstance(v, list) else change(v) for k, v in paths.items()}
 
@@ -114,12 +114,12 @@ def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> lis
 
     Args:
         path: the JSON file.
-        section: ``training``, ``validation`` or ``test``.
+        section: `training`, `validation` or `test`.
         dataset_dir: folder that the paths in the file are relative to.
 
     Raises:
         FileNotFoundError: the datalist, or an image or mask that the section names, does not exist.
-        ValueError: no valid JSON, a section absent or empty, a wrong ``cls``, a name twice, a patient in two sections.
+        ValueError: no valid JSON, a section absent or empty, a wrong `cls`, a name twice, a patient in two sections.
     """
     try:
         datalist = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -156,9 +156,9 @@ def cases(
 
     Args:
         dataset_dir: folder of the data.
-        image_pattern, label_pattern, organ_pattern: see :func:`find_cases`; unused with a datalist.
-        datalist: JSON file; ``None`` or an empty text takes the patterns instead.
-        section: of the datalist; ``training+validation`` joins two.
+        image_pattern, label_pattern, organ_pattern: see `find_cases`; unused with a datalist.
+        datalist: JSON file; `None` or an empty text takes the patterns instead.
+        section: of the datalist; `training+validation` joins two.
     """
     if datalist:
         parts = [load_datalist(datalist, part, dataset_dir=dataset_dir) for part in section.split("+")]
@@ -170,7 +170,7 @@ def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
     """Check a datalist and write it as JSON, atomically.
 
     Raises:
-        ValueError: no training cases, a key missing, a wrong ``cls``, a name twice, a patient in two sections.
+        ValueError: no training cases, a key missing, a wrong `cls`, a name twice, a patient in two sections.
     """
     if not datalist.get("training"):
         raise ValueError(f"{path}: the section 'training' is absent or empty; nothing could be learned from it.")
@@ -184,7 +184,7 @@ def slice_labels(mask_path: PathLike, *, class_if_positive: int = 1) -> list[int
 
     Args:
         mask_path: 3D NIfTI; voxels > 0 are the finding.
-        class_if_positive: the label (e.g. the tumour grade) of a slice that holds such a voxel; others get 0.
+        class_if_positive: the label (e.g. the tumor grade) of a slice that holds such a voxel; others get 0.
 
     Raises:
         ValueError: the file cannot be decoded or is not a 3D volume.
@@ -210,10 +210,10 @@ def make_datalist(
     seed: int = 0,
     for_scoring: bool = False,
 ) -> dict[str, Any]:
-    """Split cases by patient and assemble a datalist with paths relative to ``dataset_dir``.
+    """Split cases by patient and assemble a datalist with paths relative to `dataset_dir`.
 
     Args:
-        cases: cases with absolute paths, ``patient`` and ``cls``, as adapters return them.
+        cases: cases with absolute paths, `patient` and `cls`, as adapters return them.
         name: name of the data set.
         classes: class names; index 0 is the negative one.
         modalities: names of the images of a case, in their order.
@@ -223,7 +223,7 @@ def make_datalist(
         for_scoring: nothing will be trained on these cases, so they need not hold negatives.
 
     Raises:
-        ValueError: a case has another number of images than ``modalities``, or training lacks positives or negatives.
+        ValueError: a case has another number of images than `modalities`, or training lacks positives or negatives.
 
     Warns:
         UserWarning: validation or test lacks positives or negatives, so that some scores there are undefined.

@@ -16,7 +16,7 @@ Case = dict[str, Any]
 
 
 def _glob(dataset_dir: Path, pattern: str) -> dict[tuple[str, ...], str]:
-    """Files that match ``pattern``, relative to ``dataset_dir``, by the texts that its wildcards stand for."""
+    """Files that match `pattern`, relative to `dataset_dir`, by the texts that its wildcards stand for."""
     regex = ""
     for part in re.split(r"(\*\*/|\*+|\?|\[[^\]]+\])", pattern):
         if part == "**/":
@@ -37,7 +37,7 @@ def _glob(dataset_dir: Path, pattern: str) -> dict[tuple[str, ...], str]:
 def _partners(
     first: dict[tuple[str, ...], str], other: dict[tuple[str, ...], str], pattern: str
 ) -> tuple[dict[str, str], list[str]]:
-    """Pair files by as many wildcards as both patterns have; also return what is left over in ``other``."""
+    """Pair files by as many wildcards as both patterns have; also return what is left over in `other`."""
     width = min((len(key) for group in (first, other) for key in group), default=0)
     short: dict[tuple[str, ...], str] = {}
     for key, name in other.items():
@@ -48,7 +48,7 @@ def _partners(
 
 
 def _stem(name: str) -> str:
-    """File name without its folder and without ``.nii``, ``.nii.gz`` or another single suffix."""
+    """File name without its folder and without `.nii`, `.nii.gz` or another single suffix."""
     return re.sub(r"(\.nii(\.gz)?|\.[^.]+)$", "", Path(name).name)
 
 
@@ -61,20 +61,20 @@ def find_cases(
 ) -> list[Case]:
     """List the cases below a folder by glob patterns.
 
-    Files belong together where the wildcards of their patterns stand for the same text: ``*/flair.nii.gz`` goes
-    with ``*/mask.nii.gz`` of the same folder, ``images/*.nii.gz`` with ``labels/*.nii.gz`` of the same name.
-    A case is named after its folder (``/`` becomes ``_``), or after the file where it lies in ``dataset_dir`` itself;
-    where that is not unique, ``<folder>_<file stem>``.
+    Files belong together where the wildcards of their patterns stand for the same text: `*/flair.nii.gz` goes
+    with `*/mask.nii.gz` of the same folder, `images/*.nii.gz` with `labels/*.nii.gz` of the same name.
+    A case is named after its folder (`/` becomes `_`), or after the file where it lies in `dataset_dir` itself;
+    where that is not unique, `<folder>_<file stem>`.
 
     Args:
         dataset_dir: folder that the patterns are relative to.
         image_pattern: one glob pattern, or one per modality; every case must have all of them.
-        label_pattern: pattern of the masks; a case without a mask gets no ``label``.
+        label_pattern: pattern of the masks; a case without a mask gets no `label`.
         organ_pattern: pattern of masks of the organ; every case must have one.
 
     Returns:
-        Cases sorted by name, with the keys ``case``, ``patient`` (the case name), ``image`` (absolute path, or a list
-        of them where a list of patterns was given) and, if found, ``label`` and ``organ``.
+        Cases sorted by name, with the keys `case`, `patient` (the case name), `image` (absolute path, or a list
+        of them where a list of patterns was given) and, if found, `label` and `organ`.
 
     Raises:
         FileNotFoundError: nothing matches, or a case lacks a modality.
@@ -122,7 +122,7 @@ def find_cases(
 
 
 def check_names(cases: Iterable[Case], source: str) -> None:
-    """Raise ``ValueError`` where two cases have one name: files of one would replace the other's."""
+    """Raise `ValueError` where two cases have one name: files of one would replace the other's."""
     twice = [name for name, n in Counter(case["case"] for case in cases).items() if n > 1]
     if twice:
         raise ValueError(f"{source}: the case name(s) {twice[:3]} occur more than once; names must be unique.")

@@ -29,13 +29,13 @@ def runs(
     Args:
         labels: one label per slice.
         min_slices: shorter pieces are left out.
-        max_slices: longest piece; ``None`` leaves runs whole. Without it the length of a part can give its label away.
+        max_slices: longest piece; `None` leaves runs whole. Without it the length of a part can give its label away.
 
     Returns:
-        ``(start, stop, label)`` of each piece, in order; ``stop`` is exclusive.
+        `(start, stop, label)` of each piece, in order; `stop` is exclusive.
 
     Raises:
-        ValueError: ``min_slices`` below 1 or above ``max_slices``.
+        ValueError: `min_slices` below 1 or above `max_slices`.
     """
     if min_slices < 1 or (max_slices is not None and max_slices < min_slices):
         raise ValueError(f"need 1 <= min_slices <= max_slices; got {min_slices} and {max_slices}.")

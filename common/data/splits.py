@@ -62,7 +62,7 @@ def matched_weights(
 
     Positives and negatives are drawn 1:1, positive classes in equal shares, and negatives (class 0) follow the
     positives' distribution over position bins. Without this a network can tell "middle of the head" from "top" and
-    call it a tumour. Negatives in bins without positives share ``floor`` of the negatives' draws, equally. Positives
+    call it a tumor. Negatives in bins without positives share `floor` of the negatives' draws, equally. Positives
     in bins without negatives keep their weight: there is nothing to match them with.
 
     Args:
@@ -72,7 +72,7 @@ def matched_weights(
         floor: share of negatives drawn from bins without positives, 0 to 1.
 
     Returns:
-        Weights, shape (slices,), summing to 1, e.g. for ``torch.utils.data.WeightedRandomSampler``.
+        Weights, shape (slices,), summing to 1, e.g. for `torch.utils.data.WeightedRandomSampler`.
 
     Raises:
         ValueError: shapes differ, positions outside [0, 1], or no positive or no negative slice.
@@ -91,11 +91,11 @@ def matched_weights(
         weights[label == grade] = 0.5 / len(grades) / np.count_nonzero(label == grade)
     negative = label == 0
     available = np.bincount(index[negative], minlength=bins)
-    wanted = np.bincount(index[~negative], weights[~negative], minlength=bins) * (available > 0)
-    lone = negative & (wanted[index] == 0)
-    if wanted.any():
+    of_positives = np.bincount(index[~negative], weights[~negative], minlength=bins) * (available > 0)
+    lone = negative & (of_positives[index] == 0)
+    if of_positives.any():
         rest = floor if lone.any() else 0.0
-        target = 0.5 * (1 - rest) * wanted / wanted.sum()
+        target = 0.5 * (1 - rest) * of_positives / of_positives.sum()
         weights[negative] = target[index[negative]] / available[index[negative]]
     else:  # no bin holds both, so there is nothing to match
         rest = 1.0
@@ -151,5 +151,5 @@ def stratum(case: Mapping[str, Any], keys: Sequence[str], *, bins: int = 4) -> t
     """
     lacking = [key for key in keys if key not in case]
     if lacking:
-        raise ValueError(f"case {case['case']!r} has no {lacking[0]!r} in the datalist, which `strata` asks for.")
+        raise ValueError(f"case {case['case']!r} has no {lacking[0]!r} in the datalist, which `stratify_by` asks for.")
     return tuple(min(int(case[k] * bins), bins - 1) if k == "position" else case[k] for k in keys)

@@ -15,7 +15,7 @@ from ..files import PathLike, atomic_path
 
 
 def read_table(path: PathLike, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, or of the first sheet of an ``.xlsx`` file, as texts by column name.
+    """Rows of a CSV file, or of the first sheet of an `.xlsx` file, as texts by column name.
 
     Args:
         path: the file; the first row names the columns.
@@ -23,7 +23,7 @@ def read_table(path: PathLike, columns: Sequence[str]) -> list[dict[str, str]]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ImportError: ``.xlsx`` without openpyxl.
+        ImportError: `.xlsx` without openpyxl.
         ValueError: a column is missing, or there is no row.
     """
     path = Path(path)
@@ -52,7 +52,7 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
 
 
 def one_file(path: Path, *patterns: str) -> str:
-    """The first file in ``path`` that matches one of the patterns, in their order.
+    """The first file in `path` that matches one of the patterns, in their order.
 
     Raises:
         FileNotFoundError: none does.
@@ -85,7 +85,7 @@ def save_volume(image: nib.Nifti1Image, path: PathLike) -> str:
 
 
 def other_folder(out_dir: PathLike, root: PathLike) -> Path:
-    """``out_dir``, absolute, unless it is ``root``: the next run would take the files written there for cases.
+    """`out_dir`, absolute, unless it is `root`: the next run would take the files written there for cases.
 
     Raises:
         ValueError: both are one folder.

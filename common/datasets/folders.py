@@ -23,27 +23,27 @@ def folder(
     patient_separator: str | None = None,
     cls_per: Literal["slice", "volume"] = "slice",
 ) -> list[Case]:
-    """Read a plain layout: ``<case>/<modality>.nii.gz``, masks as ``<case>/<label>.nii.gz``, or any glob pattern.
+    """Read a plain layout: `<case>/<modality>.nii.gz`, masks as `<case>/<label>.nii.gz`, or any glob pattern.
 
-    Multiple sclerosis as ``<patient>/flair.nii.gz`` and ``<patient>/lesion.nii.gz``: ``label="lesion"``. With sessions,
-    ``<patient>/<session>/flair.nii.gz``: also ``pattern="*/*/{}.nii.gz"``. Files paired by other names, as in the
-    longitudinal challenge of ISBI 2015: ``pattern="*/preprocessed/*_{}_pp.nii"``,
-    ``label_pattern="*/masks/*_mask1.nii"`` (wildcards must stand for the same text, see ``find_cases``).
+    Multiple sclerosis as `<patient>/flair.nii.gz` and `<patient>/lesion.nii.gz`: `label="lesion"`. With sessions,
+    `<patient>/<session>/flair.nii.gz`: also `pattern="*/*/{}.nii.gz"`. Files paired by other names, as in the
+    longitudinal challenge of ISBI 2015: `pattern="*/preprocessed/*_{}_pp.nii"`,
+    `label_pattern="*/masks/*_mask1.nii"` (wildcards must stand for the same text, see `find_cases`).
 
     Args:
         root: folder that holds the case folders.
-        modalities: file names without suffix; with one, ``image`` is a path, with more, a list in this order.
-        label: name of the mask file; cases without it get neither ``label`` nor ``cls``. ``None``: masks are ignored.
-        organ: name of an organ's mask file, given as ``organ``; ``None``: there is none.
-        pattern: glob relative to ``root``; ``{}`` stands for the modality, and for ``label``.
-        label_pattern: glob of the masks, where it differs from ``pattern``.
-        patient_separator: where given, the patient is its name before the first occurrence (``"P07_scan2"``, ``"_"`` →
-            ``"P07"``). The name is that of the first folder below ``root``, so sessions share a patient.
-        cls_per: one ``cls`` per axial slice, or one per volume: 1 where the mask is not empty.
+        modalities: file names without suffix; with one, `image` is a path, with more, a list in this order.
+        label: name of the mask file; cases without it get neither `label` nor `cls`. `None`: masks are ignored.
+        organ: name of an organ's mask file, given as `organ`; `None`: there is none.
+        pattern: glob relative to `root`; `{}` stands for the modality, and for `label`.
+        label_pattern: glob of the masks, where it differs from `pattern`.
+        patient_separator: where given, the patient is its name before the first occurrence (`"P07_scan2"`, `"_"` →
+            `"P07"`). The name is that of the first folder below `root`, so sessions share a patient.
+        cls_per: one `cls` per axial slice, or one per volume: 1 where the mask is not empty.
 
     Raises:
         FileNotFoundError: no case, or a case lacks a modality.
-        ValueError: a mask is unreadable or not 3D, or an unknown ``cls_per``.
+        ValueError: a mask is unreadable or not 3D, or an unknown `cls_per`.
     """
     if cls_per not in ("slice", "volume"):
         raise ValueError(f"cls_per must be 'slice' or 'volume'; got {cls_per!r}.")

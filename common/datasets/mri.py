@@ -25,21 +25,21 @@ _KAGGLE_AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
 
 
 def brats2020(root: PathLike) -> list[Case]:
-    """Read the training part of BraTS 2020 (``MICCAI_BraTS2020_TrainingData``).
+    """Read the training part of BraTS 2020 (`MICCAI_BraTS2020_TrainingData`).
 
-    Layout: ``BraTS20_Training_XXX/BraTS20_Training_XXX_{t1,t2,t1ce,flair,seg}.nii`` (or ``.nii.gz``) and
-    ``name_mapping.csv`` with the columns ``Grade`` and ``BraTS_2020_subject_ID``. Case 355 was published with its
-    mask named ``W39_1998.09.19_Segm.nii``; any ``*Segm.nii*`` is accepted as the mask.
+    Layout: `BraTS20_Training_XXX/BraTS20_Training_XXX_{t1,t2,t1ce,flair,seg}.nii` (or `.nii.gz`) and
+    `name_mapping.csv` with the columns `Grade` and `BraTS_2020_subject_ID`. Case 355 was published with its
+    mask named `W39_1998.09.19_Segm.nii`; any `*Segm.nii*` is accepted as the mask.
 
     Args:
-        root: the folder that holds the case folders and ``name_mapping.csv``.
+        root: the folder that holds the case folders and `name_mapping.csv`.
 
     Returns:
-        Cases with ``image`` = T1, T2, T1ce, FLAIR (in this order) and ``cls`` per slice: 0 where the mask is empty,
+        Cases with `image` = T1, T2, T1ce, FLAIR (in this order) and `cls` per slice: 0 where the mask is empty,
         else the grade of the patient, 1 = LGG, 2 = HGG.
 
     Raises:
-        FileNotFoundError: no case folder, no ``name_mapping.csv``, or a case lacks a modality or the mask.
+        FileNotFoundError: no case folder, no `name_mapping.csv`, or a case lacks a modality or the mask.
         ValueError: the CSV lacks a column or a case, or states an unknown grade.
     """
     root = Path(root).absolute()
@@ -70,21 +70,21 @@ def brats2020(root: PathLike) -> list[Case]:
 
 
 def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = ("flair",)) -> list[Case]:
-    """Read the TCGA-LGG slices published as ``kaggle_3m`` (Buda et al. 2019) and convert them to NIfTI volumes.
+    """Read the TCGA-LGG slices published as `kaggle_3m` (Buda et al. 2019) and convert them to NIfTI volumes.
 
-    Layout: ``TCGA_XX_NNNN_DATE/TCGA_XX_NNNN_DATE_<slice>.tif`` (RGB = pre-contrast, FLAIR, post-contrast; uint8,
-    256×256; where a sequence was missing its owners repeated FLAIR) and ``..._<slice>_mask.tif``; slices count from 1,
-    inferior→superior. Written per case: ``out_dir/<case>/{pre,flair,post,mask}.nii.gz``, LPS, with a nominal spacing
+    Layout: `TCGA_XX_NNNN_DATE/TCGA_XX_NNNN_DATE_<slice>.tif` (RGB = pre-contrast, FLAIR, post-contrast; uint8,
+    256×256; where a sequence was missing its owners repeated FLAIR) and `..._<slice>_mask.tif`; slices count from 1,
+    inferior→superior. Written per case: `out_dir/<case>/{pre,flair,post,mask}.nii.gz`, LPS, with a nominal spacing
     of 1×1×5 mm: the TIFF files do not tell the true one, so volumes in ml are nominal, too. Finished cases are skipped,
     so an interrupted conversion can be run again.
 
     Args:
-        root: the folder ``kaggle_3m``.
+        root: the folder `kaggle_3m`.
         out_dir: where the volumes go.
-        modalities: which of ``pre``, ``flair``, ``post`` make the ``image`` (one: a path; more: a list).
+        modalities: which of `pre`, `flair`, `post` make the `image` (one: a path; more: a list).
 
     Returns:
-        Cases with ``patient`` = ``TCGA_XX_NNNN`` and ``cls`` per slice, 0 or 1.
+        Cases with `patient` = `TCGA_XX_NNNN` and `cls` per slice, 0 or 1.
 
     Raises:
         FileNotFoundError: no case folder, or a slice or its mask is missing.
@@ -149,25 +149,25 @@ def decathlon(
     modalities: Sequence[str] = ("ADC",),
     cls_per: Literal["slice", "volume"] = "slice",
 ) -> list[Case]:
-    """Read the training part of a task of the Medical Segmentation Decathlon, e.g. ``Task05_Prostate``.
+    """Read the training part of a task of the Medical Segmentation Decathlon, e.g. `Task05_Prostate`.
 
-    Layout (medicaldecathlon.com): ``dataset.json`` with ``modality`` (``{"0": "T2", "1": "ADC"}``; brain tumours,
-    Task01: FLAIR, T1w, t1gd, T2w) and ``training`` (pairs of ``image`` and ``label``), ``imagesTr/<case>.nii.gz`` with
-    the modalities along the fourth axis, ``labelsTr/<case>.nii.gz``. Written per case, in RAS order:
-    ``out_dir/<case>/<modality>.nii.gz`` for the chosen modalities and ``mask.nii.gz``. Finished cases are skipped.
+    Layout (medicaldecathlon.com): `dataset.json` with `modality` (`{"0": "T2", "1": "ADC"}`; brain tumors,
+    Task01: FLAIR, T1w, t1gd, T2w) and `training` (pairs of `image` and `label`), `imagesTr/<case>.nii.gz` with
+    the modalities along the fourth axis, `labelsTr/<case>.nii.gz`. Written per case, in RAS order:
+    `out_dir/<case>/<modality>.nii.gz` for the chosen modalities and `mask.nii.gz`. Finished cases are skipped.
     Any label > 0 is positive.
     Every case counts as a patient of its own, since the owners give no patient ids: Task01 draws on earlier BraTS
     sets, where a patient may have several scans.
 
     Args:
-        root: the folder that holds ``dataset.json``.
+        root: the folder that holds `dataset.json`.
         out_dir: where the volumes go.
-        modalities: of ``dataset.json``; one makes ``image`` a path, more a list in this order.
-        cls_per: one ``cls`` per axial slice, or one per volume.
+        modalities: of `dataset.json`; one makes `image` a path, more a list in this order.
+        cls_per: one `cls` per axial slice, or one per volume.
 
     Raises:
-        FileNotFoundError: no ``dataset.json``, or a file that it lists is missing.
-        ValueError: it has no ``modality`` or ``training``, a modality or ``cls_per`` is unknown, or an image has other
+        FileNotFoundError: no `dataset.json`, or a file that it lists is missing.
+        ValueError: it has no `modality` or `training`, a modality or `cls_per` is unknown, or an image has other
             channels.
     """
     if cls_per not in ("slice", "volume"):

@@ -1,8 +1,8 @@
 """Volumes cut into parts with yes/no labels of their own, where every whole volume would be positive.
 
-Methods that learn from one label per volume need negatives. Each part is written as NIfTI (``RAS`` order, the affine of
+Methods that learn from one label per volume need negatives. Each part is written as NIfTI (`RAS` order, the affine of
 its place in the scan) and is a case of its own; all parts of a scan keep its patient, so a split keeps them together.
-Masks are read here to derive ``cls``; training does not see them.
+Masks are read here to derive `cls`; training does not see them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def lung_gap(lungs: np.ndarray) -> int:
     """Where the two lungs touch least: the first index along axis 0 (left to right) of the right-hand part.
 
     Args:
-        lungs: mask ``[x, y, z]`` of both lungs; non-zero is lung.
+        lungs: mask `[x, y, z]` of both lungs; non-zero is lung.
 
     Raises:
         ValueError: the mask is empty.
@@ -56,27 +56,27 @@ def substacks(
 ) -> list[Case]:
     """Cut volumes into stacks of consecutive axial slices that all hold a finding, or all hold none.
 
-    Reads the layout of ``common.datasets.folder``, ``<case>/<modality>.nii.gz`` with ``<case>/<label>.nii.gz``, and
-    writes ``out_dir/<case>_s<first>-<last>/`` with the same file names (slices count from 0, inferior→superior).
-    Negative stacks mostly come from the ends of the organ: report a position-only rival beside any score.
+    Reads the layout of `common.datasets.folder`, `<case>/<modality>.nii.gz` with `<case>/<label>.nii.gz`, and
+    writes `out_dir/<case>_s<first>-<last>/` with the same file names (slices count from 0, inferior→superior).
+    Negative stacks mostly come from the ends of the organ: report a position-only baseline beside any score.
 
     Args:
         root: folder that holds the case folders.
         out_dir: where the stacks go; files of the same name are replaced.
-        modalities: file names without suffix; with one, ``image`` is a path, with more, a list in this order.
+        modalities: file names without suffix; with one, `image` is a path, with more, a list in this order.
         label: name of the mask file; voxels > 0 are the finding.
-        organ: name of an organ mask file, cut likewise and given as ``organ``.
-        min_slices, max_slices: see :func:`runs`.
+        organ: name of an organ mask file, cut likewise and given as `organ`.
+        min_slices, max_slices: see `runs`.
         min_ml: a positive part with less of the finding than this is left out.
-        min_share: the same as a share of the organ (of the whole part without ``organ``), 0 to 1.
+        min_share: the same as a share of the organ (of the whole part without `organ`), 0 to 1.
         patient_separator: where given, the patient is the case name before its first occurrence.
 
     Returns:
-        Cases with ``cls`` 0 or 1 for the whole stack, and ``label``: a mask that is empty where ``cls`` is 0.
+        Cases with `cls` 0 or 1 for the whole stack, and `label`: a mask that is empty where `cls` is 0.
 
     Raises:
         FileNotFoundError: no case, or a case lacks a modality or a mask.
-        ValueError: a file is unreadable, files of a case differ in shape or place, ``out_dir`` is ``root``, or no
+        ValueError: a file is unreadable, files of a case differ in shape or place, `out_dir` is `root`, or no
             part is left.
     """
     cases: list[Case] = []
@@ -103,22 +103,22 @@ def half_lungs(
 ) -> list[Case]:
     """Cut chest CTs into left and right lung, and each of them into stacks with and without a finding.
 
-    Reads ``<case>/<modality>.nii.gz``, ``<case>/<label>.nii.gz`` and ``<case>/<organ>.nii.gz`` and writes
-    ``out_dir/<case>_<left|right>_s<first>-<last>/`` with the same file names. The halves meet in the sagittal plane
+    Reads `<case>/<modality>.nii.gz`, `<case>/<label>.nii.gz` and `<case>/<organ>.nii.gz` and writes
+    `out_dir/<case>_<left|right>_s<first>-<last>/` with the same file names. The halves meet in the sagittal plane
     where the lungs touch least and are cropped to their lung; a label counts what its own part shows, nothing else.
 
     Args:
         organ: name of the lung mask file, both lungs > 0.
         margin_mm: in-plane margin around the lung; never beyond the plane between the halves.
         root, out_dir, modalities, label, min_slices, max_slices, min_ml, min_share, patient_separator: see
-            :func:`substacks`.
+            `substacks`.
 
     Returns:
-        Cases as of :func:`substacks`, with ``organ``, ``side`` (``left`` or ``right``) and ``position`` (of the part's
+        Cases as of `substacks`, with `organ`, `side` (`left` or `right`) and `position` (of the part's
         middle within its lung, 0 to 1, inferior→superior). Slices beyond the ends of the lung are left out.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`substacks`; also an empty lung mask.
+        FileNotFoundError, ValueError: as `substacks`; also an empty lung mask.
     """
     cases: list[Case] = []
     out_dir = other_folder(out_dir, root)
@@ -149,7 +149,7 @@ def _some(cases: list[Case], root: PathLike) -> list[Case]:
 def _volumes(
     root: PathLike, modalities: Sequence[str], label: str, organ: str | None, patient_separator: str | None
 ) -> Iterator[tuple[Case, dict[str, Any]]]:
-    """Every case, with names of its files, and its images in RAS under the keys of ``case["files"]``."""
+    """Every case, with names of its files, and its images in RAS under the keys of `case["files"]`."""
     files = {f"image {m}": m for m in modalities} | {"label": label} | ({"organ": organ} if organ else {})
     found = find_cases(root, [f"*/{name}.nii.gz" for name in files.values()])
     for case in tqdm(found, desc="cutting volumes", unit="case", disable=None):
@@ -166,7 +166,7 @@ def _volumes(
 
 
 def _around(mask: np.ndarray, half: slice, spacing: Sequence[float], margin_mm: float) -> Box:
-    """Box around the part of the mask in ``half``, with an in-plane margin that stays within it."""
+    """Box around the part of the mask in `half`, with an in-plane margin that stays within it."""
     inside = np.zeros_like(mask)
     inside[half] = mask[half]
     box = []
@@ -186,7 +186,7 @@ def _stacks(
     min_ml: float,
     min_share: float,
 ) -> list[tuple[Case, Box]]:
-    """Stacks of equal label inside ``box``: named cases with ``cls``, and the box of each."""
+    """Stacks of equal label inside `box`: named cases with `cls`, and the box of each."""
     finding: np.ndarray = np.asanyarray(images["label"].dataobj)[box] > 0
     within = np.asanyarray(images["organ"].dataobj)[box] > 0 if "organ" in images else np.ones_like(finding)
     voxel_ml = abs(float(np.linalg.det(images["label"].affine[:3, :3]))) / 1000
@@ -203,7 +203,7 @@ def _stacks(
 
 
 def _write(part: Case, images: dict[str, nib.Nifti1Image], box: Box, out_dir: Path) -> Case:
-    """Save the part's files; ``slicer`` moves the affine's origin with the cut."""
+    """Save the part's files; `slicer` moves the affine's origin with the cut."""
     names = part.pop("files")
     paths = {
         key: save_volume(image.slicer[box], out_dir / part["case"] / f"{names[key]}.nii.gz")

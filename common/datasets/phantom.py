@@ -31,9 +31,9 @@ def _smooth_field(rng: np.random.Generator, shape: Sequence[int], sigma: Sequenc
     return (field - field.mean()) / (field.std() + 1e-12)
 
 
-def _ellipsoid(grid: np.ndarray, centre: np.ndarray, radii: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Distance from the centre in units of the radii: 1 on the surface of the ellipsoid."""
-    scaled = [(axis - c) / r for axis, c, r in zip(grid, centre, radii, strict=True)]
+def _ellipsoid(grid: np.ndarray, center: np.ndarray, radii: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Distance from the center in units of the radii: 1 on the surface of the ellipsoid."""
+    scaled = [(axis - c) / r for axis, c, r in zip(grid, center, radii, strict=True)]
     return np.sqrt(sum(s**2 for s in scaled))
 
 
@@ -44,13 +44,13 @@ def _vessels(rng: np.random.Generator, organ: np.ndarray, per_1000: float) -> np
     for z in range(organ.shape[2]):
         inside = np.argwhere(organ[..., z])
         for _ in range(2 + rng.poisson(per_1000 * len(inside) / 1000) if len(inside) else 0):
-            centre = inside[rng.integers(len(inside))] + rng.uniform(-0.5, 0.5, 2)
+            center = inside[rng.integers(len(inside))] + rng.uniform(-0.5, 0.5, 2)
             radius, strength = rng.uniform(1.0, 2.0), rng.uniform(0.75, 1.25)
             for depth in range(z, min(z + int(rng.integers(1, 3)), organ.shape[2])):
-                distance = np.hypot(x - centre[0], y - centre[1])
+                distance = np.hypot(x - center[0], y - center[1])
                 dot = strength * np.clip(radius + 0.5 - distance, 0, 1)
                 weight[..., depth] = np.maximum(weight[..., depth], dot)
-                centre = centre + rng.uniform(-1, 1, 2)
+                center = center + rng.uniform(-1, 1, 2)
     return weight * organ
 
 
@@ -66,12 +66,12 @@ def phantom_case(
     Args:
         rng: source of all randomness.
         shape: voxels along left, posterior and superior; sizes of head and lesion scale with it.
-        modalities: number of images, in the order of :data:`MODALITIES`.
+        modalities: number of images, in the order of `MODALITIES`.
         lesion: whether there is one.
 
     Returns:
-        ``image`` (modalities, x, y, z) float32, zero or more, in arbitrary units; ``mask`` (x, y, z) bool, the lesion;
-        ``organ`` (x, y, z) bool, the brain. The mask lies within the organ.
+        `image` (modalities, x, y, z) float32, zero or more, in arbitrary units; `mask` (x, y, z) bool, the lesion;
+        `organ` (x, y, z) bool, the brain. The mask lies within the organ.
 
     Raises:
         ValueError: a shape too small to hold a head, or an unknown number of modalities.
@@ -84,16 +84,16 @@ def phantom_case(
     grid = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij"))
 
     # The head reaches the first and the last slice only just, so that these are nearly air.
-    centre = (size - 1) / 2 + rng.uniform(-1, 1, 3) * size * [0.03, 0.03, 0.02]
+    center = (size - 1) / 2 + rng.uniform(-1, 1, 3) * size * [0.03, 0.03, 0.02]
     radii = size * [0.38, 0.45, 0.5] * rng.uniform([0.92, 0.92, 0.95], [1.04, 1.04, 1.02])
-    head = _ellipsoid(grid, centre, radii)
+    head = _ellipsoid(grid, center, radii)
     organ = head < 0.8
     skull, scalp = (head >= 0.8) & (head < 0.9), (head >= 0.9) & (head < 1)
 
     # Ventricles, and in each a spot of choroid plexus: a bright pair in the middle slices of every head.
     ventricle, plexus = np.zeros(shape, bool), np.zeros(shape)
     for side in (-1, 1):
-        middle = centre + radii * [side * 0.16, rng.uniform(0.0, 0.1), rng.uniform(-0.05, 0.15)]
+        middle = center + radii * [side * 0.16, rng.uniform(0.0, 0.1), rng.uniform(-0.05, 0.15)]
         ventricle |= _ellipsoid(grid, middle, radii * [0.09, 0.3, 0.25]) < 1
         spot = _ellipsoid(grid, middle + radii * [side * 0.03, 0.2, 0], [2.0, 2.0, max(1.0, radii[2] * 0.25)])
         plexus = np.maximum(plexus, rng.uniform(0.8, 1.2) * np.clip(2 * (1.25 - spot), 0, 1))
@@ -104,7 +104,7 @@ def phantom_case(
         direction = rng.standard_normal(3)
         offset = direction / np.linalg.norm(direction) * rng.uniform(0.2, 0.5)
         ragged = _smooth_field(rng, shape, (2.5, 2.5, 1.0))
-        level = 1 - _ellipsoid(grid, centre + offset * radii, extent) + 0.18 * ragged
+        level = 1 - _ellipsoid(grid, center + offset * radii, extent) + 0.18 * ragged
         blend = organ / (1 + np.exp(-level / 0.07))
         parts, count = ndimage.label(blend > 0.5)
         if count > 1:  # a ragged edge may shed crumbs; the lesion is one piece
@@ -130,7 +130,7 @@ def phantom_case(
 
 
 def _orientation(code: str) -> np.ndarray:
-    """nibabel's orientation array of a code such as ``LPS``."""
+    """nibabel's orientation array of a code such as `LPS`."""
     if len(code) != 3 or not all(set(pair) & set(code) for pair in ("LR", "AP", "IS")):
         raise ValueError(f"axcodes: {code!r} names no orientation; give three letters such as 'LPS' or 'RAS'.")
     return nib.orientations.axcodes2ornt(tuple(code))
@@ -147,24 +147,24 @@ def write_phantom(
     axcodes: str | Sequence[str] = "LPS",
     seed: int = 0,
 ) -> list[Case]:
-    """Write a phantom data set as ``<case>/<modality>.nii.gz`` (float32) and ``<case>/mask.nii.gz`` (int16).
+    """Write a phantom data set as `<case>/<modality>.nii.gz` (float32) and `<case>/mask.nii.gz` (int16).
 
     Args:
         out_dir: where the case folders go; files of the same name are replaced.
         cases: number of cases.
         shape: voxels along left, posterior and superior.
         spacing: voxel size in mm along the same axes.
-        modalities: number of images per case, in the order of :data:`MODALITIES`.
+        modalities: number of images per case, in the order of `MODALITIES`.
         healthy_fraction: share of the cases without a lesion, rounded.
-        axcodes: orientation of the files, e.g. ``"RAS"``; given several, the cases take them in turn. Array and
+        axcodes: orientation of the files, e.g. `"RAS"`; given several, the cases take them in turn. Array and
             affine change together, so the head stays where it is.
         seed: the same seed gives the same data.
 
     Returns:
-        Cases with absolute paths, ``patient`` and ``cls`` per slice, inferior→superior.
+        Cases with absolute paths, `patient` and `cls` per slice, inferior→superior.
 
     Raises:
-        ValueError: no case, ``axcodes`` that name no orientation, or as :func:`phantom_case`.
+        ValueError: no case, `axcodes` that name no orientation, or as `phantom_case`.
     """
     codes = [axcodes] if isinstance(axcodes, str) else list(axcodes)
     targets = [_orientation(code) for code in codes]

@@ -1,8 +1,8 @@
 """Data sets as their owners publish them, read into cases for a datalist: the table of adapters, and plain folders.
 
-Each function returns cases as :func:`common.data.find_cases` does (absolute paths), with ``patient`` and with ``cls``:
-one int per axial slice, inferior→superior, or one int for the volume. :data:`ADAPTERS` names them for
-``python -m common prepare``. Masks, where there are any, derive ``cls`` and score; no training opens them.
+Each function returns cases as `common.data.find_cases` does (absolute paths), with `patient` and with `cls`:
+one int per axial slice, inferior→superior, or one int for the volume. `ADAPTERS` names them for
+`python -m common prepare`. Masks, where there are any, derive `cls` and score; no training opens them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Adapter:
     """One row of the table.
 
     Attributes:
-        read: function from ``root`` (and ``out_dir``, where it converts files) and options to cases.
+        read: function from `root` (and `out_dir`, where it converts files) and options to cases.
         classes: names, the negative one first.
         modalities: names of the images of a case, by default.
     """
@@ -38,7 +38,7 @@ class Adapter:
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """Keyword arguments of ``read`` beyond ``root`` and ``out_dir``, which say where files are."""
+        """Keyword arguments of `read` beyond `root` and `out_dir`, which say where files are."""
         fixed = self.read.keywords if isinstance(self.read, partial) else {}
         parameters = inspect.signature(self.read).parameters
         return {name: p for name, p in parameters.items() if name not in ("root", "out_dir", *fixed)}
@@ -50,18 +50,18 @@ class Adapter:
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "folder": Adapter(folder, ("none", "tumour"), ("flair",)),
+    "folder": Adapter(folder, ("none", "tumor"), ("flair",)),
     "brats2020": Adapter(brats2020, ("healthy", "LGG", "HGG"), BRATS_MODALITIES),
-    "kaggle_3m": Adapter(kaggle_3m, ("none", "tumour"), ("flair",)),
-    "decathlon_brain": Adapter(decathlon, ("none", "tumour"), ("FLAIR",)),
+    "kaggle_3m": Adapter(kaggle_3m, ("none", "tumor"), ("flair",)),
+    "decathlon_brain": Adapter(decathlon, ("none", "tumor"), ("FLAIR",)),
     "decathlon_prostate": Adapter(decathlon, ("none", "prostate"), ("ADC",)),
     "mosmed": Adapter(mosmed, ("none", "covid"), ("ct",)),
     "mosmed_severity": Adapter(partial(mosmed, severity=True), MOSMED_CATEGORIES, ("ct",)),
-    "autopet": Adapter(autopet, ("none", "tumour"), ("SUV",)),
-    "duke": Adapter(duke, ("none", "tumour"), ("post1",)),
-    "substacks": Adapter(substacks, ("none", "tumour"), ("flair",)),
+    "autopet": Adapter(autopet, ("none", "tumor"), ("SUV",)),
+    "duke": Adapter(duke, ("none", "tumor"), ("post1",)),
+    "substacks": Adapter(substacks, ("none", "tumor"), ("flair",)),
     "half_lungs": Adapter(half_lungs, ("none", "infection"), ("ct",)),
-    "camelyon16": Adapter(camelyon16, ("none", "tumour"), ("HE",)),
+    "camelyon16": Adapter(camelyon16, ("none", "tumor"), ("HE",)),
     "bracs": Adapter(bracs, BRACS_CLASSES, ("HE",)),
 }
 
@@ -72,7 +72,7 @@ def read_cases(
     """Read a data set through an adapter of the table.
 
     Args:
-        adapter: a key of :data:`ADAPTERS`.
+        adapter: a key of `ADAPTERS`.
         root: the data set.
         out_dir: where adapters that convert files write them.
         options: of the adapter's function.
@@ -81,7 +81,7 @@ def read_cases(
         Cases, class names, and names of the modalities.
 
     Raises:
-        ValueError: unknown adapter or option, or no ``out_dir`` for one that converts.
+        ValueError: unknown adapter or option, or no `out_dir` for one that converts.
     """
     if adapter not in ADAPTERS:
         raise ValueError(f"unknown adapter {adapter!r}; use one of {', '.join(ADAPTERS)}.")

@@ -21,19 +21,19 @@ def camelyon16(
 ) -> list[Case]:
     """Read CAMELYON16 (Ehteshami Bejnordi et al. 2017): 399 slides of lymph nodes, metastases outlined.
 
-    Layout: ``training/normal/normal_<NNN>.tif``, ``training/tumor/tumor_<NNN>.tif``, ``testing/images/test_<NNN>.tif``,
-    polygons of each slide with tumour as ``training/lesion_annotations/<slide>.xml`` and
-    ``testing/lesion_annotations/<slide>.xml`` (unpack the two zip files), and ``testing/reference.csv``, whose rows
-    begin with ``test_<NNN>,Tumor`` or ``test_<NNN>,Normal``. There are no patient ids: each slide counts as a patient.
+    Layout: `training/normal/normal_<NNN>.tif`, `training/tumor/tumor_<NNN>.tif`, `testing/images/test_<NNN>.tif`,
+    polygons of each slide with tumor as `training/lesion_annotations/<slide>.xml` and
+    `testing/lesion_annotations/<slide>.xml` (unpack the two zip files), and `testing/reference.csv`, whose rows
+    begin with `test_<NNN>,Tumor` or `test_<NNN>,Normal`. There are no patient ids: each slide counts as a patient.
 
     Args:
-        root: the folder that holds ``training`` and ``testing``; without ``testing`` there is no test section.
-        validation: share of the training slides, of normal and tumour alike, that validates (INSIGHT: 0.1).
+        root: the folder that holds `training` and `testing`; without `testing` there is no test section.
+        validation: share of the training slides, of normal and tumor alike, that validates (INSIGHT: 0.1).
         split_seed: of this share.
-        exclude: slides to leave out; ``test_049`` is the duplicate that the owners withdrew.
+        exclude: slides to leave out; `test_049` is the duplicate that the owners withdrew.
 
     Returns:
-        Cases with ``cls`` 0 or 1, ``section``, and ``label`` (the polygons) of slides with tumour where there is one.
+        Cases with `cls` 0 or 1, `section`, and `label` (the polygons) of slides with tumor where there is one.
 
     Raises:
         FileNotFoundError: no slide, no reference table, or a test slide without a row in it.
@@ -86,19 +86,19 @@ def _reference(path: Path) -> dict[str, int]:
 def bracs(root: PathLike, *, regions: str | None = "BRACS_RoI", table: str | None = None) -> list[Case]:
     """Read BRACS (Brancati et al. 2022): 547 breast slides of seven types, with the owners' split.
 
-    Layout: ``{train,val,test}/Group_*/Type_<type>/BRACS_<number>.svs`` in ``root`` or in ``root/BRACS_WSI``. The folder
+    Layout: `{train,val,test}/Group_*/Type_<type>/BRACS_<number>.svs` in `root` or in `root/BRACS_WSI`. The folder
     tells the gravest finding only. Regions that pathologists cut out tell what else is there: their files
-    ``BRACS_<number>_<type>_<n>.png``, at any depth below ``regions``, add their types. ADH, FEA, DCIS and Invasive
-    (the folder ``IC``) are labels; N, PB and UDH are none of them.
+    `BRACS_<number>_<type>_<n>.png`, at any depth below `regions`, add their types. ADH, FEA, DCIS and Invasive
+    (the folder `IC`) are labels; N, PB and UDH are none of them.
 
     Args:
         root: folder of the data set.
-        regions: folder of the regions in ``root``; where it is missing, or None, the folder of a slide is its label.
-        table: name of the owners' table in ``root`` (``BRACS.xlsx``, or saved as ``.csv``), with the columns
-            ``WSI Filename`` and ``Patient Id``; without it each slide counts as a patient.
+        regions: folder of the regions in `root`; where it is missing, or None, the folder of a slide is its label.
+        table: name of the owners' table in `root` (`BRACS.xlsx`, or saved as `.csv`), with the columns
+            `WSI Filename` and `Patient Id`; without it each slide counts as a patient.
 
     Returns:
-        Cases with ``cls`` as a list of names and ``section``.
+        Cases with `cls` as a list of names and `section`.
 
     Raises:
         FileNotFoundError: no slide, no such table, or a slide is not in it.

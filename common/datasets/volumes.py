@@ -26,23 +26,23 @@ def mosmed(
     registry: str | None = None,
     masked_section: str | None = None,
 ) -> list[Case]:
-    """Read MosMedData ``COVID19_1110`` (Morozov et al. 2020): 1,110 chest CTs, 50 of them with masks.
+    """Read MosMedData `COVID19_1110` (Morozov et al. 2020): 1,110 chest CTs, 50 of them with masks.
 
-    Layout: ``studies/CT-<0..4>/study_<NNNN>.nii.gz``, one folder per category of severity (CT-0: no finding), and
-    ``masks/study_<NNNN>_mask.nii.gz``. Its ``dataset_registry.xlsx`` lists ``study_id``, ``category``, ``study_file``
-    (``/studies/CT-0/study_0001.nii.gz``) and ``mask_file``; the folders say the same, so it is read only where asked
+    Layout: `studies/CT-<0..4>/study_<NNNN>.nii.gz`, one folder per category of severity (CT-0: no finding), and
+    `masks/study_<NNNN>_mask.nii.gz`. Its `dataset_registry.xlsx` lists `study_id`, `category`, `study_file`
+    (`/studies/CT-0/study_0001.nii.gz`) and `mask_file`; the folders say the same, so it is read only where asked
     for. Columns as other readers of the file name them. Each study counts as a patient: there are no patient ids.
 
     Args:
-        root: the folder that holds ``studies`` and ``masks``.
-        severity: ``cls`` 0 to 4 for CT-0 to CT-4, instead of 0 for CT-0 and 1 for the others.
-        registry: name of the table in ``root`` (``.xlsx`` or saved as ``.csv``): takes the categories from it and
+        root: the folder that holds `studies` and `masks`.
+        severity: `cls` 0 to 4 for CT-0 to CT-4, instead of 0 for CT-0 and 1 for the others.
+        registry: name of the table in `root` (`.xlsx` or saved as `.csv`): takes the categories from it and
             checks that it and the folders name the same studies.
-        masked_section: section of the datalist that gets all cases with a mask, instead of a random one; ``validation``
+        masked_section: section of the datalist that gets all cases with a mask, instead of a random one; `validation`
             is ToNNO's protocol. Thresholds chosen there have no masked test case left to be scored on.
 
     Returns:
-        Cases with ``cls`` for the volume, ``label`` where there is a mask, and ``section`` where fixed.
+        Cases with `cls` for the volume, `label` where there is a mask, and `section` where fixed.
 
     Raises:
         FileNotFoundError: no study, no registry, a study of the registry is missing, or a mask has no study.
@@ -93,24 +93,24 @@ def autopet(
 ) -> list[Case]:
     """Read FDG-PET-CT-Lesions (Gatidis et al. 2022; AutoPET), 1,014 whole-body studies, as NIfTI.
 
-    Layout (fdat.uni-tuebingen.de, and the owners' conversion of the DICOM collection): ``PETCT_<id>/<study>/`` with
-    ``SUV``, ``CTres``, ``CT``, ``PET`` and ``SEG`` (``.nii.gz``); ``CTres`` is on the grid of ``SUV``. The table of
-    metadata has ``Subject ID`` (``PETCT_<id>``), ``File Location`` (``./FDG-PET-CT-Lesions/PETCT_<id>/<study>/…``) and
-    ``diagnosis`` (``NEGATIVE`` or a tumour); columns as other readers of the file name them.
+    Layout (fdat.uni-tuebingen.de, and the owners' conversion of the DICOM collection): `PETCT_<id>/<study>/` with
+    `SUV`, `CTres`, `CT`, `PET` and `SEG` (`.nii.gz`); `CTres` is on the grid of `SUV`. The table of
+    metadata has `Subject ID` (`PETCT_<id>`), `File Location` (`./FDG-PET-CT-Lesions/PETCT_<id>/<study>/…`) and
+    `diagnosis` (`NEGATIVE` or a tumor); columns as other readers of the file name them.
 
     Args:
         root: the folder that holds the folders of the patients.
-        modalities: file names without suffix, e.g. ``SUV,CTres``.
-        cls_from: ``mask``: 1 where ``SEG`` is not empty (ToNNO); ``diagnosis``: 1 where it is not ``NEGATIVE``, and
-            ``SEG`` may be absent.
-        metadata: the table, in ``root``; read for ``diagnosis`` only.
+        modalities: file names without suffix, e.g. `SUV,CTres`.
+        cls_from: `mask`: 1 where `SEG` is not empty (ToNNO); `diagnosis`: 1 where it is not `NEGATIVE`, and
+            `SEG` may be absent.
+        metadata: the table, in `root`; read for `diagnosis` only.
 
     Returns:
-        Cases ``<patient>_<study>`` with ``patient`` = the folder and ``cls`` for the volume.
+        Cases `<patient>_<study>` with `patient` = the folder and `cls` for the volume.
 
     Raises:
         FileNotFoundError: no study, a study lacks a file, or there is no table.
-        ValueError: unknown ``cls_from``, or a study without, or with contradicting, diagnoses.
+        ValueError: unknown `cls_from`, or a study without, or with contradicting, diagnoses.
     """
     if cls_from not in ("mask", "diagnosis"):
         raise ValueError(f"cls_from must be 'mask' or 'diagnosis'; got {cls_from!r}.")
@@ -157,32 +157,32 @@ def duke(
 ) -> list[Case]:
     """Read Duke-Breast-Cancer-MRI (Saha et al. 2018; 922 patients, TCIA) and part every scan into its two breasts.
 
-    All patients are positive, with one box around the main tumour; the breast without it is the negative one (ToNNO).
-    The collection is DICOM. Convert it beforehand to ``<patient>/<modality>.nii.gz`` on the DICOM grid: axes columns,
+    All patients are positive, with one box around the main tumor; the breast without it is the negative one (ToNNO).
+    The collection is DICOM. Convert it beforehand to `<patient>/<modality>.nii.gz` on the DICOM grid: axes columns,
     rows, slices in the order of their instance numbers, with the affine of that order. The owners' table
-    (``Annotation_Boxes.xlsx``, first sheet) counts on that grid: ``Patient ID`` (``Breast_MRI_001``), ``Start Row``,
-    ``End Row``, ``Start Column``, ``End Column``, ``Start Slice``, ``End Slice``. Assumed, not verified on the scans:
+    (`Annotation_Boxes.xlsx`, first sheet) counts on that grid: `Patient ID` (`Breast_MRI_001`), `Start Row`,
+    `End Row`, `Start Column`, `End Column`, `Start Slice`, `End Slice`. Assumed, not verified on the scans:
     it counts from 1 and includes the end. Look at a few boxes before you trust them, above all along slices, where
     converters sort by position and instance numbers may run the other way.
 
-    Written: ``out_dir/<patient>_<left|right>/<modality>.nii.gz`` in RAS order, cut in the middle of the image. The side
-    of the box's centre is positive, the box is clipped to it; if it crosses the middle, the other side is left out.
+    Written: `out_dir/<patient>_<left|right>/<modality>.nii.gz` in RAS order, cut in the middle of the image. The side
+    of the box's center is positive, the box is clipped to it; if it crosses the middle, the other side is left out.
 
     Args:
         root: folder of the patients' folders and the table.
         out_dir: where the breasts go; files of the same name are replaced.
         modalities: file names without suffix, on one grid.
-        boxes: name of the table, ``.xlsx`` or saved as ``.csv``.
+        boxes: name of the table, `.xlsx` or saved as `.csv`.
         first_index: index of the first row, column and slice in the table.
         allow_missing: go on where the table lists patients without a folder.
 
     Returns:
-        Cases with ``cls`` for the volume and, where 1, ``box``: voxel corners ``[x0, y0, z0, x1, y1, z1]`` in the
-        written file, ends exclusive, as :func:`common.metrics.max_iou` takes it.
+        Cases with `cls` for the volume and, where 1, `box`: voxel corners `[x0, y0, z0, x1, y1, z1]` in the
+        written file, ends exclusive, as `common.metrics.max_iou` takes it.
 
     Raises:
         FileNotFoundError: no table, no patient, a patient lacks a modality, or is listed without a folder.
-        ValueError: a patient is not or twice listed, files differ in shape, ``out_dir`` is ``root``, or a box does
+        ValueError: a patient is not or twice listed, files differ in shape, `out_dir` is `root`, or a box does
             not lie inside its image.
     """
     root = Path(root).absolute()
@@ -228,7 +228,7 @@ def duke(
 
 
 def _canonical_box(row: dict[str, str], path: str, image: Any, first_index: int, source: Path) -> np.ndarray:
-    """Corners ``[[x0, y0, z0], [x1, y1, z1]]`` (ends exclusive) in the image turned to RAS."""
+    """Corners `[[x0, y0, z0], [x1, y1, z1]]` (ends exclusive) in the image turned to RAS."""
     try:
         numbers = np.array([int(float(row[column])) for column in _BOX_COLUMNS]).reshape(3, 2)
     except ValueError as error:
@@ -240,7 +240,7 @@ def _canonical_box(row: dict[str, str], path: str, image: Any, first_index: int,
             f"{source}: the box {numbers.ravel().tolist()} (columns, rows, slices) of {row['Patient ID']} does not lie "
             f"in an image of {on_disk.shape}; is {path} on the DICOM grid?"
         )
-    # From voxel centres on disk over the world to voxel centres in RAS order.
+    # From voxel centers on disk over the world to voxel centers in RAS order.
     way = np.linalg.inv(image.affine) @ on_disk.affine
     ends = np.rint(np.stack([first, last]) @ way[:3, :3].T + way[:3, 3]).astype(int)
     return np.stack([ends.min(axis=0), ends.max(axis=0) + 1])

@@ -117,7 +117,7 @@ class _LiteBody(nn.Module):
         if in_channels != 3:
             raise ValueError(f"EfficientNet-Lite takes 1 or 3 image channels, got {in_channels}")
         self.encoder = EfficientNetLite(pretrained, variant=variant)
-        self.encoder.mean, self.encoder.std = 0.0, 1.0  # the classifier has normalised already
+        self.encoder.mean, self.encoder.std = 0.0, 1.0  # the classifier has normalized already
 
     def forward(self, image: Tensor) -> Tensor:
         return self.encoder(image)[-1].mean(dim=(2, 3))

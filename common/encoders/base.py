@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         channels: of the body's output.
         stride: pixels of a cell.
         divisor: of the sides that the body takes, a multiple of `stride`; None: `stride`.
-        mean, std: of the three colours, which the image is normalised by.
+        mean, std: of the three colors, which the image is normalized by.
         size: the image is resized to `size × size` first; None keeps its own size.
         zoom: without `size`, the image is enlarged by this factor first: finer cells where pixels are coarse.
         input_scale: the image is multiplied by it first, and what then exceeds 1 is clipped: 0.25 fits images in
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
         return rows, columns
 
     @torch.jit.unused
-    def share(self, mask: Tensor) -> Tensor:
+    def coverage(self, mask: Tensor) -> Tensor:
         """Share of each cell, `[B, 1, h, w]` in [0, 1], that a mask of the image `[B, 1, H, W]` covers.
 
         The one cell of a vector is inside (1) as soon as the mask holds anything: a lung seldom fills half an image.

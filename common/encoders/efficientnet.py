@@ -21,20 +21,20 @@ from ..checkpoint import read_checkpoint
 # One entry a stage: kernel, stride, expansion, input and output channels; and by variant how often it is repeated.
 STAGES = ["k3_s11_e1_i32_o16", "k3_s22_e6_i16_o24", "k5_s22_e6_i24_o40", "k3_s22_e6_i40_o80", "k5_s11_e6_i80_o112"]
 REPEATS = {"lite0": (1, 2, 2, 3, 3), "lite1": (1, 3, 3, 4, 4)}
-# Averages over the colour channels: the images here are grey.
+# Averages over the color channels: the images here are gray.
 IMAGENET_MEAN, IMAGENET_STD = 0.45, 0.225
 
 
 class EfficientNetLite(nn.Module):
     """Feature maps at strides 2, 4, 8 and 16.
 
-    Batch normalisation uses its stored statistics, in training too unless `frozen_statistics` is False: batches of
+    Batch normalization uses its stored statistics, in training too unless `frozen_statistics` is False: batches of
     slices are small and alike, and ImageNet's statistics are what the weights expect.
 
     Args:
         weights: `imagenet` (of the package), a file with the same key names, or None for random weights.
         variant: `lite0` or `lite1` (deeper).
-        frozen_statistics: see above.
+        frozen_statistics: batch normalization keeps its running statistics in training.
 
     Raises:
         ImportError: `imagenet` without the package.
@@ -86,15 +86,15 @@ class EfficientNetLite(nn.Module):
         if not Path(path).is_file():
             raise FileNotFoundError(f"no encoder weights at {path}; give a local file, 'imagenet' or null")
         source = read_checkpoint(path)
-        wanted = {re.sub(r"_blocks\.\d+\.(\d+)\.", r"_blocks.\1.", key): key for key in self.state_dict()}
+        names = {re.sub(r"_blocks\.\d+\.(\d+)\.", r"_blocks.\1.", key): key for key in self.state_dict()}
         own = self.state_dict()
-        missing = [key for key, name in wanted.items() if key not in source or source[key].shape != own[name].shape]
+        missing = [key for key, name in names.items() if key not in source or source[key].shape != own[name].shape]
         if missing:
             raise ValueError(
                 f"{path} holds no EfficientNet-{self.variant.capitalize()}: {len(missing)} keys are missing or of "
                 f"another shape, e.g. {missing[:3]}"
             )
-        self.load_state_dict({ours: source[theirs] for theirs, ours in wanted.items()})
+        self.load_state_dict({ours: source[theirs] for theirs, ours in names.items()})
 
     def train(self, mode: bool = True) -> EfficientNetLite:
         super().train(mode)
@@ -115,7 +115,7 @@ class EfficientNetLite(nn.Module):
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Have batch normalisation use its stored statistics, whatever mode the network is in."""
+    """Have batch normalization use its stored statistics, whatever mode the network is in."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

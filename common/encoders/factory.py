@@ -30,7 +30,7 @@ DINOV2 = {
     for suffix, kind in (("", "dinov2"), ("_reg", "dinov2_with_registers"))
 }
 NAMES = ("efficientnet_lite0", *DINOV2)
-COLOUR_MEAN, COLOUR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINOv2 was trained
+COLOR_MEAN, COLOR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINOv2 was trained
 
 
 def encoder(
@@ -70,7 +70,7 @@ def encoder(
     if name == "efficientnet_lite0":
         body = LiteGrid("imagenet" if weights == "pretrained" else weights, stride=stride, levels=levels)
         full_name = f"{name} levels {'+'.join(map(str, sorted(levels)))}"
-        # EfficientNetLite normalises the image itself.
+        # EfficientNetLite normalizes the image itself.
         return Encoder(body, name=full_name, channels=body.channels, stride=stride, divisor=16, **options)
     if name in DINOV2:
         return _dinov2(name, weights, options)
@@ -89,17 +89,17 @@ class LiteGrid(nn.Module):
         if not levels or set(levels) - {2, 4, 8, 16}:
             raise ValueError(f"levels must be some of 2, 4, 8, 16, got {list(levels)}")
         self.stride = stride
-        self.wanted = [level in levels for level in (2, 4, 8, 16)]
+        self.kept = [level in levels for level in (2, 4, 8, 16)]
         self.encoder = EfficientNetLite(weights)
-        self.channels: int = sum(c for c, wanted in zip(self.encoder.channels, self.wanted, strict=True) if wanted)
+        self.channels: int = sum(c for c, kept in zip(self.encoder.channels, self.kept, strict=True) if kept)
 
     def forward(self, image: Tensor) -> Tensor:
         grid = [image.shape[2] // self.stride, image.shape[3] // self.stride]
         parts: list[Tensor] = []
-        for wanted, level in zip(self.wanted, self.encoder(image)):  # noqa: B905 (TorchScript knows no strict)
-            if wanted and level.shape[2] > grid[0]:
+        for kept, level in zip(self.kept, self.encoder(image)):  # noqa: B905 (TorchScript knows no strict)
+            if kept and level.shape[2] > grid[0]:
                 parts.append(F.avg_pool2d(level, level.shape[2] // grid[0]))
-            elif wanted:
+            elif kept:
                 parts.append(F.interpolate(level, size=grid, mode="bilinear", align_corners=False))
         return torch.cat(parts, dim=1)
 
@@ -156,7 +156,7 @@ def _dinov2(name: str, weights: str | os.PathLike[str] | None, options: dict[str
         except TypeError as error:
             raise ValueError(f"{error}: choose the encoder that goes with the weights") from error
     body = TokenGrid(model.float(), patch=config.patch_size, skip=1 + getattr(config, "num_register_tokens", 0))
-    fixed: dict[str, Any] = {"mean": COLOUR_MEAN, "std": COLOUR_STD, "stride": config.patch_size}
+    fixed: dict[str, Any] = {"mean": COLOR_MEAN, "std": COLOR_STD, "stride": config.patch_size}
     return Encoder(body, name=name, channels=config.hidden_size, **fixed, **options)
 
 
@@ -176,5 +176,5 @@ def _timm(
     stride = int(model.feature_info[-1]["reduction"])
     body = TokenGrid(model, patch=stride, skip=getattr(model, "num_prefix_tokens", 0))
     full_name = f"{name} {json.dumps(model_options, sort_keys=True)}" if model_options else name
-    normalisation = {key: model.pretrained_cfg[key] for key in ("mean", "std")}
-    return Encoder(body, name=full_name, channels=model.num_features, stride=stride, **normalisation, **options)
+    normalization = {key: model.pretrained_cfg[key] for key in ("mean", "std")}
+    return Encoder(body, name=full_name, channels=model.num_features, stride=stride, **normalization, **options)

@@ -2,7 +2,7 @@
 
 from .cases import CaseDataset, CaseError, CaseEvaluator
 from .inferers import SliceMapInferer
-from .processes import gathered, gathered_rows, share, weighted_sampler
+from .processes import gathered, gathered_rows, shard, weighted_sampler
 
 __all__ = [
     "CaseDataset",
@@ -11,6 +11,6 @@ __all__ = [
     "SliceMapInferer",
     "gathered",
     "gathered_rows",
-    "share",
+    "shard",
     "weighted_sampler",
 ]

@@ -14,7 +14,7 @@ from monai.transforms import apply_transform
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .processes import gathered, share
+from .processes import gathered, shard
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class CaseEvaluator(SupervisedEvaluator):
         progress: bool = True,
         **kwargs: Any,
     ) -> None:
-        loader = DataLoader(share(dataset), batch_size=1, num_workers=num_workers)
+        loader = DataLoader(shard(dataset), batch_size=1, num_workers=num_workers)
         super().__init__(device=torch.device(device), val_data_loader=loader, network=network, **kwargs)
         self.cases = [case["case"] for case in getattr(dataset, "data", ())]
         self.failed: dict[str, str] = {}

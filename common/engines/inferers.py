@@ -73,12 +73,12 @@ class SliceMapInferer(Inferer):
         seen = torch.ones_like(slices[:, -1], dtype=torch.bool)
         if self.organ_channel:
             seen = slices[:, -1] > 0.5
-        wanted = torch.nonzero(seen.flatten(1).any(1)).flatten()
-        if len(wanted) == 0:
+        with_organ = torch.nonzero(seen.flatten(1).any(1)).flatten()
+        if len(with_organ) == 0:
             return out.permute(1, 2, 3, 0)
         pads = self._pads(seen.any(0))
         back = [-pad for pad in pads]
-        for chunk in wanted.split(self.batch_size):
+        for chunk in with_organ.split(self.batch_size):
             explained, logits = self._explain(F.pad(slices[chunk], pads), network)
             out[chunk, :maps] = F.pad(explained, back)
             out[chunk, maps:] = logits.softmax(1)[:, :, None, None]

@@ -11,7 +11,7 @@ from torch.distributed import all_gather_object, is_initialized
 from torch.utils.data import Dataset, Sampler, Subset, WeightedRandomSampler
 
 
-def share(dataset: Dataset) -> Dataset:
+def shard(dataset: Dataset) -> Dataset:
     """This process's cases, every n-th of n processes; all of them where there is one process.
 
     Raises:

@@ -2,12 +2,12 @@
 
 from .extraction import bag_of, extract, find, inside_cells, volume_entry
 from .fingerprint import describe
-from .locks import Busy, Lock
+from .locks import EntryLocked, Lock
 from .store import Entry, FeatureStore, content_key, encode, file_key
 
 __all__ = [
-    "Busy",
     "Entry",
+    "EntryLocked",
     "FeatureStore",
     "Lock",
     "bag_of",

@@ -22,7 +22,7 @@ from ..encoders import Encoder
 from ..engines import CaseDataset
 from ..files import NotWritten, atomic_path
 from .fingerprint import describe
-from .locks import Busy
+from .locks import EntryLocked
 from .store import Entry, FeatureStore, content_key, file_key
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def bag_of(image: Tensor) -> tuple[Tensor, Tensor, list[int]]:
 def inside_cells(organ: Tensor, grid: Sequence[int]) -> Tensor:
     """Share of each cell that the organ covers, `[N, 1, *grid]` of `[N, 1, H, W]`, for an organ on any grid of its own.
 
-    Where the organ is on the pixels that the encoder sees, `Encoder.share` is exact, whatever remains at the border.
+    Where the organ is on the pixels that the encoder sees, `Encoder.coverage` is exact, whatever remains at the border.
     """
     rows, columns = grid
     return F.adaptive_avg_pool2d(organ.float(), (rows, columns))
@@ -70,7 +70,7 @@ def volume_entry(
         encoder, store, batch_size, chunk, progress, about: see `FeatureStore.compute`.
 
     Raises:
-        Busy, ValueError, NotWritten: see `FeatureStore.compute`.
+        EntryLocked, ValueError, NotWritten: see `FeatureStore.compute`.
     """
     image = torch.as_tensor(image).as_subclass(Tensor)
     key = content_key(encoder.fingerprint, image)
@@ -80,7 +80,7 @@ def volume_entry(
     slices, organ, indices = bag_of(image)
     about = {"indices": indices, "volume": list(image.shape[1:]), **(about or {})}
     options: dict[str, Any] = {"batch_size": batch_size, "chunk": chunk, "progress": progress, "about": about}
-    return store.compute(key, slices, encoder, inside=encoder.share(organ), **options)
+    return store.compute(key, slices, encoder, inside=encoder.coverage(organ), **options)
 
 
 def find(case: dict, preprocessing: Callable, encoder: Encoder, store: FeatureStore) -> Entry | None:
@@ -229,7 +229,7 @@ class _Run:
                 self.later.remove(index)
             try:
                 self._take(item, name)
-            except Busy:
+            except EntryLocked:
                 self.later.append(index)
                 continue
             except NotWritten:

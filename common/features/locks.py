@@ -11,7 +11,7 @@ from pathlib import Path
 from ..files import _writing, write
 
 
-class Busy(RuntimeError):
+class EntryLocked(RuntimeError):
     """Another process is writing this."""
 
 
@@ -27,7 +27,7 @@ class Lock:
             host, at once.
 
     Raises:
-        Busy: (on entering) another process holds it; (from `renew`) another has taken it over.
+        EntryLocked: (on entering) another process holds it; (from `renew`) another has taken it over.
         NotWritten: the disk is full.
     """
 
@@ -44,7 +44,7 @@ class Lock:
                     file.write(self.owner)
         except FileExistsError:
             if not self._is_dead():
-                raise Busy(f"{self.path.parent} is being written by process {self._owner()}") from None
+                raise EntryLocked(f"{self.path.parent} is being written by process {self._owner()}") from None
             write(self.path, self.owner)
         return self
 
@@ -54,7 +54,7 @@ class Lock:
 
     def renew(self) -> None:
         if self._owner() != self.owner:
-            raise Busy(f"{self.path.parent} was taken over by process {self._owner()}")
+            raise EntryLocked(f"{self.path.parent} was taken over by process {self._owner()}")
         os.utime(self.path)
 
     def _owner(self) -> str:

@@ -207,7 +207,7 @@ class FeatureStore:
             about: what else `entry.json` should say, e.g. `case`, `files`, `indices`.
 
         Raises:
-            Busy: another process is at it.
+            EntryLocked: another process is at it.
             ValueError: there are no tiles, or features are NaN, infinite or too large for float16.
             NotWritten: the disk is full.
         """

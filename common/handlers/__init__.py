@@ -1,6 +1,6 @@
 """Ignite handlers: what a run writes, scores and shows."""
 
-from .base import pairs
+from .base import iterate_cases
 from .calibration import Calibration
 from .case_scores import CaseScores, position_prior
 from .montage import MASK_COLOR, TRUTH_COLOR, draw_montage, with_colorbar
@@ -18,7 +18,7 @@ __all__ = [
     "PredictionWriter",
     "VolumeScores",
     "draw_montage",
-    "pairs",
+    "iterate_cases",
     "position_prior",
     "with_colorbar",
 ]

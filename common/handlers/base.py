@@ -8,7 +8,7 @@ from typing import Any
 from ignite.engine import Engine
 
 
-def pairs(engine: Engine) -> Iterator[tuple[dict, dict]]:
+def iterate_cases(engine: Engine) -> Iterator[tuple[dict, dict]]:
     """The decollated `(batch, output)` of each volume of an iteration."""
     batch: Any = engine.state.batch
     output: Any = engine.state.output

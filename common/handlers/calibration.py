@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..files import atomic_path, write_csv
 from ..masks import MapsToMaskd, best_threshold
 from ..metrics import dice
-from .base import pairs
+from .base import iterate_cases
 
 
 class Calibration:
@@ -35,7 +35,7 @@ class Calibration:
         candidates: values to try by option; `refine.dilate_mm` reaches into `refine`.
         raw_thresholds: candidates of `raw_threshold`.
         passes: over all options.
-        label_gate: open the slices by their true label in place of the probability. So pseudo-masks are made, whose
+        label_gate: gate the slices by their true label in place of the probability. So pseudo-masks are made, whose
             options are what is sought then.
     """
 
@@ -63,7 +63,7 @@ class Calibration:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _collect(self, engine: Engine) -> None:
-        for batch, output in pairs(engine):
+        for batch, output in iterate_cases(engine):
             image: MetaTensor = batch["image"].cpu()
             truth = ResampleToMatch(mode="nearest")(batch["label"].cpu(), image)[0].numpy() > 0
             pred = torch.as_tensor(output["pred"]).cpu()

@@ -29,11 +29,11 @@ from ..metrics import (
     voxel_counts,
 )
 from ..tensors import axial
-from .base import pairs
+from .base import iterate_cases
 
 
 class CaseScores:
-    """Score every case that has a `label` and summarise: `metrics.csv`, `summary.json`, `slices.csv`.
+    """Score every case that has a `label` and summarize: `metrics.csv`, `summary.json`, `slices.csv`.
 
     Voxel metrics are computed in the label's own grid, which the label never leaves. A label is positive where it
     is > 0. Cases without a label are left out. Masks that a postprocessing put under `baseline_<name>` are scored
@@ -76,7 +76,7 @@ class CaseScores:
         self.rows, self.slices, self.swept, self.voxels = [], [], [], {}
 
     def _score(self, engine: Engine) -> None:
-        for batch, output in pairs(engine):
+        for batch, output in iterate_cases(engine):
             if "label" in batch:
                 self._score_case(batch, output)
 
@@ -107,11 +107,11 @@ class CaseScores:
             "heat_outside": float(output["heat_outside"]),
             "dice_empty": dice(np.zeros_like(truth), truth),
         }
-        rivals = {k: axial(output[k])[0].numpy() > 0 for k in output if str(k).startswith("baseline_")}
-        for name, mask in rivals.items():
+        baselines = {k: axial(output[k])[0].numpy() > 0 for k in output if str(k).startswith("baseline_")}
+        for name, mask in baselines.items():
             row[f"dice_{name}"] = dice(mask, truth)
             row[f"slice_dice_{name}"] = float(slice_dice(mask, truth).mean()) if len(on_positive) else float("nan")
-        for name, mask in {"method": pred, "empty": np.zeros_like(truth), **rivals}.items():
+        for name, mask in {"method": pred, "empty": np.zeros_like(truth), **baselines}.items():
             self.voxels[name] = self.voxels.get(name, 0) + voxel_counts(mask, truth)
         self.rows.append(row)
         if self.sweep:

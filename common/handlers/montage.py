@@ -1,4 +1,4 @@
-"""One picture per case: the slices through the strongest heat, with contours and a shared colour bar."""
+"""One picture per case: the slices through the strongest heat, with contours and a shared color bar."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_montage(
         height: of one panel in pixels.
 
     Returns:
-        An RGB picture; the colour bar spans 0 to the largest heat of the volume (magma, never inverted).
+        An RGB picture; the color bar spans 0 to the largest heat of the volume (magma, never inverted).
     """
     volumes = [image, np.maximum(heatmap, 0), mask > 0, np.zeros_like(mask, bool) if truth is None else truth > 0]
     volumes = [_axial(v, affine) for v in volumes]

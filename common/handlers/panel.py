@@ -14,7 +14,7 @@ from monai.engines import IterationEvents
 from ..files import atomic_path
 from ..metrics import dice
 from ..tensors import axial
-from .base import pairs
+from .base import iterate_cases
 
 
 class Panel:
@@ -47,7 +47,7 @@ class Panel:
         self.rows = []
 
     def _collect(self, engine: Engine) -> None:
-        for batch, output in pairs(engine):
+        for batch, output in iterate_cases(engine):
             if "label" not in batch or not bool((batch["label"] > 0).any()):
                 continue
             truth = axial(batch["label"])[0].numpy() > 0
@@ -94,6 +94,6 @@ class Panel:
             figure.savefig(path, dpi=110)
 
 
-def _outline(axis: Any, mask: np.ndarray, colour: str) -> None:
+def _outline(axis: Any, mask: np.ndarray, color: str) -> None:
     if mask.any():
-        axis.contour(mask.T, levels=[0.5], colors=colour, linewidths=0.8)
+        axis.contour(mask.T, levels=[0.5], colors=color, linewidths=0.8)

@@ -14,7 +14,7 @@ from monai.engines import IterationEvents
 from ..engines import gathered_rows
 from ..files import atomic_path, write_csv
 from ..metrics import balanced_accuracy, component_scores, dice, max_iou, roc_auc, summarize
-from .base import pairs
+from .base import iterate_cases
 
 
 class VolumeScores:
@@ -44,7 +44,7 @@ class VolumeScores:
         self.rows = []
 
     def _score(self, engine: Engine) -> None:
-        for batch, output in pairs(engine):
+        for batch, output in iterate_cases(engine):
             masks = {"": output["pred"]}
             masks |= {str(k).removeprefix("baseline_"): m for k, m in output.items() if str(k).startswith("baseline_")}
             for name, mask in masks.items():
@@ -83,9 +83,9 @@ class VolumeScores:
                 values = [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
                 if values:
                     scores[key] = {k: round(float(v), 4) for k, v in summarize(values).items()}
-            labelled = [(row["positive"], row["predicted"]) for row in rows if "positive" in row]
-            if len({truth for truth, _ in labelled}) == 2:
-                scores["balanced_accuracy"] = round(balanced_accuracy(*zip(*labelled, strict=True)), 4)
+            labeled = [(row["positive"], row["predicted"]) for row in rows if "positive" in row]
+            if len({truth for truth, _ in labeled}) == 2:
+                scores["balanced_accuracy"] = round(balanced_accuracy(*zip(*labeled, strict=True)), 4)
                 ranked = [
                     (row["probability"], row["positive"]) for row in rows if {"probability", "positive"} <= set(row)
                 ]

@@ -16,7 +16,7 @@ from monai.engines import IterationEvents
 
 from ..engines import gathered_rows
 from ..files import atomic_path, write_csv, write_nifti
-from .base import pairs
+from .base import iterate_cases
 from .montage import draw_montage
 
 
@@ -81,7 +81,7 @@ class CaseWriter(PredictionWriter):
         self.save_montage = save_montage
 
     def _write_case(self, engine: Engine) -> None:
-        for batch, output in pairs(engine):
+        for batch, output in iterate_cases(engine):
             case = batch["case"]
             image: MetaTensor = batch["image"]
             affine = np.asarray(image.meta["original_affine"])
@@ -101,10 +101,10 @@ class CaseWriter(PredictionWriter):
             self.rows.append(self._row(case, mask, affine, output, time.perf_counter() - engine.started))  # type: ignore[attr-defined]
 
     def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
-        millilitre = abs(np.linalg.det(affine[:3, :3])) / 1000.0
+        milliliter = abs(np.linalg.det(affine[:3, :3])) / 1000.0
         row = self._probabilities(case, np.asarray(output["probability"]))
         row["threshold"] = round(float(output["threshold"]), 4)
-        row["volume_ml"] = round(float((mask > 0).sum() * millilitre), 3)
+        row["volume_ml"] = round(float((mask > 0).sum() * milliliter), 3)
         row["seconds"] = round(seconds, 2)
         return row
 

@@ -2,7 +2,7 @@
 
 from .baselines import INTENSITIES, BaselineMasksd, Thresholds, fit_baselines
 from .morphology import clean, each_slice, largest_component, least_voxels, smooth_in_organ, without_thin
-from .refine import open_slices, refine_by_intensity, smooth_along_slices
+from .refine import gate_slices, refine_by_intensity, smooth_along_slices
 from .thresholds import best_threshold, multi_otsu, otsu, threshold_grid
 from .transforms import BINARIZE, MapsToMaskd
 
@@ -16,10 +16,10 @@ __all__ = [
     "clean",
     "each_slice",
     "fit_baselines",
+    "gate_slices",
     "largest_component",
     "least_voxels",
     "multi_otsu",
-    "open_slices",
     "otsu",
     "refine_by_intensity",
     "smooth_along_slices",

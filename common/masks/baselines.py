@@ -1,4 +1,4 @@
-"""The rivals that need no learned map: intensity thresholds, plain, gated by slice labels, without thin parts."""
+"""The baselines that need no learned map: intensity thresholds, plain, gated by slice labels, without thin parts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tqdm import tqdm
 from ..metrics import dice
 from ..tensors import as_array, like_image, spacing_of
 from .morphology import largest_component, smooth_in_organ, without_thin
-from .refine import open_slices
+from .refine import gate_slices
 
 INTENSITIES = tuple(np.round(np.arange(0.7, 2.55, 0.1), 2).tolist())
 
 
 class Thresholds(NamedTuple):
-    """Of the rivals, in organ medians; `opened` is of the image without what is thinner than `opening_mm`."""
+    """Of the baselines, in organ medians; `opened` is of the image without what is thinner than `opening_mm`."""
 
     plain: float
     gated: float
@@ -38,8 +38,8 @@ def fit_baselines(
 ) -> Thresholds:
     """Thresholds with the best mean 3D Dice on training cases.
 
-    The gated threshold opens the slices whose true label is positive and keeps the largest component. The rivals
-    may look at training masks; the methods may not.
+    The gated threshold is fitted in the slices whose true label is positive, where the largest component is kept. The
+    baselines may look at training masks; the methods may not.
 
     Args:
         cases: training cases with `image` and `label`; those without a label are left out.
@@ -80,7 +80,7 @@ class BaselineMasksd(MapTransform):
     """Add what needs no learned map: `baseline_threshold`, `_gated`, `_opened`, `_opened_gated`, on the model's grid.
 
     The first is every organ voxel brighter than `plain` organ medians. The second, with a threshold of its own, keeps
-    it only in slices that the classifier's probability opens, and of that the largest component. The others are the
+    it only in slices whose probability passes the gate, and of that the largest component. The others are the
     same of the image that `common.masks.without_thin` leaves, both with the threshold `opened`.
 
     Args:
@@ -116,7 +116,7 @@ class BaselineMasksd(MapTransform):
             volume, spacing = as_array(image), spacing_of(image)
             organ = volume[-1] > 0.5
             shown = smooth_in_organ(volume[0], organ, sigma_mm=self.smooth_mm, spacing=spacing)
-            slices = open_slices(as_array(data["slice_probability"]), self.gate) > 0
+            slices = gate_slices(as_array(data["slice_probability"]), self.gate) > 0
             masks = {"threshold": (shown > plain) & organ, "gated": largest_component((shown > gated) & organ & slices)}
             if opened is not None and radius is not None:
                 broad = without_thin(shown, radius_mm=radius, spacing=spacing)

@@ -59,7 +59,7 @@ def clean(
 ) -> np.ndarray:
     """Clean a mask: drop small objects, fill small holes, close, keep the largest component, in this order.
 
-    GP-UNet's code does so slice by slice with ``min_size=64, max_hole=128, closing_radius=2, largest_only=True``.
+    GP-UNet's code does so slice by slice with `min_size=64, max_hole=128, closing_radius=2, largest_only=True`.
     By default nothing is changed. An empty mask stays empty.
 
     Args:
@@ -70,7 +70,7 @@ def clean(
         closing_radius: of the disk or ball, in pixels (voxels).
         largest_only: keep the largest component only; wrong for diseases with several lesions.
         axis: clean each slice along this axis by itself. Default: the mask as a whole.
-        connectivity: of objects, see :func:`largest_component`.
+        connectivity: of objects, see `largest_component`.
 
     Returns:
         bool mask of the same shape.
@@ -104,9 +104,9 @@ def clean(
     return largest_component(mask, connectivity=connectivity) if largest_only else mask
 
 
-def least_voxels(millilitres: float, spacing: tuple[float, float, float]) -> int:
+def least_voxels(milliliters: float, spacing: tuple[float, float, float]) -> int:
     """Voxels of the given spacing in mm that make up a volume, rounded up."""
-    return math.ceil(millilitres * 1000 / math.prod(spacing))
+    return math.ceil(milliliters * 1000 / math.prod(spacing))
 
 
 def each_slice(function: Callable[[np.ndarray], np.ndarray], mask: np.ndarray) -> np.ndarray:
@@ -125,5 +125,5 @@ def smooth_in_organ(image: np.ndarray, organ: np.ndarray, *, sigma_mm: float, sp
 
 
 def without_thin(image: np.ndarray, *, radius_mm: float, spacing: Sequence[float]) -> np.ndarray:
-    """Grey-scale opening by a box that reaches `radius_mm` to each side: bright vessels vanish, broad lesions stay."""
+    """Gray-scale opening by a box that reaches `radius_mm` to each side: bright vessels vanish, broad lesions stay."""
     return ndi.grey_opening(image, size=[2 * round(radius_mm / step) + 1 for step in spacing])

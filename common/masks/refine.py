@@ -1,6 +1,6 @@
 """From maps to masks: gate the slices, threshold the map, then follow the intensity inside what it points at.
 
-Arrays are `[H, W, D]` in the model's grid, slices along the last axis, `spacing` in millimetres.
+Arrays are `[H, W, D]` in the model's grid, slices along the last axis, `spacing` in millimeters.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from .morphology import each_slice, largest_component
 
 
 def smooth_along_slices(probability: np.ndarray, *, sigma_mm: float, slice_mm: float) -> np.ndarray:
-    """Gaussian smoothing of slice probabilities `[C, D]` over neighbouring slices; `sigma_mm=0` changes nothing.
+    """Gaussian smoothing of slice probabilities `[C, D]` over neighboring slices; `sigma_mm=0` changes nothing.
 
-    A lesion spans neighbouring slices, so a lone slice is less credible than a run of them.
+    A lesion spans neighboring slices, so a lone slice is less credible than a run of them.
     """
     if sigma_mm <= 0 or probability.shape[-1] < 2:
         return probability
     return ndi.gaussian_filter1d(probability, sigma_mm / slice_mm, axis=-1, mode="nearest")
 
 
-def open_slices(probability: np.ndarray, gate: float | None) -> np.ndarray:
-    """Class of each slice, `[D]` of `[C, D]` probabilities: 0 stays shut, others are looked into.
+def gate_slices(probability: np.ndarray, gate: float | None) -> np.ndarray:
+    """Class of each slice, `[D]` of `[C, D]` probabilities; a slice of class 0 gets no mask.
 
     Args:
-        gate: a slice is open when its probability of not being class 0 exceeds it; None opens it when class 0 is not
-            the most probable one.
+        gate: a slice passes when its probability of not being class 0 exceeds it; None: when class 0 is not the most
+            probable one.
     """
     leading = 1 + probability[1:].argmax(axis=0)
-    opened = probability.argmax(axis=0) > 0 if gate is None else 1 - probability[0] > gate
-    return np.where(opened, leading, 0)
+    positive = probability.argmax(axis=0) > 0 if gate is None else 1 - probability[0] > gate
+    return np.where(positive, leading, 0)
 
 
 def refine_by_intensity(
@@ -58,7 +58,7 @@ def refine_by_intensity(
         seed: bool, what the map marks.
         image: in multiples of the organ's median intensity.
         organ: bool.
-        spacing: millimetres of the three axes.
+        spacing: millimeters of the three axes.
         dilate_mm: in-plane reach beyond the seed.
         intensity: brightness threshold in organ medians.
         adaptive: with a > 0 the threshold is at least `1 + a·(m − 1)`, m = median brightness of the seed where it is

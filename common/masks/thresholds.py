@@ -1,6 +1,6 @@
 """From a heatmap to a mask: thresholds (Otsu, multi-Otsu, a grid fitted on known masks) and cleaning.
 
-Everywhere a voxel belongs to the mask if it is *above* the threshold, ``heatmap > threshold``, as in scikit-image. A
+Everywhere a voxel belongs to the mask if it is *above* the threshold, `heatmap > threshold`, as in scikit-image. A
 map in which nothing stands out has the threshold +inf, so its mask is empty.
 """
 
@@ -29,7 +29,7 @@ def _finite(heatmap: np.ndarray) -> np.ndarray:
 
 
 def _histogram(heatmap: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return counts and centres of 256 bins over the voxels in the mask; None if there are none or all are equal."""
+    """Return counts and centers of 256 bins over the voxels in the mask; None if there are none or all are equal."""
     values = _finite(heatmap)
     if mask is not None:
         inside = np.asarray(mask).astype(bool)
@@ -60,7 +60,7 @@ def otsu(heatmap: np.ndarray, *, mask: np.ndarray | None = None) -> float:
 
 
 def multi_otsu(heatmap: np.ndarray, *, classes: int = 3, offset: float = 0.0, mask: np.ndarray | None = None) -> float:
-    """The highest multi-Otsu threshold of the map after ReLU, lowered by an offset: ``max(0, highest − offset)``.
+    """The highest multi-Otsu threshold of the map after ReLU, lowered by an offset: `max(0, highest − offset)`.
 
     It is GP-UNet's rule. Multi-Otsu splits 256 bins into classes with the largest variance between them; the highest
     threshold keeps the hottest class, the offset, tuned per model on validation patients, widens it. At 0 all positive
@@ -68,7 +68,7 @@ def multi_otsu(heatmap: np.ndarray, *, classes: int = 3, offset: float = 0.0, ma
 
     Args:
         heatmap: any shape; negative heat counts as 0.
-        classes: number of classes, 2 or more; the time grows as ``256 ** (classes − 1)``.
+        classes: number of classes, 2 or more; the time grows as `256 ** (classes − 1)`.
         offset: in units of the map.
         mask: same shape; only its voxels count. Default: all.
 
@@ -108,19 +108,19 @@ def threshold_grid(
     *,
     score: Callable[[np.ndarray, np.ndarray], float] = dice,
 ) -> np.ndarray:
-    """Mean score over cases of ``heatmap > t``, for each threshold t of a grid.
+    """Mean score over cases of `heatmap > t`, for each threshold t of a grid.
 
     Use training or validation patients: a threshold chosen on the patients that it is scored on flatters itself.
 
     Args:
         heatmaps: one array per case, shapes may differ.
         truths: the masks, same shapes.
-        thresholds: the grid ``[T]``, any order.
-        score: ``score(pred, truth)``. :func:`~common.metrics.dice` and :func:`~common.metrics.iou` take one pass per
+        thresholds: the grid `[T]`, any order.
+        score: `score(pred, truth)`. `common.metrics.dice` and `common.metrics.iou` take one pass per
             case, any other function one per threshold.
 
     Returns:
-        ``[T]``, in the order of the thresholds. NaN scores are left out of the mean; NaN where no case has a score.
+        `[T]`, in the order of the thresholds. NaN scores are left out of the mean; NaN where no case has a score.
 
     Raises:
         ValueError: if the numbers of cases or two shapes differ, a map is not finite, or the grid is empty.
@@ -157,7 +157,7 @@ def best_threshold(
 ) -> tuple[float, float]:
     """The threshold of the grid with the highest mean score, and that score; the smallest threshold among ties.
 
-    Args and errors are those of :func:`threshold_grid`.
+    Args and errors are those of `threshold_grid`.
 
     Raises:
         ValueError: also if no case has a score at any threshold.

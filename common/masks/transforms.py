@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from ..metrics import heat_outside
 from ..tensors import as_array, like_image, spacing_of
 from .morphology import clean, each_slice, largest_component, least_voxels
-from .refine import open_slices, refine_by_intensity, smooth_along_slices
+from .refine import gate_slices, refine_by_intensity, smooth_along_slices
 from .thresholds import multi_otsu, otsu
 
 BINARIZE = ("fixed", "multi_otsu", "otsu", "quantile")
@@ -98,7 +98,7 @@ class MapsToMaskd(MapTransform):
             volume = as_array(image)
             organ = volume[-1] > 0.5 if self.organ_channel else np.ones(volume.shape[1:], dtype=bool)
             probability = smooth_along_slices(probability, sigma_mm=self.smooth_mm, slice_mm=spacing[2])
-            classes_of_slices = open_slices(probability, self.gate)
+            classes_of_slices = gate_slices(probability, self.gate)
             suspicious = probability[:, int((1 - probability[0]).argmax())]
             everywhere = self._evidence(maps, classes_of_slices, suspicious)
             # Outside there is as little evidence as anywhere inside, so that any threshold leaves it out.

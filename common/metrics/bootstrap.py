@@ -28,7 +28,7 @@ def bootstrap_interval(
 
     Args:
         values: one number per patient; NaN is dropped.
-        statistic: takes values, returns a number; much faster if it takes ``axis``, as NumPy's do.
+        statistic: takes values, returns a number; much faster if it takes `axis`, as NumPy's do.
         level: coverage.
         resamples: number of bootstrap samples.
         seed: of the random generator.
@@ -63,8 +63,8 @@ def bootstrap_by_patient(
     Slices of one patient resemble each other; drawing slices one by one would make the interval far too narrow.
 
     Args:
-        patients: patient of every slice, ``[N]``.
-        statistic: called as ``statistic(*arrays)`` on the drawn slices, e.g. :func:`common.metrics.roc_auc`; NaN
+        patients: patient of every slice, `[N]`.
+        statistic: called as `statistic(*arrays)` on the drawn slices, e.g. `common.metrics.roc_auc`; NaN
             results are dropped.
         *arrays: arrays with first axis N.
         level: coverage.
@@ -104,10 +104,10 @@ def summarize(values: ArrayLike, **bootstrap: Any) -> dict[str, float]:
 
     Args:
         values: one number per patient; NaN is dropped.
-        **bootstrap: options of :func:`bootstrap_interval`, e.g. ``statistic=np.median``; default: of the mean.
+        **bootstrap: options of `bootstrap_interval`, e.g. `statistic=np.median`; default: of the mean.
 
     Returns:
-        ``mean``, ``std`` (of the sample, n − 1; NaN below two values), ``median``, ``low``, ``high``, ``count`` (values
+        `mean`, `std` (of the sample, n − 1; NaN below two values), `median`, `low`, `high`, `count` (values
         that are not NaN). Without any value all but the count are NaN.
     """
     kept = _defined(values)

@@ -24,23 +24,23 @@ def _masks(pred: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike, empty: float = np.nan) -> Any:
-    """``part / whole`` element by element, ``empty`` where the whole is 0."""
+    """`part / whole` element by element, `empty` where the whole is 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), empty)
 
 
 def dice_from_counts(overlap: ArrayLike, pred: ArrayLike, truth: ArrayLike, *, empty: float = 1.0) -> np.ndarray:
-    """Dice ``2 |P ∩ T| / (|P| + |T|)`` from voxel counts, element by element; ``empty`` where both counts are 0."""
+    """Dice `2 |P ∩ T| / (|P| + |T|)` from voxel counts, element by element; `empty` where both counts are 0."""
     return _ratio(2.0 * np.asarray(overlap), np.asarray(pred) + np.asarray(truth), empty)
 
 
 def iou_from_counts(overlap: ArrayLike, pred: ArrayLike, truth: ArrayLike, *, empty: float = 1.0) -> np.ndarray:
-    """IoU ``|P ∩ T| / |P ∪ T|`` from voxel counts, element by element; ``empty`` where both counts are 0."""
+    """IoU `|P ∩ T| / |P ∪ T|` from voxel counts, element by element; `empty` where both counts are 0."""
     return _ratio(overlap, np.asarray(pred) + np.asarray(truth) - np.asarray(overlap), empty)
 
 
 def dice(pred: ArrayLike, truth: ArrayLike, *, empty: float = 1.0) -> float:
-    """Dice ``2 |P ∩ T| / (|P| + |T|)``; ``empty`` if both masks are empty, 0 if just one is.
+    """Dice `2 |P ∩ T| / (|P| + |T|)`; `empty` if both masks are empty, 0 if just one is.
 
     Raises:
         ValueError: if the shapes differ (as in all functions of two masks here).
@@ -50,7 +50,7 @@ def dice(pred: ArrayLike, truth: ArrayLike, *, empty: float = 1.0) -> float:
 
 
 def iou(pred: ArrayLike, truth: ArrayLike, *, empty: float = 1.0) -> float:
-    """Intersection over union ``|P ∩ T| / |P ∪ T|`` (Jaccard); ``empty`` if both masks are empty, 0 if just one is."""
+    """Intersection over union `|P ∩ T| / |P ∪ T|` (Jaccard); `empty` if both masks are empty, 0 if just one is."""
     pred, truth = _masks(pred, truth)
     return float(iou_from_counts((pred & truth).sum(), pred.sum(), truth.sum(), empty=empty))
 
@@ -61,10 +61,10 @@ def _per_slice(mask: np.ndarray, axis: int) -> np.ndarray:
 
 
 def slice_dice(pred: ArrayLike, truth: ArrayLike, *, axis: int = -1) -> np.ndarray:
-    """Dice of every slice along ``axis`` whose truth is not empty, in order; empty array without such slices.
+    """Dice of every slice along `axis` whose truth is not empty, in order; empty array without such slices.
 
     Weakly supervised papers (GP-UNet) report the median of these; it says nothing about false positives on the others:
-    see :func:`healthy_false_positive_rate`.
+    see `healthy_false_positive_rate`.
     """
     pred, truth = _masks(pred, truth)
     positive = _per_slice(truth, axis)
@@ -83,8 +83,8 @@ def component_scores(pred: ArrayLike, truth: ArrayLike, *, iou_threshold: float 
     """Precision, recall and F1 of connected components (ToNNO, section 4.4).
 
     Components are connected through faces, edges and corners. A predicted and a true component match if their IoU
-    exceeds the threshold; at 0, if they touch the same voxel. ``tp`` and ``fn`` count true components with and without
-    a match, ``fp`` predicted ones without: three fragments on one lesion are one ``tp``.
+    exceeds the threshold; at 0, if they touch the same voxel. `tp` and `fn` count true components with and without
+    a match, `fp` predicted ones without: three fragments on one lesion are one `tp`.
 
     Args:
         pred: predicted mask, any rank.
@@ -92,8 +92,8 @@ def component_scores(pred: ArrayLike, truth: ArrayLike, *, iou_threshold: float 
         iou_threshold: in [0, 1).
 
     Returns:
-        ``precision = tp / (tp + fp)``, NaN if both are 0; ``recall = tp / (tp + fn)``, NaN without true components;
-        ``f1 = 2 tp / (2 tp + fp + fn)``, NaN if both masks are empty; ``tp``, ``fp``, ``fn``.
+        `precision = tp / (tp + fp)`, NaN if both are 0; `recall = tp / (tp + fn)`, NaN without true components;
+        `f1 = 2 tp / (2 tp + fp + fn)`, NaN if both masks are empty; `tp`, `fp`, `fn`.
     """
     pred, truth = _masks(pred, truth)
     structure = np.ones((3,) * pred.ndim, dtype=bool)
@@ -116,20 +116,20 @@ def component_scores(pred: ArrayLike, truth: ArrayLike, *, iou_threshold: float 
 def max_iou(pred: ArrayLike, box: ArrayLike) -> float:
     """MaxIoU (ToNNO, section 4.4): IoU of the true box with the predicted one that matches it best.
 
-    Predicted boxes are the tightest ones around the connected components of the binarised map; components are connected
-    through faces, edges and corners, as in :func:`component_scores`. The threshold is not part of the score: it is
+    Predicted boxes are the tightest ones around the connected components of the binarized map; components are connected
+    through faces, edges and corners, as in `component_scores`. The threshold is not part of the score: it is
     the one that made the mask. Where only the main lesion has a box, this replaces Dice.
 
     Args:
         pred: predicted mask, any rank d.
-        box: true box ``[2d]`` in voxels of the mask's grid: the corner of smallest indices, then that of the largest,
-            which is exclusive, e.g. ``[x0, y0, z0, x1, y1, z1]`` (MONAI's standard mode).
+        box: true box `[2d]` in voxels of the mask's grid: the corner of smallest indices, then that of the largest,
+            which is exclusive, e.g. `[x0, y0, z0, x1, y1, z1]` (MONAI's standard mode).
 
     Returns:
         IoU in [0, 1]; 0 if nothing is predicted.
 
     Raises:
-        ValueError: if the box is not ``[2d]``, is empty, or reaches beyond the mask.
+        ValueError: if the box is not `[2d]`, is empty, or reaches beyond the mask.
     """
     mask, corners = np.asarray(pred).astype(bool), np.asarray(box, dtype=np.float64)
     if corners.shape != (2 * mask.ndim,):
@@ -146,7 +146,7 @@ def max_iou(pred: ArrayLike, box: ArrayLike) -> float:
 
 
 def heat_outside(heatmap: ArrayLike, organ: ArrayLike) -> float:
-    """Share of the positive heat outside the organ, ``Σ_outside ReLU(H) / Σ ReLU(H)``; NaN without positive heat."""
+    """Share of the positive heat outside the organ, `Σ_outside ReLU(H) / Σ ReLU(H)`; NaN without positive heat."""
     heat, inside = np.maximum(np.asarray(heatmap), 0), np.asarray(organ).astype(bool)
     if heat.shape != inside.shape:
         raise ValueError(f"heatmap and organ must have one shape; got {list(heat.shape)} and {list(inside.shape)}")
@@ -157,7 +157,7 @@ def pooled_miou(pred: ArrayLike | Sequence[ArrayLike], truth: ArrayLike | Sequen
     """Mean of background and foreground IoU over the pixels of all arrays together (ensemble of Grad-CAMs).
 
     A flattering score: the background dominates. On data with 4.6 % foreground the empty mask has a mIoU of 0.477 and a
-    :func:`paper_dsc` of 0.646, with a true Dice of 0. Report :func:`dice` per case beside it.
+    `paper_dsc` of 0.646, with a true Dice of 0. Report `dice` per case beside it.
 
     Args:
         pred: one array, or a sequence of arrays of any shapes.
@@ -178,20 +178,20 @@ def pooled_miou(pred: ArrayLike | Sequence[ArrayLike], truth: ArrayLike | Sequen
 
 
 def voxel_counts(pred: ArrayLike, truth: ArrayLike) -> np.ndarray:
-    """Numbers ``[4]`` of voxels in both masks, in the prediction, in the truth, and of all."""
+    """Numbers `[4]` of voxels in both masks, in the prediction, in the truth, and of all."""
     pred, truth = _masks(pred, truth)
     return np.array([(pred & truth).sum(), pred.sum(), truth.sum(), pred.size], dtype=np.int64)
 
 
 def miou_from_counts(overlap: ArrayLike, pred: ArrayLike, truth: ArrayLike, size: ArrayLike) -> Any:
-    """Mean of background and foreground IoU from voxel counts, see :func:`voxel_counts`; arrays broadcast."""
+    """Mean of background and foreground IoU from voxel counts, see `voxel_counts`; arrays broadcast."""
     overlap, pred, truth, size = (np.asarray(x) for x in (overlap, pred, truth, size))
     background = iou_from_counts(size - pred - truth + overlap, size - pred, size - truth)
     return (iou_from_counts(overlap, pred, truth) + background) / 2
 
 
 def paper_dsc(miou: float) -> float:
-    """ "DSC" of the ensemble of Grad-CAMs' tables: ``2 m / (1 + m)`` of the pooled mIoU ``m``, not a mean Dice."""
+    """ "DSC" of the ensemble of Grad-CAMs' tables: `2 m / (1 + m)` of the pooled mIoU `m`, not a mean Dice."""
     return 2.0 * miou / (1.0 + miou)
 
 
@@ -202,16 +202,16 @@ def roc_auc(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Mean recall of the classes that ``truth`` holds; NaN, without a warning, if that is a single one.
+    """Mean recall of the classes that `truth` holds; NaN, without a warning, if that is a single one.
 
-    By volume, as ToNNO reports it: ``truth`` is the volume's label, ``predicted`` whether anything is left of its mask.
+    By volume, as ToNNO reports it: `truth` is the volume's label, `predicted` whether anything is left of its mask.
 
     Args:
-        truth: integer or bool classes ``[N]``.
+        truth: integer or bool classes `[N]`.
         predicted: the same.
 
     Raises:
-        ValueError: if the shapes are not ``[N]``, N > 0, for both.
+        ValueError: if the shapes are not `[N]`, N > 0, for both.
     """
     truth, predicted = np.asarray(truth), np.asarray(predicted)
     if truth.ndim != 1 or truth.shape != predicted.shape or not truth.size:
@@ -234,21 +234,21 @@ def _nanmean(values: Sequence[float]) -> float:
 def classification_scores(probabilities: ArrayLike, labels: ArrayLike, *, threshold: float = 0.5) -> dict[str, float]:
     """Scores of image-level predictions.
 
-    ``[N]``: probability of class 1; ``p >= threshold`` predicts 1. ``f1`` is that of class 1.
-    ``[N, C]``: the largest probability predicts (``threshold`` is not used); ``auc``, ``average_precision``, ``f1``,
-    ``sensitivity`` and ``specificity`` are macro means of one class against the rest, over the classes where they are
+    `[N]`: probability of class 1; `p >= threshold` predicts 1. `f1` is that of class 1.
+    `[N, C]`: the largest probability predicts (`threshold` is not used); `auc`, `average_precision`, `f1`,
+    `sensitivity` and `specificity` are macro means of one class against the rest, over the classes where they are
     defined.
 
     Args:
-        probabilities: ``[N]`` or ``[N, C]``, C ≥ 2.
-        labels: integer classes ``[N]``, 0/1 or 0 .. C − 1.
-        threshold: cut-off for ``[N]``.
+        probabilities: `[N]` or `[N, C]`, C ≥ 2.
+        labels: integer classes `[N]`, 0/1 or 0 .. C − 1.
+        threshold: cut-off for `[N]`.
 
     Returns:
-        ``auc``, ``average_precision``, ``f1``, ``weighted_f1`` (by class size), ``balanced_accuracy`` (mean recall),
-        ``accuracy``, ``sensitivity`` (recall), ``specificity``. NaN where undefined: ``auc``, ``average_precision`` and
-        ``balanced_accuracy`` if a single class is present, ``sensitivity`` without positives, ``specificity`` without
-        negatives, ``f1`` with neither positives nor positive predictions.
+        `auc`, `average_precision`, `f1`, `weighted_f1` (by class size), `balanced_accuracy` (mean recall),
+        `accuracy`, `sensitivity` (recall), `specificity`. NaN where undefined: `auc`, `average_precision` and
+        `balanced_accuracy` if a single class is present, `sensitivity` without positives, `specificity` without
+        negatives, `f1` with neither positives nor positive predictions.
 
     Raises:
         ValueError: if the shapes do not go together, a probability is NaN, or a label is not a class.

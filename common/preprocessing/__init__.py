@@ -11,12 +11,12 @@ from .organ import (
     organ_mask,
     whole_image,
 )
-from .transforms import CheckImaged, Normalized, OrganMaskd
+from .transforms import CheckImaged, NormalizeByOrgand, OrganMaskd
 
 __all__ = [
     "ORGANS",
     "CheckImaged",
-    "Normalized",
+    "NormalizeByOrgand",
     "OrganMaskd",
     "brain_mask",
     "head_mask",

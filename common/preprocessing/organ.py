@@ -2,7 +2,7 @@
 
 A classifier that may look anywhere finds shortcuts: the skull tells the slice's position, and position tells the
 label. Restricting its evidence to the organ is what makes its maps point at lesions. The masks here are morphology
-on one channel `[H, W, D]`, axial slices along the last axis (LPS), lengths in millimetres.
+on one channel `[H, W, D]`, axial slices along the last axis (LPS), lengths in millimeters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def organ_mask(image: np.ndarray, *, spacing: Sequence[float], organ: str, **opt
 
     Args:
         image: `[H, W, D]`, finite, non-negative (CT: any units, air darkest).
-        spacing: millimetres of the three axes.
+        spacing: millimeters of the three axes.
         organ: a key of `ORGANS`: `brain`, `head` (eroded), `lung`, `lungmask` (learned; needs Hounsfield units), or
             `none` for all voxels.
         options: of that organ's function.
@@ -113,7 +113,7 @@ def brain_mask(
         closing_mm: radius of the closing over ventricles and sulci.
         drift_mm: how far the brain's outline may move outwards from one slice to the next.
         min_area_mm2: slices with less brain hold none.
-        step_mm: thinner slices are taken in steps of about this, those between get their neighbour's mask.
+        step_mm: thinner slices are taken in steps of about this, those between get their neighbor's mask.
     """
     step = max(1, round(step_mm / spacing[2]))
     if step > 1:

@@ -1,4 +1,4 @@
-"""Dictionary transforms that all bundles share: checks, organ mask, normalisation."""
+"""Dictionary transforms that all bundles share: checks, organ mask, normalization."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _given(organ: Any, image: Any) -> Any:
 BY_ORGAN = {"organ_median": normalize_by_median, "organ_mode": normalize_by_mode}
 
 
-class Normalized(MapTransform):
+class NormalizeByOrgand(MapTransform):
     """Bring intensities of all channels to a common scale, in place of scanner units.
 
     Args:

@@ -82,9 +82,9 @@ def _radial_spectrum(
     gain[0] /= 2
     frequency = (order / (length * step))[:, None] * normals.to(profiles)[:, None]  # [L, K, 3], cycles per mm
     cycles = frequency * profiles.new_tensor(spacing)
-    # From the first plane, at -R, to the voxel that the transform counts from: half a voxel off centre on even axes.
-    centre = profiles.new_tensor([0.5 * (1 - n % 2) for n in shape])
-    turns = order / (length * step) * radius + cycles @ centre
+    # From the first plane, at -R, to the voxel that the transform counts from: half a voxel off center on even axes.
+    center = profiles.new_tensor([0.5 * (1 - n % 2) for n in shape])
+    turns = order / (length * step) * radius + cycles @ center
     values = spectrum * gain * torch.polar(torch.ones_like(turns), 2 * math.pi * turns)
     cycles = (cycles - cycles.round()).flatten(0, 1)
     values = values.flatten()

@@ -1,4 +1,4 @@
-"""Directions, planes and in-plane axes of the 3D Radon transform; the conventions are those of :mod:`common.radon`."""
+"""Directions, planes and in-plane axes of the 3D Radon transform; the conventions are those of `common.radon`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def directions(count: int, *, hemisphere: bool = True, layout: str = "fibonacci"
         hemisphere: spread them over half a sphere; False with the Fibonacci lattice is the paper's set, poles included
             (ToNNO, Section 3.3).
         layout: `fibonacci`; or `latitude`, the Gauss-Legendre latitudes about the last axis times equal azimuths, all
-            latitudes of one azimuth after the other: :func:`oblique_slices` is some ten times faster on it, but its
-            directions stand for unequal solid angles (see :func:`solid_angles`), and it needs a full grid, so that
+            latitudes of one azimuth after the other: `oblique_slices` is some ten times faster on it, but its
+            directions stand for unequal solid angles (see `solid_angles`), and it needs a full grid, so that
             L differs from `count` by up to half of its root.
 
     Returns:
@@ -102,7 +102,7 @@ def paper_geometry(shape: Sequence[int]) -> dict[str, tuple[float, float, float]
 
 
 def plane_step(count: int, radius: float) -> float:
-    """Distance h in mm between neighbouring planes: 2R / (M - 1)."""
+    """Distance h in mm between neighboring planes: 2R / (M - 1)."""
     if count < 2:
         raise ValueError(f"count (M) must be at least 2 planes; got {count}")
     if not radius > 0:
@@ -111,7 +111,7 @@ def plane_step(count: int, radius: float) -> float:
 
 
 def plane_offsets(count: int, radius: float) -> torch.Tensor:
-    """Signed distances `[M + 2]` in mm of the planes from the centre: from -R - h to R + h in steps of h."""
+    """Signed distances `[M + 2]` in mm of the planes from the center: from -R - h to R + h in steps of h."""
     return (torch.arange(-1, count + 1) - 0.5 * (count - 1)) * plane_step(count, radius)
 
 
@@ -167,9 +167,9 @@ def planes_through(
     rows = inside[column[:, 0], column[:, 1]].to(torch.uint8)
     first, last = rows.argmax(dim=1), inside.shape[2] - 1 - rows.flip(1).argmax(dim=1)
     ends = torch.cat([torch.cat((column, end[:, None]), dim=1) for end in (first, last)])
-    centre = 0.5 * (torch.as_tensor(mask.shape, device=mask.device) - 1)
-    span = ((ends - centre) * steps).to(normals) @ normals.T
-    reach = normals.abs() @ steps.to(normals)  # a voxel's value reaches to its neighbours' centres
+    center = 0.5 * (torch.as_tensor(mask.shape, device=mask.device) - 1)
+    span = ((ends - center) * steps).to(normals) @ normals.T
+    reach = normals.abs() @ steps.to(normals)  # a voxel's value reaches to its neighbors' centers
     return (offsets > (span.amin(0) - reach)[:, None]) & (offsets < (span.amax(0) + reach)[:, None])
 
 

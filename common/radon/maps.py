@@ -6,7 +6,7 @@ u-coordinate with two of the three components of x; it needs all three.
 - **Averaged**: the mean of that over the directions. The paper's Eq. 12 keeps the constant c of the inversion, which is
   negative and would turn the average's sign. Maps that are the slices themselves average to the volume.
 - **Tomographic**: the maps' second difference along s first, place by place, then the sum with the constant of
-  :func:`common.radon.reconstruct`, times the area of a map's cell in mm². A map is thus the density of which the
+  `common.radon.reconstruct`, times the area of a map's cell in mm². A map is thus the density of which the
   profile is the integral: maps of one cell reconstruct exactly as the profile `map · area` does. With several cells a
   structure smaller than one comes back in shape, at 9/16 of its height on average, since a voxel reads between cells.
 
@@ -41,11 +41,11 @@ class MapReconstruction:
 
     Args:
         shape: (D, H, W) of the result.
-        size: pixels (h, w) of the slices that the maps belong to, as given to :func:`oblique_slices`.
-        kinds: which of :data:`KINDS` to compute; both cost little more than one.
+        size: pixels (h, w) of the slices that the maps belong to, as given to `oblique_slices`.
+        kinds: which of `KINDS` to compute; both cost little more than one.
         spacing: mm of the three axes of the result, which need not be the image's: a coarser grid is as much faster.
         radius: R in mm of the slices; by default half the result's diagonal.
-        first_cell: slice pixel on which the centre of a map's first cell lies, along either axis; by default
+        first_cell: slice pixel on which the center of a map's first cell lies, along either axis; by default
             `(k - 1) / 2` with k pixels a cell, as average pooling has it. Strided convolutions with the usual padding
             (ResNet on an even size) have it on pixel 0, half a cell away.
         inside: bool `[D, H, W]`; only these voxels are computed, the others are 0.
@@ -97,7 +97,7 @@ class MapReconstruction:
         """Add some directions.
 
         Args:
-            normals: `[B, 3]`, unit length; the slices' in-plane axes are those of :func:`plane_basis`.
+            normals: `[B, 3]`, unit length; the slices' in-plane axes are those of `plane_basis`.
             maps: `[B, M + 2, h, w]`, raw: not rescaled slice by slice.
             weights: `[B]`, solid angles in a unit common to all calls; by default equal.
 
@@ -175,9 +175,9 @@ def reconstruct_maps(
     radius: float | None = None,
     first_cell: float | None = None,
 ) -> torch.Tensor:
-    """One volume from an iterator of `(normals [B, 3], maps [B, M + 2, h, w])`; see :class:`MapReconstruction`.
+    """One volume from an iterator of `(normals [B, 3], maps [B, M + 2, h, w])`; see `MapReconstruction`.
 
-    Where both kinds, several layers, unequal weights or a mask are wanted, feed the class itself.
+    Where both kinds, several layers, unequal weights or a mask are needed, feed the class itself.
 
     Returns:
         `[D, H, W]`.

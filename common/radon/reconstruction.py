@@ -4,7 +4,7 @@ Conventions of all of `common.radon*`:
 
 - A volume is `[D, H, W]` or `[C, D, H, W]`; components of normals and of in-plane axes run along the array axes in
   that order, which for MONAI's volumes are x, y, z. `spacing` is in mm of those axes and 1 by default; the origin is
-  the volume's centre.
+  the volume's center.
 - A plane (s, n) holds the points with `x · n = s`. A direction has M + 2 planes: M at `s_m = R (2m/(M-1) - 1)` and one
   more on either side for the second difference. R, `radius`, is by default half the volume's diagonal, which covers
   everything; give the same R to every call.
@@ -103,8 +103,8 @@ def reconstruct(
         method: `fourier`; or `direct`, the sum written out, a hundred times slower, as the reference.
         spacing: mm of the three axes of the result.
         radius: R in mm of the profiles; by default half the result's diagonal.
-        weights: `[L]`, solid angles in any unit, see :func:`solid_angles`; by default equal.
-        backend: of `fourier`: `auto`, `finufft` or `torch`, see :func:`common.radon.backproject_fourier`.
+        weights: `[L]`, solid angles in any unit, see `solid_angles`; by default equal.
+        backend: of `fourier`: `auto`, `finufft` or `torch`, see `common.radon.backproject_fourier`.
 
     Returns:
         `[D, H, W]`, in units of profile / mm².

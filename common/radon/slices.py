@@ -1,4 +1,4 @@
-"""Planar slices of a volume at any orientation; the conventions are those of :mod:`common.radon`."""
+"""Planar slices of a volume at any orientation; the conventions are those of `common.radon`."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def sample_planes(
     Args:
         volume: `[C, D, H, W]`; air must be 0.
         normals: `[N, 3]`, unit length.
-        offsets: `[N]`, signed distance s from the volume's centre in mm.
+        offsets: `[N]`, signed distance s from the volume's center in mm.
         size: pixels (h, w) of a slice, or one number for both.
         spacing: mm of the three axes.
         radius: R in mm; by default half the volume's diagonal.
-        u: `[N, 3]` or `[3]`, direction and scale of a slice's rows; by default that of :func:`plane_basis`. Need not
+        u: `[N, 3]` or `[3]`, direction and scale of a slice's rows; by default that of `plane_basis`. Need not
             be of unit length nor perpendicular to v: a longer one shrinks the content, a slanted one shears it.
         v: the same for a slice's columns.
         chunk: slices sampled at once, which bounds the memory beside the result.
@@ -56,7 +56,7 @@ def sample_planes(
         raise ValueError(f"offsets must be [{len(normals)}], one for each normal; got shape {list(offsets.shape)}")
     basis = plane_basis(normals)
     u, v = (b if a is None else a.expand_as(normals) for a, b in zip((u, v), basis, strict=True))
-    # grid_sample wants the last axis first and, with align_corners=False, 2x / (n d) at x mm from the centre.
+    # grid_sample wants the last axis first and, with align_corners=False, 2x / (n d) at x mm from the center.
     scale = volume.new_tensor([2 / (n * d) for n, d in zip(shape, steps, strict=True)])
     n, u, v = ((x.to(volume) * scale).flip(-1)[:, None, None] for x in (normals, u, v))
     i, j = (_line(k, radius).to(volume)[:, None] for k in (height, width))
@@ -97,7 +97,7 @@ def oblique_slices(
         size: pixels (h, w) of a slice, or one number for both. They span 2R × 2R mm, corner pixels at ±R.
         spacing: mm of the three axes.
         radius: R in mm; by default half the volume's diagonal.
-        u: `[3]` or `[B, 3]`, see :func:`sample_planes`.
+        u: `[3]` or `[B, 3]`, see `sample_planes`.
         v: the same for a slice's columns.
         chunk: slices sampled at once, which bounds the memory beside the result.
 

@@ -40,7 +40,7 @@ BUNDLES = {
         "train": ["train+lgg", "train+paper", "train+prostate", "train+phantom", "train+multi_gpu_train"],
         "inference": ["inference", "inference+paper", "evaluate+paper+search", "evaluate+calibrate", "evaluate+panel"],
         "paper": ("t1ce", "t2", "flair"),
-        "paper_classes": ["none", "tumour"],
+        "paper_classes": ["none", "tumor"],
     },
     "tonno_mosmed": {
         "train": [
@@ -53,8 +53,8 @@ BUNDLES = {
             "evaluate+covid+compare+covid_scans",
         ],
         "paper": ("flair",),
-        "paper_classes": ["none", "tumour"],
-        "overrides": {"covid": {"organ": "brain", "strata": []}},
+        "paper_classes": ["none", "tumor"],
+        "overrides": {"covid": {"organ": "brain", "stratify_by": []}},
     },
     "insight_ct": {
         "train": [
@@ -66,11 +66,11 @@ BUNDLES = {
             *("inference+phantom", "evaluate+phantom", "evaluate+calibrate", "wsi_inference"),
         ],
         "paper": ("flair",),
-        "paper_classes": ["none", "tumour"],
+        "paper_classes": ["none", "tumor"],
         # Features are computed: of small images, by weights that are nowhere to be fetched.
         "overrides": {
             "": {"organ": "brain", "zoom": 1.0, "encoder_weights": None},
-            "covid": {"strata": []},
+            "covid": {"stratify_by": []},
             "train_refine": {"teacher": "$@teacher_def"},  # shipped weights belong to another encoder
             "paper": {"encoder_name": "dinov2_vits14_reg", "size": 28, "shape": [28, 28, -1]},
         },
@@ -130,7 +130,7 @@ def properties(tmp_path_factory) -> Callable[[str], str]:
     def check(bundle: str) -> str:
         if bundle not in found:
             plain, paper = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("paper")
-            write_data(plain, ("flair",), ["none", "tumour"])
+            write_data(plain, ("flair",), ["none", "tumor"])
             write_data(paper, BUNDLES[bundle]["paper"], BUNDLES[bundle]["paper_classes"])
             runs = []
             for kind in ("train", "inference"):
@@ -200,7 +200,7 @@ def test_validation_is_preprocessed_as_training_is(bundle):
 def test_evaluation_makes_masks_as_inference_does(bundle):
     inference, evaluate = config(bundle, "inference"), config(bundle, "evaluate")
     for step in inference["postprocessing"]["transforms"]:
-        if step["_target_"] == "Invertd":  # evaluation brings the rivals' masks back too
+        if step["_target_"] == "Invertd":  # evaluation brings the baselines' masks back too
             continue
         same = next(s for s in evaluate["postprocessing"]["transforms"] if s["_target_"] == step["_target_"])
         assert {key: same.get(key) for key in step} == step

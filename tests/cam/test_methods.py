@@ -470,7 +470,7 @@ class TestPostProcessing:
             default = signed if method in (HiResCAM, CAM) else signed.relu()
             torch.testing.assert_close(method(network, "late")(images, [0, 1, 2]), default)
 
-    def test_normalised_maps_peak_at_one_in_every_sample_and_are_not_inverted(self):
+    def test_normalized_maps_peak_at_one_in_every_sample_and_are_not_inverted(self):
         network, images = small_network(), random_images()
         for upsample in (False, True):
             raw = LayerCAM(network, "late", upsample=upsample)(images, 1).flatten(1)
@@ -478,13 +478,13 @@ class TestPostProcessing:
             assert maps.amax(1).tolist() == [1.0, 1.0, 1.0]
             assert torch.equal(maps.argmax(1), raw.argmax(1))
 
-    def test_normalisation_keeps_zero_signs_and_tiny_maps(self):
+    def test_normalization_keeps_zero_signs_and_tiny_maps(self):
         maps = torch.tensor([[[0.0, -2.0], [1.0, 0.5]], [[0.0, 0.0], [0.0, 0.0]], [[1e-40, 0.0], [0.0, 0.0]]])
         expected = torch.tensor([[[0.0, -1.0], [0.5, 0.25]], [[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]])
         torch.testing.assert_close(normalize_maps(maps), expected)
 
     @pytest.mark.parametrize("dims", [2, 3])
-    def test_upsampling_interpolates_linearly_between_voxel_centres(self, dims):
+    def test_upsampling_interpolates_linearly_between_voxel_centers(self, dims):
         network, images = small_network(dims), random_images(dims)
         raw = LayerCAM(network, "late")(images, 1)
         maps = LayerCAM(network, "late", upsample=True)(images, 1)

@@ -19,7 +19,7 @@ LEVEL = {"max": 0.2, "avg": 0.5}
 def data(tmp_path) -> Path:
     """A datalist of six patients, and three variants."""
     cases = [{"case": f"p{i}", "patient": f"p{i}", "image": f"p{i}.nii.gz", "cls": [0, 1]} for i in range(6)]
-    content = {"name": "x", "classes": ["none", "tumour"], "modalities": ["flair"], "training": cases}
+    content = {"name": "x", "classes": ["none", "tumor"], "modalities": ["flair"], "training": cases}
     (tmp_path / "datalist.json").write_text(json.dumps(content))
     variants: dict[str, dict] = {"plain": {"pooling": "max"}, "mean": {"pooling": "avg"}, "full": {}}
     (tmp_path / "variants.json").write_text(json.dumps(variants))

@@ -20,7 +20,7 @@ def data(tmp_path) -> Path:
         for j in range(2)
     ]
     (tmp_path / "datalist.json").write_text(
-        json.dumps({"name": "x", "classes": ["none", "tumour"], "modalities": ["flair"], "training": cases})
+        json.dumps({"name": "x", "classes": ["none", "tumor"], "modalities": ["flair"], "training": cases})
     )
     return tmp_path
 
@@ -143,7 +143,7 @@ def test_only_numbers_that_every_fold_has_are_averaged():
 def scans(data) -> str:
     """The whole scans of the nine patients."""
     cases = [{"case": f"p{i}", "patient": f"p{i}", "image": f"p{i}.nii.gz", "cls": 1} for i in range(9)]
-    content = {"name": "x", "classes": ["none", "tumour"], "modalities": ["flair"]}
+    content = {"name": "x", "classes": ["none", "tumor"], "modalities": ["flair"]}
     (data / "scans.json").write_text(json.dumps(content | {"training": cases[:5], "test": cases[5:]}))
     return str(data / "scans.json")
 

@@ -34,13 +34,13 @@ MONAI_BUNDLE = ("torch", "monai", "numpy", "fire")
 def with_dependencies(names: Iterable[str]) -> dict[str, Distribution]:
     """Installed distributions of these names and of all that they require, without extras."""
     found: dict[str, Distribution] = {}
-    wanted = list(names)
-    while wanted:
-        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
+    queue = list(names)
+    while queue:
+        name = re.sub(r"[-_.]+", "-", queue.pop()).lower()
         if name not in found:
             found[name] = distribution(name)
             requirements = [Requirement(text) for text in found[name].requires or []]
-            wanted += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+            queue += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
     return found
 
 
@@ -183,7 +183,7 @@ def small(tmp_path) -> Path:
         "configs/metadata.json": json.dumps(metadata, indent=4),
         "docs/README.md": "`common.masks` stays as it is in prose",
         "models/model.pt": "weights",
-        "scripts/networks.py": "import common.pooling\nfrom common.masks import open_slices\n\n"
+        "scripts/networks.py": "import common.pooling\nfrom common.masks import gate_slices\n\n"
         "x = common.pooling.POOLINGS\n",
         "scripts/__pycache__/networks.pyc": "",
         "eval/old_seg.nii.gz": "",
@@ -224,7 +224,7 @@ def test_neither_outputs_nor_caches_nor_hidden_files_travel(small):
     assert {"LICENSE", "docs/README.md", "models/model.pt", "scripts/__init__.py"} <= set(files)
 
 
-def test_common_travels_with_its_licence_and_only_as_far_as_it_is_imported(small):
+def test_common_travels_with_its_license_and_only_as_far_as_it_is_imported(small):
     inside = {file.removeprefix("scripts/") for file in bundle_files(small) if file.startswith("scripts/common/")}
     show = "print(*(m.__file__ for name, m in sorted(sys.modules.items()) if name.split('.')[0] == 'common'))"
     code = f"import sys, common.data, common.handlers, common.masks, common.pooling; {show}"
@@ -235,7 +235,7 @@ def test_common_travels_with_its_licence_and_only_as_far_as_it_is_imported(small
 def test_references_to_common_follow_it_and_nothing_else_changes(small):
     files = {file: data.decode() for file, data in bundle_files(small).items()}
     assert files["scripts/networks.py"] == (
-        "import scripts.common.pooling\nfrom scripts.common.masks import open_slices\n\n"
+        "import scripts.common.pooling\nfrom scripts.common.masks import gate_slices\n\n"
         "x = scripts.common.pooling.POOLINGS\n"
     )
     assert "$import scripts.common.data as data" in files["configs/inference.json"]

@@ -40,13 +40,13 @@ METADATA = {
         "outputs": {"pred": TENSOR | {"num_channels": 2, "spatial_shape": [], "channel_def": {}}},
     },
 }
-METADATA["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "background", "1": "tumour"}  # type: ignore[index]
+METADATA["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "background", "1": "tumor"}  # type: ignore[index]
 INFERENCE = {
     "imports": ["$import scipy.ndimage as ndi"],
     "bundle_root": ".",
     "dataset_dir": "data",
     "device": "cpu",
-    "classes": ["none", "tumour"],
+    "classes": ["none", "tumor"],
     "network_def": {"_target_": "scripts.networks.Net", "channels": 1},
     "preprocessing": {"_target_": "Compose", "transforms": [{"_target_": "LoadImaged", "keys": ["image"]}]},
     "inferer": {"_target_": "SimpleInferer"},
@@ -148,9 +148,9 @@ BREAKS = [
     ("interface", change("metadata", f"{FORMAT}#inputs", {"scan": METADATA[FORMAT]["inputs"]["image"]}), "'image'"),  # type: ignore[index]
     ("interface", change("metadata", f"{FORMAT}#outputs#heatmap", TENSOR | {"spatial_shape": []}), "named 'pred'"),
     ("interface", change("metadata", f"{FORMAT}#inputs#image#spatial_shape", ["*", "*"]), "in place of '*'"),
-    ("channels", change("inference", "classes", ["none", "tumour", "oedema"]), "3 classes"),
+    ("channels", change("inference", "classes", ["none", "tumor", "edema"]), "3 classes"),
     ("channels", change("inference", "classes", ["none", "cyst"]), "must name background and ['cyst']"),
-    ("channels", change("metadata", f"{FORMAT}#outputs#pred#channel_def", {"0": "tumour", "1": "background"}), "name"),
+    ("channels", change("metadata", f"{FORMAT}#outputs#pred#channel_def", {"0": "tumor", "1": "background"}), "name"),
     ("paths", change("inference", "dataset_dir", "/data/scans"), "inference.json, dataset_dir: absolute path /data/"),
     ("paths", change("train", "dataset_dir", "$os.path.join('/mnt/x', @a)"), "train.json, dataset_dir"),
     ("paths", change("train", "dataset_dir", "~/scans"), "absolute path ~/"),
@@ -178,9 +178,9 @@ BREAKS = [
         for name in SECTIONS.split(", ")
     ),
     ("readme", replace("docs/README.md", "text", "![a](gone.png)"), "shows gone.png, which does not exist"),
-    ("licences", write("LICENSE", "all rights reserved"), "LICENSE is not the Apache License"),
-    ("licences", remove("docs/data_license.txt"), "docs/data_license.txt must state the terms"),
-    ("licences", write("docs/data_license.txt", " \n"), "docs/data_license.txt must state the terms"),
+    ("licenses", write("LICENSE", "all rights reserved"), "LICENSE is not the Apache License"),
+    ("licenses", remove("docs/data_license.txt"), "docs/data_license.txt must state the terms"),
+    ("licenses", write("docs/data_license.txt", " \n"), "docs/data_license.txt must state the terms"),
 ]
 SLOW_BREAKS = [
     ("properties", change("inference", "evaluator", None), "inference.json cannot be checked: KeyError"),
@@ -232,7 +232,7 @@ def test_all_failures_are_listed_at_once_and_the_command_fails(small):
         verify(str(small), quick=True)
     lines = str(stop.value).splitlines()
     assert lines[0] == f"small: {len(lines) - 1} failure(s)"
-    assert {line.split(":")[0] for line in lines[1:]} >= {"files", "changelog", "paths", "licences"}
+    assert {line.split(":")[0] for line in lines[1:]} >= {"files", "changelog", "paths", "licenses"}
 
 
 def test_the_schema_can_be_given(small, tmp_path):

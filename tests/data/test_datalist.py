@@ -33,7 +33,7 @@ def case(name: str, cls: Any = 1, patient: str | None = None) -> dict[str, Any]:
 
 
 def datalist(**sections: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"name": "toy", "classes": ["none", "tumour"], "modalities": ["flair"], "seed": 0, **sections}
+    return {"name": "toy", "classes": ["none", "tumor"], "modalities": ["flair"], "seed": 0, **sections}
 
 
 class TestFindCases:
@@ -135,8 +135,8 @@ class TestDatalistFile:
             (datalist(training=[case("a"), case("a")]), r"\['a'\] occur more than once"),
             (datalist(training=[case("a", 2)]), r"from 0 to 1 .*got 2"),
             (datalist(training=[case("a", [0, "1"])]), "case 'a': cls must be"),
-            (datalist(training=[case("a", ["none"])]), r"names among \['tumour'\]; got \['none'\]"),
-            (datalist(training=[case("a", ["tumour", "tumour"])]), "names among"),
+            (datalist(training=[case("a", ["none"])]), r"names among \['tumor'\]; got \['none'\]"),
+            (datalist(training=[case("a", ["tumor", "tumor"])]), "names among"),
             (datalist(training=[{"case": "a", "patient": "a", "image": "i"}]), r"lacks \['cls'\]"),
             (datalist(training=[case("a")]) | {"classes": ["one"]}, "'classes' must list"),
             (datalist(test=[case("a")]), "'training' is absent or empty"),
@@ -197,7 +197,7 @@ class TestSliceLabels:
 class TestMakeDatalist:
     def make(self, root: Path, cases: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
         absolute = [c | {"image": str(root / c["image"])} for c in cases]
-        options = {"classes": ["none", "tumour"], "modalities": ["flair"]} | options
+        options = {"classes": ["none", "tumor"], "modalities": ["flair"]} | options
         return make_datalist(absolute, name="toy", dataset_dir=root, **options)
 
     def test_splits_by_patient_with_relative_paths_that_load_again(self, tmp_path):

@@ -67,15 +67,15 @@ def test_without_organ_channel_items_are_whole_and_flat_slices_are_left_out():
 @pytest.mark.parametrize("size", [[8, 6], [4, 4], [20, 31], [7, 9]])
 def test_window_has_its_size_and_the_organ_in_its_middle(size):
     organ = torch.zeros(16, 24, dtype=torch.bool)
-    organ[11:14, 2:5] = True  # 3 x 3, off centre: its centre is pixel (12, 3)
+    organ[11:14, 2:5] = True  # 3 x 3, off center: its center is pixel (12, 3)
     window = F.pad(organ, window_pads(organ, size))
     assert list(window.shape) == size
-    centre = torch.nonzero(window).float().mean(0)
-    assert (centre - (torch.tensor(size) - 1) / 2).abs().max() <= 0.5
+    center = torch.nonzero(window).float().mean(0)
+    assert (center - (torch.tensor(size) - 1) / 2).abs().max() <= 0.5
     assert window.sum() == 9
 
 
-def test_a_longer_organ_widens_the_window_and_none_centres_it_on_the_image():
+def test_a_longer_organ_widens_the_window_and_none_centers_it_on_the_image():
     organ = torch.zeros(16, 24, dtype=torch.bool)
     organ[2:12, 5:6] = True
     assert F.pad(organ, window_pads(organ, [4, 3])).shape == (10, 3)

@@ -99,8 +99,8 @@ def shares(cases: list[dict], strata=(), bins: int = 4) -> list[float]:
     return (weights / weights.sum()).tolist()
 
 
-def total(cases: list[dict], share: list[float], **wanted) -> float:
-    return sum(s for case, s in zip(cases, share, strict=True) if wanted.items() <= case.items())
+def total(cases: list[dict], share: list[float], **group) -> float:
+    return sum(s for case, s in zip(cases, share, strict=True) if group.items() <= case.items())
 
 
 def part(patient: str, positive: int, side: str = "left", position: float = 0.5) -> dict:
@@ -140,8 +140,8 @@ class TestStratifiedWeights:
         share = shares(PARTS, strata=["side"])
         groups = defaultdict(dict)
         for case in PARTS:
-            wanted = {key: case[key] for key in ("side", "positive", "patient")}
-            groups[case["side"], case["positive"]][case["patient"]] = total(PARTS, share, **wanted)
+            group = {key: case[key] for key in ("side", "positive", "patient")}
+            groups[case["side"], case["positive"]][case["patient"]] = total(PARTS, share, **group)
         assert len(groups["left", 1]) == 3
         for patients in groups.values():
             assert list(patients.values()) == pytest.approx([next(iter(patients.values()))] * len(patients))

@@ -76,7 +76,7 @@ class TestBrats2020:
 
 @pytest.fixture
 def kaggle_root(tmp_path: Path) -> Path:
-    """Twelve slices of 8×6 pixels; slice n has the values n, 100 + n, 200 + n, and tumour if n is 2 or 10."""
+    """Twelve slices of 8×6 pixels; slice n has the values n, 100 + n, 200 + n, and tumor if n is 2 or 10."""
     name = "TCGA_CS_4941_19960909"
     path = tmp_path / "kaggle_3m" / name
     path.mkdir(parents=True)
@@ -151,7 +151,7 @@ MODALITIES = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
 @pytest.fixture
 def decathlon_root(tmp_path: Path) -> Path:
     """Two cases of 5×6×4 voxels in LAS order; modality m has the voxel's number + 1000 m."""
-    root = tmp_path / "Task01_BrainTumour"
+    root = tmp_path / "Task01_BrainTumor"
     affine = affine_of("LAS", (1, 1, 2), (5, 6, 4))
     numbers = np.arange(120).reshape(5, 6, 4)
     pairs = []

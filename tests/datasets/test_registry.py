@@ -8,7 +8,6 @@ import pytest
 
 import common.datasets
 from common.datasets import ADAPTERS, folder, read_cases
-
 from tests.pipeline import save as save_volume
 
 
@@ -107,7 +106,7 @@ class TestTable:
     def test_defaults_are_the_adapters_own(self, tmp_path):
         save(tmp_path / "a" / "flair.nii.gz", np.ones((5, 6, 4)))
         cases, classes, modalities = read_cases("folder", tmp_path)
-        assert (len(cases), classes, modalities) == (1, ("none", "tumour"), ("flair",))
+        assert (len(cases), classes, modalities) == (1, ("none", "tumor"), ("flair",))
 
     def test_fixed_options_cannot_be_given_twice(self):
         assert "severity" in ADAPTERS["mosmed"].options

@@ -16,7 +16,7 @@ def touch(root: Path, *names: str) -> None:
 
 @pytest.fixture
 def camelyon(tmp_path: Path) -> Path:
-    """20 normal and 10 tumour slides, 4 test slides of which one was withdrawn."""
+    """20 normal and 10 tumor slides, 4 test slides of which one was withdrawn."""
     touch(tmp_path, *(f"training/normal/normal_{i:03d}.tif" for i in range(1, 21)))
     touch(tmp_path, *(f"training/tumor/tumor_{i:03d}.tif" for i in range(1, 11)))
     touch(tmp_path, *(f"training/lesion_annotations/tumor_{i:03d}.xml" for i in range(1, 10)))
@@ -37,7 +37,7 @@ class TestCamelyon16:
         assert "test_049" in {case["case"] for case in camelyon16(camelyon, exclude="tumor_001")}
         assert cases["test_001"]["image"] == str(camelyon / "testing/images/test_001.tif")
 
-    def test_polygons_belong_to_slides_with_tumour_only(self, camelyon):
+    def test_polygons_belong_to_slides_with_tumor_only(self, camelyon):
         cases = {case["case"]: case for case in camelyon16(camelyon)}
         assert cases["tumor_003"]["label"] == str(camelyon / "training/lesion_annotations/tumor_003.xml")
         assert cases["test_001"]["label"] == str(camelyon / "testing/lesion_annotations/test_001.xml")

@@ -85,7 +85,7 @@ class TestMosmed:
 
 @pytest.fixture
 def autopet_root(tmp_path: Path) -> Path:
-    """One patient with a tumour study and a study after therapy, one negative patient."""
+    """One patient with a tumor study and a study after therapy, one negative patient."""
     studies = (("PETCT_01140d52d8", "08-13-2005-NA-A-56839", (2, 3), "MELANOMA"),)
     studies += (("PETCT_01140d52d8", "11-02-2005-NA-A-10001", (), "NEGATIVE"),)
     studies += (("PETCT_0143bab87a", "03-04-2003-NA-B-33529", (), "NEGATIVE"),)
@@ -166,7 +166,7 @@ def filled(path: str) -> list[int]:
 
 class TestDuke:
     @pytest.mark.parametrize("axcodes", ["LPS", "RAI", "LAS", "RPI"])
-    def test_box_lies_around_the_tumour_of_the_positive_breast(self, tmp_path, axcodes):
+    def test_box_lies_around_the_tumor_of_the_positive_breast(self, tmp_path, axcodes):
         write_duke(tmp_path / "in", {"Breast_MRI_001": (2, 4, 3, 6, 1, 2)}, axcodes)
         cases = {c["case"]: c for c in duke(tmp_path / "in", tmp_path / "out")}
         # The low columns are on the patient's right where columns run to the left.

@@ -35,13 +35,13 @@ def test_resnets_have_torchvisions_size_and_key_names(backbone):
 
 @pytest.mark.parametrize("backbone", ["resnet10", "efficientnet_lite0"])
 def test_a_grey_image_is_seen_as_three_equal_channels_in_imagenets_range(backbone):
-    grey, colour = Classifier(backbone).eval(), Classifier(backbone, in_channels=3).eval()
-    colour.load_state_dict(grey.state_dict())
+    gray, color = Classifier(backbone).eval(), Classifier(backbone, in_channels=3).eval()
+    color.load_state_dict(gray.state_dict())
     image = torch.rand(1, 1, 64, 64)
     seen = {}
-    grey.body.register_forward_hook(lambda _, inputs, __: seen.update(image=inputs[0]))
+    gray.body.register_forward_hook(lambda _, inputs, __: seen.update(image=inputs[0]))
     with torch.no_grad():
-        torch.testing.assert_close(grey(image), colour(image.expand(-1, 3, -1, -1)))
+        torch.testing.assert_close(gray(image), color(image.expand(-1, 3, -1, -1)))
     torch.testing.assert_close(seen["image"], (image * 0.4 - IMAGENET_MEAN).expand(-1, 3, -1, -1) / IMAGENET_STD)
 
 

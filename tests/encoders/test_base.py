@@ -53,7 +53,7 @@ class TestEncoder:
         np.testing.assert_allclose(actual, padded.reshape(1, 3, 6, 4, 5, 4).mean((3, 5)), atol=1e-6)
         assert blocks(divisor=divisor).grid(21, 18) == tuple(actual.shape[2:])
 
-    def test_one_channel_is_repeated_and_each_colour_normalised_by_its_own(self):
+    def test_one_channel_is_repeated_and_each_color_normalized_by_its_own(self):
         mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
         pixels = image(2, 1, 8, 8)
         actual = blocks(mean=mean, std=std)(pixels).numpy()
@@ -76,7 +76,7 @@ class TestEncoder:
         assert net.grid(20, 13) == (rows, columns) == features.shape[2:]
         whole = np.minimum(np.arange(1, columns + 1) * 4, shape[1]) - np.arange(columns) * 4  # columns of real pixels
         np.testing.assert_allclose(features[0, 0, 0], 0.5 * whole / 4, atol=1e-6)
-        np.testing.assert_allclose(net.share(torch.ones(1, 1, 20, 13))[0, 0, 0], whole / 4, atol=1e-6)
+        np.testing.assert_allclose(net.coverage(torch.ones(1, 1, 20, 13))[0, 0, 0], whole / 4, atol=1e-6)
 
     def test_input_scale_multiplies_and_clips_what_is_brighter(self):
         pixels = torch.tensor([0.0, 1.0, 2.0, 6.0])[None, None, None].repeat_interleave(4, 3).expand(1, 1, 4, 16)
@@ -129,7 +129,7 @@ class TestShare:
     @pytest.mark.parametrize("side", [(16, 24), (17, 21)])
     def test_it_is_the_part_of_the_cells_pixels_that_the_mask_covers(self, side):
         mask = (image(2, 1, *side) > 0.6).float()
-        share = blocks().share(mask)
+        share = blocks().coverage(mask)
         assert tuple(share.shape[2:]) == blocks().grid(*side)
         for i in range(share.shape[2]):
             for j in range(share.shape[3]):
@@ -139,13 +139,13 @@ class TestShare:
     def test_resized_images_have_resized_masks(self):
         mask = torch.zeros(1, 1, 32, 64)
         mask[..., 32:] = 1
-        np.testing.assert_array_equal(blocks(size=16).share(mask)[0, 0], [[0, 0, 1, 1]] * 4)
+        np.testing.assert_array_equal(blocks(size=16).coverage(mask)[0, 0], [[0, 0, 1, 1]] * 4)
 
     def test_a_vector_stands_for_the_whole_image(self):
         mask = torch.zeros(1, 1, 10, 10)
         mask[..., :3, :] = 1
-        assert blocks(embedding="vector").share(mask).tolist() == [[[[1.0]]]]
-        assert blocks(embedding="vector").share(torch.zeros_like(mask)).tolist() == [[[[0.0]]]]
+        assert blocks(embedding="vector").coverage(mask).tolist() == [[[[1.0]]]]
+        assert blocks(embedding="vector").coverage(torch.zeros_like(mask)).tolist() == [[[[0.0]]]]
 
 
 class TestFingerprint:

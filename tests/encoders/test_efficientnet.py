@@ -57,12 +57,12 @@ def test_features_are_those_of_the_blocks_one_after_another(encoder):
 
 @torch.no_grad()
 def test_an_image_at_the_imagenet_mean_enters_as_zero(encoder):
-    grey = encoder(torch.full((1, 3, 32, 32), IMAGENET_MEAN))[0]
+    gray = encoder(torch.full((1, 3, 32, 32), IMAGENET_MEAN))[0]
     stem = encoder._bn0(torch.zeros(1, 32, 16, 16)).clamp(0, 6)
-    torch.testing.assert_close(grey, encoder._blocks[0](stem), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gray, encoder._blocks[0](stem), atol=1e-5, rtol=1e-4)
 
 
-def test_batch_normalisation_keeps_its_statistics_in_training():
+def test_batch_normalization_keeps_its_statistics_in_training():
     parent = nn.Sequential(EfficientNetLite())
     parent.train()
     encoder = parent[0]

@@ -67,7 +67,7 @@ class TestEfficientNet:
         assert (lite.channels, some.channels) == (176, 136)
         torch.testing.assert_close(some(pixels), torch.cat([full[:, :24], full[:, 64:]], dim=1))
 
-    def test_the_image_is_normalised_once(self, lite):
+    def test_the_image_is_normalized_once(self, lite):
         pixels = image(1, 3, 32, 32)
         plain = EfficientNetLite().eval()
         plain.load_state_dict(lite.body.encoder.state_dict())
@@ -97,16 +97,16 @@ class TestEfficientNet:
 class TestDINOv2:
     @pytest.mark.parametrize("size", [None, 70])
     @pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg"])
-    def test_cells_are_the_patch_tokens_of_the_normalised_image(self, tiny, name, size):
+    def test_cells_are_the_patch_tokens_of_the_normalized_image(self, tiny, name, size):
         from transformers import AutoModel
 
         net = encoder(name, weights=tiny[name], size=size)
         side = size or 56
         pixels = image(2, 1, side, side)
         reference = AutoModel.from_pretrained(tiny[name]).eval()
-        colours = torch.cat([(pixels - m) / s for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))], dim=1)
+        colors = torch.cat([(pixels - m) / s for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))], dim=1)
         with torch.no_grad():
-            tokens = reference(colours).last_hidden_state
+            tokens = reference(colors).last_hidden_state
         rows = side // 14
         before = tokens.shape[1] - rows * rows  # class and register tokens
         assert before == (5 if "reg" in name else 1)

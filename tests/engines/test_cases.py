@@ -15,7 +15,7 @@ from common.engines import CaseDataset
 from common.handlers import CaseScores, CaseWriter
 from tests.pipeline import evaluator, save
 
-CLASSES = ["none", "tumour"]
+CLASSES = ["none", "tumor"]
 
 
 def blob(shape: tuple[int, ...] = (24, 20, 6)) -> np.ndarray:

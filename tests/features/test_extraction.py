@@ -13,7 +13,7 @@ from torch import Tensor
 
 import common.features.extraction
 from common.encoders import Encoder
-from common.features import Busy, FeatureStore, bag_of, content_key, extract, find, inside_cells, volume_entry
+from common.features import EntryLocked, FeatureStore, bag_of, content_key, extract, find, inside_cells, volume_entry
 from common.files import NotWritten
 from tests.features.test_store import FORK, counted
 
@@ -221,7 +221,7 @@ class TestExtract:
         def busy_at_first(image: Tensor, *args: Any, about: dict, **options: Any) -> Any:
             order.append(about["case"])
             if order == ["case0"]:
-                raise Busy
+                raise EntryLocked
             return original(image, *args, about=about, **options)
 
         monkeypatch.setattr(common.features.extraction, "volume_entry", busy_at_first)

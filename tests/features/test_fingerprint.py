@@ -29,7 +29,7 @@ from monai.transforms import (
 
 from common.features import describe
 from common.files import write_nifti
-from common.preprocessing import CheckImaged, Normalized, OrganMaskd
+from common.preprocessing import CheckImaged, NormalizeByOrgand, OrganMaskd
 
 
 def preprocessing(pixdim=(1.5, 1.5, -1.0), a_max=400.0, organ="lung", mode="bilinear", upper=4.0, dtype=torch.float32):
@@ -40,7 +40,7 @@ def preprocessing(pixdim=(1.5, 1.5, -1.0), a_max=400.0, organ="lung", mode="bili
             Orientationd(keys="image", axcodes="LPS", labels=None),
             Spacingd(keys="image", pixdim=pixdim, mode=mode, dtype=dtype),
             OrganMaskd(keys="image", organ=organ, options={}),
-            Normalized(keys="image", upper=upper),
+            NormalizeByOrgand(keys="image", upper=upper),
             ScaleIntensityRanged(keys="image", a_min=-1000.0, a_max=a_max, b_min=0.0, b_max=1.0, clip=True),
             ConcatItemsd(keys=["image", "organ"], name="image"),
         ]
@@ -64,7 +64,7 @@ def test_each_option_changes_the_text_and_nothing_else_does(options):
 
 
 def test_the_order_and_number_of_transforms_count():
-    first, second = CheckImaged(keys="image", channels=1), Normalized(keys="image")
+    first, second = CheckImaged(keys="image", channels=1), NormalizeByOrgand(keys="image")
     texts = [describe(Compose(list(parts))) for parts in ((first, second), (second, first), (first,), (second,), ())]
     assert len(set(texts)) == 5
 

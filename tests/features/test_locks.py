@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from common.features import Busy, FeatureStore
+from common.features import EntryLocked, FeatureStore
 from tests.features.test_store import FORK, KEY, counted, files_of, tiles
 
 
@@ -29,7 +29,7 @@ def locked(tmp_path) -> Callable[..., FeatureStore]:
 
 def test_a_lock_of_a_living_process_is_respected(locked):
     store, (encoder, calls) = locked(f"{os.getppid()} {socket.gethostname()} 1"), counted()
-    with pytest.raises(Busy, match=f"written by process {os.getppid()}"):
+    with pytest.raises(EntryLocked, match=f"written by process {os.getppid()}"):
         store.compute(KEY, tiles(), encoder)
     assert calls.value == 0
     assert files_of(store) == {".lock"}
@@ -38,7 +38,7 @@ def test_a_lock_of_a_living_process_is_respected(locked):
 @pytest.mark.parametrize(("age", "busy"), [(50, True), (70, False)])
 def test_a_lock_of_another_host_holds_until_it_is_too_old(locked, age, busy):
     store = locked("1 some-other-host 1", age)
-    with pytest.raises(Busy) if busy else contextlib.nullcontext():
+    with pytest.raises(EntryLocked) if busy else contextlib.nullcontext():
         store.compute(KEY, tiles(), counted()[0])
     assert (store.get(KEY) is None) == busy
 
@@ -68,7 +68,7 @@ def test_a_lock_is_renewed_with_each_batch(tmp_path):
 def test_a_lock_that_another_took_over_makes_the_first_give_up_and_stays(tmp_path):
     path = tmp_path / "ab" / KEY / ".lock"
     encoder, calls = counted(lambda call: path.write_text("1 some-other-host 1") and None)
-    with pytest.raises(Busy, match="taken over by process 1 some-other-host"):
+    with pytest.raises(EntryLocked, match="taken over by process 1 some-other-host"):
         FeatureStore(tmp_path).compute(KEY, tiles(), encoder, batch_size=2)
     assert calls.value == 1
     assert path.read_text() == "1 some-other-host 1"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from common.encoders import Encoder
-from common.features import Busy, FeatureStore, content_key, encode, file_key
+from common.features import EntryLocked, FeatureStore, content_key, encode, file_key
 from common.files import NotWritten
 
 KEY = "ab" + 62 * "0"
@@ -212,7 +212,7 @@ class TestStore:
             torch.set_num_threads(1)
             barrier.wait(20)
             for _ in range(1000):
-                with contextlib.suppress(Busy):
+                with contextlib.suppress(EntryLocked):
                     store.compute(KEY, tiles(), encoder, batch_size=1, chunk=2)
                     return
                 time.sleep(0.01)

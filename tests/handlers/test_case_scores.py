@@ -42,7 +42,7 @@ def item(number: int, axcodes: str = "LPS", *, healthy: bool = False, patient: s
         "heat": heat.astype(np.float32),
         "pred": (heat > 1) & (np.arange(SHAPE[2]) != 5),
         "p": rng.random(SHAPE[2]),
-        "rival": rng.random(SHAPE) > 0.5,
+        "baseline": rng.random(SHAPE) > 0.5,
         "outside": rng.random(),
     }
 
@@ -54,7 +54,7 @@ def pair(case: dict[str, Any]) -> tuple[dict, dict]:
             "label": 4 * case["truth"].astype(np.int16),
             "pred": 2 * case["pred"].astype(np.uint8),
             "heatmap": case["heat"],
-            "baseline_threshold": case["rival"].astype(np.uint8),
+            "baseline_threshold": case["baseline"].astype(np.uint8),
         }.items()
     }
     batch = {"case": case["case"], "patient": case["patient"], "label": turned.pop("label")}
@@ -99,9 +99,9 @@ def test_rows_are_the_metrics_of_each_case_whatever_its_axes(tmp_path, cases):
             "healthy_fpr": metrics.healthy_false_positive_rate(pred, truth),
             "heat_outside": case["outside"],
             "dice_empty": float(not truth.any()),
-            "dice_baseline_threshold": metrics.dice(case["rival"], truth),
-            "slice_dice_baseline_threshold": rival.mean()
-            if len(rival := metrics.slice_dice(case["rival"], truth))
+            "dice_baseline_threshold": metrics.dice(case["baseline"], truth),
+            "slice_dice_baseline_threshold": baseline.mean()
+            if len(baseline := metrics.slice_dice(case["baseline"], truth))
             else np.nan,
         }
         assert (row.pop("case"), row.pop("patient")) == (case["case"], case["patient"])
@@ -112,7 +112,7 @@ def test_pooled_scores_are_those_of_all_voxels_together(tmp_path, cases):
     pooled = score(tmp_path, cases).summary()["pooled"]
     truths = [case["truth"] for case in cases]
     rows = {"method": [c["pred"] for c in cases], "empty": [np.zeros_like(t) for t in truths]}
-    for name, masks in (rows | {"baseline_threshold": [c["rival"] for c in cases]}).items():
+    for name, masks in (rows | {"baseline_threshold": [c["baseline"] for c in cases]}).items():
         miou = metrics.pooled_miou(masks, truths)
         assert pooled[name]["miou"] == pytest.approx(miou, abs=6e-5), name
         assert pooled[name]["paper_dsc"] == pytest.approx(2 * miou / (1 + miou), abs=6e-5), name

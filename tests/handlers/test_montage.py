@@ -46,7 +46,7 @@ def where(panel: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     return (panel == color).all(axis=-1)
 
 
-def centre(region: np.ndarray) -> tuple[float, float]:
+def center(region: np.ndarray) -> tuple[float, float]:
     """Row and column of a region as shares of the panel."""
     row, column = ndi.center_of_mass(region)
     return row / region.shape[0], column / region.shape[1]
@@ -58,11 +58,11 @@ def test_patients_right_is_on_the_left_and_front_is_up_however_the_file_lies(axc
     upper, lower = panels(montage(**volumes, affine=AFFINES[axcodes], columns=2, height=HEIGHT))
     for panel in upper:
         assert panel.shape == (HEIGHT, HEIGHT, 3)  # 80 by 80 mm
-        assert centre(where(panel, MASK_COLOR)) == pytest.approx((11 / 40, 9 / 40), abs=0.02)
-        assert centre(where(panel, TRUTH_COLOR)) == pytest.approx((29 / 40, 30 / 40), abs=0.02)
+        assert center(where(panel, MASK_COLOR)) == pytest.approx((11 / 40, 9 / 40), abs=0.02)
+        assert center(where(panel, TRUTH_COLOR)) == pytest.approx((29 / 40, 30 / 40), abs=0.02)
     for panel in lower:
         redness = panel[..., 0].astype(int) - panel[..., 2]
-        assert centre(redness > 20) == pytest.approx((11 / 40, 9 / 40), abs=0.02)
+        assert center(redness > 20) == pytest.approx((11 / 40, 9 / 40), abs=0.02)
 
 
 def test_outlines_run_along_the_borders_of_mask_and_truth():
@@ -109,7 +109,7 @@ def test_pixels_are_square_on_screen():
     assert picture.size == (50 + MARGIN, 200)  # 40 mm wide, 80 mm high
 
 
-def test_colour_bar_goes_from_zero_to_the_largest_heat(monkeypatch):
+def test_color_bar_goes_from_zero_to_the_largest_heat(monkeypatch):
     texts = []
 
     class Recorder:
@@ -135,7 +135,7 @@ def test_colour_bar_goes_from_zero_to_the_largest_heat(monkeypatch):
 def test_columns_are_spread_over_the_slices_that_hold_something():
     volumes = scene()
     for z in range(6):
-        volumes["image"][..., z] = 40.0 * (z + 1)  # a slice is known by its grey
+        volumes["image"][..., z] = 40.0 * (z + 1)  # a slice is known by its gray
     upper, _ = panels(montage(**volumes, affine=AFFINES["RAS"], columns=2, height=HEIGHT))
     low, high = np.percentile(volumes["image"], [1, 99.8])
     expected = [255 * (40.0 * (z + 1) - low) / (high - low) for z in (2, 3)]

@@ -15,8 +15,8 @@ from common.handlers import TRUTH_COLOR, CaseWriter
 from common.metrics import dice
 from tests.pipeline import affine_of, evaluator, save, world
 
-CLASSES = ["none", "tumour"]
-CENTRE = np.array([12.0, -20.0, 16.0])
+CLASSES = ["none", "tumor"]
+CENTER = np.array([12.0, -20.0, 16.0])
 
 GRIDS: dict[str, tuple[str, tuple[float, float, float], tuple[int, int, int], float]] = {
     "LPS": ("LPS", (2.0, 2.0, 4.0), (40, 44, 20), 0.0),
@@ -40,11 +40,11 @@ def load(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
 
 @pytest.fixture(params=GRIDS, scope="module")
 def planted(request, tmp_path_factory) -> tuple[np.ndarray, nib.Nifti1Image, Path]:
-    """A ball of 9 mm radius at `CENTRE` in a file on one of the grids, its truth, and the run's output."""
+    """A ball of 9 mm radius at `CENTER` in a file on one of the grids, its truth, and the run's output."""
     axcodes, spacing, shape, degrees = GRIDS[request.param]
     folder = tmp_path_factory.mktemp("planted")
     affine = affine_of(axcodes, spacing, shape, degrees)
-    ball = np.linalg.norm(world(affine, shape) - CENTRE, axis=-1) < 9.0
+    ball = np.linalg.norm(world(affine, shape) - CENTER, axis=-1) < 9.0
     assert ball.sum() > 100
     noise = np.random.default_rng(0).normal(0, 0.02, shape)
     path = save(folder / "scan.nii.gz", (np.where(ball, 3.0, 1.0) + noise).astype(np.float32), affine)
@@ -66,19 +66,19 @@ class TestBackOnTheScansGrid:
         seg, image = load(out / "scan_seg.nii.gz")
         assert seg.dtype == np.uint8
         assert dice(seg > 0, ball) > 0.85
-        centre = world(image.affine, seg.shape)[seg > 0].mean(axis=0)
-        assert np.linalg.norm(centre - CENTRE) < min(scan.header.get_zooms())
+        center = world(image.affine, seg.shape)[seg > 0].mean(axis=0)
+        assert np.linalg.norm(center - CENTER) < min(scan.header.get_zooms())
 
     def test_heatmap_is_hottest_where_the_ball_was_planted(self, planted):
         ball, scan, out = planted
         heat, image = load(out / "scan_heatmap.nii.gz")
         assert heat.dtype == np.float32
         weight = np.maximum(heat, 0)
-        centre = (world(image.affine, heat.shape) * weight[..., None]).sum(axis=(0, 1, 2)) / weight.sum()
-        assert np.linalg.norm(centre - CENTRE) < min(scan.header.get_zooms())
+        center = (world(image.affine, heat.shape) * weight[..., None]).sum(axis=(0, 1, 2)) / weight.sum()
+        assert np.linalg.norm(center - CENTER) < min(scan.header.get_zooms())
         assert np.median(heat[ball]) == pytest.approx(8.0, abs=0.5)  # 8 (3 - 2), raw and in the map's own units
 
-    def test_volume_in_millilitres_is_that_of_the_written_mask_and_near_the_balls(self, planted):
+    def test_volume_in_milliliters_is_that_of_the_written_mask_and_near_the_balls(self, planted):
         _, scan, out = planted
         seg, _ = load(out / "scan_seg.nii.gz")
         with open(out / "predictions.csv", newline="") as file:
@@ -118,10 +118,10 @@ def test_predictions_have_one_row_a_case_with_probabilities_threshold_volume_and
     out = run(tmp_path, cases, threshold=0.25, spacing=[-1.0, -1.0, -1.0])
     with open(out / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["case", "probability_none", "probability_tumour", "threshold", "volume_ml", "seconds"]
+    assert list(rows[0]) == ["case", "probability_none", "probability_tumor", "threshold", "volume_ml", "seconds"]
     assert [row["case"] for row in rows] == ["dark", "bright"]
     # The medians are 1 and the brightest voxels 1.1 and 4, so that the logits are 8 (1.1 - 2) and 8 (4 - 2).
-    assert float(rows[0]["probability_tumour"]) == pytest.approx(1 / (1 + np.exp(7.2)), abs=1e-4)
+    assert float(rows[0]["probability_tumor"]) == pytest.approx(1 / (1 + np.exp(7.2)), abs=1e-4)
     assert float(rows[1]["probability_none"]) == pytest.approx(0.0, abs=1e-4)
     assert [float(row["threshold"]) for row in rows] == [0.25, 0.25]
     assert [float(row["volume_ml"]) for row in rows] == [0.0, 0.2]

@@ -9,7 +9,7 @@ from skimage.morphology import disk
 
 from common.masks import (
     each_slice,
-    open_slices,
+    gate_slices,
     refine_by_intensity,
     smooth_along_slices,
     smooth_in_organ,
@@ -96,7 +96,7 @@ def test_mask_never_leaves_the_organ_not_even_to_fill_its_holes():
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 0.5), (3.0, 3.0), (1.0, 2.0), (3.0, 0.75)])
-def test_reach_is_in_millimetres_whatever_the_pixels(spacing):
+def test_reach_is_in_millimeters_whatever_the_pixels(spacing):
     shape = (41, 41, 3)
     seed = np.zeros(shape, bool)
     seed[20, 20, 1] = True
@@ -175,10 +175,10 @@ class TestOpenSlices:
         ("gate", "expected"), [(0.5, [0, 1, 2, 2]), (0.65, [0, 0, 2, 0]), (0.0, [1, 1, 2, 2]), (1.0, [0, 0, 0, 0])]
     )
     def test_a_slice_opens_when_not_class_0_exceeds_the_gate(self, gate, expected):
-        assert open_slices(self.PROBABILITY, gate).tolist() == expected
+        assert gate_slices(self.PROBABILITY, gate).tolist() == expected
 
     def test_without_gate_the_most_probable_class_decides(self):
-        assert open_slices(self.PROBABILITY, None).tolist() == [0, 0, 2, 0]
+        assert gate_slices(self.PROBABILITY, None).tolist() == [0, 0, 2, 0]
 
 
 class TestSmoothAlongSlices:
@@ -195,7 +195,7 @@ class TestSmoothAlongSlices:
         smooth = smooth_along_slices(np.stack([first, 1 - first]), sigma_mm=7, slice_mm=2)
         np.testing.assert_allclose(smooth.sum(axis=0), 1.0)
 
-    def test_sigma_is_in_millimetres(self):
+    def test_sigma_is_in_millimeters(self):
         lone = np.zeros((1, 41))
         lone[0, 20] = 1.0
         for sigma_mm, slice_mm in ((6.0, 3.0), (10.0, 5.0), (2.0, 1.0)):
@@ -215,7 +215,7 @@ def test_each_slice_calls_the_function_only_where_there_is_something():
 
 
 class TestSmoothInOrgan:
-    def test_is_the_mean_of_the_organs_voxels_weighed_by_their_distance_in_millimetres(self):
+    def test_is_the_mean_of_the_organs_voxels_weighed_by_their_distance_in_millimeters(self):
         image, organ = (np.pad(array, ((7, 7), (4, 4), (0, 0))) for array in scene(0, (14, 11, 4))[1:])
         spacing, sigma = (1.0, 2.0, 3.0), 1.6
         got = smooth_in_organ(image, organ, sigma_mm=sigma, spacing=spacing)
@@ -246,7 +246,7 @@ class TestSmoothInOrgan:
         np.testing.assert_array_equal(same, image * organ)
 
 
-def test_without_thin_keeps_what_holds_a_box_of_twice_the_radius_in_millimetres():
+def test_without_thin_keeps_what_holds_a_box_of_twice_the_radius_in_millimeters():
     image = np.full((20, 20, 12), 0.5, np.float32)
     image[2:7, 2:7, 2:5] = 2.0  # holds 5 × 5 × 3 voxels of 1 × 1 × 2 mm: a radius of 2 mm
     image[10:14, 10:18, 2:8] = 3.0  # 4 wide

@@ -208,7 +208,7 @@ class TestBaselineMasksd:
         np.testing.assert_array_equal(out["baseline_gated"][0].numpy(), expected)
         np.testing.assert_array_equal(out["baseline_gated"].affine, data["image"].affine)
 
-    def test_smoothing_comes_before_both_thresholds_and_counts_millimetres(self):
+    def test_smoothing_comes_before_both_thresholds_and_counts_millimeters(self):
         data = scene(shape=(30, 30, 6))
         data["slice_probability"] = torch.as_tensor(data["p"])
         shown = smooth_in_organ(data["image"][0].numpy(), data["organ"], sigma_mm=3.0, spacing=SPACING)

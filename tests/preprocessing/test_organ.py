@@ -81,7 +81,7 @@ class TestBrain:
 
 
 def disk_head(spacing: tuple[float, float], radius_mm: float = 60.0) -> tuple[np.ndarray, np.ndarray]:
-    """A round head with a hole (a ventricle) and, for each pixel, its distance in mm from the centre."""
+    """A round head with a hole (a ventricle) and, for each pixel, its distance in mm from the center."""
     size = [int(160 / s) for s in spacing]
     x, y = (s * (np.arange(n) - (n - 1) / 2) for s, n in zip(spacing, size, strict=True))
     distance = np.hypot(x[:, None], y[None])
@@ -92,7 +92,7 @@ def disk_head(spacing: tuple[float, float], radius_mm: float = 60.0) -> tuple[np
 class TestHead:
     @pytest.mark.parametrize("spacing", [(1.0, 1.0), (2.0, 2.0), (1.0, 2.0), (2.5, 1.25)])
     @pytest.mark.parametrize("erode_mm", [0.0, 15.0, 30.0])
-    def test_erosion_is_in_millimetres_whatever_the_pixels(self, spacing, erode_mm):
+    def test_erosion_is_in_millimeters_whatever_the_pixels(self, spacing, erode_mm):
         image, distance = disk_head(spacing)
         mask = head_mask(image, (*spacing, 5.0), erode_mm=erode_mm)[..., 1]
         pixel = max(spacing)
@@ -200,7 +200,7 @@ class TestLearnedLungMask:
         unet = pytest.importorskip("lungmask.resunet", reason="the extra [lung] is not installed")
         torch.manual_seed(0)
         net = unet.UNet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
-        with torch.no_grad():  # "lung" wherever the (normalised) image is dark, whatever the rest makes of it
+        with torch.no_grad():  # "lung" wherever the (normalized) image is dark, whatever the rest makes of it
             net.last.weight.zero_()
             net.last.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
         torch.save(net.state_dict(), tmp_path / "unet.pth")

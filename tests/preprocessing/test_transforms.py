@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from common.datasets import phantom_case
-from common.preprocessing import CheckImaged, Normalized, OrganMaskd, brain_mask
+from common.preprocessing import CheckImaged, NormalizeByOrgand, OrganMaskd, brain_mask
 
 SPACING = (2.0, 2.0, 5.0)
 
@@ -46,7 +46,7 @@ class TestCheckImaged:
 
 
 class TestOrganMaskd:
-    def test_adds_the_organ_of_the_first_channel_in_millimetres(self):
+    def test_adds_the_organ_of_the_first_channel_in_millimeters(self):
         image = phantom_case(np.random.default_rng(0), (96, 96, 12), modalities=2)[0]
         data = OrganMaskd("image", organ="brain")({"image": meta(image)})
         assert data["organ"].shape == (1, 96, 96, 12)
@@ -92,7 +92,7 @@ class TestNormalized:
     def test_organ_median_puts_each_channels_median_at_one_and_zero_outside(self):
         image, organ = self.image()
         data = {"image": meta(image), "organ": meta(organ[None].astype(np.float32))}
-        out = Normalized("image", upper=50.0)(data)["image"].numpy()
+        out = NormalizeByOrgand("image", upper=50.0)(data)["image"].numpy()
         assert np.median(out[:, organ], axis=1) == pytest.approx([1.0, 1.0], abs=1e-6)
         assert not out[:, ~organ].any()
         for channel, values in zip(out, image, strict=True):
@@ -101,14 +101,14 @@ class TestNormalized:
     def test_organ_median_clips_at_upper_and_leaves_its_input_alone(self):
         image, organ = self.image()
         data = {"image": meta(image.copy()), "organ": meta(organ[None].astype(np.float32))}
-        out = Normalized("image", upper=1.5)(data)["image"]
+        out = NormalizeByOrgand("image", upper=1.5)(data)["image"]
         assert float(out.max()) == 1.5
         np.testing.assert_array_equal(data["image"].numpy(), image)
 
     def test_slice_max_divides_every_slice_of_every_channel_by_its_maximum(self):
         image, _ = self.image()
         image[0, ..., 2] = 0
-        out = Normalized("image", mode="slice_max")({"image": meta(image)})["image"].numpy()
+        out = NormalizeByOrgand("image", mode="slice_max")({"image": meta(image)})["image"].numpy()
         peak = image.max(axis=(1, 2), keepdims=True)
         np.testing.assert_allclose(out, image / np.where(peak > 0, peak, 1), rtol=1e-6)
         assert not out[0, ..., 2].any()
@@ -118,15 +118,19 @@ class TestNormalized:
         image = np.stack([rng.normal(level, level / 50, (20, 20, 8)) for level in (50.0, 400.0)]).astype(np.float32)
         image[:, :11] *= rng.uniform(1.3, 6.0, (11, 20, 8))  # 55 %: the median is theirs
         organ = meta(np.ones((1, 20, 20, 8), np.float32))
-        out = Normalized("image", mode="organ_mode", upper=8.0)({"image": meta(image), "organ": organ})["image"].numpy()
+        out = NormalizeByOrgand("image", mode="organ_mode", upper=8.0)({"image": meta(image), "organ": organ})[
+            "image"
+        ].numpy()
         assert np.median(out[:, 11:], axis=(1, 2, 3)) == pytest.approx([1.0, 1.0], abs=0.05)
         assert (np.median(out, axis=(1, 2, 3)) > 1.2).all()
 
     def test_none_changes_nothing_and_needs_no_organ(self):
         image, _ = self.image()
-        np.testing.assert_array_equal(Normalized("image", mode="none")({"image": meta(image)})["image"].numpy(), image)
+        np.testing.assert_array_equal(
+            NormalizeByOrgand("image", mode="none")({"image": meta(image)})["image"].numpy(), image
+        )
 
     def test_unknown_mode_is_refused(self):
         wrong: Any = "zscore"
         with pytest.raises(ValueError, match="'none'\\], got 'zscore'"):
-            Normalized("image", mode=wrong)
+            NormalizeByOrgand("image", mode=wrong)

@@ -31,8 +31,8 @@ def blob_profiles(normals, count, radius, sigma):
     generator = torch.Generator().manual_seed(0)
     offsets = plane_offsets(count, radius)
     profiles = torch.zeros(len(normals), count + 2)
-    for centre in (torch.rand(5, 3, generator=generator) - 0.5) * radius:
-        profiles += torch.exp(-((offsets - (normals @ centre)[:, None]) ** 2) / (2 * sigma**2))
+    for center in (torch.rand(5, 3, generator=generator) - 0.5) * radius:
+        profiles += torch.exp(-((offsets - (normals @ center)[:, None]) ** 2) / (2 * sigma**2))
     return profiles + 0.1 * torch.randn(profiles.shape, generator=generator)
 
 

@@ -25,8 +25,8 @@ def phantom():
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     blobs = [((4.0, -3.0, 2.0), 1.0), ((-5.0, 4.0, -4.0), 0.7), ((0.0, 6.0, 3.0), 0.5)]
     volume = torch.zeros(SHAPE)
-    for centre, height in blobs:
-        volume += height * torch.exp(-(points - torch.tensor(centre)).square().sum(-1) / (2 * 1.8**2))
+    for center, height in blobs:
+        volume += height * torch.exp(-(points - torch.tensor(center)).square().sum(-1) / (2 * 1.8**2))
     return volume
 
 
@@ -48,7 +48,7 @@ def random_maps(count=6, planes=9, cells=(4, 5), seed=0):
 def test_maps_of_one_cell_reconstruct_as_profiles_do(radius):
     normals = directions(30)
     maps = random_maps(30, 14, (1, 1))
-    area = (2 * radius / 31 * 32) ** 2  # mm² of a slice of 32 pixels, the outer ones centred on ±R
+    area = (2 * radius / 31 * 32) ** 2  # mm² of a slice of 32 pixels, the outer ones centered on ±R
     options = {"spacing": SPACING, "radius": radius}
     actual = reconstruct_maps([(normals, maps)], SHAPE, size=32, **options)
     expected = reconstruct(maps[:, :, 0, 0] * area, normals, SHAPE, method="direct", **options)
@@ -97,7 +97,7 @@ def test_figure_4_averages_of_coarse_maps_blur_and_tomographic_ones_restore():
 def test_cells_of_strided_layers_sit_where_first_cell_says():
     volume, normals = phantom(), directions(60)
     slices = oblique_slices(volume[None], normals, count=40, size=64, spacing=SPACING)[:, :, 0]
-    maps = slices[:, :, ::4, ::4]  # cell a is centred on pixel 4a, not 4a + 1.5
+    maps = slices[:, :, ::4, ::4]  # cell a is centered on pixel 4a, not 4a + 1.5
     options = {"size": 64, "spacing": SPACING, "kind": "averaged"}
     placed = reconstruct_maps([(normals, maps)], SHAPE, first_cell=0.0, **options)
     default = reconstruct_maps([(normals, maps)], SHAPE, **options)

@@ -18,27 +18,27 @@ from common.radon import (
 
 METHODS = ["direct", "fourier"]
 SHAPE, SPACING = (25, 30, 16), (1.2, 1.0, 1.8)
-CENTRE = (3.0, -4.0, 2.5)  # mm
+CENTER = (3.0, -4.0, 2.5)  # mm
 
 
 def coordinates(shape=SHAPE, spacing=SPACING):
-    """mm from the volume's centre, `[D, H, W, 3]`."""
+    """mm from the volume's center, `[D, H, W, 3]`."""
     axes = [(torch.arange(n) - 0.5 * (n - 1)) * d for n, d in zip(shape, spacing, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-def gaussian(points, sigma, centre=CENTRE):
-    return torch.exp(-(points - torch.tensor(centre)).square().sum(dim=-1) / (2 * sigma**2))
+def gaussian(points, sigma, center=CENTER):
+    return torch.exp(-(points - torch.tensor(center)).square().sum(dim=-1) / (2 * sigma**2))
 
 
-def gaussian_profiles(normals, offsets, sigma, centre=CENTRE):
+def gaussian_profiles(normals, offsets, sigma, center=CENTER):
     """Plane integrals in closed form."""
-    distance = offsets - (normals @ torch.tensor(centre))[:, None]
+    distance = offsets - (normals @ torch.tensor(center))[:, None]
     return 2 * math.pi * sigma**2 * torch.exp(-(distance**2) / (2 * sigma**2))
 
 
-def ball_profiles(normals, offsets, radius, centre=CENTRE):
-    distance = offsets - (normals @ torch.tensor(centre))[:, None]
+def ball_profiles(normals, offsets, radius, center=CENTER):
+    distance = offsets - (normals @ torch.tensor(center))[:, None]
     return math.pi * (radius**2 - distance**2).clamp(min=0)
 
 
@@ -74,7 +74,7 @@ def test_profiles_of_a_ball_give_one_inside_and_zero_outside(method):
     normals = directions(800)
     profiles = ball_profiles(normals, plane_offsets(101, half_diagonal(SHAPE, SPACING)), radius=8.0)
     volume = reconstruct(profiles, normals, SHAPE, method=method, spacing=SPACING)
-    distance = (coordinates() - torch.tensor(CENTRE)).norm(dim=-1)
+    distance = (coordinates() - torch.tensor(CENTER)).norm(dim=-1)
     inside, outside = volume[distance < 6.5], volume[distance > 9.5]
     assert inside.mean().item() == pytest.approx(1, abs=0.02)
     assert outside.mean().item() == pytest.approx(0, abs=0.02)
@@ -107,8 +107,8 @@ def test_integrals_are_those_of_the_closed_form():
     normals = torch.cat((directions(12), directions(25, layout="latitude")[:5]))
     volume = gaussian(coordinates(), sigma=4.0)
     profiles = plane_integrals(volume, normals, count=20, spacing=SPACING)
-    centred = gaussian_profiles(normals, plane_offsets(20, half_diagonal(SHAPE, SPACING)), sigma=4.0)
-    assert (profiles - centred).abs().max() < 0.03 * centred.max()  # trilinear interpolation widens it
+    centered = gaussian_profiles(normals, plane_offsets(20, half_diagonal(SHAPE, SPACING)), sigma=4.0)
+    assert (profiles - centered).abs().max() < 0.03 * centered.max()  # trilinear interpolation widens it
     mass = profiles.sum(dim=1) * 2 * half_diagonal(SHAPE, SPACING) / 19
     torch.testing.assert_close(mass, volume.sum().expand(17) * math.prod(SPACING), rtol=5e-3, atol=0)
 

@@ -39,7 +39,7 @@ def test_axial_slices_are_the_volumes_own():
     torch.testing.assert_close(slices[[0, -1]], torch.zeros(2, 2, 9, 9), atol=1e-5, rtol=0)
 
 
-def test_slices_equal_scipys_interpolation_in_millimetres():
+def test_slices_equal_scipys_interpolation_in_millimeters():
     volume = noise()
     radius = half_diagonal(volume.shape[1:], SPACING)
     for normal in directions(5):
@@ -101,7 +101,7 @@ def test_runs_of_shared_azimuth_do_use_the_rotated_copy(monkeypatch):
     assert set(calls) == {5}
 
 
-def test_one_slice_volume_fades_to_its_neighbours():
+def test_one_slice_volume_fades_to_its_neighbors():
     volume = torch.ones(1, 9, 9, 1)
     slices = oblique_slices(volume, torch.tensor([0.0, 0.0, 1.0]), count=5, size=3, spacing=(1.0, 1.0, 4.0), radius=4.0)
     torch.testing.assert_close(slices[:, 0, 1, 1], torch.tensor([0, 0, 0.5, 1, 0.5, 0, 0]))

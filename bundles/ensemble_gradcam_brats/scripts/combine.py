@@ -1,4 +1,4 @@
-"""From the members' class activation maps to one: normalisation, the paper's four combinations and two of soft maps.
+"""From the members' class activation maps to one: normalization, the paper's four combinations and two of soft maps.
 
 Source: Ostrowski et al., arXiv:2303.07896, Sec. 2.3. Every combination is expressed as a margin whose positive part is
 the combined mask, so that the heatmap and the mask never disagree and one threshold (0) serves all of them.
@@ -14,7 +14,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from common.masks import open_slices
+from common.masks import gate_slices
 from common.tensors import as_array, like_image
 
 HARD = ("or", "and", "min", "max")
@@ -26,7 +26,7 @@ def normalize_maps(maps: np.ndarray, mode: str = "slice") -> np.ndarray:
 
     Args:
         maps: `[N, H, W, D]`, not negative (they come out of a ReLU).
-        mode: `slice` (the paper: every slice has a pixel of 1, also one without tumour) or `volume` (a member's
+        mode: `slice` (the paper: every slice has a pixel of 1, also one without tumor) or `volume` (a member's
             slices keep their order).
 
     Returns:
@@ -78,9 +78,9 @@ def combine(maps: np.ndarray, thresholds: Sequence[float], how: str) -> np.ndarr
     """
     if how not in HARD + SOFT:
         raise ValueError(f"combine must be one of {HARD + SOFT}, got {how!r}")
-    wanted = 1 if how in SOFT else len(maps)
-    if len(thresholds) != wanted:
-        raise ValueError(f"{how!r} of {len(maps)} maps takes {wanted} threshold(s), got {list(thresholds)}")
+    count = 1 if how in SOFT else len(maps)
+    if len(thresholds) != count:
+        raise ValueError(f"{how!r} of {len(maps)} maps takes {count} threshold(s), got {list(thresholds)}")
     if how in SOFT:
         return (maps.mean(axis=0) if how == "mean" else maps.prod(axis=0)) - thresholds[0]
     margins = maps - np.reshape(np.asarray(thresholds, dtype=maps.dtype), (-1, 1, 1, 1))
@@ -94,7 +94,7 @@ def combine(maps: np.ndarray, thresholds: Sequence[float], how: str) -> np.ndarr
 
 
 class MemberMaps:
-    """The members' maps of a case as the combinations take them: inside the organ, bright parts only, normalised.
+    """The members' maps of a case as the combinations take them: inside the organ, bright parts only, normalized.
 
     Args:
         normalize: see `normalize_maps`.
@@ -135,7 +135,7 @@ class CombineMapsd(MapTransform):
         use: indices of the members that take part; None for all.
         how, thresholds: see `combine`.
         table: name → `{"use", "how", "thresholds"}`: other combinations to be scored beside this one. Each adds
-            `baseline_<name>`, its mask in the slices that `table_gate` opens.
+            `baseline_<name>`, its mask in the slices that pass `table_gate`.
         image_key: the network's input.
         table_gate: as `gate` in `MapsToMaskd`; that under which the rows' thresholds were fitted.
         maps: options of `MemberMaps`.
@@ -173,9 +173,9 @@ class CombineMapsd(MapTransform):
             margin = combine(_used(maps, self.use), self.thresholds, self.how)
             evidence = torch.as_tensor(margin, dtype=torch.float32).expand(self.classes - 1, *margin.shape)
             data[key] = torch.cat([torch.zeros_like(evidence[:1]), evidence, pred[-self.classes :]])
-            opened = open_slices(probability, self.table_gate) > 0
+            gated = gate_slices(probability, self.table_gate) > 0
             for name, row in self.table.items():
-                mask = (combine(_used(maps, row["use"]), row["thresholds"], row["how"]) > 0) & opened
+                mask = (combine(_used(maps, row["use"]), row["thresholds"], row["how"]) > 0) & gated
                 data[f"baseline_{name}"] = like_image(image, mask[None].astype(np.uint8))
         return data
 

@@ -91,7 +91,7 @@ class EnsembleNet(nn.Module):
             image: `[B, in_channels (+1 with organ_channel), H, W]`.
 
         Returns:
-            Raw maps `[B, members, H, W]`, not negative and not normalised, and logits `[B, num_classes]`.
+            Raw maps `[B, members, H, W]`, not negative and not normalized, and logits `[B, num_classes]`.
         """
         seen = self.image(image)
         method = getattr(common.cam, self.cam)

@@ -19,8 +19,8 @@ from monai.engines import IterationEvents
 from monai.transforms import ResampleToMatch
 
 from common.files import atomic_path, write_csv
-from common.handlers import pairs
-from common.masks import open_slices
+from common.handlers import iterate_cases
+from common.masks import gate_slices
 from common.metrics import dice_from_counts, miou_from_counts
 from common.tensors import as_array
 
@@ -31,7 +31,7 @@ Counts = dict[str, np.ndarray]  # "predicted" and "hits" [K, …, K], "truth" an
 
 
 def grid_counts(
-    maps: np.ndarray, truth: np.ndarray, *, how: str, levels: Sequence[float] = LEVELS, opened: np.ndarray | None = None
+    maps: np.ndarray, truth: np.ndarray, *, how: str, levels: Sequence[float] = LEVELS, gated: np.ndarray | None = None
 ) -> Counts:
     """Voxel counts of a combination at every tuple of thresholds, without building a mask for any of them.
 
@@ -43,7 +43,7 @@ def grid_counts(
         truth: `[H, W, D]` bool.
         how: see `combine`.
         levels: K ascending thresholds.
-        opened: `[D]` bool, slices that may hold a mask; None for all.
+        gated: `[D]` bool, slices that may hold a mask; None for all.
 
     Returns:
         `predicted` and `hits` (predicted and true) with one axis of K per member, a single one for `mean` and
@@ -52,7 +52,7 @@ def grid_counts(
     if how in SOFT:
         maps = (maps.mean(axis=0) if how == "mean" else maps.prod(axis=0))[None]
     members, bins = len(maps), len(levels) + 1
-    shown = slice(None) if opened is None else opened
+    shown = slice(None) if gated is None else gated
     maps, true = maps[..., shown], truth[..., shown]
     totals = {"truth": np.array(truth.sum()), "size": np.array(truth.size)}
     inside = (maps > levels[0]).any(axis=0)  # elsewhere no tuple predicts anything
@@ -189,7 +189,7 @@ class EnsembleSearch:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _collect(self, engine: Engine) -> None:
-        for batch, output in pairs(engine):
+        for batch, output in iterate_cases(engine):
             image = batch["image"].cpu()
             truth = as_array(ResampleToMatch(mode="nearest")(batch["label"].cpu(), image))[0] > 0
             section = "fit" if batch["case"] in self.fit_cases else "validation"
@@ -197,9 +197,9 @@ class EnsembleSearch:
             for candidate, counts in zip(self.candidates, self.counts, strict=True):
                 maps, probability = seen[candidate["intensity_mask"]]
                 members = maps[list(candidate["use"])]
-                opened = open_slices(probability, self.gate) > 0
+                gated = gate_slices(probability, self.gate) > 0
                 counts[section].append(
-                    grid_counts(members, truth, how=candidate["how"], levels=self.levels, opened=opened)
+                    grid_counts(members, truth, how=candidate["how"], levels=self.levels, gated=gated)
                 )
 
     def _finish(self, engine: Engine) -> None:

@@ -155,7 +155,7 @@ class GPNet(nn.Module):
 
 
 class GPUNet(GPNet):
-    """GP-UNet: a three-level U-Net without normalisation whose decoder map is pooled globally.
+    """GP-UNet: a three-level U-Net without normalization whose decoder map is pooled globally.
 
     1,740,675 parameters with sinc upsampling and 1,863,555 with transposed convolution at 4 channels, 3 classes and
     the default widths, as in the authors' code.
@@ -196,7 +196,7 @@ class GPUNet(GPNet):
         self.decoder2 = _double_conv(2 * mid, mid)
         self.up1 = Upsample(mid, low, upsample)
         self.decoder1 = _double_conv(2 * low, low)
-        _initialise(self)
+        _initialize(self)
         nn.init.normal_(self.head.weight, std=0.05)
 
     def features(self, image: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class GPUNet(GPNet):
 
 
 class GPEfficientNet(GPNet):
-    """A GP network on ImageNet features, which generalise from few patients: EfficientNet-Lite0 and a 1×1 decoder.
+    """A GP network on ImageNet features, which generalize from few patients: EfficientNet-Lite0 and a 1×1 decoder.
 
     The encoder's features at strides 2, 4, 8 and 16 are projected to one width and added up at stride 4; the class
     map is interpolated to the image's size. So few layers lie between the pool and the pretrained features that a
@@ -268,8 +268,8 @@ class GPEfficientNet(GPNet):
         return self.dropout(F.relu(total))
 
 
-def _initialise(module: nn.Module) -> None:
-    """He initialisation: without normalisation layers PyTorch's default lets activations fade with depth."""
+def _initialize(module: nn.Module) -> None:
+    """He initialization: without normalization layers PyTorch's default lets activations fade with depth."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

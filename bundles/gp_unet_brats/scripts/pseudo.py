@@ -23,14 +23,14 @@ from common.masks import refine_by_intensity
 class PseudoMaskDataset(SliceDataset):
     """Slices with their labels and pseudo-masks.
 
-    A slice labelled 0 has an empty mask. In the others the teacher's map, thresholded, is refined by intensity. A
+    A slice labeled 0 has an empty mask. In the others the teacher's map, thresholded, is refined by intensity. A
     positive slice in which that leaves nothing counts for classification only. Items gain `pseudo` `[1, H, W]` and
     `counts` (1 where the pseudo-mask is to be learned from, else 0).
 
     Args:
         teacher: network of the first stage, with its weights, on the device where it shall run.
         inferer: `common.engines.SliceMapInferer`.
-        threshold: of the teacher's tumour-minus-healthy map.
+        threshold: of the teacher's tumor-minus-healthy map.
         refine: options of `common.masks.refine_by_intensity`.
         args, kwargs: see `SliceDataset`.
     """
@@ -95,7 +95,7 @@ class ExplainInferer(Inferer):
 
 
 class PseudoMaskLoss(torch.nn.Module):
-    """Segmentation loss of the tumour-minus-healthy map on the pseudo-masks plus cross-entropy of the logits.
+    """Segmentation loss of the tumor-minus-healthy map on the pseudo-masks plus cross-entropy of the logits.
 
     Args:
         segmentation, classification: weights of the two terms.

@@ -148,7 +148,7 @@ def as_list(bags: list[Bag]) -> list[Bag]:
 
 
 def balanced_sampler(
-    dataset: BagDataset, *, num_samples: int | None = None, strata: Sequence[str] = (), bins: int = 4
+    dataset: BagDataset, *, num_samples: int | None = None, stratify_by: Sequence[str] = (), bins: int = 4
 ) -> Sampler:
     """Draw bags by `common.data.stratified_weights`.
 
@@ -156,11 +156,13 @@ def balanced_sampler(
         dataset: the bags; positive is a bag with any label.
         num_samples: draws per epoch, over all processes of a distributed run; by default twice as many as there are
             bags of the rarer class.
-        strata, bins: see `common.data.stratum`.
+        stratify_by, bins: keys and bins of `common.data.stratum`.
     """
     positive = [any(bag["labels"]) for bag in dataset.data]
     weights = stratified_weights(
-        positive, [bag["patient"] for bag in dataset.data], [stratum(bag, strata, bins=bins) for bag in dataset.data]
+        positive,
+        [bag["patient"] for bag in dataset.data],
+        [stratum(bag, stratify_by, bins=bins) for bag in dataset.data],
     )
     draws = num_samples or 2 * min(sum(positive), len(positive) - sum(positive))
     return weighted_sampler(dataset, weights.tolist(), draws)

@@ -3,7 +3,7 @@
 An instance is a tile: the mean of its features over the cells inside. With `tokens=True` every cell inside is one.
 Tiles without a cell inside are left out.
 
-Attention is normalised over the bag, so what a tile gets depends on the others, and a bag without findings has its
+Attention is normalized over the bag, so what a tile gets depends on the others, and a bag without findings has its
 most attended tile too. The heatmap here does not: it is the probability of a bag that holds nothing but this instance,
 times, for gated attention, `σ` of the raw attention logit. Within a bag that ranks instances by attention among those
 of equal evidence. It carries no gradient. Thresholds belong to the head: choose them on validation patients.

@@ -12,7 +12,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from common.checkpoint import unwrapped
-from common.features import Busy, FeatureStore, bag_of, encode, volume_entry
+from common.features import EntryLocked, FeatureStore, bag_of, encode, volume_entry
 from common.files import NotWritten
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class InsightInferer(Inferer):
             return out
         encoder = network.encoder
         features = self._features(volume, slices, encoder)
-        inside = encoder.share(organ)
+        inside = encoder.coverage(organ)
         stream = network.head.stream()
         for first in range(0, len(indices), self.chunk):
             part = slice(first, first + self.chunk)
@@ -71,7 +71,7 @@ class InsightInferer(Inferer):
         if self.store is not None:
             try:
                 return volume_entry(volume.cpu(), encoder, self.store, batch_size=self.batch_size)
-            except (Busy, NotWritten) as error:  # another process is at it, or the disk is full: do without
+            except (EntryLocked, NotWritten) as error:  # another process is at it, or the disk is full: do without
                 logger.warning("%s; these features are not stored", error)
         return encode(encoder, slices, self.batch_size)
 

@@ -29,7 +29,7 @@ FINGERPRINT_BYTES = 8
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation of `[B, C, H, W]` over the channels of each position, so that any grid will do."""
+    """Layer normalization of `[B, C, H, W]` over the channels of each position, so that any grid will do."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
@@ -75,7 +75,7 @@ class InsightHead(nn.Module):
         in_channels: channels of the features.
         num_labels: K.
         width: channels after adaptation.
-        fusion: `gate` or `eq4`, see above.
+        fusion: `gate` (the code) or `eq4` (the paper).
         norm: layer norms over the `channel`s of each cell (any grid), `spatial` over channels and grid (the authors'),
             or `none`.
         grid: `(h, w)`, for spatial norms only.

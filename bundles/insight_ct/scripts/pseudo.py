@@ -70,7 +70,7 @@ class MaskDataset(BagDataset):
         if not any(bag["labels"]):
             return torch.zeros(stop - start, len(bag["labels"]), *entry.shape[2:], dtype=torch.float16)
         masks = torch.as_tensor(self._masks(index, entry.indices[start:stop])).permute(3, 0, 1, 2)
-        return torch.cat([self.encoder.share(mask) for mask in masks.split(1, dim=1)], dim=1).half()
+        return torch.cat([self.encoder.coverage(mask) for mask in masks.split(1, dim=1)], dim=1).half()
 
     def _masks(self, index: int, slices: Sequence[int]) -> np.ndarray:
         """`[K, H, W, n]`, bool, of some slices of a bag's volume."""

@@ -21,7 +21,7 @@ from common.metrics import roc_auc
 from common.radon import sample_planes
 from common.tensors import spacing_of
 
-from .geometry import Geometry, body_of
+from .geometry import Geometry, crop_to_organ
 from .inferers import ToNNOInferer
 from .sampling import PlaneDataset, random_planes
 
@@ -111,25 +111,27 @@ def plane_scores(
         `auc` of all planes, and `auc_within`, the mean over the cases that have planes of both kinds.
     """
     network = network.to(device).eval()
-    met, scores = [], []
+    hits_finding, scores = [], []
     for case in cases:
         read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "cls"})
         image = read["image"]
         truth = ResampleToMatch(mode="nearest")(read["label"], image) > 0
         spacing = spacing_of(image)
-        body = body_of(torch.cat([image[:-1], truth.to(image), image[-1:]]), spacing, geometry=geometry, radius=radius)
+        body = crop_to_organ(
+            torch.cat([image[:-1], truth.to(image), image[-1:]]), spacing, geometry=geometry, radius=radius
+        )
         if body is None:
             continue
-        normals, offsets = random_planes(body.rim(), planes, generator=torch.Generator().manual_seed(0))
+        normals, offsets = random_planes(body.extreme_points(), planes, generator=torch.Generator().manual_seed(0))
         cut = sample_planes(body.volume, normals, offsets, size=size, spacing=body.spacing, radius=body.radius)
         area = cut[:, -1].sum(dim=(1, 2)) * body.pixel_cm2(size)
         with torch.no_grad():
             logits = network(cut[:, :-1].to(device))[:, 0].cpu()
         clear = (area == 0) | (area >= min_area_cm2)
-        met.append((area[clear] > 0).numpy())
+        hits_finding.append((area[clear] > 0).numpy())
         scores.append(logits[clear].numpy())
-    within = [roc_auc(s, m) for m, s in zip(met, scores, strict=True) if 0 < m.mean() < 1]
-    result = {"auc": roc_auc(np.concatenate(scores), np.concatenate(met)), "auc_within": np.mean(within)}
+    within = [roc_auc(s, m) for m, s in zip(hits_finding, scores, strict=True) if 0 < m.mean() < 1]
+    result = {"auc": roc_auc(np.concatenate(scores), np.concatenate(hits_finding)), "auc_within": np.mean(within)}
     result = {key: round(float(value), 4) for key, value in result.items()}
     with atomic_path(Path(output_dir) / "planes.json") as path:
         path.write_text(json.dumps(result, indent=4) + "\n")
@@ -174,14 +176,16 @@ def logit_figure(
         inferer = ToNNOInferer(num_slices=num_slices, num_directions=3, size=dataset.size, progress=False)
         inferer.normals, inferer.weights, inferer.layout = torch.eye(3), None, "fibonacci"
         image = torch.cat([body.volume.float(), body.inside[None].float()]).to(device)
-        whole = body_of(image, body.spacing, radius=body.radius)
+        whole = crop_to_organ(image, body.spacing, radius=body.radius)
         if whole is not None:
             with torch.no_grad():
-                profiles, met = inferer.profiles(whole, network)
+                profiles, hits_organ = inferer.profiles(whole, network)
             offsets = torch.linspace(-1, 1, num_slices) * whole.radius
-            for axis, (values, inside) in enumerate(zip(profiles[:, 1:-1].cpu(), met[:, 1:-1].cpu(), strict=True)):
+            for axis, (values, inside) in enumerate(
+                zip(profiles[:, 1:-1].cpu(), hits_organ[:, 1:-1].cpu(), strict=True)
+            ):
                 profile.plot(offsets[inside], values[inside], label=f"axis {axis}")
-            profile.set(xlabel="mm from the centre", ylabel="logit")
+            profile.set(xlabel="mm from the center", ylabel="logit")
             profile.legend()
     _save(figure, Path(output_dir) / "logits.png")
 

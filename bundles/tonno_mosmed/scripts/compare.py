@@ -47,7 +47,7 @@ class MethodsInferer(ToNNOInferer):
         return self.keys
 
     def heatmaps(self, body: Body, network: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
-        volumes, profiles, met = self.map_volumes(body, network, self.layers, kinds=("averaged", "tomographic"))
+        volumes, profiles, hits_organ = self.map_volumes(body, network, self.layers, kinds=("averaged", "tomographic"))
         heats = {"intensity": body.volume[0], "tonno": self.reconstructed(body, profiles)}
         for name, views in ((self.axial, "axial"), ("three_views", "three")):
             self.views = views  # type: ignore[assignment]
@@ -55,7 +55,7 @@ class MethodsInferer(ToNNOInferer):
                 heats[f"{name}@{layer}"] = heat
         for layer, volume in zip(self.layers, volumes, strict=True):
             heats |= {f"{kind}_cam@{layer}": heat for kind, heat in volume.items()}
-        return heats, profiles[met]
+        return heats, profiles[hits_organ]
 
 
 def compare(
@@ -75,7 +75,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Score each method on test cases with the threshold that has the best mean score on validation cases.
 
-    `intensity` is the image itself, the rival that needs no network. Scores are taken in the model's grid. Writes
+    `intensity` is the image itself, the baseline that needs no network. Scores are taken in the model's grid. Writes
     `table.csv`, one row a method, `table.json` with intervals, and `cases.csv`.
 
     Args:

@@ -34,20 +34,20 @@ class Body:
     box: tuple[slice, slice, slice]
 
     def pixel_cm2(self, size: int) -> float:
-        """Area of a pixel of planes of `size × size`, for spacings in millimetres."""
+        """Area of a pixel of planes of `size × size`, for spacings in millimeters."""
         return (0.2 * self.radius / (size - 1)) ** 2
 
-    def rim(self) -> Tensor:
-        """Both ends of the organ's columns along the last axis, `[P, 3]` from the centre: all extremes are theirs."""
+    def extreme_points(self) -> Tensor:
+        """Both ends of the organ's columns along the last axis, `[P, 3]` from the center: all extremes are theirs."""
         column = self.inside.any(dim=2).nonzero()
         rows = self.inside[column[:, 0], column[:, 1]].to(torch.uint8)
         first, last = rows.argmax(dim=1), rows.shape[1] - 1 - rows.flip(1).argmax(dim=1)
         ends = torch.cat([torch.cat((column, end[:, None]), dim=1) for end in (first, last)])
-        centre = 0.5 * (torch.as_tensor(self.inside.shape, device=ends.device) - 1)
-        return (ends - centre) * torch.as_tensor(self.spacing, device=ends.device)
+        center = 0.5 * (torch.as_tensor(self.inside.shape, device=ends.device) - 1)
+        return (ends - center) * torch.as_tensor(self.spacing, device=ends.device)
 
 
-def body_of(
+def crop_to_organ(
     image: Tensor,
     spacing: Sequence[float],
     *,
@@ -62,7 +62,7 @@ def body_of(
             counts as organ.
         spacing: mm of the three axes.
         geometry: `organ` crops to the organ's box, in mm; `paper` takes the whole image as the cube [-1, 1]³.
-        radius: of `organ`: mm that planes and slices reach from the box's centre, so that pixels have one size in all
+        radius: of `organ`: mm that planes and slices reach from the box's center, so that pixels have one size in all
             volumes; an organ that is larger widens it. None: as far as the organ reaches.
 
     Returns:
@@ -86,5 +86,5 @@ def body_of(
     ranges = [torch.nonzero(inside.any(dim=a).any(dim=b)).flatten() for a, b in ((1, 1), (0, 1), (0, 0))]
     x, y, z = (slice(int(r[0]), int(r[-1]) + 1) for r in ranges)
     body = Body(volume[:, x, y, z], inside[x, y, z], steps, 1.0, (x, y, z))
-    reach = float(body.rim().norm(dim=1).max()) + half_diagonal((1, 1, 1), steps)
+    reach = float(body.extreme_points().norm(dim=1).max()) + half_diagonal((1, 1, 1), steps)
     return Body(body.volume, body.inside, steps, max(reach, radius or 0.0), (x, y, z))

@@ -31,7 +31,7 @@ from common.radon import (
     solid_angles,
 )
 
-from .geometry import GEOMETRIES, Body, Geometry, body_of
+from .geometry import GEOMETRIES, Body, Geometry, crop_to_organ
 
 CAMS = {"layercam": "LayerCAM", "gradcam": "GradCAM", "gradcampp": "GradCAMpp"}
 METHODS = ("tonno", *CAMS, "averaged_cam", "tomographic_cam")
@@ -50,7 +50,7 @@ class ToNNOInferer(Inferer):
     - `layercam`, `gradcam`, `gradcampp`: the maps of the axial slices, or the mean of those of the three axes.
 
     Args:
-        method: see above.
+        method: one of those listed.
         cam_layer: resolution of the maps, 1 (finest) to as many as the network has `stages`.
         cam: of `averaged_cam` and `tomographic_cam`: `layercam`, `gradcam` or `gradcampp`.
         num_slices: M.
@@ -58,7 +58,7 @@ class ToNNOInferer(Inferer):
         layout: `latitude` cuts planes some ten times faster, `fibonacci` is the paper's lattice.
         hemisphere: False for directions over the whole sphere, as in the paper.
         size: pixels of a plane's side.
-        geometry, radius, organ_channel: see `scripts.geometry.body_of`.
+        geometry, radius, organ_channel: see `scripts.geometry.crop_to_organ`.
         stack: cut the volume into overlapping stacks of so many slices along the last axis, each a volume of its own,
             as in training on stacks; where they overlap, heat and probability are the mean. None or 0: no stacks.
         views: of the single-view methods: `axial` or `three`.
@@ -164,7 +164,7 @@ class ToNNOInferer(Inferer):
         for start in sorted({*range(0, depth - size, max(size // 2, 1)), depth - size}):
             part = slice(start, start + size)
             times[part] += 1
-            body = body_of(image[..., part], spacing, **self.body_options)
+            body = crop_to_organ(image[..., part], spacing, **self.body_options)
             if body is None:
                 probability[0, part] += 1
                 continue
@@ -191,22 +191,22 @@ class ToNNOInferer(Inferer):
             (heat,), logits = self.single_views(body, network, (self.cam_layer,))
             return {self.method: heat}, logits
         if self.method == "tonno":
-            profiles, met = self.profiles(body, network)
-            return {"tonno": self.reconstructed(body, profiles)}, profiles[met]
+            profiles, hits_organ = self.profiles(body, network)
+            return {"tonno": self.reconstructed(body, profiles)}, profiles[hits_organ]
         kind = self.method.removesuffix("_cam")
-        (volume,), profiles, met = self.map_volumes(body, network, (self.cam_layer,), kinds=(kind,))
-        return {self.method: volume[kind]}, profiles[met]
+        (volume,), profiles, hits_organ = self.map_volumes(body, network, (self.cam_layer,), kinds=(kind,))
+        return {self.method: volume[kind]}, profiles[hits_organ]
 
     def profiles(self, body: Body, network: nn.Module) -> tuple[Tensor, Tensor]:
         """Logits `[L, M + 2]` of all planes, and which of them meet the organ."""
         run = torch.compile(network) if self.compile else network
-        met = self._met(body)
-        values = self._logits(run, self._air(body)).expand(met.shape).clone()
-        for part, images in self._planes(body, met):
+        hits_organ = self._hits_organ(body)
+        values = self._logits(run, self._air(body)).expand(hits_organ.shape).clone()
+        for part, images in self._planes(body, hits_organ):
             if len(images):
                 logits = [self._logits(run, chunk) for chunk in images.split(self.batch_size)]
-                values[part] = values[part].masked_scatter(met[part], torch.cat(logits))
-        return values, met
+                values[part] = values[part].masked_scatter(hits_organ[part], torch.cat(logits))
+        return values, hits_organ
 
     def reconstructed(self, body: Body, profiles: Tensor) -> Tensor:
         """The volume `[D, H, W]` that profiles `[L, M + 2]` come from, 0 outside the organ."""
@@ -240,19 +240,19 @@ class ToNNOInferer(Inferer):
             for name, _ in cam.layers
         ]
         air, logit = self._maps(cam, self._air(body))
-        met = self._met(body)
-        values = logit.expand(met.shape).clone()
-        for part, images in self._planes(body, met):
+        hits_organ = self._hits_organ(body)
+        values = logit.expand(hits_organ.shape).clone()
+        for part, images in self._planes(body, hits_organ):
             if len(images):
                 chunks = [self._maps(cam, chunk) for chunk in images.split(self.batch_size)]
-                values[part] = values[part].masked_scatter(met[part], torch.cat([chunk[1] for chunk in chunks]))
+                values[part] = values[part].masked_scatter(hits_organ[part], torch.cat([chunk[1] for chunk in chunks]))
             weights = None if self.weights is None else self.weights[part]
             for k, layer in enumerate(sums):
-                maps = air[k].expand(*met[part].shape, *air[k].shape[1:]).clone()
+                maps = air[k].expand(*hits_organ[part].shape, *air[k].shape[1:]).clone()
                 if len(images):
-                    maps[met[part]] = torch.cat([chunk[0][k] for chunk in chunks])
+                    maps[hits_organ[part]] = torch.cat([chunk[0][k] for chunk in chunks])
                 layer.add(self.normals[part], maps, weights)
-        return [layer.result() for layer in sums], values, met
+        return [layer.result() for layer in sums], values, hits_organ
 
     def single_views(self, body: Body, network: nn.Module, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """For each layer the maps of the slices along the last axis, or the mean of those along each axis."""
@@ -298,20 +298,23 @@ class ToNNOInferer(Inferer):
             heats.append(read[:, 0].movedim(0, axis))
         return heats, torch.cat([part[1] for part in parts])
 
-    def _met(self, body: Body) -> Tensor:
+    def _hits_organ(self, body: Body) -> Tensor:
         options: dict[str, Any] = {"spacing": body.spacing, "radius": body.radius}
         return planes_through(body.inside, self.normals.to(body.volume.device), count=self.num_slices, **options)
 
-    def _planes(self, body: Body, met: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _planes(self, body: Body, hits_organ: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The planes that meet the organ, some directions at a time: which directions, and `[N, C, size, size]`."""
         normals = self.normals.to(body.volume.device)
         offsets = plane_offsets(self.num_slices, body.radius).to(normals)
         options: dict[str, Any] = {"size": self.size, "spacing": body.spacing, "radius": body.radius}
         for part in tqdm(self._runs(), desc=self.method, unit="run", leave=False, disable=not self.progress):
             if self.layout == "latitude":
-                yield part, oblique_slices(body.volume, normals[part], count=self.num_slices, **options)[met[part]]
+                yield (
+                    part,
+                    oblique_slices(body.volume, normals[part], count=self.num_slices, **options)[hits_organ[part]],
+                )
             else:
-                which, plane = met[part].nonzero(as_tuple=True)
+                which, plane = hits_organ[part].nonzero(as_tuple=True)
                 yield part, sample_planes(body.volume, normals[part][which], offsets[plane], **options)
 
     def _runs(self) -> list[slice]:
@@ -360,9 +363,9 @@ def one_logit(logits: Tensor) -> Tensor:
 
 
 def first_cell(network: nn.Module, layer: str, size: int, channels: int) -> float:
-    """Pixel that the centre of a layer's first cell lies on, along either axis: padding decides it.
+    """Pixel that the center of a layer's first cell lies on, along either axis: padding decides it.
 
-    Measured: the centre of mass of the input that a cell in the middle depends on, extrapolated to the first cell.
+    Measured: the center of mass of the input that a cell in the middle depends on, extrapolated to the first cell.
     """
     found: list[Tensor] = []
     module = dict(network.named_modules())[layer]
@@ -382,5 +385,5 @@ def first_cell(network: nn.Module, layer: str, size: int, channels: int) -> floa
         network.train(was_training)
     weight = gradient.square().sum(dim=(0, 1))
     pixels = torch.arange(size, device=device, dtype=weight.dtype)
-    centre = 0.5 * float((weight.sum(0) @ pixels + weight.sum(1) @ pixels) / weight.sum())
-    return round(2 * (centre - middle * size / cells)) / 2 if math.isfinite(centre) else 0.5 * (size / cells - 1)
+    center = 0.5 * float((weight.sum(0) @ pixels + weight.sum(1) @ pixels) / weight.sum())
+    return round(2 * (center - middle * size / cells)) / 2 if math.isfinite(center) else 0.5 * (size / cells - 1)

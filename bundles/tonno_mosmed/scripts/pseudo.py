@@ -27,10 +27,10 @@ from .sampling import PlaneDataset, random_planes
 class PseudoPlaneDataset(PlaneDataset):
     """Planes of whole volumes, half of which meet the volume's pseudo-mask and are positive, half miss it.
 
-    The pseudo-mask is the first round's heatmap, thresholded in the slices labelled positive and refined by intensity.
+    The pseudo-mask is the first round's heatmap, thresholded in the slices labeled positive and refined by intensity.
     Planes that only graze it are left out. Every negative has as much of the organ in it as a positive of the same
     volume, as far as can be: near its rim an organ is small and healthy. Where no slice is positive all planes are
-    negative; a volume labelled positive in which no pseudo-mask is found is left out.
+    negative; a volume labeled positive in which no pseudo-mask is found is left out.
 
     Items are those of `PlaneDataset`.
 
@@ -90,12 +90,14 @@ class PseudoPlaneDataset(PlaneDataset):
         part = torch.as_tensor(mask[None]).to(image.dtype)
         if self._add(case, torch.cat([image[:-1], part, image[-1:]]), int(mask.any())):
             body = self.bodies[-1]
-            self.targets.append(replace(body, inside=body.volume[-1] > 0.5).rim() if mask.any() else body.rim())
+            self.targets.append(
+                replace(body, inside=body.volume[-1] > 0.5).extreme_points() if mask.any() else body.extreme_points()
+            )
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(index) if self.fixed else None
         pairs = -(-self.planes // 2)
-        rims = (self.targets[index], self.rims[index])
+        rims = (self.targets[index], self.extremes[index])
         drawn = [random_planes(rim, self.candidates * pairs, generator=generator) for rim in rims]
         normals, offsets = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         cut = self._cut(index, normals, offsets, generator)
@@ -119,12 +121,12 @@ def pairs_of_planes(area: Tensor, organ: Tensor, *, count: int, min_area: float)
         Indices `[2 count]`, negatives drawn twice where they are few. Where no plane meets the mask, or all do, the
         first planes.
     """
-    met, missed = (area > 0).nonzero().flatten(), (area == 0).nonzero().flatten()
-    if not len(met) or not len(missed):
+    hit, missed = (area > 0).nonzero().flatten(), (area == 0).nonzero().flatten()
+    if not len(hit) or not len(missed):
         return torch.arange(2 * count)
     # Stable: those that are large enough keep their random order, the others follow by size.
-    order = torch.where(area[met] >= min_area, torch.inf, area[met]).argsort(descending=True, stable=True)
-    positives = met[order[torch.arange(count) % len(met)]]
+    order = torch.where(area[hit] >= min_area, torch.inf, area[hit]).argsort(descending=True, stable=True)
+    positives = hit[order[torch.arange(count) % len(hit)]]
     free = organ[missed].float()
     negatives = []
     for plane in positives.tolist():

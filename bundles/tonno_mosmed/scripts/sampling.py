@@ -19,7 +19,7 @@ from common.engines import weighted_sampler
 from common.radon import plane_basis, sample_planes
 from common.tensors import spacing_of
 
-from .geometry import Body, Geometry, body_of
+from .geometry import Body, Geometry, crop_to_organ
 
 
 def random_planes(rim: Tensor, count: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class PlaneDataset(Dataset):
         augment: transform of one plane, `{"image": [C, size, size]}`.
         scale, shear: see `random_axes`.
         fixed: the same planes each time, not augmented: for validation.
-        organ_channel, geometry, radius: see `body_of`.
+        organ_channel, geometry, radius: see `crop_to_organ`.
         min_slices, max_slices: of stacks, see `common.data.runs`.
         progress: show a progress bar while reading.
 
@@ -116,7 +116,7 @@ class PlaneDataset(Dataset):
         self.min_slices = min_slices
         self.max_slices = max_slices
         self.bodies: list[Body] = []
-        self.rims: list[Tensor] = []
+        self.extremes: list[Tensor] = []
         self.classes: list[int] = []
         self.cases: list[dict] = []
         for case in tqdm(data, desc="reading", unit="case", disable=not progress):
@@ -133,11 +133,11 @@ class PlaneDataset(Dataset):
     def _add(self, case: dict, image: Tensor, label: int) -> bool:
         """Keep a volume `[C, D, H, W]`; False where it has no organ."""
         spacing = spacing_of(image)
-        body = body_of(image, spacing, **self.body_options)
+        body = crop_to_organ(image, spacing, **self.body_options)
         if body is None:
             return False
         self.bodies.append(Body(body.volume.half(), body.inside, body.spacing, body.radius, body.box))
-        self.rims.append(body.rim())
+        self.extremes.append(body.extreme_points())
         self.classes.append(int(label > 0))
         self.cases.append(case)
         return True
@@ -147,7 +147,7 @@ class PlaneDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(index) if self.fixed else None
-        normals, offsets = random_planes(self.rims[index], self.planes, generator=generator)
+        normals, offsets = random_planes(self.extremes[index], self.planes, generator=generator)
         image = self._cut(index, normals, offsets, generator)
         return {"image": self._augmented(image), "cls": torch.full((self.planes,), float(self.classes[index]))}
 
@@ -185,7 +185,7 @@ def stacks(case: dict, depth: int, min_slices: int, max_slices: int | None) -> l
 
 
 def balanced_sampler(
-    dataset: PlaneDataset, *, num_samples: int, match_size: bool = True, bins: int = 10, strata: Sequence[str] = ()
+    dataset: PlaneDataset, *, num_samples: int, match_size: bool = True, bins: int = 10, stratify_by: Sequence[str] = ()
 ) -> Sampler:
     """Draw volumes with replacement, positives and negatives 1:1.
 
@@ -195,12 +195,12 @@ def balanced_sampler(
         match_size: draw negatives whose organ is as large as the positives': in stacks, the end of an organ gives
             itself away as small and healthy.
         bins: of size.
-        strata: in place of sizes, match what else is known of the cases, e.g. `side`, and draw patients alike; see
+        stratify_by: in place of sizes, match what else is known of the cases, e.g. `side`, and draw patients alike; see
             `common.data.stratum` and `stratified_weights`.
     """
-    if strata:
+    if stratify_by:
         patients = [case["patient"] for case in dataset.cases]
-        groups = [stratum(case, strata) for case in dataset.cases]
+        groups = [stratum(case, stratify_by) for case in dataset.cases]
         weights = stratified_weights([bool(label) for label in dataset.classes], patients, groups)
     else:
         sizes = torch.tensor([float(body.inside.sum()) for body in dataset.bodies])

@@ -146,11 +146,11 @@ def truth() -> np.ndarray:
 @pytest.mark.parametrize("members", [1, 2, 3])
 def test_grid_counts_are_those_of_every_mask_built_one_by_one(maps, truth, how, members):
     levels = [0.0, 0.25, 0.5, 0.9]
-    opened = np.array([True, False, True, True])
-    counts = search.grid_counts(maps[:members], truth, how=how, levels=levels, opened=opened)
+    gated = np.array([True, False, True, True])
+    counts = search.grid_counts(maps[:members], truth, how=how, levels=levels, gated=gated)
     assert counts["predicted"].shape == (4,) * members
     for index in np.ndindex(*counts["predicted"].shape):
-        mask = (combine(maps[:members], [levels[i] for i in index], how) > 0) & opened
+        mask = (combine(maps[:members], [levels[i] for i in index], how) > 0) & gated
         assert counts["predicted"][index] == mask.sum(), index
         assert counts["hits"][index] == (mask & truth).sum(), index
     assert (counts["truth"], counts["size"]) == (truth.sum(), truth.size)

@@ -105,7 +105,7 @@ def test_inferer_carries_all_members_maps_and_the_class_probabilities(network):
     torch.testing.assert_close(output[0, 2, 0, 0], 1 - output[0, 3, 0, 0])
     assert output[0, :2, :, :, 0].abs().max() == 0  # no organ there
     window = torch.zeros(1, 2, 64, 96)
-    window[:, :, 7:57, 13:83] = volume[0, :, :, :, 2]  # the organ's centre at the window's
+    window[:, :, 7:57, 13:83] = volume[0, :, :, :, 2]  # the organ's center at the window's
     maps, logits = network.explain(window)
     torch.testing.assert_close(output[0, :2, :, :, 2], maps[0, :, 7:57, 13:83])
     torch.testing.assert_close(output[0, 2:, 0, 0, 2], logits.softmax(1)[0])

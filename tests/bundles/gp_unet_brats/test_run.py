@@ -92,7 +92,7 @@ def test_every_case_gets_heatmap_mask_and_picture_on_its_own_grid(inference, dat
     with open(inference / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == cases
-    assert {"probability_none", "probability_tumour", "threshold", "volume_ml", "seconds"} <= set(rows[0])
+    assert {"probability_none", "probability_tumor", "threshold", "volume_ml", "seconds"} <= set(rows[0])
 
 
 def test_inference_from_the_bundles_root_writes_the_same(inference, data, trained, tmp_path):

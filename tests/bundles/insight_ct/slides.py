@@ -1,4 +1,4 @@
-"""Slides whose lesions are known, and a network that knows their colour."""
+"""Slides whose lesions are known, and a network that knows their color."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def write_slide(
     lesions: Sequence[Box] = (),
     mpp: float | None = 0.5,
     levels: int = 3,
-    colours: Sequence[tuple[int, int, int]] = (GLASS, TISSUE, LESION),
+    colors: Sequence[tuple[int, int, int]] = (GLASS, TISSUE, LESION),
     step: int = 4,
 ) -> Path:
-    """A tiled pyramid of flat colours, each level `step` times smaller; `size` is `(width, height)`.
+    """A tiled pyramid of flat colors, each level `step` times smaller; `size` is `(width, height)`.
 
     A tile is packed once for each pattern, so that a large slide is written in a moment.
     """
@@ -46,7 +46,7 @@ def write_slide(
                         kind[max(y0 - top, 0) : max(y1 - top, 0), max(x0 - left, 0) : max(x1 - left, 0)] = value
                 key = kind.tobytes() if kind.any() else b""
                 if key not in packed:
-                    packed[key] = zlib.compress(np.asarray(colours, np.uint8)[kind].tobytes(), 1)
+                    packed[key] = zlib.compress(np.asarray(colors, np.uint8)[kind].tobytes(), 1)
                 yield packed[key]
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ def write_slide(
     return path
 
 
-class ColourEncoder(nn.Module):
-    """The mean colour of each cell; 16 × 16 cells a tile."""
+class ColorEncoder(nn.Module):
+    """The mean color of each cell; 16 × 16 cells a tile."""
 
     channels = 3
     fingerprint = "c0104a" * 10
@@ -90,8 +90,8 @@ class ColourEncoder(nn.Module):
         return nn.functional.adaptive_avg_pool2d(image, 16)
 
 
-class ColourHead(nn.Module):
-    """Heat of label k: 1 at the lesion's colour, 0 at the tissue's; label 2, if any, has none."""
+class ColorHead(nn.Module):
+    """Heat of label k: 1 at the lesion's color, 0 at the tissue's; label 2, if any, has none."""
 
     in_channels, pooling, alpha = 3, "max", 1.0
 
@@ -127,12 +127,12 @@ def corners_of(box: Box) -> list[tuple[float, float]]:
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def colour_network(num_labels: int = 1) -> nn.Module:
-    return load_script("insight_ct", "networks").Insight(ColourEncoder(), ColourHead(num_labels))
+def color_network(num_labels: int = 1) -> nn.Module:
+    return load_script("insight_ct", "networks").Insight(ColorEncoder(), ColorHead(num_labels))
 
 
-def run_slides(cases: Sequence[dict], output_dir: Path, *, classes: Sequence[str] = ("none", "tumour"), **options: Any):
-    """The evaluator over some slides with the colour network; returns it after the run."""
+def run_slides(cases: Sequence[dict], output_dir: Path, *, classes: Sequence[str] = ("none", "tumor"), **options: Any):
+    """The evaluator over some slides with the color network; returns it after the run."""
     inference, tiles = load_script("insight_ct", "slides.inference"), load_script("insight_ct", "slides.tiles")
     truth = load_script("insight_ct", "slides.truth")
     tiler = tiles.Tiler(**options.pop("tiler", {}))
@@ -142,7 +142,7 @@ def run_slides(cases: Sequence[dict], output_dir: Path, *, classes: Sequence[str
     evaluator = inference.SlideEvaluator(
         "cpu",
         inference.SlideDataset(cases, classes=classes),
-        options.pop("network", None) or colour_network(len(classes) - 1),
+        options.pop("network", None) or color_network(len(classes) - 1),
         inferer=inference.SlideInferer(tiler, tiles_dir=output_dir, **options),
         val_handlers=handlers,
         progress=False,

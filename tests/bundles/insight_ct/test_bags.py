@@ -171,7 +171,7 @@ class TestBalancedSampler:
     def test_strata_and_patients_are_balanced(self):
         cases = [part("a", 1), part("a", 1), part("b", 1), part("a", 0), part("c", 0, "right")]
         assert shares(cases) == pytest.approx([0.125, 0.125, 0.25, 0.25, 0.25])
-        assert shares(cases, strata=["side"]) == pytest.approx([0.125, 0.125, 0.25, 0.5, 0.0])
+        assert shares(cases, stratify_by=["side"]) == pytest.approx([0.125, 0.125, 0.25, 0.5, 0.0])
 
     def test_any_label_makes_a_bag_positive(self):
         cases = [part("a", 0) | {"labels": labels} for labels in ([0, 1], [0, 0], [1, 0])]

@@ -166,7 +166,7 @@ def test_transmil_lays_instances_out_on_a_square_filled_with_the_first_ones():
     torch.testing.assert_close(head(x)[1], head(torch.cat([x, x[:2]]))[1])
 
 
-def test_transmil_layers_are_residual_and_positions_mix_neighbours():
+def test_transmil_layers_are_residual_and_positions_mix_neighbors():
     head, x = small("TransMIL"), features(tiles=9, size=1)
     with torch.no_grad():
         for layer in (head.first, head.second):

@@ -162,7 +162,7 @@ def test_with_a_store_the_result_is_the_same_and_the_encoder_runs_once(tmp_path)
     assert len(list(FeatureStore(tmp_path).entries())) == 2
 
 
-@pytest.mark.parametrize("error", [inferers.Busy, inferers.NotWritten])
+@pytest.mark.parametrize("error", [inferers.EntryLocked, inferers.NotWritten])
 def test_a_store_that_another_process_holds_or_a_full_disk_stops_nothing(tmp_path, monkeypatch, error):
     def volume_entry(*_, **__):
         raise error("held")

@@ -110,7 +110,7 @@ def test_each_layer_is_convolution_then_gelu_then_norm():
     assert kinds == ["Conv2d", "GELU", "ChannelNorm"] * 3 + ["Conv2d"]
 
 
-def test_channel_norm_normalises_each_cell_by_itself():
+def test_channel_norm_normalizes_each_cell_by_itself():
     norm, x = networks.ChannelNorm(6), features()
     with torch.no_grad():
         norm.weight.copy_(torch.arange(6.0))
@@ -120,7 +120,7 @@ def test_channel_norm_normalises_each_cell_by_itself():
     torch.testing.assert_close(norm(x)[2, :, 3, 4], expected)
 
 
-def test_spatial_norm_normalises_over_channels_and_grid():
+def test_spatial_norm_normalizes_over_channels_and_grid():
     head, x = small(norm="spatial", grid=(7, 7)), features()
     normed = head.adapt(x)
     torch.testing.assert_close(normed.mean(dim=(1, 2, 3)), torch.zeros(5), atol=1e-6, rtol=0)

@@ -49,7 +49,7 @@ def volume() -> np.ndarray:
 
 @pytest.fixture
 def dataset(tmp_path, volume):
-    """Function that makes the dataset of one volume, whose first slices are labelled positive."""
+    """Function that makes the dataset of one volume, whose first slices are labeled positive."""
     organ = np.ones_like(volume)
     organ[:, :STRIDE] = 0  # the first column of cells
     for key, array in zip(KEYS, (volume, organ), strict=True):

@@ -130,10 +130,10 @@ class TestBadSlides:
             Slide(path)
 
 
-def thumbnail(colour: tuple[int, int, int] = TISSUE, box: tuple[slice, slice] = np.s_[50:150, 60:200]) -> np.ndarray:
+def thumbnail(color: tuple[int, int, int] = TISSUE, box: tuple[slice, slice] = np.s_[50:150, 60:200]) -> np.ndarray:
     """200 × 300 pixels of grainy glass with one object."""
     picture = np.random.default_rng(0).normal(GLASS, 2, (200, 300, 3))
-    picture[box] = np.random.default_rng(1).normal(colour, 2, picture[box].shape)
+    picture[box] = np.random.default_rng(1).normal(color, 2, picture[box].shape)
     return picture.clip(0, 255).astype(np.uint8)
 
 
@@ -144,14 +144,14 @@ class TestTissue:
         truth[50:150, 60:200] = True
         assert (tissue != truth).sum() <= 20  # corners, rounded by filters
 
-    @pytest.mark.parametrize("colour", [(40, 160, 60), (30, 60, 200), (20, 20, 20), GLASS])
-    def test_is_neither_pen_nor_black_nor_glass(self, colour):
-        assert not find_tissue(thumbnail(colour), mpp=8).any()
+    @pytest.mark.parametrize("color", [(40, 160, 60), (30, 60, 200), (20, 20, 20), GLASS])
+    def test_is_neither_pen_nor_black_nor_glass(self, color):
+        assert not find_tissue(thumbnail(color), mpp=8).any()
 
     def test_pens_may_be_kept(self):
         assert find_tissue(thumbnail((40, 160, 60)), mpp=8, pen=False).any()
 
-    def test_haematoxylin_is_no_pen(self):
+    def test_hematoxylin_is_no_pen(self):
         assert find_tissue(thumbnail((85, 70, 160)), mpp=8)[60:140, 70:190].all()
 
     def test_a_slide_full_of_tissue_is_all_tissue(self):
@@ -235,10 +235,10 @@ class TestTiler:
             inside = tiled.inside(slice(0, len(tiled.tiles)))
             assert list(inside.shape) == [len(tiled.tiles), 1, 16, 16]
             for share, (x, y) in zip(inside[:, 0].numpy(), tiled.tiles.coordinates.tolist(), strict=True):
-                centres = np.arange(7, 224, 14)
-                rows, columns = (y + centres > 200) & (y + centres < 1300), (x + centres > 300) & (x + centres < 1500)
+                centers = np.arange(7, 224, 14)
+                rows, columns = (y + centers > 200) & (y + centers < 1300), (x + centers > 300) & (x + centers < 1500)
                 to_edge = [
-                    np.abs(np.subtract.outer(edges, corner + centres)).min(axis=0)
+                    np.abs(np.subtract.outer(edges, corner + centers)).min(axis=0)
                     for edges, corner in (((200, 1300), y), ((300, 1500), x))
                 ]
                 clear = np.logical_and.outer(to_edge[0] > 14, to_edge[1] > 14)

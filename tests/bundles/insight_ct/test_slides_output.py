@@ -145,9 +145,9 @@ def test_overlay_shows_heat_mask_and_truth_where_they_are(tmp_path):
     for outline, (x0, y0, x1, y1) in ((cyan, (490, 210, 560, 280)), (green, (450, 350, 674, 462))):
         rows, columns = np.nonzero(outline)
         np.testing.assert_allclose([columns.min(), rows.min(), columns.max(), rows.max()], (x0, y0, x1, y1), atol=8)
-    coloured = np.ptp(hot, axis=-1) > 20
-    assert coloured[215:275, 495:555].all()
-    assert coloured.sum() <= 75**2
+    colored = np.ptp(hot, axis=-1) > 20
+    assert colored[215:275, 495:555].all()
+    assert colored.sum() <= 75**2
 
 
 class TestTruth:
@@ -156,7 +156,7 @@ class TestTruth:
     def cells(self, path: Path, shape: tuple[int, int] = (60, 80)) -> np.ndarray:
         return truth.polygons_to_cells(truth.read_polygons(path), shape=shape, cell_px=self.CELL)
 
-    def test_a_cell_is_positive_when_its_centre_lies_in_a_polygon(self, tmp_path):
+    def test_a_cell_is_positive_when_its_center_lies_in_a_polygon(self, tmp_path):
         triangle = [(100.0, 50.0), (500.5, 90.25), (300.0, 400.0)]
         cells = self.cells(write_annotation(tmp_path / "a.xml", [("_0", triangle)]))
         (ax, ay), (bx, by), (cx, cy) = triangle

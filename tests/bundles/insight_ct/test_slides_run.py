@@ -14,12 +14,12 @@ import pytest
 import tifffile
 import torch
 
-from common.features import Busy, FeatureStore
+from common.features import EntryLocked, FeatureStore
 from tests.bundles.conftest import REPOSITORY, load_script, monai_bundle
 from tests.bundles.insight_ct.slides import (
     Box,
-    ColourEncoder,
-    colour_network,
+    ColorEncoder,
+    color_network,
     corners_of,
     run_slides,
     write_annotation,
@@ -45,7 +45,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def planted(shape: tuple[int, ...], cell: float, lesions: tuple[Box, ...] = LESIONS) -> np.ndarray:
-    """Cells whose centres lie in a lesion."""
+    """Cells whose centers lie in a lesion."""
     y, x = np.meshgrid(*((np.arange(n) + 0.5) * cell for n in shape), indexing="ij")
     return np.any([(x0 < x) & (x < x1) & (y0 < y) & (y < y1) for x0, y0, x1, y1 in lesions], axis=0)
 
@@ -56,18 +56,18 @@ class TestRun:
         case["label"] = str(write_annotation(tmp_path / "a.xml", [("Tumor", corners_of(box)) for box in LESIONS]))
         run_slides([case], tmp_path / "out")
         out = sorted(path.name for path in (tmp_path / "out").iterdir())
-        files = ["heatmap.ome.tif", "heatmap_tumour.tif", "overlay.png", "seg.tif", "tiles.png"]
+        files = ["heatmap.ome.tif", "heatmap_tumor.tif", "overlay.png", "seg.tif", "tiles.png"]
         assert out == sorted([f"a_{name}" for name in files] + ["predictions.csv", "metrics.csv", "summary.json"])
         heat, mask = (tifffile.imread(tmp_path / "out" / f"a_{name}.tif") for name in ("heatmap.ome", "seg"))
         expected = planted(mask.shape, 14)
         assert ((mask > 0) != expected).sum() < 0.15 * expected.sum()  # cells that are cut by an edge
         assert heat[expected].mean() > 0.9
-        with openslide.OpenSlide(tmp_path / "out" / "a_heatmap_tumour.tif") as picture:
+        with openslide.OpenSlide(tmp_path / "out" / "a_heatmap_tumor.tif") as picture:
             assert float(picture.properties["openslide.mpp-x"]) * picture.dimensions[0] >= 2500 * 0.5
             assert np.asarray(picture.read_region((850 // 14, 800 // 14), 0, (1, 1)))[0, 0, 0] == 255
         (row,) = rows_of(tmp_path / "out" / "predictions.csv")
-        assert (row["case"], float(row["probability_tumour"]), float(row["probability_none"])) == ("a", 1, 0)
-        assert float(row["area_mm2_tumour"]) == pytest.approx(150_000 * 0.25e-6, rel=0.15)
+        assert (row["case"], float(row["probability_tumor"]), float(row["probability_none"])) == ("a", 1, 0)
+        assert float(row["area_mm2_tumor"]) == pytest.approx(150_000 * 0.25e-6, rel=0.15)
         assert float(row["tissue_mm2"]) == pytest.approx(1750 * 1550 * 0.25e-6, rel=0.02)
         (row,) = rows_of(tmp_path / "out" / "metrics.csv")
         assert float(row["dice"]) > 0.9
@@ -78,7 +78,7 @@ class TestRun:
         assert summary["dice"]["mean"] == float(row["dice"])
 
     def test_glass_has_no_heat_whatever_the_head_makes_of_it(self, tmp_path):
-        network = colour_network()
+        network = color_network()
         network.head.heatmap = lambda features, inside: (
             torch.ones_like(features[:, :1]) if inside is None else (inside > 0.5).float()
         )
@@ -111,7 +111,7 @@ class TestRun:
         assert (row["probability_ADH"], row["threshold_ADH"], row["area_mm2_ADH"]) == ("0.0", "inf", "0.0")
 
     def test_a_negative_slide_has_an_empty_mask_behind_the_gate_and_its_false_area_without(self, tmp_path):
-        case = slide_case(tmp_path, cls=0, colours=((244, 243, 245), (230, 150, 200), (0, 0, 0)))
+        case = slide_case(tmp_path, cls=0, colors=((244, 243, 245), (230, 150, 200), (0, 0, 0)))
         for gate in (0.5, 0.0):
             out = tmp_path / str(gate)
             options = {"binarize": "fixed", "threshold": 0.05}
@@ -154,10 +154,10 @@ class TestRun:
 
 class TestStore:
     def test_inference_takes_the_features_that_training_left(self, tmp_path):
-        case, store, network = slide_case(tmp_path), FeatureStore(tmp_path / "store"), colour_network()
+        case, store, network = slide_case(tmp_path), FeatureStore(tmp_path / "store"), color_network()
         tiler = slide_tiles.Tiler()
         (bag,) = slide_bags.slide_bags(
-            [case], store, tiler, network.encoder, classes=("none", "tumour"), tiles_dir=tmp_path, progress=False
+            [case], store, tiler, network.encoder, classes=("none", "tumor"), tiles_dir=tmp_path, progress=False
         )
         assert (bag["labels"], bag["case"]) == ([1], "a")
         assert (tmp_path / "a_tiles.png").is_file()
@@ -176,8 +176,8 @@ class TestStore:
 
     def test_extraction_skips_what_is_there_and_lists_bad_slides_at_the_end(self, tmp_path):
         cases = [slide_case(tmp_path, "a"), slide_case(tmp_path, "b", cls=0), slide_case(tmp_path, "c")]
-        store, network = FeatureStore(tmp_path / "store"), ColourEncoder()
-        options = {"classes": ("none", "tumour"), "progress": False}
+        store, network = FeatureStore(tmp_path / "store"), ColorEncoder()
+        options = {"classes": ("none", "tumor"), "progress": False}
         write_slide(Path(cases[0]["image"]), (2500, 2500))
         with pytest.raises(RuntimeError, match=r"1 of 3 slides failed:\n  a: ValueError: .*a.tif: no tissue"):
             slide_bags.slide_bags(cases, store, slide_tiles.Tiler(), network, **options)
@@ -196,12 +196,12 @@ class TestStore:
         def busy_at_first(key: str, *arguments: Any, **options: Any) -> Any:
             done.append(options["about"]["case"])
             if done == ["a"]:
-                raise Busy("another process is at it")
+                raise EntryLocked("another process is at it")
             return compute(key, *arguments, **options)
 
         monkeypatch.setattr(store, "compute", busy_at_first)
-        options = {"classes": ("none", "tumour"), "progress": False, "patience": 0.0}
-        bags = slide_bags.slide_bags(cases, store, slide_tiles.Tiler(), ColourEncoder(), **options)
+        options = {"classes": ("none", "tumor"), "progress": False, "patience": 0.0}
+        bags = slide_bags.slide_bags(cases, store, slide_tiles.Tiler(), ColorEncoder(), **options)
         assert done == ["a", "b", "a"]
         assert [bag["case"] for bag in bags] == ["a", "b"]
 
@@ -248,7 +248,7 @@ def test_the_bundle_trains_on_slides_and_scores_others_with_the_same_store(tmp_p
             polygons = [("_0", corners_of(box)) for box in LESIONS]
             write_annotation(tmp_path / "data" / case["label"], polygons)
         sections[section].append(case)
-    datalist = {"name": "toy", "classes": ["none", "tumour"], "modalities": ["HE"], "seed": 0, **sections}
+    datalist = {"name": "toy", "classes": ["none", "tumor"], "modalities": ["HE"], "seed": 0, **sections}
     (tmp_path / "data" / "datalist.json").write_text(json.dumps(datalist))
     where = ("--dataset_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--device", "cpu")
     where += ("--mpp", "2.0", "--width", "16", "--store_dir", str(tmp_path / "store"), "--progress", "False")
@@ -262,7 +262,7 @@ def test_the_bundle_trains_on_slides_and_scores_others_with_the_same_store(tmp_p
     weights = ("--ckpt", str(tmp_path / "out" / "model.pt"))
     monai_bundle("run", "--config_file", configs, *where, *weights, "--gate", "0.0", cwd=bundle)
     negative, positive = rows_of(tmp_path / "out" / "metrics.csv")
-    assert (negative["label_tumour"], positive["label_tumour"]) == ("0", "1")
+    assert (negative["label_tumor"], positive["label_tumor"]) == ("0", "1")
     assert 0 <= float(positive["dice"]) <= 1
     assert float(positive["truth_mm2"]) == pytest.approx(150_000 * 0.25e-6, rel=0.2)
     assert len(list(FeatureStore(tmp_path / "store").entries())) == 8

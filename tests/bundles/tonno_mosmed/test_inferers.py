@@ -49,7 +49,7 @@ class Pooled(nn.Module):
 
 @pytest.fixture(scope="module")
 def phantom() -> torch.Tensor:
-    """An ellipsoid off the centre with a bright spot, and its mask: `[2, D, H, W]`."""
+    """An ellipsoid off the center with a bright spot, and its mask: `[2, D, H, W]`."""
     axes = [(torch.arange(n) - 0.5 * (n - 1)) * d for n, d in zip(SHAPE, SPACING, strict=True)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     rim = (points - torch.tensor([1.5, -2.0, 1.0])) / torch.tensor([12.0, 12.0, 10.0])
@@ -69,7 +69,7 @@ def inferer(**options):
 
 
 def pixel_area(phantom, size=48) -> float:
-    return (2 * geometry.body_of(phantom, SPACING).radius / (size - 1)) ** 2
+    return (2 * geometry.crop_to_organ(phantom, SPACING).radius / (size - 1)) ** 2
 
 
 def agreement(heat, phantom) -> tuple[float, float]:
@@ -94,16 +94,16 @@ def test_output_is_two_maps_and_two_probabilities_and_no_heat_outside_the_organ(
     assert output.shape == (1, 4, *SHAPE)
     assert (output[:, 0] == 0).all()
     assert (output[0, 1][phantom[1] == 0] == 0).all()
-    body = geometry.body_of(phantom, SPACING)
-    profiles, met = tool.profiles(body, network)
-    torch.testing.assert_close(output[0, 3], profiles[met].max().sigmoid().expand(SHAPE))
+    body = geometry.crop_to_organ(phantom, SPACING)
+    profiles, hits_organ = tool.profiles(body, network)
+    torch.testing.assert_close(output[0, 3], profiles[hits_organ].max().sigmoid().expand(SHAPE))
     torch.testing.assert_close(output[0, 2] + output[0, 3], torch.ones(SHAPE))
 
 
 def test_each_slice_has_the_probability_of_the_plane_through_it_where_that_is_asked_for(phantom):
     tool = inferer(num_slices=12, num_directions=20, probability="slices")
     _, probability = tool.volumes(phantom, SPACING, Sum(1e-3))
-    body = geometry.body_of(phantom, SPACING)
+    body = geometry.crop_to_organ(phantom, SPACING)
     pixel = (2 * body.radius / 47) ** 2
     integrals = phantom[0].sum(dim=(0, 1)) * SPACING[0] * SPACING[1] / pixel * 1e-3
     seen = phantom[1].any(dim=0).any(dim=0)
@@ -115,32 +115,32 @@ def test_each_slice_has_the_probability_of_the_plane_through_it_where_that_is_as
 @pytest.mark.parametrize("layout", ["latitude", "fibonacci"])
 def test_planes_of_air_are_not_computed_and_count_as_what_the_network_says_of_air(phantom, layout):
     network = Pooled()
-    body = geometry.body_of(phantom, SPACING, radius=40.0)
+    body = geometry.crop_to_organ(phantom, SPACING, radius=40.0)
     tool = inferer(layout=layout, num_slices=16, num_directions=24)
-    met = planes_through(body.inside, tool.normals, count=16, spacing=body.spacing, radius=body.radius)
-    assert 0.2 < met.float().mean() < 0.6
+    hits_organ = planes_through(body.inside, tool.normals, count=16, spacing=body.spacing, radius=body.radius)
+    assert 0.2 < hits_organ.float().mean() < 0.6
     for air in (0.0, -3.0):
         network = Sum(0.01, air)
         profiles, computed = tool.profiles(body, network)
         images = inferers.oblique_slices(
             body.volume, tool.normals, count=16, size=48, spacing=body.spacing, radius=body.radius
         )
-        everything = network(images.flatten(0, 1)).reshape(met.shape)
+        everything = network(images.flatten(0, 1)).reshape(hits_organ.shape)
         torch.testing.assert_close(profiles, everything, atol=2e-3, rtol=1e-3)
-        assert torch.equal(computed, met)
+        assert torch.equal(computed, hits_organ)
     counted = Pooled()
     tool.profiles(body, counted)
-    assert counted.seen == int(met.sum()) + 1
+    assert counted.seen == int(hits_organ.sum()) + 1
 
 
 def test_maps_of_air_are_not_computed_either(phantom):
-    body = geometry.body_of(phantom, SPACING, radius=40.0)
+    body = geometry.crop_to_organ(phantom, SPACING, radius=40.0)
     tool = inferer(method="averaged_cam", num_slices=16, num_directions=24)
     whole = inferer(method="averaged_cam", num_slices=16, num_directions=24)
-    whole._met = lambda body: torch.ones(len(tool.normals), 18, dtype=torch.bool)  # type: ignore[method-assign]
-    (skipping,), profiles, met = tool.map_volumes(body, Pooled(), (1,), kinds=("averaged", "tomographic"))
+    whole._hits_organ = lambda body: torch.ones(len(tool.normals), 18, dtype=torch.bool)  # type: ignore[method-assign]
+    (skipping,), profiles, hits_organ = tool.map_volumes(body, Pooled(), (1,), kinds=("averaged", "tomographic"))
     (full,), all_profiles, _ = whole.map_volumes(body, Pooled(), (1,), kinds=("averaged", "tomographic"))
-    assert met.float().mean() < 0.6
+    assert hits_organ.float().mean() < 0.6
     torch.testing.assert_close(profiles, all_profiles, atol=1e-3, rtol=1e-4)
     for kind in full:
         torch.testing.assert_close(skipping[kind], full[kind], atol=1e-5, rtol=1e-4)
@@ -165,7 +165,7 @@ def test_single_view_maps_are_those_of_common_cam(method, name):
     network.append(nn.Linear(4, 1))
     network.stages = ("1",)
     image = torch.rand(1, 16, 16, 3) + 0.1
-    body = geometry.body_of(image, (1.0, 1.0, 1.0), organ_channel=False)
+    body = geometry.crop_to_organ(image, (1.0, 1.0, 1.0), organ_channel=False)
     body = geometry.Body(body.volume, body.inside, body.spacing, 7.5, body.box)
     (heat,), logits = inferer(method=method, size=16).single_views(body, network, (1,))
     slices = image.permute(3, 0, 1, 2)
@@ -175,13 +175,13 @@ def test_single_view_maps_are_those_of_common_cam(method, name):
 
 
 def test_three_views_are_the_mean_of_the_views_along_each_axis(phantom):
-    body = geometry.body_of(phantom, SPACING)
+    body = geometry.crop_to_organ(phantom, SPACING)
     (heat,), _ = inferer(method="layercam", views="three").single_views(body, Pooled(), (1,))
     parts = []
     for axis in range(3):
         order = [a for a in range(3) if a != axis] + [axis]
         turned = phantom.permute(0, *(a + 1 for a in order))
-        other = geometry.body_of(turned, [SPACING[a] for a in order])
+        other = geometry.crop_to_organ(turned, [SPACING[a] for a in order])
         (axial,), _ = inferer(method="layercam").single_views(other, Pooled(), (1,))
         parts.append(axial.permute(*[order.index(a) for a in range(3)]))
     inner = F.max_pool3d(1.0 - body.inside.float()[None, None], 5, 1, 2)[0, 0] == 0
@@ -189,7 +189,7 @@ def test_three_views_are_the_mean_of_the_views_along_each_axis(phantom):
 
 
 def test_layers_together_equal_layers_alone(phantom):
-    body = geometry.body_of(phantom, SPACING)
+    body = geometry.crop_to_organ(phantom, SPACING)
     tool = inferer(method="averaged_cam", num_slices=8, num_directions=10)
     both, _, _ = tool.map_volumes(body, Pooled(), (1, 2), kinds=("averaged", "tomographic"))
     for layer, volume in zip((1, 2), both, strict=True):
@@ -224,23 +224,23 @@ def test_what_lies_outside_the_organ_is_never_seen(phantom):
     bright = phantom.clone()
     bright[0][phantom[1] == 0] = 9.0
     for kind in ("organ", "paper"):
-        with_skull, without = (geometry.body_of(image, SPACING, geometry=kind) for image in (bright, phantom))
+        with_skull, without = (geometry.crop_to_organ(image, SPACING, geometry=kind) for image in (bright, phantom))
         assert torch.equal(with_skull.volume, without.volume)
 
 
 def test_paper_geometry_fills_the_cube_and_leaves_the_volume_whole(phantom):
-    body = geometry.body_of(phantom, SPACING, geometry="paper")
+    body = geometry.crop_to_organ(phantom, SPACING, geometry="paper")
     assert body.volume.shape[1:] == SHAPE
     assert body.radius == 1.0
     assert [n * d - d for n, d in zip(SHAPE, body.spacing, strict=True)] == pytest.approx([2.0] * 3)
 
 
 def test_the_rim_holds_every_extreme_of_the_organ(phantom):
-    body = geometry.body_of(phantom, SPACING)
-    centre = 0.5 * (torch.tensor(body.inside.shape) - 1)
-    points = (body.inside.nonzero() - centre) * torch.tensor(SPACING)
+    body = geometry.crop_to_organ(phantom, SPACING)
+    center = 0.5 * (torch.tensor(body.inside.shape) - 1)
+    points = (body.inside.nonzero() - center) * torch.tensor(SPACING)
     directions = F.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    torch.testing.assert_close((body.rim() @ directions.T).amax(0), (points @ directions.T).amax(0))
+    torch.testing.assert_close((body.extreme_points() @ directions.T).amax(0), (points @ directions.T).amax(0))
     assert body.radius >= points.norm(dim=1).max()
 
 
@@ -263,7 +263,7 @@ def test_bfloat16_gives_nearly_the_same(phantom):
     network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network.append(nn.Linear(8, 1))
     options = {"num_slices": 12, "num_directions": 20}
-    body = geometry.body_of(phantom, SPACING)
+    body = geometry.crop_to_organ(phantom, SPACING)
     full, _ = inferer(**options).profiles(body, network)
     half, _ = inferer(precision="bfloat16", **options).profiles(body, network)
     assert not torch.equal(full, half)

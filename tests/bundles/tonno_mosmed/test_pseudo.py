@@ -13,7 +13,7 @@ pseudo = load_script("tonno_mosmed", "pseudo")
 SHAPE = (24, 24, 12)
 AFFINE = np.diag([3.0, 3.0, 5.0, 1.0])
 LESION = (slice(4, 9), slice(5, 10), slice(3, 6))  # where the image is bright
-DECOY = (slice(14, 19), slice(14, 19), slice(8, 11))  # as bright, in slices labelled 0
+DECOY = (slice(14, 19), slice(14, 19), slice(8, 11))  # as bright, in slices labeled 0
 REFINE = {"dilate_mm": 9.0, "intensity": 1.5, "smooth_mm": 0.0, "opening_mm": 0.0, "largest": False}
 LABELS = [int(3 <= z < 6) for z in range(12)]
 
@@ -59,7 +59,7 @@ def test_planes_are_positive_where_they_meet_the_lesion(tmp_path):
         assert (bright[1::2] < 1e-3).all()
 
 
-def test_what_lies_in_slices_labelled_negative_is_no_finding(tmp_path):
+def test_what_lies_in_slices_labeled_negative_is_no_finding(tmp_path):
     planes = dataset(tmp_path, [{"case": "a", "cls": LABELS}])
     marked = np.zeros(SHAPE, dtype=bool)
     marked[LESION] = True

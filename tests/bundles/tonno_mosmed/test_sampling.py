@@ -118,7 +118,9 @@ def test_pixels_of_a_plane_add_up_to_the_area_of_its_cut_through_a_ball():
 def test_strata_are_matched_in_place_of_sizes():
     known = [("a", "right"), ("b", "left"), ("b", "right")]  # sizes alone would draw the second, not the third
     cases = [case | {"patient": p, "side": side} for case, (p, side) in zip(CASES, known, strict=True)]
-    drawn = np.bincount(list(sampling.balanced_sampler(dataset(cases), num_samples=4000, strata=["side"])), minlength=3)
+    drawn = np.bincount(
+        list(sampling.balanced_sampler(dataset(cases), num_samples=4000, stratify_by=["side"])), minlength=3
+    )
     assert drawn / 4000 == pytest.approx([0.5, 0.0, 0.5], abs=0.03)
 
 

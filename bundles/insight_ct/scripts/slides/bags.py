@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from common.data import multi_hot
-from common.features import Busy, Entry, FeatureStore, file_key
+from common.features import Entry, EntryLocked, FeatureStore, file_key
 from common.files import NotWritten, atomic_path
 
 from .tiles import TiledSlide, Tiler
@@ -54,7 +54,7 @@ def stored_features(
         key: of the entry, where it is known already.
 
     Raises:
-        Busy, ValueError, NotWritten: see `FeatureStore.compute`.
+        EntryLocked, ValueError, NotWritten: see `FeatureStore.compute`.
     """
     key = key or file_key(encoder.fingerprint, [case["image"]], tiler.recipe)
     about = {"case": case["case"], "files": [Path(case["image"]).name], "cell_um": tiled.grid.cell_um}
@@ -117,7 +117,7 @@ def slide_bags(
             try:
                 key = _encoded(case, store, tiler, encoder, batch_size, tiles_dir)
                 bags[number] = {**case, "key": key, "labels": multi_hot(case["cls"], classes)}
-            except Busy:
+            except EntryLocked:
                 waiting.append((number, case))
                 time.sleep(patience)
                 continue

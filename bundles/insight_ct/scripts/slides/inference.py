@@ -145,7 +145,7 @@ class SlideInferer:
         return otsu_of_cells(heat, inside) if self.binarize == "otsu" else self.threshold
 
     def _truth(self, case: Mapping[str, Any], tiled: TiledSlide, shape: tuple[int, int]) -> np.ndarray | None:
-        """Polygons as cells; a slide that is labelled as negative needs none."""
+        """Polygons as cells; a slide that is labeled as negative needs none."""
         if "label" in case:
             return polygons_to_cells(read_polygons(case["label"]), shape=shape, cell_px=tiled.grid.cell_px)
         negative = "labels" in case and not np.any(case["labels"])

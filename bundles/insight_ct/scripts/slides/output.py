@@ -205,7 +205,7 @@ def overlay(
     *,
     longest: int = 1200,
 ) -> Image.Image:
-    """Above the slide with contours, below in grey with the heat over it; one column for each label.
+    """Above the slide with contours, below in gray with the heat over it; one column for each label.
 
     Args:
         tiled: the slide.
@@ -216,14 +216,14 @@ def overlay(
     """
     view = tiled.view(longest).astype(np.float32)
     shape = view.shape[:2]
-    grey = view.mean(axis=-1, keepdims=True)  # the colours of stains and of heat would mix
+    gray = view.mean(axis=-1, keepdims=True)  # the colors of stains and of heat would mix
     rows: list[list[np.ndarray]] = [[], []]
     shown = [tiled.on_view(label, shape) for label in heat]
     peak = max(float(label.max()) for label in shown)
     for number, label in enumerate(shown, 1):
         warmth = label / peak if peak > 0 else label
         opacity = 0.65 * np.clip(warmth * 2, 0, 1)[..., None]
-        colored = (1 - opacity) * grey + opacity * 255 * matplotlib.colormaps["magma"](warmth)[..., :3]
+        colored = (1 - opacity) * gray + opacity * 255 * matplotlib.colormaps["magma"](warmth)[..., :3]
         plain = view.astype(np.uint8)
         outlines = [(tiled.on_view(mask, shape) == number, MASK_COLOR)]
         if truth is not None:

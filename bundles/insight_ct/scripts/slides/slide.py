@@ -183,7 +183,7 @@ def find_tissue(
     min_area_mm2: float = 0.01,
     max_hole_mm2: float = 0.02,
 ) -> np.ndarray:
-    """Where a stained slide holds tissue: coloured, and neither pen nor edge of the glass.
+    """Where a stained slide holds tissue: colored, and neither pen nor edge of the glass.
 
     The median-filtered saturation above Otsu's threshold; then closing, and small objects and holes go. Otsu's method
     always splits, be the slide blank or all tissue, so its threshold is kept within bounds.
@@ -192,8 +192,8 @@ def find_tissue(
         thumbnail: `[H, W, 3]` uint8.
         mpp: micrometres per pixel of it.
         saturation: bounds of the threshold, 0 to 1.
-        darkest: pixels with a brightness (the largest of the three colours) below are no tissue: black pen, edges.
-        pen: leave out what is greener than red and strongly coloured: blue and green pen. Haematoxylin and eosin both
+        darkest: pixels with a brightness (the largest of the three colors) below are no tissue: black pen, edges.
+        pen: leave out what is greener than red and strongly colored: blue and green pen. Hematoxylin and eosin both
             let more red than green through. Red pen stays.
         blur_um: size of the median filter.
         closing_um: radius of the closing.
@@ -205,15 +205,15 @@ def find_tissue(
     """
     rgb = np.asarray(thumbnail)
     high, low = rgb.max(axis=-1), rgb.min(axis=-1)
-    colour = (255 * (high - low).astype(np.uint16) // np.maximum(high, 1)).astype(np.uint8)
+    color = (255 * (high - low).astype(np.uint16) // np.maximum(high, 1)).astype(np.uint8)
     usable = high > 255 * darkest
     if pen:
         red, green = rgb[..., 0].astype(np.int16), rgb[..., 1].astype(np.int16)
-        usable &= ~((green > red + 10) & (colour > 51))
+        usable &= ~((green > red + 10) & (color > 51))
     size = max(1, round(blur_um / mpp)) | 1
-    colour = ndimage.median_filter(np.where(usable, colour, 0).astype(np.uint8), size=size)
+    color = ndimage.median_filter(np.where(usable, color, 0).astype(np.uint8), size=size)
     bounds = 255 * np.asarray(saturation, dtype=float)
-    threshold = float(np.clip(threshold_otsu(colour), *bounds)) if np.ptp(colour) else bounds[0]
+    threshold = float(np.clip(threshold_otsu(color), *bounds)) if np.ptp(color) else bounds[0]
     pixels_per_mm2 = 1e6 / mpp**2
-    closed = clean((colour > threshold) & usable, closing_radius=round(closing_um / mpp))
+    closed = clean((color > threshold) & usable, closing_radius=round(closing_um / mpp))
     return clean(closed, min_size=round(min_area_mm2 * pixels_per_mm2), max_hole=round(max_hole_mm2 * pixels_per_mm2))

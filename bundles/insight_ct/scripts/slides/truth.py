@@ -53,15 +53,15 @@ def polygons_to_cells(
     cell_px: tuple[float, float],
     excluded: Sequence[str] = EXCLUDED,
 ) -> np.ndarray:
-    """Cells whose centre lies in a polygon, and in none of those that cut holes.
+    """Cells whose center lies in a polygon, and in none of those that cut holes.
 
-    A polygon too small to hold a cell's centre marks the cell of its own centre, so that no finding is lost.
+    A polygon too small to hold a cell's center marks the cell of its own center, so that no finding is lost.
 
     Args:
         polygons: as `read_polygons` gives them.
         shape: rows and columns of cells.
         cell_px: `(x, y)` extent of a cell in the polygons' pixels.
-        excluded: groups that cut holes. CAMELYON16: `Tumor`, `_0` and `_1` are tumour, `_2` is normal tissue within.
+        excluded: groups that cut holes. CAMELYON16: `Tumor`, `_0` and `_1` are tumor, `_2` is normal tissue within.
 
     Returns:
         `shape` bool.
@@ -84,7 +84,7 @@ class SlideScores:
     """Handler: Dice and components of slides with ground truth, AUC of all with a label.
 
     Writes `metrics.csv` (a row for each slide) and `summary.json`. Masks are compared in cells, any label against any
-    finding, beside two trivial rivals: the empty mask and all tissue. A slide whose label says that nothing is there
+    finding, beside two trivial baselines: the empty mask and all tissue. A slide whose label says that nothing is there
     has an empty truth: its row tells the false area, and Dice is averaged over slides with a finding only.
 
     Args:
@@ -139,12 +139,12 @@ class SlideScores:
     def summary(self) -> dict[str, Any]:
         """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
         result: dict[str, Any] = {"slides": len(self.rows)}
-        labelled = [row for row in self.rows if f"label_{self.names[0]}" in row]
+        labeled = [row for row in self.rows if f"label_{self.names[0]}" in row]
         areas = {}
         for name in self.names:
-            truth = np.array([row[f"label_{name}"] for row in labelled])
+            truth = np.array([row[f"label_{name}"] for row in labeled])
             if len(np.unique(truth)) == 2:
-                areas[name] = roc_auc(np.array([row[f"probability_{name}"] for row in labelled]), truth)
+                areas[name] = roc_auc(np.array([row[f"probability_{name}"] for row in labeled]), truth)
         if areas:
             result["auc"] = {name: round(float(area), 4) for name, area in areas.items()}
             result["auc_macro"] = round(float(np.mean(list(areas.values()))), 4)
