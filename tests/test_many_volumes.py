@@ -112,7 +112,7 @@ def test_kubernetes_gives_the_first_pod_the_name_that_the_others_ask_for():
     arguments = pod["containers"][0]["args"]
     assert f"--master_addr={job['metadata']['name']}-0.{pod['subdomain']}" in arguments
     assert f"--nnodes={job['spec']['completions']}" in arguments
-    assert job["spec"]["parallelizm"] == job["spec"]["completions"]
+    assert job["spec"]["parallelism"] == job["spec"]["completions"]
 
 
 def manifests() -> tuple[dict, dict]:
