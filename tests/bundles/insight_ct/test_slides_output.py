@@ -98,7 +98,7 @@ class TestPyramid:
                 shown = np.asarray(slide.read_region((0, 0), level, size))[..., 0]
                 assert np.argwhere(shown == 2).tolist() == [[100 >> level, 301 >> level]]
 
-    def test_raw_heat_keeps_every_bit_names_and_micrometres(self, tmp_path):
+    def test_raw_heat_keeps_every_bit_names_and_micrometers(self, tmp_path):
         heat = heat_of((2, 300, 600))
         output.write_pyramid(
             tmp_path / "a.ome.tif", heat, levels=2, cell_um=7.25, folder=tmp_path, names=["ADH", "DCIS"]

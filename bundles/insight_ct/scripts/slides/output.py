@@ -159,7 +159,7 @@ def write_pyramid(
         path: the file, written atomically.
         array: `[K, rows, columns]`; both sides divide by `2 ** (levels - 1)`.
         levels: of the pyramid, each half the one before.
-        cell_um: micrometres of a cell.
+        cell_um: micrometers of a cell.
         folder: for levels in the making.
         names: of the K channels.
         as_bytes: write heat in [0, 1] as 0 to 255.

@@ -31,12 +31,12 @@ class Slide:
 
     Args:
         path: the file.
-        mpp_of_file: micrometres per pixel of the finest level, for a file that does not say, or says it wrong.
+        mpp_of_file: micrometers per pixel of the finest level, for a file that does not say, or says it wrong.
         backend: `openslide` or `tifffile`.
 
     Attributes:
         size: `(width, height)` of the finest level in pixels.
-        mpp: `(x, y)` micrometres per pixel of the finest level.
+        mpp: `(x, y)` micrometers per pixel of the finest level.
 
     Raises:
         FileNotFoundError: no such file.
@@ -87,16 +87,16 @@ class Slide:
             return (float(given), float(given))
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # MONAI takes pixels without a unit for micrometres, with a warning
+                warnings.simplefilter("error")  # MONAI takes pixels without a unit for micrometers, with a warning
                 y, x = self._reader.get_mpp(self._wsi, 0)
         except Exception:
             raise ValueError(
-                f"{self.path}: the file does not say how large a pixel is; give the micrometres per pixel of its "
+                f"{self.path}: the file does not say how large a pixel is; give the micrometers per pixel of its "
                 "finest level: --mpp_of_file 0.25"
             ) from None
         if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in (x, y)):
             raise ValueError(
-                f"{self.path}: {x:.4g} × {y:.4g} µm cannot be the size of a pixel; give the micrometres per pixel of "
+                f"{self.path}: {x:.4g} × {y:.4g} µm cannot be the size of a pixel; give the micrometers per pixel of "
                 "the finest level: --mpp_of_file 0.25"
             )
         return (float(x), float(y))
@@ -154,7 +154,7 @@ class Slide:
         """The whole slide, averaged down.
 
         Args:
-            mpp: micrometres per pixel of the result.
+            mpp: micrometers per pixel of the result.
             block: it is read in parts of so many pixels of the result, so that a slide without pyramid fits, too.
 
         Returns:
@@ -190,7 +190,7 @@ def find_tissue(
 
     Args:
         thumbnail: `[H, W, 3]` uint8.
-        mpp: micrometres per pixel of it.
+        mpp: micrometers per pixel of it.
         saturation: bounds of the threshold, 0 to 1.
         darkest: pixels with a brightness (the largest of the three colors) below are no tissue: black pen, edges.
         pen: leave out what is greener than red and strongly colored: blue and green pen. Hematoxylin and eosin both

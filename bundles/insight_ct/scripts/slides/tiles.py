@@ -28,9 +28,9 @@ class TileGrid:
 
     Attributes:
         size: `(width, height)` of the slide's finest level in pixels.
-        slide_mpp: `(x, y)` micrometres per pixel of it.
+        slide_mpp: `(x, y)` micrometers per pixel of it.
         tile_px: side of a tile in pixels of its own resolution.
-        mpp: micrometres per pixel of a tile.
+        mpp: micrometers per pixel of a tile.
         stride_px: from tile to tile, in the tile's pixels.
         cells: cells along a side of a tile.
 
@@ -61,7 +61,7 @@ class TileGrid:
 
     @property
     def cell_um(self) -> float:
-        """Side of a cell in micrometres."""
+        """Side of a cell in micrometers."""
         return self.tile_px * self.mpp / self.cells
 
     @property
@@ -88,7 +88,7 @@ class TileGrid:
 
         Args:
             tissue: `[H, W]` bool, with its first pixel at the slide's corner.
-            mpp: micrometres per pixel of it.
+            mpp: micrometers per pixel of it.
 
         Returns:
             `[rows, columns]` float32 in [0, 1]; what lies beyond the slide is no tissue.
@@ -112,7 +112,7 @@ class Tiles:
         slide: open.
         coordinates: `[N, 2]` x and y of the tiles' corners in pixels of the finest level.
         tile_px: side of a tile.
-        mpp: micrometres per pixel of a tile.
+        mpp: micrometers per pixel of a tile.
         threads: that read at once.
     """
 
@@ -217,13 +217,13 @@ class Tiler:
 
     Args:
         tile_px: side of a tile in pixels.
-        mpp: micrometres per pixel of a tile.
+        mpp: micrometers per pixel of a tile.
         stride: from tile to tile, in pixels of a tile; `tile_px` by default: no overlap.
         min_tissue: tiles with a smaller share of tissue are left out.
-        tissue_mpp: micrometres per pixel of the thumbnail in which tissue is sought.
+        tissue_mpp: micrometers per pixel of the thumbnail in which tissue is sought.
         thumbnail_px: on a slide whose longer side would have more pixels at that resolution, it is coarser.
         tissue: options of `find_tissue`.
-        mpp_of_file: micrometres per pixel of the files, where they do not say.
+        mpp_of_file: micrometers per pixel of the files, where they do not say.
         backend: see `Slide`.
         threads: that read tiles.
     """
