@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +65,28 @@ def _writing(path: Path) -> Iterator[None]:
         raise NotWritten(
             f"{path} cannot be written ({error}): free space, then run again; what is whole stays"
         ) from error
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write JSON, see `json_text`; the file appears whole or not at all.
+
+    Raises:
+        NotWritten: the disk is full, or the folder is not ours.
+    """
+    write(Path(path), json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """JSON indented by 4, as a file holds it: null where a score is undefined or infinite, since `NaN` is no JSON."""
+    return json.dumps(_strict(value), indent=4, allow_nan=False, default=os.fspath) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:

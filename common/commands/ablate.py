@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_path, write_csv
+from ..files import json_text, write, write_csv
 from .crossvalidate import crossvalidate
 from .run import names
 
@@ -86,8 +86,7 @@ def _row(result: Mapping[str, Mapping[str, float]], scores: Sequence[str]) -> di
 
 def _keep(path: Path, given: Mapping[str, Any]) -> None:
     """Write a variant's settings, unless its folds were begun with these already."""
-    text = json.dumps(given, indent=4, default=str) + "\n"
+    text = json_text(given)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"{path.parent} was begun with other settings; remove it, or name the variant otherwise")
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write(path, text)

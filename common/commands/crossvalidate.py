@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data import SECTIONS, write_datalist
-from ..files import PathLike, atomic_path, write_csv
+from ..files import PathLike, write_csv, write_json
 from .folds import write_folds
 from .run import names, run_bundle
 
@@ -27,7 +27,7 @@ def crossvalidate(
     seed: int = 0,
     train: str | Sequence[str] = "train.json",
     choose: str | Sequence[str] = "calibrate.json",
-    evaluate: str | Sequence[str] = "evaluate.json",
+    evaluate: str | Sequence[str] = "inference.json,evaluate.json",
     rounds: int = 0,
     refine: str | Sequence[str] = "train_refine.json",
     **overrides: Any,
@@ -97,8 +97,7 @@ def crossvalidate(
             rows += [{"fold": k, **row} for row in csv.DictReader(file)]
     write_csv(home / "metrics.csv", rows)
     scores = over_folds(summaries)
-    with atomic_path(home / "crossvalidation.json") as path:
-        path.write_text(json.dumps(scores, indent=4) + "\n")
+    write_json(home / "crossvalidation.json", scores)
     for name, score in scores.items():
         if name.endswith((".mean", ".auc", ".miou", ".paper_dsc")):
             print(f"{name:44} {score['mean']:.4f} ± {score['std']:.4f}")

@@ -26,7 +26,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from ..files import PathLike, atomic_path
+from ..files import PathLike, write_json
 from .find import Case, check_names, find_cases
 from .splits import split_patients
 
@@ -175,8 +175,7 @@ def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
     if not datalist.get("training"):
         raise ValueError(f"{path}: the section 'training' is absent or empty; nothing could be learned from it.")
     _check(datalist, str(path))
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(datalist, indent=4) + "\n", encoding="utf-8")
+    write_json(path, datalist)
 
 
 def slice_labels(mask_path: PathLike, *, class_if_positive: int = 1) -> list[int]:

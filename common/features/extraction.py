@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from ..encoders import Encoder
 from ..engines import CaseDataset
-from ..files import NotWritten, atomic_path
+from ..files import NotWritten, write_json
 from .fingerprint import describe
 from .locks import EntryLocked
 from .store import Entry, FeatureStore, content_key, file_key
@@ -263,8 +262,8 @@ class _Run:
     def write(self) -> None:
         record = self.record
         # A full disk has no room for it, and should not hide what came before.
-        with contextlib.suppress(OSError), atomic_path(self.store.root / "features.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=4) + "\n", encoding="utf-8")
+        with contextlib.suppress(NotWritten):
+            write_json(self.store.root / "features.json", record)
         done = len(record["found"]) + len(record["computed"])
         mean = record["bytes"] / 2**20 / max(done, 1)
         print(

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..encoders import Encoder
-from ..files import PathLike, write
+from ..files import PathLike, write, write_json
 from ..tensors import tensor_bytes
 from .locks import Lock
 
@@ -246,7 +246,7 @@ class FeatureStore:
                 "fingerprint": getattr(encoder, "fingerprint", ""),
             }
             content |= {"bytes": sum(path.stat().st_size for path in folder.glob("*.npy")), **dict(about or {})}
-            write(folder / "entry.json", json.dumps(content, indent=4) + "\n")
+            write_json(folder / "entry.json", content)
         return self.open(key)
 
     def remove(self, key: str) -> None:

@@ -15,7 +15,7 @@ from monai.engines import IterationEvents
 from monai.transforms import ResampleToMatch
 from tqdm import tqdm
 
-from ..files import atomic_path, write_csv
+from ..files import write_csv, write_json
 from ..masks import MapsToMaskd, best_threshold
 from ..metrics import dice
 from .base import iterate_cases
@@ -91,8 +91,7 @@ class Calibration:
                 best, score = plain, new
         result = {**best, "raw_threshold": raw}
         write_csv(self.output_dir / "calibration.csv", self.trials)
-        with atomic_path(self.output_dir / "calibrated.json") as path:
-            path.write_text(json.dumps(result, indent=4) + "\n")
+        write_json(self.output_dir / "calibrated.json", result)
         print(f"mean Dice {score:.4f} over {len(self.cases)} cases with {json.dumps(result)}")
 
     def _score(self, options: Mapping[str, Any]) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
 from ..engines import gathered, gathered_rows
-from ..files import atomic_path, rounded, write_csv
+from ..files import rounded, write_csv, write_json
 from ..metrics import (
     bootstrap_by_patient,
     classification_scores,
@@ -140,8 +138,7 @@ class CaseScores:
             return
         write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
         write_csv(self.output_dir / "slices.csv", [rounded(row) for row in self.slices])
-        with atomic_path(self.output_dir / "summary.json") as path:
-            path.write_text(json.dumps(_strict(self.summary()), indent=4, allow_nan=False) + "\n")
+        write_json(self.output_dir / "summary.json", self.summary())
         if self.sweep:
             means = np.mean(self.swept, axis=0)
             rows = [{"threshold": t, "dice_raw": round(float(m), 4)} for t, m in zip(self.sweep, means, strict=True)]
@@ -199,15 +196,6 @@ def position_prior(cases: Sequence[dict], *, bins: int = 20) -> list[float]:
 def _bins(positions: np.ndarray, bins: int) -> np.ndarray:
     """Index of the equal bin of [0, 1] that each position falls into."""
     return np.minimum((positions * bins).astype(int), bins - 1)
-
-
-def _strict(value: Any) -> Any:
-    """What JSON can hold: null where a score is undefined (NaN), since `NaN` is no JSON."""
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_strict(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _round(value: float, digits: int = 4) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
 from ..engines import gathered_rows
-from ..files import atomic_path, write_csv
+from ..files import write_csv, write_json
 from ..metrics import balanced_accuracy, component_scores, dice, max_iou, roc_auc, summarize
 from .base import iterate_cases
 
@@ -70,8 +69,7 @@ class VolumeScores:
         if get_rank() != 0:
             return
         write_csv(self.output_dir / "volumes.csv", self.rows)
-        with atomic_path(self.output_dir / "volumes.json") as path:
-            path.write_text(json.dumps(self.summary(), indent=4) + "\n")
+        write_json(self.output_dir / "volumes.json", self.summary())
 
     def summary(self) -> dict[str, Any]:
         """For each mask: mean, spread and interval of each score over volumes, balanced accuracy and AUC."""

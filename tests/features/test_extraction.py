@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ class TestExtract:
         monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(NotWritten, match="No space left"):
             run(cases, store, counted()[0])
-        assert len(written) == 6
+        names = [path.name.partition(f".{os.getpid()}.")[2] for path in written[4:]]
+        assert names == ["0000000.npy", "inside.npy", "features.json"]
         monkeypatch.undo()
         assert len(list(store.entries())) == 1
         encoder, calls = counted()

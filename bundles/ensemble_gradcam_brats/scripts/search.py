@@ -18,7 +18,7 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.transforms import ResampleToMatch
 
-from common.files import atomic_path, write_csv
+from common.files import atomic_path, write_csv, write_json
 from common.handlers import iterate_cases
 from common.masks import gate_slices
 from common.metrics import dice_from_counts, miou_from_counts
@@ -229,8 +229,7 @@ class EnsembleSearch:
         alike = [c for c in self.candidates if c["intensity_mask"] == chosen["intensity_mask"]]
         table = self._table(alike) | {"chosen": _row(chosen)}
         write_csv(self.output_dir / "search.csv", rows)
-        with atomic_path(self.output_dir / "calibrated.json") as path:
-            path.write_text(json.dumps({**result, "table": table}, indent=4) + "\n")
+        write_json(self.output_dir / "calibrated.json", {**result, "table": table})
         self._plot([(c, g) for c, g in zip(self.candidates, grids, strict=True) if c in alike])
         print(f"{self.objective} on validation cases: {max(scores):.4f} with {json.dumps(result)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from monai.transforms import ResampleToMatch, apply_transform
 from torch import nn
 from tqdm import tqdm
 
-from common.files import atomic_path, write_csv
+from common.files import atomic_path, write_csv, write_json
 from common.masks import best_threshold
 from common.metrics import roc_auc
 from common.radon import sample_planes
@@ -133,8 +132,7 @@ def plane_scores(
     within = [roc_auc(s, m) for m, s in zip(hits_finding, scores, strict=True) if 0 < m.mean() < 1]
     result = {"auc": roc_auc(np.concatenate(scores), np.concatenate(hits_finding)), "auc_within": np.mean(within)}
     result = {key: round(float(value), 4) for key, value in result.items()}
-    with atomic_path(Path(output_dir) / "planes.json") as path:
-        path.write_text(json.dumps(result, indent=4) + "\n")
+    write_json(Path(output_dir) / "planes.json", result)
     return result
 
 

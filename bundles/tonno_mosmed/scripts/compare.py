@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.files import atomic_path, write_csv
+from common.files import write_csv, write_json
 from common.masks import best_threshold, clean, least_voxels, refine_by_intensity
 from common.metrics import balanced_accuracy, component_scores, dice, summarize
 from common.tensors import spacing_of
@@ -134,8 +133,7 @@ def compare(
         details += [{"case": i["case"]["case"], "method": name, **s} for i, s in zip(parts[1], scored, strict=True)]
     write_csv(Path(output_dir) / "table.csv", rows)
     write_csv(Path(output_dir) / "cases.csv", details)
-    with atomic_path(Path(output_dir) / "table.json") as path:
-        path.write_text(json.dumps(intervals, indent=4) + "\n")
+    write_json(Path(output_dir) / "table.json", intervals)
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from monai.engines import IterationEvents
 from skimage.draw import polygon
 
 from common.engines import gathered_rows
-from common.files import atomic_path, rounded, write_csv
+from common.files import rounded, write_csv, write_json
 from common.metrics import component_scores, dice, iou, roc_auc, summarize
 
 EXCLUDED = ("_2", "Exclusion")
@@ -133,8 +132,7 @@ class SlideScores:
             raise RuntimeError("no slide has a label or ground truth: nothing to score (is the datalist right?)")
         if get_rank() == 0:
             write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
-            with atomic_path(self.output_dir / "summary.json") as path:
-                path.write_text(json.dumps(self.summary(), indent=4, allow_nan=False) + "\n")
+            write_json(self.output_dir / "summary.json", self.summary())
 
     def summary(self) -> dict[str, Any]:
         """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
@@ -151,9 +149,5 @@ class SlideScores:
         for name in ("dice", "iou", "precision", "recall", "f1", "dice_empty", "dice_tissue"):
             values = [row[name] for row in self.rows if np.isfinite(row.get(name, np.nan))]
             if values:
-                result[name] = {k: _number(v) for k, v in summarize(values).items()}
+                result[name] = {k: round(float(v), 4) for k, v in summarize(values).items()}
         return result
-
-
-def _number(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.files import write_json
+
+
+def no_constant(text: str) -> None:
+    raise AssertionError(f"{text} is no JSON")
+
+
+def test_json_holds_null_for_what_is_no_number(tmp_path):
+    value = {"mean": 0.5, "std": float("nan"), "interval": (np.float64("inf"), [-float("inf"), 1]), "cases": 3}
+    write_json(tmp_path / "summary.json", {"dice": value})
+    read = json.loads((tmp_path / "summary.json").read_text(), parse_constant=no_constant)
+    assert read == {"dice": {"mean": 0.5, "std": None, "interval": [None, [None, 1]], "cases": 3}}
+
+
+def test_json_is_indented_by_four_and_ends_with_a_line(tmp_path):
+    write_json(tmp_path / "new" / "a.json", {"ö": [1, True, None], "path": Path("a/b")})
+    expected = '{\n    "\\u00f6": [\n        1,\n        true,\n        null\n    ],\n    "path": "a/b"\n}\n'
+    assert (tmp_path / "new" / "a.json").read_text() == expected
+
+
+@pytest.mark.parametrize("value", [{"a": np.zeros(2)}, {"a": {1, 2}}])
+def test_json_refuses_what_it_cannot_hold_and_leaves_the_old_file(tmp_path, value):
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
