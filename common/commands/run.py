@@ -17,30 +17,29 @@ def names(value: str | Sequence[str]) -> list[str]:
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 
-def run_bundle(bundle: str | Path, configs: list[str], **overrides: object) -> None:
-    """`python -m monai.bundle run` in a process of its own, as a user would type it.
+def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -> list[str]:
+    """What follows `python -m monai.bundle` on the command line.
 
     Args:
         bundle: name under `bundles/`, or a path.
         configs: file names in the bundle's `configs/`, later ones override earlier ones.
         overrides: top-level keys.
+    """
+    root = BUNDLES / bundle
+    files = [str(root / "configs" / name) for name in configs]
+    arguments = ["run", "--config_file", files[0] if len(files) == 1 else str(files)]
+    arguments += ["--logging_file", str(root / "configs" / "logging.conf")]
+    for key, value in overrides.items():
+        # The command line reads Python literals, and drops what is None.
+        arguments += [f"--{key}", "$None" if value is None else str(value)]
+    return arguments
+
+
+def run_bundle(bundle: str | Path, configs: list[str], **overrides: object) -> None:
+    """`python -m monai.bundle run` in a process of its own, as a user would type it; arguments as `run_arguments`.
 
     Raises:
         subprocess.CalledProcessError: the run failed.
     """
-    root = BUNDLES / bundle
-    files = [str(root / "configs" / name) for name in configs]
-    command = [
-        sys.executable,
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        files[0] if len(files) == 1 else str(files),
-    ]
-    command += ["--logging_file", str(root / "configs" / "logging.conf")]
-    for key, value in overrides.items():
-        # The command line reads Python literals, and drops what is None.
-        command += [f"--{key}", "$None" if value is None else str(value)]
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    subprocess.run(command, check=True, env=environment)
+    command = [sys.executable, "-m", "monai.bundle", *run_arguments(bundle, configs, **overrides)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from common.commands.run import run_arguments
+from tests.running import REPOSITORY, run_module
 
 
 def load_script(bundle: str, name: str) -> ModuleType:
@@ -31,13 +33,20 @@ def load_script(bundle: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
 
 
-def monai_bundle(*arguments: str, cwd: Path = REPOSITORY, check: bool = True) -> subprocess.CompletedProcess:
-    """`python -m monai.bundle ARGUMENTS` in `cwd`, output captured."""
-    command = [sys.executable, "-m", "monai.bundle", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+def monai_bundle(*arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m monai.bundle ARGUMENTS`, output captured; fails the test if the command fails and `check` is set.
+
+    Options are those of `tests.running.Running`.
+    """
+    done = run_module("monai.bundle", *arguments, **options)
     if check and done.returncode != 0:
         pytest.fail(f"{' '.join(arguments)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done
+
+
+def run_bundle(bundle: str, configs: Sequence[str], **overrides: object) -> None:
+    """`common.commands.run.run_bundle` in a forked process, without a progress bar; fails the test if the run fails."""
+    monai_bundle(*run_arguments(bundle, list(configs), **{"progress": False} | overrides))
 
 
 def infer(
