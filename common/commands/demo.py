@@ -27,7 +27,9 @@ def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 2
     run_bundle(bundle, ["train.json", "phantom.json"], dataset_dir=data, output_dir=training, **more)
     ckpt = str(Path(training) / "model.pt")
     print("3/4  evaluation on unseen volumes")
-    run_bundle(bundle, ["evaluate.json", "phantom.json"], dataset_dir=data, output_dir=evaluation, ckpt=ckpt)
+    run_bundle(
+        bundle, ["inference.json", "evaluate.json", "phantom.json"], dataset_dir=data, output_dir=evaluation, ckpt=ckpt
+    )
     print("4/4  inference on all volumes, as on new ones")
     run_bundle(bundle, ["inference.json", "phantom.json"], dataset_dir=data, output_dir=inference, ckpt=ckpt)
     print(table(json.loads((Path(evaluation) / "summary.json").read_text())))

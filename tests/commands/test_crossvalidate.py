@@ -65,8 +65,8 @@ def test_each_fold_trains_then_chooses_then_evaluates_with_what_was_chosen(data,
     crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="choose.json", max_epochs=1)
     assert [call["configs"] for call in runs] == 2 * [
         ["train.json"],
-        ["evaluate.json", "choose.json"],
-        ["evaluate.json", "calibrated.json"],
+        ["inference.json", "evaluate.json", "choose.json"],
+        ["inference.json", "evaluate.json", "calibrated.json"],
     ]
     for call in runs:
         assert call["max_epochs"] == 1
@@ -159,7 +159,7 @@ def test_training_takes_the_parts_and_what_follows_the_scans_of_the_same_patient
         for section in ("training", "validation", "test"):
             patients = {case["patient"] for case in parts[section]}
             assert [case["case"] for case in whole[section]] == sorted(patients)
-        assert runs[4 * k + 3]["configs"] == ["evaluate.json", "calibrated.json"]
+        assert runs[4 * k + 3]["configs"] == ["inference.json", "evaluate.json", "calibrated.json"]
         assert runs[4 * k + 3]["ckpt"] == runs[4 * k + 2]["ckpt"]
 
 

@@ -68,8 +68,8 @@ def evaluations(data, trained, tmp_path_factory) -> tuple[Path, Path]:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:  # threads change the order of sums, and with it the last digit
         patch.setenv("OMP_NUM_THREADS", "1")
-        monai_bundle(*run("evaluate", "phantom", output_dir=one, **options))
-    done = torchrun(*run("evaluate", "phantom", "multi_gpu_evaluate", output_dir=two, **options))
+        monai_bundle(*run("inference", "evaluate", "phantom", output_dir=one, **options))
+    done = torchrun(*run("inference", "evaluate", "phantom", "multi_gpu_evaluate", output_dir=two, **options))
     assert done.returncode == 0, done.stderr[-3000:]
     return one, two
 

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from common.commands.phantom import phantom_dataset
-from common.commands.run import run_bundle
+from common.commands.run import names, run_bundle
 from common.metrics import dice, pooled_miou
 from tests.bundles.conftest import REPOSITORY, monai_bundle, read_json
 
 BUNDLE = "ensemble_gradcam_brats"
+EVALUATE = "inference.json,evaluate.json"
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +27,13 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """`run("evaluate.json", …)`: runs the configs under `phantom.json` and returns the folder of the output."""
+    """`run(EVALUATE, …)`: runs the configs under `phantom.json` and returns the folder of the output."""
 
     def start(*configs: str, output: Path | None = None, **overrides) -> Path:
         output = output or tmp_path_factory.mktemp("out")
         first, *others = configs
         settings = {"dataset_dir": str(data), "output_dir": str(output), "progress": False, **overrides}
-        run_bundle(BUNDLE, [first, "phantom.json", *others], **settings)
+        run_bundle(BUNDLE, [*names(first), "phantom.json", *others], **settings)
         return output
 
     return start
@@ -45,12 +46,12 @@ def ckpt(run) -> str:
 
 @pytest.fixture(scope="module")
 def searched(run, ckpt) -> Path:
-    return run("evaluate.json", "search.json", ckpt=ckpt, intensity_masks="[None, 0.6]")
+    return run(EVALUATE, "search.json", ckpt=ckpt, intensity_masks="[None, 0.6]")
 
 
 @pytest.fixture(scope="module")
 def evaluated(run, ckpt, searched) -> Path:
-    return run("evaluate.json", str(searched / "calibrated.json"), ckpt=ckpt)
+    return run(EVALUATE, str(searched / "calibrated.json"), ckpt=ckpt)
 
 
 def test_masks_beat_the_empty_mask_and_the_threshold(evaluated):
@@ -95,7 +96,7 @@ def test_pooled_scores_are_those_of_the_written_masks(evaluated, data):
 
 def test_calibration_chooses_refinement_on_top_of_the_combination(run, ckpt, searched):
     few = {"threshold": [-0.1, 0.0, 0.1], "refine.intensity": [1.1, 1.3]}
-    output = run("evaluate.json", str(searched / "calibrated.json"), "calibrate.json", ckpt=ckpt, candidates=few)
+    output = run(EVALUATE, str(searched / "calibrated.json"), "calibrate.json", ckpt=ckpt, candidates=few)
     assert read_json(output / "calibrated.json")["refine"]["intensity"] in (1.1, 1.2, 1.3)
     with open(output / "calibration.csv") as file:
         scores = [float(row["dice"]) for row in csv.DictReader(file) if row["dice"]]

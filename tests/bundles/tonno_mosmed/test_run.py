@@ -43,7 +43,7 @@ def evaluation(data, trained, tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("evaluation")
     run_bundle(
         BUNDLE,
-        ["evaluate.json", "phantom.json"],
+        ["inference.json", "evaluate.json", "phantom.json"],
         dataset_dir=str(data),
         output_dir=str(output),
         ckpt=str(trained / "model.pt"),
