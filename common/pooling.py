@@ -30,9 +30,13 @@ def _flatten(maps: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tenso
     return flat, mask.flatten(2) > 0.5
 
 
-def _smooth_max(maps: torch.Tensor, mask: torch.Tensor | None, alpha: float) -> torch.Tensor:
+def _check_alpha(alpha: float) -> None:
     if not (0.0 <= alpha < math.inf):
         raise ValueError(f"alpha must be finite and not negative; got {alpha}. For the exact maximum use 'max'")
+
+
+def _smooth_max(maps: torch.Tensor, mask: torch.Tensor | None, alpha: float) -> torch.Tensor:
+    _check_alpha(alpha)
     flat, inside = _flatten(maps, mask)
     values = flat.masked_fill(~inside, 0.0)
     # A very negative finite number, not -inf: the softmax of an empty mask would be NaN, and so its gradient.
@@ -130,6 +134,37 @@ def top_fraction_pool(maps: torch.Tensor, mask: torch.Tensor | None = None, *, f
     return _top_fraction(maps, mask, fraction)
 
 
+class SmoothMax(nn.Module):
+    """`smooth_max_pool` as a layer: between the mean (alpha → 0) and the maximum (alpha → ∞) (INSIGHT, Eq. 5).
+
+    Args:
+        alpha: sharpness, finite and not negative, in units of 1 / map value.
+
+    Raises:
+        ValueError: if alpha is out of range.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 1.0, 2.0]]])
+        >>> SmoothMax(alpha=0.0)(maps)
+        tensor([[1.]])
+        >>> SmoothMax(alpha=8.0)(maps, mask=maps < 2)
+        tensor([[0.9997]])
+    """
+
+    def __init__(self, alpha: float = 8.0) -> None:
+        super().__init__()
+        _check_alpha(alpha)
+        self.alpha = float(alpha)
+
+    def forward(self, maps: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Pool `[B, C, *spatial]` to `[B, C]` inside the mask `[B, 1, *spatial]`."""
+        return _smooth_max(maps, mask, self.alpha)
+
+    def extra_repr(self) -> str:
+        """Show alpha."""
+        return f"alpha={self.alpha}"
+
+
 POOLINGS = {
     "max": global_max_pool,
     "avg": global_avg_pool,
@@ -207,8 +242,7 @@ class RunningPool:
     def __init__(self, name: str = "smooth_max", *, alpha: float = 8.0) -> None:
         if name not in ("smooth_max", "max", "avg"):
             raise ValueError(f"pooling {name!r} cannot run over chunks; choose 'smooth_max', 'max' or 'avg'")
-        if not (0.0 <= alpha < math.inf):
-            raise ValueError(f"alpha must be finite and not negative; got {alpha}. For the exact maximum use 'max'")
+        _check_alpha(alpha)
         self.name = name
         self.alpha = alpha if name == "smooth_max" else 0.0  # the mean is the SmoothMax of alpha = 0
         self._peak, self._weight, self._sum = torch.zeros(0), torch.zeros(0), torch.zeros(0)

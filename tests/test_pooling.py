@@ -8,6 +8,7 @@ from common.pooling import (
     POOLINGS,
     GlobalPool,
     RunningPool,
+    SmoothMax,
     global_avg_pool,
     global_max_pool,
     smooth_max_pool,
@@ -68,10 +69,26 @@ def test_top_fraction_spans_max_to_mean():
     torch.testing.assert_close(top_fraction_pool(maps, mask, fraction=1.0), global_avg_pool(maps, mask))
 
 
-def test_smooth_max_tends_to_mean_and_to_max():
-    maps, mask = random_maps(SHAPES[1])
-    torch.testing.assert_close(smooth_max_pool(maps, mask, alpha=0.0), global_avg_pool(maps, mask))
-    torch.testing.assert_close(smooth_max_pool(maps, mask, alpha=1e4), global_max_pool(maps, mask))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_smooth_max_tends_to_the_mean_and_to_the_max(shape):
+    maps, mask = random_maps(shape)
+    for given in (mask, None):
+        torch.testing.assert_close(SmoothMax(alpha=1e-6)(maps, given), global_avg_pool(maps, given))
+        torch.testing.assert_close(SmoothMax(alpha=1e4)(maps, given), global_max_pool(maps, given))
+        assert (SmoothMax(alpha=1.0)(maps, given) > global_avg_pool(maps, given)).all()
+        assert (SmoothMax(alpha=1.0)(maps, given) < global_max_pool(maps, given)).all()
+
+
+def test_gradient_of_smooth_max_is_the_derivative_of_equation_5():
+    """`p_i (1 + alpha (H_i - S))` inside the mask with `p` the softmax and `S` the pool; it sums to 1."""
+    maps, mask = random_maps((2, 1, 5, 4))
+    values = maps.double().requires_grad_()
+    pooled = SmoothMax(alpha=3.0)(values, mask)
+    (gradient,) = torch.autograd.grad(pooled.sum(), values)
+    weights = (3.0 * maps.double()).masked_fill(~mask, -torch.inf).flatten(1).softmax(1).reshape(maps.shape)
+    expected = weights * (1 + 3.0 * (maps - pooled.detach()[..., None, None]))
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(gradient.flatten(1).sum(1), torch.ones(2, dtype=torch.float64))
 
 
 def test_smooth_max_dilutes_as_documented():
@@ -122,6 +139,15 @@ def test_module_scripts_and_agrees_with_the_function(name):
     torch.testing.assert_close(torch.jit.script(GlobalPool(name))(maps, mask), POOLINGS[name](maps, mask))
 
 
+def test_smooth_max_scripts_and_agrees_with_the_function():
+    maps, mask = random_maps(SHAPES[1])
+    scripted = torch.jit.script(SmoothMax(alpha=2.0))
+    torch.testing.assert_close(scripted(maps), smooth_max_pool(maps, alpha=2.0))
+    torch.testing.assert_close(scripted(maps, mask), smooth_max_pool(maps, mask, alpha=2.0))
+    torch.testing.assert_close(SmoothMax()(maps, mask), smooth_max_pool(maps, mask))
+    assert repr(SmoothMax(2)) == "SmoothMax(alpha=2.0)"
+
+
 def test_module_passes_its_option_on():
     maps, _ = random_maps(SHAPES[0])
     torch.testing.assert_close(GlobalPool("smooth_max", alpha=2.0)(maps), smooth_max_pool(maps, alpha=2.0))
@@ -139,8 +165,11 @@ def test_errors_say_what_to_do():
         global_max_pool(maps, torch.ones(2, 1, 6, 6))
     with pytest.raises(ValueError, match=r"got shape \[2, 3\]"):
         global_avg_pool(maps[:, :, 0, 0])
-    with pytest.raises(ValueError, match="alpha"):
-        smooth_max_pool(maps, alpha=float("inf"))
+    for alpha in (float("inf"), float("nan"), -1.0):
+        with pytest.raises(ValueError, match="alpha must be finite and not negative"):
+            smooth_max_pool(maps, alpha=alpha)
+        with pytest.raises(ValueError, match="alpha must be finite and not negative"):
+            SmoothMax(alpha)
     with pytest.raises(ValueError, match="fraction"):
         top_fraction_pool(maps, fraction=0.0)
 
