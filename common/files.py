@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -51,16 +50,15 @@ def write(path: Path, content: np.ndarray | str) -> None:
         buffer.write(content.encode())
     else:
         np.save(buffer, content)
-    with _writing(path), atomic_path(path) as temporary:
+    with writing(path), atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())  # np.save to a file may fail on a full disk without a word
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+@contextmanager
+def writing(path: PathLike) -> Iterator[None]:
+    """Say which file could not be written, and what to do: an `OSError` of the block becomes `NotWritten`."""
     try:
         yield
-    except FileExistsError:
-        raise
     except OSError as error:
         raise NotWritten(
             f"{path} cannot be written ({error}): free space, then run again; what is whole stays"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.files import write_json
+from common.files import NotWritten, write_json
 
 
 def no_constant(text: str) -> None:
@@ -33,3 +33,9 @@ def test_json_refuses_what_it_cannot_hold_and_leaves_the_old_file(tmp_path, valu
         write_json(tmp_path / "a.json", value)
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritten, match=r"file/a\.json cannot be written"):
+        write_json(tmp_path / "file" / "a.json", {})

@@ -21,7 +21,6 @@ def features(
     section: str | None = None,
     configs: str | Sequence[str] = "inference.json",
     cases: str | Sequence[str] | None = None,
-    clear_locks: bool = False,
     **overrides: Any,
 ) -> None:
     """Compute the features that a bundle's training, evaluation and inference will look for.
@@ -36,7 +35,6 @@ def features(
         section: of the datalist; `training+validation` joins two. By default all.
         configs: config files that say how to preprocess, later ones override earlier ones.
         cases: names of the cases to take, comma-separated; by default all.
-        clear_locks: remove locks that killed runs left; only for when no other process is writing.
         overrides: top-level keys, e.g. `--encoder_name dinov2_vitl14 --size 518`.
     """
     home = Path(dataset_dir).resolve()
@@ -47,7 +45,6 @@ def features(
         overrides |= {"section": section or "+".join(name for name in SECTIONS if content.get(name))}
     overrides |= {"store_dir": str(Path(store).resolve())} if store else {}
     overrides |= {"subset": names(cases)} if cases else {}
-    overrides |= {"clear_locks": True} if clear_locks else {}
     try:
         run_bundle(bundle, [*names(configs), "features.json"], dataset_dir=str(home), **overrides)
     except subprocess.CalledProcessError as error:

@@ -2,14 +2,12 @@
 
 from .extraction import bag_of, extract, find, inside_cells, volume_entry
 from .fingerprint import describe
-from .locks import EntryLocked, Lock
-from .store import Entry, FeatureStore, content_key, encode, file_key
+from .store import Entry, EntryLocked, FeatureStore, content_key, encode, file_key
 
 __all__ = [
     "Entry",
     "EntryLocked",
     "FeatureStore",
-    "Lock",
     "bag_of",
     "content_key",
     "describe",

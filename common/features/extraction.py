@@ -21,8 +21,7 @@ from ..encoders import Encoder
 from ..engines import CaseDataset
 from ..files import NotWritten, write_json
 from .fingerprint import describe
-from .locks import EntryLocked
-from .store import Entry, FeatureStore, content_key, file_key
+from .store import Entry, EntryLocked, FeatureStore, content_key, file_key
 
 logger = logging.getLogger(__name__)
 FILES = ("image", "organ")  # keys of a case whose files a volume's features are made from
@@ -145,7 +144,6 @@ def extract(
     device: torch.device | str = "cpu",
     subset: Sequence[str] | None = None,
     skip_errors: bool = True,
-    clear_locks: bool = False,
     num_workers: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -163,7 +161,6 @@ def extract(
         device: where to compute.
         subset: names of the cases to take; None: all.
         skip_errors: go on after a bad case; otherwise it ends the run.
-        clear_locks: remove locks that others left; only for when no other process is writing.
         num_workers: processes that load the next cases meanwhile.
         progress: show a progress bar with the time left.
 
@@ -180,8 +177,6 @@ def extract(
         if unknown := sorted(set(subset) - {case["case"] for case in cases}):
             raise ValueError(f"there are no cases {unknown}; the first of {len(cases)}: {cases[0]['case']}")
         cases = [case for case in cases if case["case"] in subset]
-    if clear_locks:
-        logger.info("%d lock(s) removed", store.clear_locks())
     encoder = encoder.to(device)
     inputs = _Inputs(cases, preprocessing, store, encoder.fingerprint)
     work = {"batch_size": batch_size, "chunk": chunk, "progress": progress}

@@ -5,7 +5,8 @@ An entry is a folder `<root>/<key[:2]>/<key>/` with
 - `<first tile>.npy`: a chunk of features, float16 `[n, C, h, w]`;
 - `inside.npy` (optional): share of the organ in each cell, float16 `[N, 1, h, w]`;
 - `coordinates.npy` (optional): of each tile on its slide, `[N, 2]`;
-- `entry.json`, written last: a folder without it is unfinished, and its chunks are taken up where they end.
+- `entry.json`, written last: a folder without it is unfinished, and its chunks are taken up where they end;
+- `.lock`, empty, locked by the process that writes the entry; the system releases it when that process ends.
 """
 
 from __future__ import annotations
@@ -14,21 +15,26 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
 from ..encoders import Encoder
-from ..files import PathLike, write, write_json
+from ..files import PathLike, write, write_json, writing
 from ..tensors import tensor_bytes
-from .locks import Lock
 
 FORMAT = "features 2"  # in every key: what is stored, and how
 LARGEST = float(np.finfo(np.float16).max)
+
+
+class EntryLocked(RuntimeError):
+    """Another process is writing this entry."""
 
 
 def content_key(fingerprint: str, *tensors: Tensor) -> str:
@@ -133,13 +139,10 @@ class FeatureStore:
 
     Args:
         root: the folder, made when needed.
-        stale_seconds: a lock that was not renewed for so long belongs to a dead process. It is renewed after each
-            batch; one of a process that has ended on this host is taken over at once.
     """
 
-    def __init__(self, root: PathLike, *, stale_seconds: float = 600.0) -> None:
+    def __init__(self, root: PathLike) -> None:
         self.root = Path(root)
-        self.stale_seconds = stale_seconds
 
     def folder(self, key: str) -> Path:
         return self.root / key[:2] / key
@@ -172,13 +175,6 @@ class FeatureStore:
         """The content key that goes with a `file_key`."""
         path = self.folder(alias).with_suffix(".key")
         return path.read_text() if path.is_file() else None
-
-    def clear_locks(self) -> int:
-        """Remove all locks, whoever they belong to; only for when nobody is writing. Returns how many there were."""
-        locks = list(self.root.glob("??/*/.lock"))
-        for lock in locks:
-            lock.unlink(missing_ok=True)
-        return len(locks)
 
     def compute(
         self,
@@ -217,7 +213,7 @@ class FeatureStore:
             raise ValueError("there is nothing to encode: no slice holds any organ, or no tile any tissue")
         folder = self.folder(key)
         bar = tqdm(total=len(tiles), desc=key[:8], unit="tile", leave=False, disable=not progress)
-        with bar, Lock(folder / ".lock", self.stale_seconds) as lock:
+        with bar, _locked(folder):
             starts = range(0, len(tiles), chunk)
             shapes = set()
             for first in starts:
@@ -225,7 +221,7 @@ class FeatureStore:
                 path = folder / _chunk_name(first)
                 done = _read(path)
                 if done is None or done.dtype != np.float16 or len(done) != stop - first:
-                    done = _encoded(encoder, tiles, first, stop, batch_size, lock)
+                    done = _encoded(encoder, tiles, first, stop, batch_size)
                     write(path, done)
                 shapes.add(done.shape[1:])
                 bar.update(len(done))
@@ -259,6 +255,22 @@ def encode(encoder: Encoder, tiles: Any, batch_size: int = 16) -> Tensor:
     return torch.cat(list(_batches(encoder, tiles, 0, len(tiles), batch_size)))
 
 
+def _locked(folder: Path) -> AbstractContextManager:
+    """The lock of an entry's folder, already held; the end of the block releases it.
+
+    Raises:
+        EntryLocked: another process holds it.
+        NotWritten: the disk is full.
+    """
+    path = folder / ".lock"
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(path).acquire(timeout=0)
+        except Timeout:
+            raise EntryLocked(f"{folder} is being written by another process") from None
+
+
 def _batches(encoder: Encoder, tiles: Any, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
     for first in range(start, stop, batch_size):
         with torch.no_grad():
@@ -266,7 +278,7 @@ def _batches(encoder: Encoder, tiles: Any, start: int, stop: int, batch_size: in
             yield encoder(image.to(encoder.mean.device))
 
 
-def _encoded(encoder: Encoder, tiles: Any, start: int, stop: int, batch_size: int, lock: Lock) -> np.ndarray:
+def _encoded(encoder: Encoder, tiles: Any, start: int, stop: int, batch_size: int) -> np.ndarray:
     parts = []
     for number, features in enumerate(_batches(encoder, tiles, start, stop, batch_size)):
         largest = float(features.abs().max())
@@ -275,7 +287,6 @@ def _encoded(encoder: Encoder, tiles: Any, start: int, stop: int, batch_size: in
             first = start + number * batch_size
             raise ValueError(f"the features of tiles {first} to {first + len(features) - 1} are {what} ({largest:g})")
         parts.append(features.half().cpu().numpy())
-        lock.renew()
     return np.concatenate(parts)
 
 

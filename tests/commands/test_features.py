@@ -31,9 +31,9 @@ def test_without_a_datalist_the_patterns_find_the_cases(call, tmp_path):
 def test_a_datalist_in_the_folder_is_taken_with_all_its_sections(call, tmp_path):
     path = tmp_path / "datalist.json"
     path.write_text(json.dumps({"training": [{}], "validation": [], "test": [{}]}))
-    features("insight_ct", str(tmp_path), configs="inference.json,covid.json", cases=("a", "b"), clear_locks=True)
+    features("insight_ct", str(tmp_path), configs="inference.json,covid.json", cases=("a", "b"))
     assert call["configs"] == ["inference.json", "covid.json", "features.json"]
-    expected = {"datalist": str(path), "section": "training+test", "subset": ["a", "b"], "clear_locks": True}
+    expected = {"datalist": str(path), "section": "training+test", "subset": ["a", "b"]}
     assert call["overrides"] == {"dataset_dir": str(tmp_path), **expected}
     features("insight_ct", str(tmp_path), section="test", store=str(tmp_path / "s"), cases="a")
     expected = {"datalist": str(path), "section": "test", "subset": ["a"], "store_dir": str(tmp_path / "s")}

@@ -1,77 +1,57 @@
-"""Locks, as the feature store uses them."""
+"""Who may write an entry of the feature store."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import time
-from collections.abc import Callable
 
 import pytest
+import torch
 
 from common.features import EntryLocked, FeatureStore
-from tests.features.test_store import FORK, KEY, counted, files_of, tiles
+from common.files import NotWritten
+from tests.features.helpers import FORK, KEY, counted, files_of, in_child, tiles
 
 
-@pytest.fixture
-def locked(tmp_path) -> Callable[..., FeatureStore]:
-    def lock(owner: str, age: float = 0.0) -> FeatureStore:
-        store = FeatureStore(tmp_path, stale_seconds=60)
-        path = store.folder(KEY) / ".lock"
-        path.parent.mkdir(parents=True)
-        path.write_text(owner)
-        os.utime(path, (time.time() - age,) * 2)
-        return store
+def test_two_processes_at_once_compute_each_batch_once(tmp_path):
+    store = FeatureStore(tmp_path)
+    encoder, calls = counted(lambda call: time.sleep(0.01))
+    barrier = FORK.Barrier(2)
 
-    return lock
+    def write() -> None:
+        torch.set_num_threads(1)
+        barrier.wait(20)
+        for _ in range(1000):
+            with contextlib.suppress(EntryLocked):
+                store.compute(KEY, tiles(), encoder, batch_size=1, chunk=2)
+                return
+            time.sleep(0.01)
+        raise SystemExit(1)
+
+    children = [FORK.Process(target=write) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(30)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert calls.value == 10
+    assert torch.equal(store.open(KEY)[:], counted()[0](tiles()).half().float())
+    assert {path.name for path in tmp_path.rglob(".*")} <= {".lock"}
 
 
-def test_a_lock_of_a_living_process_is_respected(locked):
-    store, (encoder, calls) = locked(f"{os.getppid()} {socket.gethostname()} 1"), counted()
-    with pytest.raises(EntryLocked, match=f"written by process {os.getppid()}"):
-        store.compute(KEY, tiles(), encoder)
+def test_an_entry_that_is_being_written_is_refused_to_any_other_writer(tmp_path):
+    store, (other, calls) = FeatureStore(tmp_path), counted()
+
+    def try_as_well() -> None:
+        with pytest.raises(EntryLocked, match=f"{KEY} is being written by another process"):
+            store.compute(KEY, tiles(), other)
+
+    def meanwhile(call: int) -> None:
+        assert in_child(try_as_well) == 0
+        try_as_well()  # the end of the child has not released it
+
+    store.compute(KEY, tiles(), counted(meanwhile)[0])
     assert calls.value == 0
-    assert files_of(store) == {".lock"}
-
-
-@pytest.mark.parametrize(("age", "busy"), [(50, True), (70, False)])
-def test_a_lock_of_another_host_holds_until_it_is_too_old(locked, age, busy):
-    store = locked("1 some-other-host 1", age)
-    with pytest.raises(EntryLocked) if busy else contextlib.nullcontext():
-        store.compute(KEY, tiles(), counted()[0])
-    assert (store.get(KEY) is None) == busy
-
-
-def test_a_lock_of_a_process_that_has_ended_here_is_taken_over_at_once(locked):
-    child = FORK.Process(target=lambda: None)
-    child.start()
-    child.join(30)
-    store = locked(f"{child.pid} {socket.gethostname()} 1")
-    assert len(store.compute(KEY, tiles(), counted()[0])) == 10
-    assert ".lock" not in files_of(store)
-
-
-def test_a_lock_is_renewed_with_each_batch(tmp_path):
-    ages = []
-
-    def look(call: int) -> None:
-        path = tmp_path / "ab" / KEY / ".lock"
-        ages.append(time.time() - path.stat().st_mtime)
-        os.utime(path, (1, 1))
-
-    FeatureStore(tmp_path).compute(KEY, tiles(), counted(look)[0], batch_size=4)
-    assert len(ages) == 3
-    assert max(ages) < 30
-
-
-def test_a_lock_that_another_took_over_makes_the_first_give_up_and_stays(tmp_path):
-    path = tmp_path / "ab" / KEY / ".lock"
-    encoder, calls = counted(lambda call: path.write_text("1 some-other-host 1") and None)
-    with pytest.raises(EntryLocked, match="taken over by process 1 some-other-host"):
-        FeatureStore(tmp_path).compute(KEY, tiles(), encoder, batch_size=2)
-    assert calls.value == 1
-    assert path.read_text() == "1 some-other-host 1"
 
 
 def test_a_lock_is_released_by_errors_and_interrupts(tmp_path):
@@ -82,10 +62,11 @@ def test_a_lock_is_released_by_errors_and_interrupts(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         store.compute(KEY, tiles(), counted(interrupt)[0])
     assert files_of(store) == set()
+    assert in_child(lambda: store.compute(KEY, tiles(), counted()[0])) == 0
+    assert len(store.open(KEY)) == 10
 
 
-def test_clear_locks_removes_them_all(locked):
-    store = locked("1 some-other-host 1")
-    assert store.clear_locks() == 1
-    assert len(store.compute(KEY, tiles(), counted()[0])) == 10
-    assert store.clear_locks() == 0
+def test_a_store_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritten, match=rf"file/ab/{KEY}/\.lock cannot be written"):
+        FeatureStore(tmp_path / "file").compute(KEY, tiles(), counted()[0])
