@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import resnet10
+from torch import nn
+
+from common.cam import CAM, GradCAM, ScoreCAM, SmoothGradCAMpp, upsample_maps
+from tests.cam.networks import Wrapped, pooled, random_images, small_network
+
+
+class TestErrors:
+    def test_unknown_layers_get_near_names(self):
+        network = resnet10(spatial_dims=2, n_input_channels=1)
+        with pytest.raises(ValueError, match=r"ResNet has no layer 'layer_4'.*'layer4'"):
+            GradCAM(network, "layer_4")
+        with pytest.raises(ValueError, match=r"did you mean one of \['conv1', 'bn1'"):
+            GradCAM(network, "##")
+        with pytest.raises(ValueError, match="the Conv2d given as layer is no part of this ResNet"):
+            GradCAM(network, nn.Conv2d(1, 1, 1))
+        with pytest.raises(ValueError, match="at least one layer"):
+            GradCAM(network, [])
+
+    @pytest.mark.parametrize("method", [GradCAM, ScoreCAM])
+    def test_a_layer_that_does_not_run(self, method):
+        network = Wrapped(lambda n, x: n.head(pooled(n.early(x))))
+        with pytest.raises(ValueError, match=r"does not run layer\(s\) \['other'\]"):
+            method(network, ["early", "other"])(random_images(), 1)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda n, x: n.head(pooled(n.early(x))) + 0 * n.other(x).sum().item(),
+            lambda n, x: n.head(pooled(n.early(x) + n.other(x).detach())),
+        ],
+    )
+    def test_a_layer_beside_the_path_to_the_logits(self, function):
+        for layers in ("other", ["early", "other"]):
+            with pytest.raises(ValueError, match="the logits do not depend on layer 'other'"):
+                GradCAM(Wrapped(function), layers)(random_images(), 1)
+
+    def test_a_layer_that_runs_twice(self):
+        network = Wrapped(lambda n, x: n.head(pooled(n.relu(n.relu(n.early(x)) - 0.1))))
+        with pytest.raises(ValueError, match="layer 'relu' runs more than once"):
+            GradCAM(network, "relu")(random_images(), 1)
+
+    def test_a_layer_without_a_map(self):
+        network = small_network()
+        with pytest.raises(ValueError, match=r"layer 'head' must return \[3, C, \*spatial\].*got \[3, 3\]"):
+            GradCAM(network, "head")(random_images(), 1)
+        pair = nn.AdaptiveMaxPool2d(1, return_indices=True)
+        network = Wrapped(lambda n, x: n.head(n.relu(x)[0].flatten(1)))
+        network.relu = pair
+        with pytest.raises(ValueError, match=r"layer 'relu' must return.*got tuple"):
+            GradCAM(network, "relu")(random_images(), 1)
+
+    def test_a_network_that_returns_no_logits(self):
+        for function, got in ((lambda n, x: (n.early(x), 1), "tuple"), (lambda n, x: n.early(x), r"\[3, 4, 8, 6\]")):
+            with pytest.raises(ValueError, match=rf"one tensor of logits \[3, K\]; got {got}"):
+                GradCAM(Wrapped(function), "early")(random_images(), 1)
+
+    def test_images_without_batch_axis(self):
+        with pytest.raises(ValueError, match=r"images must be.*got shape \[2, 10, 8\]"):
+            GradCAM(small_network(), "late")(random_images()[0], 1)
+
+    @pytest.mark.parametrize(
+        ("target", "message"),
+        [
+            (3, r"0…2 for 3 logit\(s\); got 3"),
+            (-1, "got -1"),
+            ([0, 1, 5], r"got \[0, 1, 5\]"),
+            ([0, 1], r"shape \[3\]; got \[2\]"),
+            (1.0, "integers"),
+            (torch.tensor([True, False, True]), "integers"),
+            ("max", "'max'"),
+        ],
+    )
+    @pytest.mark.parametrize("method", [GradCAM, ScoreCAM, SmoothGradCAMpp, CAM])
+    def test_targets_that_do_not_exist(self, method, target, message):
+        with pytest.raises(ValueError, match=message):
+            method(small_network(), "late")(random_images(), target)
+
+    def test_cam_needs_the_average_of_the_layer_at_a_linear_head(self):
+        images = random_images()
+        with pytest.raises(ValueError, match="'head' does not see the average of layer 'norm'; use GradCAM"):
+            CAM(small_network(), "norm")(images, 1)
+        network = small_network()
+        network.pool = nn.AdaptiveMaxPool2d(1)
+        with pytest.raises(ValueError, match="does not see the average"):
+            CAM(network, "late")(images, 1)
+        with pytest.raises(ValueError, match="no linear layer"):
+            CAM(small_network(head=False), "late")
+        network = small_network()
+        network.head = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+        with pytest.raises(ValueError, match=r"'head.0' has 4 outputs for 3 logits"):
+            CAM(network, "late", head="head.0")(images, 1)
+
+    def test_options_out_of_range(self):
+        with pytest.raises(ValueError, match="chunk"):
+            ScoreCAM(small_network(), "late", chunk=0)
+        with pytest.raises(ValueError, match="samples"):
+            SmoothGradCAMpp(small_network(), "late", samples=0)
+        with pytest.raises(ValueError, match="other number of axes"):
+            upsample_maps(torch.zeros(1, 4, 4), (8, 8, 8))
