@@ -4,6 +4,7 @@ from .datalist import (
     SECTIONS,
     cases,
     check_patients,
+    label_of,
     load_datalist,
     make_datalist,
     multi_hot,
@@ -11,7 +12,7 @@ from .datalist import (
     write_datalist,
 )
 from .find import Case, check_names, find_cases
-from .slices import SliceDataset, matched_sampler, runs, slice_classes
+from .slices import SliceDataset, matched_sampler, read_unmasked, runs, slice_classes
 from .splits import matched_weights, patient_folds, split_patients, stratified_weights, stratum
 
 __all__ = [
@@ -22,12 +23,14 @@ __all__ = [
     "check_names",
     "check_patients",
     "find_cases",
+    "label_of",
     "load_datalist",
     "make_datalist",
     "matched_sampler",
     "matched_weights",
     "multi_hot",
     "patient_folds",
+    "read_unmasked",
     "runs",
     "slice_classes",
     "slice_labels",

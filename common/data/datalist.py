@@ -77,6 +77,17 @@ def _is_label(cls: Any, classes: Sequence[str]) -> bool:
     return all(isinstance(c, int) and 0 <= c < len(classes) for c in values)
 
 
+def label_of(case: Case) -> Any:
+    """The `cls` of a case.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if case.get("cls") is None:
+        raise ValueError(f"case {case['case']!r} has no `cls` in the datalist: `python -m common prepare` derives it")
+    return case["cls"]
+
+
 def multi_hot(cls: int | Sequence[str], classes: Sequence[str]) -> list[int]:
     """The label of a whole case as one 0 or 1 for each class but the negative one.
 

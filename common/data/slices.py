@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..engines import weighted_sampler
 from ..tensors import window_pads
-from .datalist import slice_labels
+from .datalist import label_of, slice_labels
 from .splits import matched_weights
 
 
@@ -54,6 +54,12 @@ def runs(
     return pieces
 
 
+def read_unmasked(case: dict, preprocessing: Callable) -> Tensor:
+    """The preprocessed image of a case. Its mask is not given to the preprocessing: training sees `cls` only."""
+    read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
+    return read["image"]
+
+
 class SliceDataset(Dataset):
     """Axial slices of preprocessed volumes, held in memory in half precision.
 
@@ -68,6 +74,8 @@ class SliceDataset(Dataset):
         augment: transforms of one item.
         organ_channel: the last channel is the organ mask: slices without organ are left out, as inference does.
         window: `[h, w]` of the part around each volume's organ that is kept, see `window_pads`.
+        targets: function of a case and its preprocessed image (whole, in full precision) that gives what items have
+            beside image and label: tensors `[C, H, W, Z]` or, a number for each slice, `[Z]`, by name.
         progress: show a progress bar while reading.
 
     Attributes:
@@ -88,21 +96,26 @@ class SliceDataset(Dataset):
         augment: Callable | None = None,
         organ_channel: bool = True,
         window: Sequence[int] | None = None,
+        targets: Callable[[dict, Tensor], Mapping[str, Tensor]] | None = None,
         progress: bool = True,
     ) -> None:
         self.data = list(data)
         self.augment = augment
         self.organ_channel = organ_channel
+        self.window = window
         self.volumes: list[Tensor] = []
+        self.targets: list[dict[str, Tensor]] = []
         self.classes: list[int] = []
         self.positions: list[float] = []
         self.where: list[tuple[int, int]] = []
         for case in tqdm(self.data, desc="reading", unit="case", disable=not progress):
-            read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
-            image: Tensor = read["image"]
+            image = read_unmasked(case, preprocessing)
             self._add_slices(case, image)
-            self._read(case, image)
-            self.volumes.append(self._windowed(convert_to_tensor(image, track_meta=False), window).half())
+            more = targets(case, image) if targets is not None else {}
+            volume = convert_to_tensor(image, track_meta=False)
+            pads = self._pads(volume)
+            self.volumes.append(_padded(volume, pads).half())
+            self.targets.append({name: _padded(target, pads) for name, target in more.items()})
         if not self.where:
             raise RuntimeError("no slice is left to train on: are the images empty, or is the organ mask?")
 
@@ -115,31 +128,30 @@ class SliceDataset(Dataset):
                 self.positions.append(z / max(depth - 1, 1))
                 self.where.append((len(self.volumes), z))
 
-    def _windowed(self, volume: Tensor, window: Sequence[int] | None) -> Tensor:
-        if window is None:
-            return volume
+    def _pads(self, volume: Tensor) -> list[int] | None:
+        """What `F.pad` adds to the slices (or, negative, takes away) for the window."""
+        if self.window is None:
+            return None
         seen = volume[-1] > 0.5 if self.organ_channel else torch.ones_like(volume[-1], dtype=torch.bool)
-        return F.pad(volume.movedim(-1, 0), window_pads(seen.any(-1), window)).movedim(0, -1)
-
-    def _read(self, case: dict, image: Tensor) -> None:
-        """Hook for what else a subclass wants from the full-precision volume."""
+        return window_pads(seen.any(-1), self.window)
 
     def __len__(self) -> int:
         return len(self.where)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item: Any = self._item(index)
+        volume, z = self.where[index]
+        plane = self.volumes[volume][..., z].float()
+        item: Any = {"image": plane[:-1], "organ": plane[-1:]} if self.organ_channel else {"image": plane}
+        item["cls"] = self.classes[index]
+        item |= {name: target[..., z].float() for name, target in self.targets[volume].items()}
         if self.augment is not None:
             item = apply_transform(self.augment, item)
         return item
 
-    def _item(self, index: int) -> dict[str, Any]:
-        volume, z = self.where[index]
-        plane = self.volumes[volume][..., z].float()
-        cls = self.classes[index]
-        if self.organ_channel:
-            return {"image": plane[:-1], "organ": plane[-1:], "cls": cls}
-        return {"image": plane, "cls": cls}
+
+def _padded(volume: Tensor, pads: list[int] | None) -> Tensor:
+    """The slices of `[C, H, W, Z]`, padded; numbers for each slice, `[Z]`, as they are."""
+    return volume if pads is None or volume.dim() == 1 else F.pad(volume.movedim(-1, 0), pads).movedim(0, -1)
 
 
 def slice_classes(case: dict, depth: int) -> list[int]:
@@ -148,11 +160,8 @@ def slice_classes(case: dict, depth: int) -> list[int]:
     Raises:
         ValueError: no `cls` and no mask, or another number of labels than slices.
     """
-    cls = case.get("cls")
-    if cls is None and "label" in case:  # servers that know pairs of image and mask only
-        cls = slice_labels(case["label"])
-    if cls is None:
-        raise ValueError(f"case {case['case']!r} has no `cls` in the datalist: `python -m common prepare` derives it")
+    # Servers such as MONAI Label know pairs of image and mask only.
+    cls = slice_labels(case["label"]) if case.get("cls") is None and "label" in case else label_of(case)
     if isinstance(cls, int | np.integer):
         return [int(cls)] * depth
     if len(cls) != depth:

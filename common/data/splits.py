@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ def matched_weights(
 
 
 def stratified_weights(
-    positive: Sequence[bool], patients: Sequence[str], strata: Sequence[Hashable] | None = None
+    cases: Sequence[Mapping[str, Any]], positive: Sequence[bool], *, stratify_by: Sequence[str] = (), bins: int = 4
 ) -> np.ndarray:
     """Sampling weights under which neither a volume's stratum nor its patient tells anything about its label.
 
@@ -114,22 +114,26 @@ def stratified_weights(
     same, however many volumes were cut from the scan.
 
     Args:
+        cases: of each volume, with `patient`.
         positive: whether each volume holds a finding.
-        patients: of each volume.
-        strata: of each volume, see `stratum`; by default all are one.
+        stratify_by: keys of the cases whose values together are a stratum, e.g. `side`, see `stratum`; without any,
+            all volumes are one.
+        bins: of `stratum`.
 
     Returns:
         Weights, shape (volumes,).
 
     Raises:
-        ValueError: lengths differ, no positives or no negatives, or none in the same stratum.
+        ValueError: lengths differ, no positives or no negatives, none in the same stratum, or a case lacks a key.
     """
-    groups = [()] * len(positive) if strata is None else list(strata)
-    if not len(positive) == len(patients) == len(groups):
-        raise ValueError(f"got {len(positive)} labels, {len(patients)} patients and {len(groups)} strata.")
+    if len(positive) != len(cases):
+        raise ValueError(f"got {len(positive)} labels for {len(cases)} volumes.")
     if all(positive) or not any(positive):
         raise ValueError("training needs volumes with and without a finding; the datalist's labels are all alike.")
-    volumes = list(zip(groups, map(bool, positive), patients, strict=True))
+    volumes = [
+        (stratum(case, stratify_by, bins=bins), bool(label), case["patient"])
+        for case, label in zip(cases, positive, strict=True)
+    ]
     # Patients of each class in each stratum, and volumes of each patient in it.
     members: dict[tuple, dict[str, int]] = {}
     for group, label, patient in volumes:

@@ -162,15 +162,27 @@ def planes_through(
     inside = mask.as_subclass(torch.Tensor) > 0.5
     if not inside.any():
         return torch.zeros(len(normals), count + 2, dtype=torch.bool, device=normals.device)
-    # A plane that meets the hull meets the span of the ends of the mask's columns: few points, the same extremes.
-    column = inside.any(dim=2).nonzero()
-    rows = inside[column[:, 0], column[:, 1]].to(torch.uint8)
-    first, last = rows.argmax(dim=1), inside.shape[2] - 1 - rows.flip(1).argmax(dim=1)
-    ends = torch.cat([torch.cat((column, end[:, None]), dim=1) for end in (first, last)])
-    center = 0.5 * (torch.as_tensor(mask.shape, device=mask.device) - 1)
-    span = ((ends - center) * steps).to(normals) @ normals.T
+    span = extreme_points(inside, spacing).to(normals) @ normals.T
     reach = normals.abs() @ steps.to(normals)  # a voxel's value reaches to its neighbors' centers
     return (offsets > (span.amin(0) - reach)[:, None]) & (offsets < (span.amax(0) + reach)[:, None])
+
+
+def extreme_points(mask: torch.Tensor, spacing: Spacing = 1.0) -> torch.Tensor:
+    """The points of a mask that lie farthest in any direction, and others: both ends of its columns.
+
+    Args:
+        mask: bool `[D, H, W]`, not empty; columns run along the last axis.
+        spacing: mm of the three axes.
+
+    Returns:
+        `[P, 3]` in mm from the volume's center.
+    """
+    column = mask.any(dim=2).nonzero()
+    rows = mask[column[:, 0], column[:, 1]].to(torch.uint8)
+    first, last = rows.argmax(dim=1), mask.shape[2] - 1 - rows.flip(1).argmax(dim=1)
+    ends = torch.cat([torch.cat((column, end[:, None]), dim=1) for end in (first, last)])
+    center = 0.5 * (torch.as_tensor(mask.shape, device=mask.device) - 1)
+    return (ends - center) * torch.as_tensor(axis_spacing(spacing), dtype=torch.float32, device=mask.device)
 
 
 def second_difference(profiles: torch.Tensor, step: float, *, dim: int = -1) -> torch.Tensor:

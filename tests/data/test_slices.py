@@ -7,12 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from monai.data import MetaTensor
 
-from common.data import SliceDataset, matched_sampler, slice_classes
-from common.tensors import axial, window_pads
-from tests.pipeline import affine_of, save, world
+from common.data import SliceDataset, matched_sampler, runs, slice_classes
+from tests.pipeline import save
 
 DEPTH = 6
 
@@ -64,34 +62,6 @@ def test_without_organ_channel_items_are_whole_and_flat_slices_are_left_out():
     assert data[0]["image"].shape == (1, 5, 4)
 
 
-@pytest.mark.parametrize("size", [[8, 6], [4, 4], [20, 31], [7, 9]])
-def test_window_has_its_size_and_the_organ_in_its_middle(size):
-    organ = torch.zeros(16, 24, dtype=torch.bool)
-    organ[11:14, 2:5] = True  # 3 x 3, off center: its center is pixel (12, 3)
-    window = F.pad(organ, window_pads(organ, size))
-    assert list(window.shape) == size
-    center = torch.nonzero(window).float().mean(0)
-    assert (center - (torch.tensor(size) - 1) / 2).abs().max() <= 0.5
-    assert window.sum() == 9
-
-
-def test_a_longer_organ_widens_the_window_and_none_centers_it_on_the_image():
-    organ = torch.zeros(16, 24, dtype=torch.bool)
-    organ[2:12, 5:6] = True
-    assert F.pad(organ, window_pads(organ, [4, 3])).shape == (10, 3)
-    assert window_pads(torch.zeros(16, 24, dtype=torch.bool), [10, 20]) == [-2, -2, -3, -3]
-
-
-def test_padding_back_undoes_the_window():
-    organ = torch.zeros(16, 24, dtype=torch.bool)
-    organ[11:14, 2:5] = True
-    pads = window_pads(organ, [12, 12])
-    image = torch.rand(16, 24)
-    back = F.pad(F.pad(image, pads), [-p for p in pads])
-    assert back.shape == image.shape
-    torch.testing.assert_close(back[6:, :9], image[6:, :9])
-
-
 def test_a_dataset_with_a_window_holds_that_part_of_each_volume():
     image = volume()
     image[1, 3:] = 0  # the organ: three rows, four columns
@@ -99,6 +69,23 @@ def test_a_dataset_with_a_window_holds_that_part_of_each_volume():
     assert data[0]["image"].shape == (1, 3, 8)
     torch.testing.assert_close(data[0]["image"][:, :, 2:6], image[:1, :3, :, 1], atol=1e-3, rtol=0)
     assert data[0]["image"][:, :, :2].abs().max() == 0
+
+
+def test_targets_are_cut_into_slices_and_follow_the_window():
+    image = volume()
+    image[1, 3:] = 0
+
+    def targets(case, seen):
+        assert case["case"] == "a"
+        assert torch.equal(seen, image)  # whole, in full precision
+        return {"mask": image[:1] > 1, "number": torch.arange(DEPTH)}
+
+    data = dataset([{"case": "a", "image": image, "cls": 1}], window=[3, 2 * 4], targets=targets)
+    for item, (_, z) in zip(data, data.where, strict=True):
+        assert item["number"] == z
+        assert item["mask"].dtype == torch.float32
+        assert torch.equal(item["mask"][:, :, 2:6] > 0, image[:1, :3, :, z] > 1)
+        assert item["mask"].shape == item["image"].shape
 
 
 def test_augmentation_gets_the_item():
@@ -165,20 +152,41 @@ class TestMatchedSampler:
         assert len(list(matched_sampler(self.data()))) == 2 * 16
 
 
-class TestAxial:
-    @pytest.mark.parametrize(("axcodes", "degrees"), [("LPS", 0), ("RAS", 0), ("SAL", 0), ("RIP", 20), ("PLI", 30)])
-    def test_every_voxel_keeps_its_value_and_its_place(self, axcodes, degrees):
-        shape = (4, 5, 6)
-        affine = affine_of(axcodes, (1.0, 2.0, 3.0), shape, degrees)
-        values = np.arange(120.0).reshape(1, *shape)
-        turned = axial(MetaTensor(torch.as_tensor(values), affine=torch.as_tensor(affine)))
-        assert nib.aff2axcodes(turned.affine.numpy()) == ("L", "P", "S")
-        before = dict(zip(values.ravel(), world(affine, shape).reshape(-1, 3), strict=True))
-        places = world(turned.affine.numpy(), turned.shape[1:]).reshape(-1, 3)
-        after = dict(zip(turned.numpy().ravel(), places, strict=True))
-        assert before.keys() == after.keys()
-        for value, place in before.items():
-            np.testing.assert_allclose(after[value], place, atol=1e-9)
+class TestRuns:
+    def test_counts_by_hand(self):
+        assert runs([0, 0, 1, 1, 1, 0]) == [(0, 2, 0), (2, 5, 1), (5, 6, 0)]
+        assert runs([0, 0, 1, 1, 1, 0], min_slices=2) == [(0, 2, 0), (2, 5, 1)]
+        assert runs([1] * 7, max_slices=3) == [(0, 2, 1), (2, 4, 1), (4, 7, 1)]
+        assert runs([]) == []
+
+    def test_short_rest_is_left_out_rather_than_shortening_every_piece(self):
+        assert runs([1] * 9, min_slices=8, max_slices=8) == [(0, 8, 1)]
+        assert runs([1] * 7, min_slices=8, max_slices=8) == []
+
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("limits", [(1, None), (1, 4), (3, 4), (5, 5)])
+    def test_pieces_hold_one_label_and_only_short_ends_are_lost(self, seed, limits):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat(rng.integers(2, size=12), rng.integers(1, 12, size=12))
+        smallest, largest = limits
+        pieces = runs(labels, min_slices=smallest, max_slices=largest)
+        used = np.zeros(len(labels), int)
+        for start, stop, label in pieces:
+            assert smallest <= stop - start <= (largest or len(labels))
+            assert (labels[start:stop] == label).all()
+            used[start:stop] += 1
+        assert used.max() == 1
+        lost = runs(used, min_slices=smallest)
+        if smallest == 1:
+            assert used.all()
+        # A lost stretch may join the rests of two runs, so it is checked run by run.
+        assert all((np.diff(labels[a:b]) != 0).any() for a, b, kept in lost if not kept)
+
+    def test_refuses_limits_that_nothing_fits(self):
+        with pytest.raises(ValueError, match="1 <= min_slices <= max_slices; got 4 and 3"):
+            runs([0, 1], min_slices=4, max_slices=3)
+        with pytest.raises(ValueError, match="got 0 and None"):
+            runs([0, 1], min_slices=0)
 
 
 def test_slices_of_real_masks_match_their_labels(real_data):

@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from common.data import matched_weights, patient_folds, split_patients, stratified_weights, stratum
+from common.data import matched_weights, patient_folds, split_patients, stratified_weights
 
 
 class TestSplits:
@@ -92,10 +92,9 @@ class TestMatchedWeights:
             matched_weights(cls, positions)
 
 
-def shares(cases: list[dict], strata=(), bins: int = 4) -> list[float]:
+def shares(cases: list[dict], **options) -> list[float]:
     """Probability that each volume is drawn."""
-    groups = [stratum(case, strata, bins=bins) for case in cases]
-    weights = stratified_weights([case["positive"] for case in cases], [case["patient"] for case in cases], groups)
+    weights = stratified_weights(cases, [case["positive"] for case in cases], **options)
     return (weights / weights.sum()).tolist()
 
 
@@ -120,13 +119,13 @@ PARTS = [
 
 
 class TestStratifiedWeights:
-    @pytest.mark.parametrize("strata", [[], ["side"]])
-    def test_positives_and_negatives_are_drawn_alike(self, strata):
-        share = shares(PARTS, strata=strata)
+    @pytest.mark.parametrize("stratify_by", [[], ["side"]])
+    def test_positives_and_negatives_are_drawn_alike(self, stratify_by):
+        share = shares(PARTS, stratify_by=stratify_by)
         assert total(PARTS, share, positive=1) == pytest.approx(0.5)
 
     def test_with_strata_no_side_speaks_for_a_label(self):
-        share = shares(PARTS, strata=["side"])
+        share = shares(PARTS, stratify_by=["side"])
         for side in ("left", "right"):
             assert total(PARTS, share, side=side, positive=1) == pytest.approx(
                 total(PARTS, share, side=side, positive=0)
@@ -137,7 +136,7 @@ class TestStratifiedWeights:
         assert total(PARTS, free, side="left", positive=1) > 2 * total(PARTS, free, side="left", positive=0)
 
     def test_patients_weigh_the_same_however_many_parts_they_have(self):
-        share = shares(PARTS, strata=["side"])
+        share = shares(PARTS, stratify_by=["side"])
         groups = defaultdict(dict)
         for case in PARTS:
             group = {key: case[key] for key in ("side", "positive", "patient")}
@@ -148,24 +147,25 @@ class TestStratifiedWeights:
 
     def test_a_stratum_weighs_as_much_as_its_rarer_class_has_patients(self):
         cases = [part(p, y, "left") for p in "abc" for y in (0, 1)] + [part("a", 0, "right"), part("b", 1, "right")]
-        share = shares(cases, strata=["side"])
+        share = shares(cases, stratify_by=["side"])
         assert total(cases, share, side="left") == pytest.approx(3 * total(cases, share, side="right"))
 
     def test_positions_are_matched_in_bins(self):
         cases = [part("a", 1, position=x) for x in (0.1, 0.9)] + [part("b", 0, position=x) for x in (0.0, 0.2, 1.0)]
-        share = shares(cases, strata=["position"], bins=2)
+        share = shares(cases, stratify_by=["position"], bins=2)
         assert share == pytest.approx([0.25, 0.25, 0.125, 0.125, 0.25])
         with pytest.raises(ValueError, match="no stratum holds both"):
-            shares([part("a", 1, position=0.1), part("b", 0, position=0.9)], strata=["position"])
+            shares([part("a", 1, position=0.1), part("b", 0, position=0.9)], stratify_by=["position"])
 
     def test_what_cannot_be_balanced_is_explained(self):
         for positive in (0, 1):
             with pytest.raises(ValueError, match="volumes with and without a finding"):
                 shares([part("a", positive), part("b", positive)])
         with pytest.raises(ValueError, match="case 'a' has no 'lobe' in the datalist"):
-            shares([part("a", 0), part("b", 1)], strata=["side", "lobe"])
-        with pytest.raises(ValueError, match="2 labels, 1 patients"):
-            stratified_weights([True, False], ["a"])
+            shares([part("a", 0), part("b", 1)], stratify_by=["side", "lobe"])
+        with pytest.raises(ValueError, match="2 labels for 1 volumes"):
+            stratified_weights([part("a", 1)], [True, False])
 
     def test_without_strata_all_are_one(self):
-        assert stratified_weights([True, True, False], ["a", "b", "a"]).tolist() == [0.5, 0.5, 1.0]
+        cases = [part("a", 1), part("b", 1, "right"), part("a", 0, "upper")]
+        assert stratified_weights(cases, [True, True, False]).tolist() == [0.5, 0.5, 1.0]

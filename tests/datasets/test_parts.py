@@ -7,7 +7,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.data import runs
 from common.datasets import half_lungs, lung_gap, substacks
 from tests.pipeline import affine_of, save, world
 
@@ -55,43 +54,6 @@ def two_lungs() -> np.ndarray:
     lungs = np.zeros(SHAPE, np.uint8)
     lungs[0:3, 1:5, 1:] = lungs[4:8, 1:5, 1:] = 1
     return lungs
-
-
-class TestRuns:
-    def test_counts_by_hand(self):
-        assert runs([0, 0, 1, 1, 1, 0]) == [(0, 2, 0), (2, 5, 1), (5, 6, 0)]
-        assert runs([0, 0, 1, 1, 1, 0], min_slices=2) == [(0, 2, 0), (2, 5, 1)]
-        assert runs([1] * 7, max_slices=3) == [(0, 2, 1), (2, 4, 1), (4, 7, 1)]
-        assert runs([]) == []
-
-    def test_short_rest_is_left_out_rather_than_shortening_every_piece(self):
-        assert runs([1] * 9, min_slices=8, max_slices=8) == [(0, 8, 1)]
-        assert runs([1] * 7, min_slices=8, max_slices=8) == []
-
-    @pytest.mark.parametrize("seed", range(5))
-    @pytest.mark.parametrize("limits", [(1, None), (1, 4), (3, 4), (5, 5)])
-    def test_pieces_hold_one_label_and_only_short_ends_are_lost(self, seed, limits):
-        rng = np.random.default_rng(seed)
-        labels = np.repeat(rng.integers(2, size=12), rng.integers(1, 12, size=12))
-        smallest, largest = limits
-        pieces = runs(labels, min_slices=smallest, max_slices=largest)
-        used = np.zeros(len(labels), int)
-        for start, stop, label in pieces:
-            assert smallest <= stop - start <= (largest or len(labels))
-            assert (labels[start:stop] == label).all()
-            used[start:stop] += 1
-        assert used.max() == 1
-        lost = runs(used, min_slices=smallest)
-        if smallest == 1:
-            assert used.all()
-        # A lost stretch may join the rests of two runs, so it is checked run by run.
-        assert all((np.diff(labels[a:b]) != 0).any() for a, b, kept in lost if not kept)
-
-    def test_refuses_limits_that_nothing_fits(self):
-        with pytest.raises(ValueError, match="1 <= min_slices <= max_slices; got 4 and 3"):
-            runs([0, 1], min_slices=4, max_slices=3)
-        with pytest.raises(ValueError, match="got 0 and None"):
-            runs([0, 1], min_slices=0)
 
 
 class TestLungGap:

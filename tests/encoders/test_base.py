@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from common.encoders import Encoder, encoder
-from common.tensors import tensor_bytes
 
 
 class Blocks(nn.Module):
@@ -190,12 +189,3 @@ class TestFingerprint:
         assert net.fingerprint == before
         net.body.gain = nn.Parameter(torch.full((1,), 3.0))
         assert net.fingerprint not in (before, changed)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.bool, torch.int64])
-def test_tensor_bytes_are_the_elements_in_their_order_whatever_the_strides(dtype):
-    plain = torch.arange(24).reshape(2, 3, 2, 2).to(dtype)
-    assert bytes(tensor_bytes(plain)) == bytes(plain.untyped_storage())
-    for strided in (plain.to(memory_format=torch.channels_last), plain.transpose(0, 1).contiguous().transpose(0, 1)):
-        assert bytes(tensor_bytes(strided)) == bytes(tensor_bytes(plain))
-    assert bytes(tensor_bytes(torch.tensor(5))) == (5).to_bytes(8, "little")

@@ -8,6 +8,7 @@ import torch
 
 from common.radon import (
     directions,
+    extreme_points,
     half_diagonal,
     paper_geometry,
     plane_basis,
@@ -95,6 +96,16 @@ def test_no_plane_with_content_is_left_out_and_few_without(spacing):
     assert chosen.float().mean() < 0.7
     assert not planes_through(torch.zeros(14, 12, 16), normals, **options).any()
     assert planes_through(torch.ones(1, 1, 1, dtype=torch.bool), normals, count=4).any(dim=1).all()
+
+
+def test_extreme_points_reach_as_far_as_the_mask_in_every_direction():
+    mask = torch.rand(9, 7, 12, generator=torch.Generator().manual_seed(0)) > 0.9
+    spacing = (1.0, 1.2, 1.5)
+    points = (mask.nonzero() - 0.5 * (torch.tensor(mask.shape) - 1)) * torch.tensor(spacing)
+    normals = directions(200, hemisphere=False)
+    ends = extreme_points(mask, spacing)
+    assert len(ends) < len(points) * 2
+    torch.testing.assert_close((ends @ normals.T).amax(0), (points @ normals.T).amax(0))
 
 
 def test_paper_geometry_stretches_the_volume_to_the_cube():

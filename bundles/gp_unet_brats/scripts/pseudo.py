@@ -5,7 +5,8 @@ The supervision stays the image-level label: it says which slices may hold a pse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,73 +19,91 @@ from common import training
 from common.data import SliceDataset, slice_classes
 from common.losses import soft_bce_dice
 from common.masks import refine_by_intensity
+from common.tensors import spacing_of
 
 
 class PseudoMaskDataset(SliceDataset):
-    """Slices with their labels and pseudo-masks.
-
-    A slice labeled 0 has an empty mask. In the others the teacher's map, thresholded, is refined by intensity. A
-    positive slice in which that leaves nothing counts for classification only. Items gain `pseudo` `[1, H, W]` and
-    `counts` (1 where the pseudo-mask is to be learned from, else 0).
+    """Slices with their labels and pseudo-masks: items gain `pseudo` and `counts`, see `pseudo_masks`.
 
     Args:
-        teacher: network of the first stage, with its weights, on the device where it shall run.
-        inferer: `common.engines.SliceMapInferer`.
-        threshold: of the teacher's tumor-minus-healthy map.
-        refine: options of `common.masks.refine_by_intensity`.
-        args, kwargs: see `SliceDataset`.
+        data, preprocessing, options: see `SliceDataset`.
+        teacher, inferer, threshold, refine: see `pseudo_masks`.
     """
 
     def __init__(
         self,
-        *args: Any,
+        data: Sequence[dict],
+        preprocessing: Callable,
+        *,
         teacher: torch.nn.Module,
         inferer: Callable,
         threshold: float = 0.0,
         refine: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
-        self.teacher = teacher.eval()
-        self.inferer = inferer
-        self.threshold = threshold
-        self.refine = dict(refine or {})
-        self.pseudo: list[Tensor] = []
-        super().__init__(*args, **kwargs)
-
-    @torch.no_grad()
-    def _read(self, case: dict, image: MetaTensor) -> None:
-        device = next(self.teacher.parameters()).device
-        output = self.inferer(image[None].to(device), self.teacher)[0].cpu().numpy()
-        classes = output.shape[0] // 2
-        margin = (output[1:classes] - output[:1]).max(axis=0)
-        volume = image.numpy()
-        organ = volume[-1] > 0.5
-        positive = [label > 0 for label in slice_classes(case, volume.shape[-1])]
-        seed = (margin > self.threshold) & organ & positive
-        spacing = [float(s) for s in image.pixdim]
-        self.pseudo.append(torch.as_tensor(refine_by_intensity(seed, volume[0], organ, spacing=spacing, **self.refine)))
-
-    def _item(self, index: int) -> dict[str, Any]:
-        item = super()._item(index)
-        volume, z = self.where[index]
-        pseudo = self.pseudo[volume][None, ..., z]
-        return item | {"pseudo": pseudo.float(), "counts": float(item["cls"] == 0 or bool(pseudo.any()))}
+        how: dict[str, Any] = {"threshold": threshold, "refine": refine}
+        targets = partial(pseudo_masks, teacher=teacher.eval(), inferer=inferer, **how)
+        super().__init__(data, preprocessing, targets=targets, **options)
 
 
-class MaskDataset(PseudoMaskDataset):
+class MaskDataset(SliceDataset):
     """The true masks in place of pseudo-masks: the upper bound that weak supervision is measured against.
 
     Args:
-        args, kwargs: see `SliceDataset`; every case needs a `label`.
+        data: cases, each with a `label`.
+        preprocessing, options: see `SliceDataset`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.pseudo = []
-        SliceDataset.__init__(self, *args, **kwargs)
+    def __init__(self, data: Sequence[dict], preprocessing: Callable, **options: Any) -> None:
+        super().__init__(data, preprocessing, targets=true_masks, **options)
 
-    def _read(self, case: dict, image: MetaTensor) -> None:
-        mask = LoadImage(ensure_channel_first=True)(case["label"])
-        self.pseudo.append(ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0)
+
+@torch.no_grad()
+def pseudo_masks(
+    case: dict,
+    image: MetaTensor,
+    *,
+    teacher: torch.nn.Module,
+    inferer: Callable,
+    threshold: float = 0.0,
+    refine: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:
+    """What the slices of a volume learn from: the teacher's map, thresholded and refined by intensity.
+
+    A slice labeled 0 has an empty mask. A positive one in which thresholding and refinement leave nothing counts for
+    classification only.
+
+    Args:
+        case: with the labels of its slices.
+        image: `[C, H, W, Z]`, the last channel the organ.
+        teacher: network of the first stage, with its weights, on the device where it shall run.
+        inferer: `common.engines.SliceMapInferer`.
+        threshold: of the teacher's tumor-minus-healthy map.
+        refine: options of `common.masks.refine_by_intensity`.
+
+    Returns:
+        `pseudo` `[1, H, W, Z]` bool, and `counts` `[Z]`, whether the mask of a slice is to be learned from.
+    """
+    device = next(teacher.parameters()).device
+    output = inferer(image[None].to(device), teacher)[0].cpu().numpy()
+    classes = output.shape[0] // 2
+    margin = (output[1:classes] - output[:1]).max(axis=0)
+    volume = image.numpy()
+    organ = volume[-1] > 0.5
+    seed = (margin > threshold) & organ & [label > 0 for label in slice_classes(case, volume.shape[-1])]
+    refined = refine_by_intensity(seed, volume[0], organ, spacing=spacing_of(image), **(refine or {}))
+    return _targets(case, torch.as_tensor(refined))
+
+
+def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
+    """The same from the file of the true mask, which is resampled to the image."""
+    mask = LoadImage(ensure_channel_first=True)(case["label"])
+    return _targets(case, ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0)
+
+
+def _targets(case: dict, mask: Tensor) -> dict[str, Tensor]:
+    positive = torch.tensor(slice_classes(case, mask.shape[-1])) > 0
+    return {"pseudo": mask[None], "counts": ~positive | mask.any(dim=0).any(dim=0)}
 
 
 class ExplainInferer(Inferer):

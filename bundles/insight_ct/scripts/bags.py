@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
-from common.data import multi_hot, runs, slice_classes, stratified_weights, stratum
+from common.data import label_of, multi_hot, runs, slice_classes, stratified_weights
 from common.encoders import Encoder
 from common.engines import weighted_sampler
 from common.features import FeatureStore, extract
@@ -53,21 +53,16 @@ def volume_bags(
         ValueError: a case without `cls`, or with another number of labels than slices.
         RuntimeError: (after all cases) some failed; the message lists them with the reasons.
     """
-    for case in cases:
-        if "cls" not in case:
-            raise ValueError(
-                f"case {case['case']!r} has no `cls` in the datalist: `python -m common prepare` derives it"
-            )
+    labels = [label_of(case) for case in cases]
     work: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
     keys = extract(cases, preprocessing, encoder, store, **work)["keys"]
     bags = []
-    for case in cases:
+    for case, cls in zip(cases, labels, strict=True):
         bag = {**case, "key": keys[case["case"]]}
-        cls = case["cls"]
         if isinstance(cls, list) and cls and isinstance(cls[0], int):
             entry = store.open(bag["key"])
-            labels = slice_classes(case, entry.about["volume"][2])
-            kept = [labels[z] for z in entry.indices]  # slices without organ are not in the entry
+            by_slice = slice_classes(case, entry.about["volume"][2])
+            kept = [by_slice[z] for z in entry.indices]  # slices without organ are not in the entry
             parts = runs(kept, min_slices=min_slices, max_slices=max_slices)
             bags += [{**bag, "labels": multi_hot(label, classes), "slices": (a, b)} for a, b, label in parts]
         else:
@@ -156,14 +151,10 @@ def balanced_sampler(
         dataset: the bags; positive is a bag with any label.
         num_samples: draws per epoch, over all processes of a distributed run; by default twice as many as there are
             bags of the rarer class.
-        stratify_by, bins: keys and bins of `common.data.stratum`.
+        stratify_by, bins: of `common.data.stratified_weights`.
     """
     positive = [any(bag["labels"]) for bag in dataset.data]
-    weights = stratified_weights(
-        positive,
-        [bag["patient"] for bag in dataset.data],
-        [stratum(bag, stratify_by, bins=bins) for bag in dataset.data],
-    )
+    weights = stratified_weights(dataset.data, positive, stratify_by=stratify_by, bins=bins)
     draws = num_samples or 2 * min(sum(positive), len(positive) - sum(positive))
     return weighted_sampler(dataset, weights.tolist(), draws)
 

@@ -6,6 +6,7 @@ The supervision stays the label of the volume: it says which bags may hold a pse
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.features import FeatureStore
+from common.data import read_unmasked
+from common.features import Entry, FeatureStore
 from common.masks import refine_by_intensity
 from common.tensors import spacing_of
 
@@ -28,16 +30,16 @@ MaskedBag = tuple[Tensor, Tensor, Tensor, Tensor]  # a bag with `inside`, and it
 
 
 class MaskDataset(BagDataset):
-    """Bags with masks, `[n, K, h, w]`: the share of each cell that the true mask covers.
+    """Bags with masks, `[n, K, h, w]`: the share of each cell that a mask covers.
 
-    The upper bound that weak supervision is measured against; `PseudoMaskDataset` puts its own masks in their place.
+    True masks are the upper bound that weak supervision is measured against.
 
     Args:
-        bags: of volumes, as `scripts.bags.volume_bags` returns them; here they have a `label`, the mask's file, with
-            the value k + 1 for label k (any value above 0 where there is one label only).
+        bags: of volumes, as `scripts.bags.volume_bags` returns them.
         store: that holds their features.
         preprocessing: that these were made with.
         encoder: likewise.
+        masks: gives a bag's masks, see `true_masks`.
         progress: show a progress bar.
         options: of `BagDataset`.
 
@@ -52,32 +54,23 @@ class MaskDataset(BagDataset):
         *,
         preprocessing: Callable,
         encoder: Any,
+        masks: Callable[..., np.ndarray] | None = None,
         progress: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(bags, store, **options)
         if any(entry.inside is None for entry in self.entries):
             raise ValueError("masks need features that know where the organ is: those of volumes")
-        self.preprocessing = preprocessing
-        self.encoder = encoder
-        shown = tqdm(range(len(self.data)), desc="masks", unit="bag", disable=not progress)
-        self.masks = [self._cells(index) for index in shown]
-
-    def _cells(self, index: int) -> Tensor:
-        """Masks of a whole bag, float16."""
-        bag, entry = self.data[index], self.entries[index]
-        start, stop = self.window(index)
-        if not any(bag["labels"]):
-            return torch.zeros(stop - start, len(bag["labels"]), *entry.shape[2:], dtype=torch.float16)
-        masks = torch.as_tensor(self._masks(index, entry.indices[start:stop])).permute(3, 0, 1, 2)
-        return torch.cat([self.encoder.coverage(mask) for mask in masks.split(1, dim=1)], dim=1).half()
-
-    def _masks(self, index: int, slices: Sequence[int]) -> np.ndarray:
-        """`[K, H, W, n]`, bool, of some slices of a bag's volume."""
-        read: Any = apply_transform(self.preprocessing, self.data[index])
-        truth = ResampleToMatch(mode="nearest")(read["label"], read["image"])[0].numpy()[..., slices]
-        count = len(self.data[index]["labels"])
-        return np.stack([truth == k + 1 for k in range(count)]) if count > 1 else truth[None] > 0
+        self.masks = []
+        for index in tqdm(range(len(self.data)), desc="masks", unit="bag", disable=not progress):
+            bag, entry, window = self.data[index], self.entries[index], slice(*self.window(index))
+            if any(bag["labels"]):
+                volume = torch.as_tensor((masks or true_masks)(bag, entry, window, preprocessing=preprocessing))
+                slices = volume.permute(3, 0, 1, 2).split(1, dim=1)
+                self.masks.append(torch.cat([encoder.coverage(mask) for mask in slices], dim=1).half())
+            else:
+                empty = (window.stop - window.start, len(bag["labels"]), *entry.shape[2:])
+                self.masks.append(torch.zeros(empty, dtype=torch.float16))
 
     def _parts(self, index: int, window: slice) -> list[Tensor | None]:
         start, _ = self.window(index)
@@ -86,16 +79,11 @@ class MaskDataset(BagDataset):
 
 
 class PseudoMaskDataset(MaskDataset):
-    """Bags with pseudo-masks.
-
-    The teacher's heatmap, enlarged to the volume's pixels and thresholded, is refined by intensity. A label that a bag
-    lacks has an empty mask. True masks are not even opened.
+    """Bags with pseudo-masks. A label that a bag lacks has an empty mask. True masks are not even opened.
 
     Args:
-        bags, store, options: as above.
-        teacher: network of the first stage, `scripts.networks.Insight` with its weights; features are its encoder's.
-        threshold: of the heatmap.
-        refine: options of `common.masks.refine_by_intensity`; None leaves the thresholded map.
+        bags, store, options: see `MaskDataset`.
+        teacher, threshold, refine: see `pseudo_masks`; the features are those of the teacher's encoder.
     """
 
     def __init__(
@@ -108,24 +96,60 @@ class PseudoMaskDataset(MaskDataset):
         refine: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.teacher = teacher.eval()
-        self.threshold = threshold
-        self.refine = None if refine is None else dict(refine)
-        super().__init__(bags, store, encoder=teacher.encoder, **options)
+        masks = partial(pseudo_masks, teacher=teacher.eval(), threshold=threshold, refine=refine)
+        super().__init__(bags, store, encoder=teacher.encoder, masks=masks, **options)
 
-    @torch.no_grad()
-    def _masks(self, index: int, slices: Sequence[int]) -> np.ndarray:
-        bag, entry, window = self.data[index], self.entries[index], slice(*self.window(index))
-        read: Any = apply_transform(self.preprocessing, {key: bag[key] for key in bag if key != "label"})
-        volume = torch.as_tensor(read["image"]).as_subclass(Tensor)[..., slices].numpy()
-        organ = volume[-1] > 0.5
-        heat = self.teacher.head.heatmap(entry[window], entry.inside[window])
-        enlarged = enlarge(heat, self.encoder, volume.shape[1:3]).permute(1, 2, 3, 0).numpy()
-        masks = (enlarged > self.threshold) & organ & np.array(bag["labels"], dtype=bool)[:, None, None, None]
-        if self.refine is None:
-            return masks
-        spacing = spacing_of(read["image"])
-        return np.stack([refine_by_intensity(m, volume[0], organ, spacing=spacing, **self.refine) for m in masks])
+
+def true_masks(bag: Mapping[str, Any], entry: Entry, window: slice, *, preprocessing: Callable) -> np.ndarray:
+    """The true masks of a bag.
+
+    Args:
+        bag: with a `label`, the mask's file, which has the value k + 1 for label k (any value above 0 where there is
+            one label only).
+        entry: the features of its volume.
+        window: of the entry's slices that are the bag.
+        preprocessing: of image and mask.
+
+    Returns:
+        `[K, H, W, n]` bool.
+    """
+    read: Any = apply_transform(preprocessing, bag)
+    truth = ResampleToMatch(mode="nearest")(read["label"], read["image"])[0].numpy()[..., entry.indices[window]]
+    count = len(bag["labels"])
+    return np.stack([truth == k + 1 for k in range(count)]) if count > 1 else truth[None] > 0
+
+
+@torch.no_grad()
+def pseudo_masks(
+    bag: Mapping[str, Any],
+    entry: Entry,
+    window: slice,
+    *,
+    preprocessing: Callable,
+    teacher: Any,
+    threshold: float,
+    refine: Mapping[str, Any] | None = None,
+) -> np.ndarray:
+    """The teacher's heatmap of a bag, enlarged to the volume's pixels, thresholded, and refined by intensity.
+
+    Args:
+        bag, entry, window, preprocessing: see `true_masks`.
+        teacher: network of the first stage, `scripts.networks.Insight` with its weights.
+        threshold: of the heatmap.
+        refine: options of `common.masks.refine_by_intensity`; None leaves the thresholded map.
+
+    Returns:
+        `[K, H, W, n]` bool; empty for labels that the bag lacks.
+    """
+    image = read_unmasked(bag, preprocessing)
+    volume = torch.as_tensor(image).as_subclass(Tensor)[..., entry.indices[window]].numpy()
+    organ = volume[-1] > 0.5
+    heat = teacher.head.heatmap(entry[window], entry.inside[window])
+    enlarged = enlarge(heat, teacher.encoder, volume.shape[1:3]).permute(1, 2, 3, 0).numpy()
+    masks = (enlarged > threshold) & organ & np.array(bag["labels"], dtype=bool)[:, None, None, None]
+    if refine is None:
+        return masks
+    return np.stack([refine_by_intensity(m, volume[0], organ, spacing=spacing_of(image), **refine) for m in masks])
 
 
 class MaskInferer(Inferer):

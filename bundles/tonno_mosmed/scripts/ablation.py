@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from monai.transforms import ResampleToMatch, apply_transform
 from torch import nn
 from tqdm import tqdm
 
 from common.files import atomic_path, write_csv, write_json
 from common.masks import best_threshold
 from common.metrics import roc_auc
-from common.radon import sample_planes
+from common.radon import extreme_points, sample_planes
 from common.tensors import spacing_of
 
+from .compare import read_with_truth
 from .geometry import Geometry, crop_to_organ
 from .inferers import ToNNOInferer
+from .planes import Planes
 from .sampling import PlaneDataset, random_planes
 
 
@@ -51,16 +52,15 @@ def ablate(
         progress: show a bar.
     """
     network = network.to(device).eval()
-    read: list[Any] = [apply_transform(preprocessing, {k: v for k, v in c.items() if k != "cls"}) for c in cases]
-    truths = [ResampleToMatch(mode="nearest")(item["label"], item["image"])[0].numpy() > 0 for item in read]
+    read = [read_with_truth(case, preprocessing) for case in cases]
+    truths = [truth.numpy() for _, truth in read]
     rows: list[dict[str, Any]] = []
     for count, number in tqdm(grid, desc="ablation", unit="setting", disable=not progress):
         settings = {**options, "num_slices": count, "num_directions": number, "progress": False}
         inferer = ToNNOInferer(**settings)
         start, heats = time.perf_counter(), []
-        for item in read:
-            spacing = spacing_of(item["image"])
-            maps, _ = inferer.volumes(item["image"].as_tensor().to(device), spacing, network)
+        for image, _ in read:
+            maps, _ = inferer.volumes(image.as_tensor().to(device), spacing_of(image), network)
             heats.append(next(iter(maps.values())).cpu().numpy())
         seconds = (time.perf_counter() - start) / len(read)
         values = np.concatenate([heat[heat != 0] for heat in heats])
@@ -112,17 +112,14 @@ def plane_scores(
     network = network.to(device).eval()
     hits_finding, scores = [], []
     for case in cases:
-        read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "cls"})
-        image = read["image"]
-        truth = ResampleToMatch(mode="nearest")(read["label"], image) > 0
-        spacing = spacing_of(image)
-        body = crop_to_organ(
-            torch.cat([image[:-1], truth.to(image), image[-1:]]), spacing, geometry=geometry, radius=radius
-        )
+        image, truth = read_with_truth(case, preprocessing)
+        marked = torch.cat([image[:-1], truth[None].to(image), image[-1:]])
+        body = crop_to_organ(marked, spacing_of(image), geometry=geometry, radius=radius)
         if body is None:
             continue
-        normals, offsets = random_planes(body.extreme_points(), planes, generator=torch.Generator().manual_seed(0))
-        cut = sample_planes(body.volume, normals, offsets, size=size, spacing=body.spacing, radius=body.radius)
+        points = extreme_points(body.inside, body.spacing)
+        normals, offsets = random_planes(points, planes, generator=torch.Generator().manual_seed(0))
+        cut = sample_planes(body.volume, normals, offsets, size=size, **body.extent)
         area = cut[:, -1].sum(dim=(1, 2)) * body.pixel_cm2(size)
         with torch.no_grad():
             logits = network(cut[:, :-1].to(device))[:, 0].cpu()
@@ -171,8 +168,8 @@ def logit_figure(
     histogram.legend()
     if 1 in dataset.classes:
         body = dataset.bodies[dataset.classes.index(1)]
-        inferer = ToNNOInferer(num_slices=num_slices, num_directions=3, size=dataset.size, progress=False)
-        inferer.normals, inferer.weights, inferer.layout = torch.eye(3), None, "fibonacci"
+        inferer = ToNNOInferer(num_directions=1, size=dataset.size, progress=False)
+        inferer.planes = Planes(torch.eye(3), num_slices=num_slices, size=dataset.size)
         image = torch.cat([body.volume.float(), body.inside[None].float()]).to(device)
         whole = crop_to_organ(image, body.spacing, radius=body.radius)
         if whole is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -48,13 +49,18 @@ class MethodsInferer(ToNNOInferer):
     def heatmaps(self, body: Body, network: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
         volumes, profiles, hits_organ = self.map_volumes(body, network, self.layers, kinds=("averaged", "tomographic"))
         heats = {"intensity": body.volume[0], "tonno": self.reconstructed(body, profiles)}
-        for name, views in ((self.axial, "axial"), ("three_views", "three")):
-            self.views = views  # type: ignore[assignment]
-            for layer, heat in zip(self.layers, self.single_views(body, network, self.layers)[0], strict=True):
-                heats[f"{name}@{layer}"] = heat
+        for name, axes in ((self.axial, (2,)), ("three_views", (0, 1, 2))):
+            views, _ = self.single_views(body, network, self.layers, axes=axes)
+            heats |= {f"{name}@{layer}": heat for layer, heat in zip(self.layers, views, strict=True)}
         for layer, volume in zip(self.layers, volumes, strict=True):
             heats |= {f"{kind}_cam@{layer}": heat for kind, heat in volume.items()}
         return heats, profiles[hits_organ]
+
+
+def read_with_truth(case: Mapping[str, Any], preprocessing: Callable) -> tuple[MetaTensor, Tensor]:
+    """The preprocessed image `[C, D, H, W]` of a case and its mask on the same grid, bool `[D, H, W]`."""
+    read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "cls"})
+    return read["image"], ResampleToMatch(mode="nearest")(read["label"], read["image"])[0].as_tensor() > 0
 
 
 def compare(
@@ -102,17 +108,15 @@ def compare(
     parts: list[list[dict[str, Any]]] = [[], []]
     chosen = [(part, case) for part, cases in zip(parts, (validation, test), strict=True) for case in cases]
     for part, case in tqdm(chosen, desc="comparing", unit="case", disable=not progress):
-        read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "cls"})
-        image = read["image"]
-        spacing = spacing_of(image)
-        maps, _ = inferer.volumes(image.as_tensor().to(device), spacing, network)
+        image, truth = read_with_truth(case, preprocessing)
+        maps, _ = inferer.volumes(image.as_tensor().to(device), spacing_of(image), network)
         part.append(
             {
                 "case": case,
                 "image": image[0].numpy(),
                 "organ": image[-1].numpy() > 0.5,
-                "truth": ResampleToMatch(mode="nearest")(read["label"], image)[0].numpy() > 0,
-                "spacing": spacing,
+                "truth": truth.numpy(),
+                "spacing": spacing_of(image),
                 "maps": {name: heat.cpu().numpy() for name, heat in maps.items()},
             }
         )

@@ -1,23 +1,23 @@
-"""Where the planes of a volume lie: the organ's box, its extent in mm, and the planes that meet it."""
+"""The body that planes are cut from: an organ's box, its extent in mm, and its slices across an axis."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from common.radon import half_diagonal, paper_geometry
+from common.radon import extreme_points, half_diagonal, paper_geometry, sample_planes
 
-GEOMETRIES = ("organ", "paper")
 Geometry = Literal["organ", "paper"]
+GEOMETRIES = get_args(Geometry)
 
 
 @dataclass(frozen=True)
 class Body:
-    """What planes are cut from, ready for the functions of `common.radon`.
+    """A volume with its organ and its extent.
 
     Attributes:
         volume: `[C, D, H, W]`, 0 outside the organ.
@@ -33,18 +33,19 @@ class Body:
     radius: float
     box: tuple[slice, slice, slice]
 
+    @property
+    def extent(self) -> dict[str, Any]:
+        """`spacing` and `radius`, as the functions of `common.radon` take them."""
+        return {"spacing": self.spacing, "radius": self.radius}
+
+    def axis(self, number: int) -> Tensor:
+        """Positions `[N]` of the voxels along an axis, from the center, in the unit of the spacing."""
+        count = self.inside.shape[number]
+        return (torch.arange(count, device=self.inside.device) - 0.5 * (count - 1)) * self.spacing[number]
+
     def pixel_cm2(self, size: int) -> float:
         """Area of a pixel of planes of `size × size`, for spacings in millimeters."""
         return (0.2 * self.radius / (size - 1)) ** 2
-
-    def extreme_points(self) -> Tensor:
-        """Both ends of the organ's columns along the last axis, `[P, 3]` from the center: all extremes are theirs."""
-        column = self.inside.any(dim=2).nonzero()
-        rows = self.inside[column[:, 0], column[:, 1]].to(torch.uint8)
-        first, last = rows.argmax(dim=1), rows.shape[1] - 1 - rows.flip(1).argmax(dim=1)
-        ends = torch.cat([torch.cat((column, end[:, None]), dim=1) for end in (first, last)])
-        center = 0.5 * (torch.as_tensor(self.inside.shape, device=ends.device) - 1)
-        return (ends - center) * torch.as_tensor(self.spacing, device=ends.device)
 
 
 def crop_to_organ(
@@ -78,13 +79,19 @@ def crop_to_organ(
     if not bool(inside.any()):
         return None
     volume = (image[:-1] if organ_channel else image).float() * inside
-    steps = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
     if geometry == "paper":
-        cube = paper_geometry(inside.shape)
-        sides: tuple[float, float, float] = cube["spacing"]  # type: ignore[assignment]
-        return Body(volume, inside, sides, float(cube["radius"]), (slice(None), slice(None), slice(None)))  # type: ignore[arg-type]
+        cube: dict[str, Any] = paper_geometry(inside.shape)
+        return Body(volume, inside, cube["spacing"], cube["radius"], (slice(None), slice(None), slice(None)))
     ranges = [torch.nonzero(inside.any(dim=a).any(dim=b)).flatten() for a, b in ((1, 1), (0, 1), (0, 0))]
     x, y, z = (slice(int(r[0]), int(r[-1]) + 1) for r in ranges)
-    body = Body(volume[:, x, y, z], inside[x, y, z], steps, 1.0, (x, y, z))
-    reach = float(body.extreme_points().norm(dim=1).max()) + half_diagonal((1, 1, 1), steps)
-    return Body(body.volume, body.inside, steps, max(reach, radius or 0.0), (x, y, z))
+    volume, inside = volume[:, x, y, z], inside[x, y, z]
+    steps = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+    reach = float(extreme_points(inside, steps).norm(dim=1).max()) + half_diagonal((1, 1, 1), steps)
+    return Body(volume, inside, steps, max(reach, radius or 0.0), (x, y, z))
+
+
+def slices_across(body: Body, axis: int, size: int) -> Tensor:
+    """The body's slices across one axis, `[N, C, size, size]`: planes, of the same extent as those at any angle."""
+    offsets = body.axis(axis)
+    normals = torch.eye(3, device=offsets.device)[axis].expand(len(offsets), 3)
+    return sample_planes(body.volume, normals, offsets, size=size, **body.extent)

@@ -6,32 +6,21 @@ Segmentation of 3D Medical Images", CVPR 2024, arXiv:2404.13103.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import common.cam
 from common.checkpoint import unwrapped
-from common.radon import (
-    MapReconstruction,
-    directions,
-    oblique_slices,
-    plane_basis,
-    plane_offsets,
-    planes_through,
-    reconstruct,
-    sample_planes,
-    solid_angles,
-)
+from common.radon import MapReconstruction, directions, reconstruct
+from common.tensors import spacing_of
 
-from .geometry import GEOMETRIES, Body, Geometry, crop_to_organ
+from .cells import first_cell, maps_on_body
+from .geometry import GEOMETRIES, Body, Geometry, crop_to_organ, slices_across
+from .planes import Planes
 
 CAMS = {"layercam": "LayerCAM", "gradcam": "GradCAM", "gradcampp": "GradCAMpp"}
 METHODS = ("tonno", *CAMS, "averaged_cam", "tomographic_cam")
@@ -112,10 +101,8 @@ class ToNNOInferer(Inferer):
         self.method = method
         self.cam_layer = cam_layer
         self.cam = CAMS[method] if method in CAMS else CAMS[cam]
-        self.num_slices = num_slices
-        self.normals = directions(num_directions, hemisphere=hemisphere, layout=layout)
-        self.weights = solid_angles(self.normals) if layout == "latitude" and len(self.normals) > 2 else None
-        self.layout = layout
+        normals = directions(num_directions, hemisphere=hemisphere, layout=layout)
+        self.planes = Planes(normals, num_slices=num_slices, size=size, meridians=layout == "latitude")
         self.size = size
         self.body_options: dict[str, Any] = {"geometry": geometry, "radius": radius, "organ_channel": organ_channel}
         self.stack = stack
@@ -140,11 +127,9 @@ class ToNNOInferer(Inferer):
             `[B, 4, D, H, W]`: maps of class 0 (zero) and 1, then the probabilities of both, constant over a slice.
         """
         net = unwrapped(network)
-        affines = torch.as_tensor(inputs.affine).reshape(-1, 4, 4) if hasattr(inputs, "affine") else torch.eye(4)[None]
-        spacings = [affine_to_spacing(affine).tolist() for affine in affines]
         outputs = []
-        for i, image in enumerate(inputs.as_subclass(Tensor)):
-            maps, probability = self.volumes(image, spacings[min(i, len(spacings) - 1)], net)
+        for image in inputs:
+            maps, probability = self.volumes(image.as_subclass(Tensor), spacing_of(image), net)
             (heat,) = maps.values()
             shown = probability[:, None, None].expand(2, *heat.shape)
             outputs.append(torch.cat([torch.zeros_like(heat)[None], heat[None], shown]))
@@ -158,8 +143,7 @@ class ToNNOInferer(Inferer):
         """
         depth = image.shape[-1]
         size = min(self.stack or depth, depth)
-        totals = dict.fromkeys(self.names, image.new_zeros(image.shape[1:], dtype=torch.float32))
-        totals = {name: total.clone() for name, total in totals.items()}
+        totals = {name: image.new_zeros(image.shape[1:], dtype=torch.float32) for name in self.names}
         probability, times = image.new_zeros((2, depth)).float(), image.new_zeros(depth).float()
         for start in sorted({*range(0, depth - size, max(size // 2, 1)), depth - size}):
             part = slice(start, start + size)
@@ -172,7 +156,8 @@ class ToNNOInferer(Inferer):
             x, y, z = body.box
             positive = torch.zeros(size, device=image.device)
             if self.probability == "slices":
-                positive[z] = self.slice_logits(body, network).sigmoid()
+                slices = slices_across(body, 2, self.size)
+                positive[z] = self._logits(network, slices).sigmoid()
             else:
                 positive[:] = torch.quantile(logits.float(), self.quantile).sigmoid()
             probability[:, part] += torch.stack([1 - positive, positive])
@@ -188,7 +173,8 @@ class ToNNOInferer(Inferer):
     def heatmaps(self, body: Body, network: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
         """Heatmaps `[D, H, W]` of a body, 0 outside the organ, and the logits `[N]` of its planes."""
         if self.method in CAMS:
-            (heat,), logits = self.single_views(body, network, (self.cam_layer,))
+            axes = (2,) if self.views == "axial" else (0, 1, 2)
+            (heat,), logits = self.single_views(body, network, (self.cam_layer,), axes=axes)
             return {self.method: heat}, logits
         if self.method == "tonno":
             profiles, hits_organ = self.profiles(body, network)
@@ -200,24 +186,22 @@ class ToNNOInferer(Inferer):
     def profiles(self, body: Body, network: nn.Module) -> tuple[Tensor, Tensor]:
         """Logits `[L, M + 2]` of all planes, and which of them meet the organ."""
         run = torch.compile(network) if self.compile else network
-        hits_organ = self._hits_organ(body)
+        hits_organ = self.planes.hits_organ(body)
         values = self._logits(run, self._air(body)).expand(hits_organ.shape).clone()
-        for part, images in self._planes(body, hits_organ):
+        for part, images in self._cut(body, hits_organ):
             if len(images):
-                logits = [self._logits(run, chunk) for chunk in images.split(self.batch_size)]
-                values[part] = values[part].masked_scatter(hits_organ[part], torch.cat(logits))
+                values[part] = values[part].masked_scatter(hits_organ[part], self._logits(run, images))
         return values, hits_organ
 
     def reconstructed(self, body: Body, profiles: Tensor) -> Tensor:
         """The volume `[D, H, W]` that profiles `[L, M + 2]` come from, 0 outside the organ."""
         heat = reconstruct(
             profiles,
-            self.normals.to(profiles),
+            self.planes.normals.to(profiles),
             body.inside.shape,
-            spacing=body.spacing,
-            radius=body.radius,
-            weights=None if self.weights is None else self.weights.to(profiles),
+            weights=None if self.planes.weights is None else self.planes.weights.to(profiles),
             backend=self.backend,
+            **body.extent,
         )
         return heat * body.inside
 
@@ -231,102 +215,49 @@ class ToNNOInferer(Inferer):
                 body.inside.shape,
                 size=self.size,
                 kinds=tuple(kinds),
-                spacing=body.spacing,
-                radius=body.radius,
                 first_cell=first_cell(network, name, self.size, body.volume.shape[0]),
                 inside=body.inside,
                 device=body.volume.device,
+                **body.extent,
             )
             for name, _ in cam.layers
         ]
         air, logit = self._maps(cam, self._air(body))
-        hits_organ = self._hits_organ(body)
+        hits_organ = self.planes.hits_organ(body)
         values = logit.expand(hits_organ.shape).clone()
-        for part, images in self._planes(body, hits_organ):
+        for part, images in self._cut(body, hits_organ):
+            maps = [nothing.expand(*hits_organ[part].shape, *nothing.shape[1:]).clone() for nothing in air]
             if len(images):
-                chunks = [self._maps(cam, chunk) for chunk in images.split(self.batch_size)]
-                values[part] = values[part].masked_scatter(hits_organ[part], torch.cat([chunk[1] for chunk in chunks]))
-            weights = None if self.weights is None else self.weights[part]
-            for k, layer in enumerate(sums):
-                maps = air[k].expand(*hits_organ[part].shape, *air[k].shape[1:]).clone()
-                if len(images):
-                    maps[hits_organ[part]] = torch.cat([chunk[0][k] for chunk in chunks])
-                layer.add(self.normals[part], maps, weights)
+                seen, logits = self._maps(cam, images)
+                values[part] = values[part].masked_scatter(hits_organ[part], logits)
+                for whole, some in zip(maps, seen, strict=True):
+                    whole[hits_organ[part]] = some
+            weights = None if self.planes.weights is None else self.planes.weights[part]
+            for layer, whole in zip(sums, maps, strict=True):
+                layer.add(self.planes.normals[part], whole, weights)
         return [layer.result() for layer in sums], values, hits_organ
 
-    def single_views(self, body: Body, network: nn.Module, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """For each layer the maps of the slices along the last axis, or the mean of those along each axis."""
+    def single_views(
+        self, body: Body, network: nn.Module, layers: Sequence[int], *, axes: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """For each layer the mean over the axes of the maps of the slices across them, and the slices' logits."""
         cam = self._cam(network, layers)
-        axes = (2,) if self.views == "axial" else (0, 1, 2)
-        views = [self._view(body, cam, axis) for axis in axes]
-        heats = [torch.stack(same).mean(0) * body.inside for same in zip(*(v[0] for v in views), strict=True)]
-        return heats, torch.cat([v[1] for v in views])
-
-    def slice_logits(self, body: Body, network: nn.Module) -> Tensor:
-        """Logits `[W]` of the slices along the last axis."""
-        images = self._slices(body, 2)
-        return torch.cat([self._logits(network, chunk) for chunk in images.split(self.batch_size)])
-
-    def _slices(self, body: Body, axis: int) -> Tensor:
-        """The slices across one axis, `[N, C, size, size]`."""
-        count = body.inside.shape[axis]
-        normal = torch.eye(3, device=body.volume.device)[axis]
-        offsets = (torch.arange(count, device=body.volume.device) - 0.5 * (count - 1)) * body.spacing[axis]
-        options: dict[str, Any] = {"size": self.size, "spacing": body.spacing, "radius": body.radius}
-        return sample_planes(body.volume, normal.expand(count, 3), offsets, **options)
-
-    def _view(self, body: Body, cam: Any, axis: int) -> tuple[list[Tensor], Tensor]:
-        """Maps of the slices across one axis on the body's grid `[D, H, W]`, for each layer, and the slices' logits."""
-        device, shape = body.volume.device, body.inside.shape
-        normal = torch.eye(3, device=device)[axis]
-        lines = [(torch.arange(n, device=device) - 0.5 * (n - 1)) * d for n, d in zip(shape, body.spacing, strict=True)]
-        parts = [self._maps(cam, chunk) for chunk in self._slices(body, axis).split(self.batch_size)]
-        # A voxel of a slice reads its map at (u, v), which are the other two axes up to sign and order.
-        points = torch.stack(
-            torch.meshgrid(*(line[:1] if a == axis else line for a, line in enumerate(lines)), indexing="ij"), -1
-        )
-        in_plane = torch.stack([points.squeeze(axis) @ w for w in reversed(plane_basis(normal))], dim=-1)  # v, u
-        pixels = in_plane * (max(self.size - 1, 1) / (2 * body.radius)) + 0.5 * (self.size - 1)
+        views = [self._maps(cam, slices_across(body, axis, self.size)) for axis in axes]
         heats = []
         for k, (name, _) in enumerate(cam.layers):
-            maps = torch.cat([part[0][k] for part in parts])
-            side = self.size / maps.shape[-1]
-            first = first_cell(cam.network, name, self.size, body.volume.shape[0])
-            grid = (2 * (pixels - first) / side + 1) / maps.shape[-1] - 1
-            grid = grid.expand(len(maps), *grid.shape)
-            read = F.grid_sample(maps[:, None], grid, padding_mode="border", align_corners=False)
-            heats.append(read[:, 0].movedim(0, axis))
-        return heats, torch.cat([part[1] for part in parts])
+            first = first_cell(network, name, self.size, body.volume.shape[0])
+            read = [
+                maps_on_body(maps[k], body, axis, size=self.size, first=first)
+                for axis, (maps, _) in zip(axes, views, strict=True)
+            ]
+            heats.append(torch.stack(read).mean(0) * body.inside)
+        return heats, torch.cat([logits for _, logits in views])
 
-    def _hits_organ(self, body: Body) -> Tensor:
-        options: dict[str, Any] = {"spacing": body.spacing, "radius": body.radius}
-        return planes_through(body.inside, self.normals.to(body.volume.device), count=self.num_slices, **options)
-
-    def _planes(self, body: Body, hits_organ: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The planes that meet the organ, some directions at a time: which directions, and `[N, C, size, size]`."""
-        normals = self.normals.to(body.volume.device)
-        offsets = plane_offsets(self.num_slices, body.radius).to(normals)
-        options: dict[str, Any] = {"size": self.size, "spacing": body.spacing, "radius": body.radius}
-        for part in tqdm(self._runs(), desc=self.method, unit="run", leave=False, disable=not self.progress):
-            if self.layout == "latitude":
-                yield (
-                    part,
-                    oblique_slices(body.volume, normals[part], count=self.num_slices, **options)[hits_organ[part]],
-                )
-            else:
-                which, plane = hits_organ[part].nonzero(as_tuple=True)
-                yield part, sample_planes(body.volume, normals[part][which], offsets[plane], **options)
-
-    def _runs(self) -> list[slice]:
-        """Directions that are cut together: up to 8, of one meridian in the `latitude` layout."""
-        length = 8
-        if self.layout == "latitude":
-            _, v = plane_basis(self.normals)
-            new = ((v[1:] - v[:-1]).abs().amax(dim=1) > 1e-5).nonzero().flatten() + 1
-            length = int(new[0]) if len(new) else len(self.normals)
-        return [slice(k, min(k + length, len(self.normals))) for k in range(0, len(self.normals), length)]
+    def _cut(self, body: Body, hits_organ: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        return self.planes.cut(body, hits_organ, title=self.method, progress=self.progress)
 
     def _air(self, body: Body) -> Tensor:
+        """A plane that does not meet the organ."""
         return body.volume.new_zeros(1, body.volume.shape[0], self.size, self.size)
 
     def _cam(self, network: nn.Module, layers: Sequence[int]) -> Any:
@@ -341,14 +272,21 @@ class ToNNOInferer(Inferer):
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _logits(self, network: Any, images: Tensor) -> Tensor:
-        with self._autocast(images.device):
-            logits = network(images.contiguous(memory_format=torch.channels_last))
-        return one_logit(logits)
+        """Logits `[N]` of planes."""
+        logits = []
+        for batch in images.split(self.batch_size):
+            with self._autocast(images.device):
+                logits.append(one_logit(network(batch.contiguous(memory_format=torch.channels_last))))
+        return torch.cat(logits)
 
     def _maps(self, cam: Any, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        with self._autocast(images.device):
-            maps = cam(images.contiguous(memory_format=torch.channels_last), target=1)
-        return maps, one_logit(cam.logits)
+        """Class activation maps `[N, h, w]` of planes for each layer, and their logits `[N]`."""
+        maps, logits = [], []
+        for batch in images.split(self.batch_size):
+            with self._autocast(images.device):
+                maps.append(cam(batch.contiguous(memory_format=torch.channels_last), target=1))
+            logits.append(one_logit(cam.logits))
+        return [torch.cat(layer) for layer in zip(*maps, strict=True)], torch.cat(logits)
 
 
 def one_logit(logits: Tensor) -> Tensor:
@@ -360,30 +298,3 @@ def one_logit(logits: Tensor) -> Tensor:
     if logits.dim() > 1 and logits.shape[1] != 1:
         raise ValueError(f"the network must give one logit for each slice (num_classes 1); got {list(logits.shape)}")
     return logits.reshape(len(logits)).float()
-
-
-def first_cell(network: nn.Module, layer: str, size: int, channels: int) -> float:
-    """Pixel that the center of a layer's first cell lies on, along either axis: padding decides it.
-
-    Measured: the center of mass of the input that a cell in the middle depends on, extrapolated to the first cell.
-    """
-    found: list[Tensor] = []
-    module = dict(network.named_modules())[layer]
-    handle = module.register_forward_hook(lambda _, __, output: found.append(output))
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    noise = torch.rand(8, channels, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    was_training = network.training
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            image = noise.clone().requires_grad_()
-            network.eval()(image)
-            cells = found[0].shape[-1]
-            middle = cells // 2
-            (gradient,) = torch.autograd.grad(found[0][..., middle, middle].abs().sum(), image)
-    finally:
-        handle.remove()
-        network.train(was_training)
-    weight = gradient.square().sum(dim=(0, 1))
-    pixels = torch.arange(size, device=device, dtype=weight.dtype)
-    center = 0.5 * float((weight.sum(0) @ pixels + weight.sum(1) @ pixels) / weight.sum())
-    return round(2 * (center - middle * size / cells)) / 2 if math.isfinite(center) else 0.5 * (size / cells - 1)

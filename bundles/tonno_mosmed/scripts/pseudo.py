@@ -7,7 +7,7 @@ may hold a pseudo-mask at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common.data import slice_classes
 from common.masks import refine_by_intensity
+from common.radon import extreme_points
 from common.tensors import spacing_of
 
 from .sampling import PlaneDataset, random_planes
@@ -60,45 +61,31 @@ class PseudoPlaneDataset(PlaneDataset):
         candidates: int = 6,
         **options: Any,
     ) -> None:
-        self.paths = {case["case"]: Path(pseudo_dir) / f"{case['case']}_heatmap.nii.gz" for case in data}
-        missing = [str(path) for path in self.paths.values() if not path.is_file()]
+        paths = {case["case"]: Path(pseudo_dir) / f"{case['case']}_heatmap.nii.gz" for case in data}
+        missing = [str(path) for path in paths.values() if not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(self.paths)} heatmaps do not exist, e.g. {missing[0]}: write them with "
+                f"{len(missing)} of {len(paths)} heatmaps do not exist, e.g. {missing[0]}: write them with "
                 "inference.json, --datalist and --section training"
             )
-        self.threshold = threshold
-        self.refine = None if refine is None else dict(refine)
+        volumes = partial(with_pseudo_mask, paths=paths, threshold=threshold, refine=refine)
+        super().__init__(data, preprocessing, volumes=volumes, **options)
         self.min_area_cm2 = min_area_cm2
         self.candidates = candidates
-        self.targets: list[Tensor] = []
-        super().__init__(data, preprocessing, **options)
-
-    def _read(self, case: dict, image: MetaTensor) -> None:
-        heat = LoadImage(ensure_channel_first=True)(self.paths[case["case"]])
-        heat = ResampleToMatch(mode="bilinear")(heat, image)[0].numpy()
-        volume = image.numpy()
-        organ = volume[-1] > 0.5
-        positive = np.array(slice_classes(case, volume.shape[-1])) > 0
-        seed = (heat > self.threshold) & organ & positive
-        mask = seed
-        if self.refine is not None:
-            mask = refine_by_intensity(seed, volume[0], organ, spacing=spacing_of(image), **self.refine)
-        if positive.any() and not mask.any():
-            return
-        # The mask rides along as one more channel, so that planes of it are cut with those of the image.
-        part = torch.as_tensor(mask[None]).to(image.dtype)
-        if self._add(case, torch.cat([image[:-1], part, image[-1:]]), int(mask.any())):
-            body = self.bodies[-1]
-            self.targets.append(
-                replace(body, inside=body.volume[-1] > 0.5).extreme_points() if mask.any() else body.extreme_points()
-            )
+        masks = [body.volume[-1] > 0.5 for body in self.bodies]
+        # Where no mask is, all planes are negative, wherever they are drawn from.
+        self.targets = [
+            extreme_points(mask if label else body.inside, body.spacing)
+            for body, mask, label in zip(self.bodies, masks, self.classes, strict=True)
+        ]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(index) if self.fixed else None
         pairs = -(-self.planes // 2)
-        rims = (self.targets[index], self.extremes[index])
-        drawn = [random_planes(rim, self.candidates * pairs, generator=generator) for rim in rims]
+        drawn = [
+            random_planes(points, self.candidates * pairs, generator=generator)
+            for points in (self.targets[index], self.extremes[index])
+        ]
         normals, offsets = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         cut = self._cut(index, normals, offsets, generator)
         image, mask = cut[:, :-1], cut[:, -1]
@@ -106,6 +93,33 @@ class PseudoPlaneDataset(PlaneDataset):
         organ = (image != 0).any(dim=1).sum(dim=(1, 2))
         chosen = pairs_of_planes(area, organ, count=pairs, min_area=self.min_area_cm2)[: self.planes]
         return {"image": self._augmented(image[chosen]), "cls": (area[chosen] > 0).float()}
+
+
+def with_pseudo_mask(
+    case: Mapping[str, Any],
+    image: MetaTensor,
+    *,
+    paths: Mapping[str, Path],
+    threshold: float,
+    refine: Mapping[str, Any] | None,
+) -> list[tuple[Tensor, int]]:
+    """The whole volume of a case with its pseudo-mask as one more channel before the organ, and whether there is one.
+
+    The mask rides along so that planes of it are cut with those of the image. A volume labeled positive in which none
+    is found is left out.
+    """
+    heat = LoadImage(ensure_channel_first=True)(paths[case["case"]])
+    heat = ResampleToMatch(mode="bilinear")(heat, image)[0].numpy()
+    volume = image.numpy()
+    organ = volume[-1] > 0.5
+    positive = np.array(slice_classes(case, volume.shape[-1])) > 0
+    mask = (heat > threshold) & organ & positive
+    if refine is not None:
+        mask = refine_by_intensity(mask, volume[0], organ, spacing=spacing_of(image), **refine)
+    if positive.any() and not mask.any():
+        return []
+    channel = torch.as_tensor(mask[None]).to(image.dtype)
+    return [(torch.cat([image[:-1], channel, image[-1:]]), int(mask.any()))]
 
 
 def pairs_of_planes(area: Tensor, organ: Tensor, *, count: int, min_area: float) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,19 +16,19 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 import common.training as training
-from common.data import matched_weights, runs, slice_classes, stratified_weights, stratum
+from common.data import matched_weights, read_unmasked, runs, slice_classes, stratified_weights
 from common.engines import weighted_sampler
-from common.radon import plane_basis, sample_planes
+from common.radon import extreme_points, plane_basis, sample_planes
 from common.tensors import spacing_of
 
 from .geometry import Body, Geometry, crop_to_organ
 
 
-def random_planes(rim: Tensor, count: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def random_planes(points: Tensor, count: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Planes that meet the convex hull of some points: normals uniform on the sphere, offsets uniform in the hull.
 
     Args:
-        rim: `[P, 3]` points.
+        points: `[P, 3]`.
         count: N.
         generator: source of randomness; by default torch's.
 
@@ -34,7 +36,7 @@ def random_planes(rim: Tensor, count: int, *, generator: torch.Generator | None 
         Normals `[N, 3]` and offsets `[N]`.
     """
     normals = F.normalize(torch.randn(count, 3, generator=generator), dim=1)
-    span = rim @ normals.T
+    span = points @ normals.T
     return normals, torch.lerp(span.amin(0), span.amax(0), torch.rand(count, generator=generator))
 
 
@@ -78,10 +80,13 @@ class PlaneDataset(Dataset):
         fixed: the same planes each time, not augmented: for validation.
         organ_channel, geometry, radius: see `crop_to_organ`.
         min_slices, max_slices: of stacks, see `common.data.runs`.
+        volumes: function of a case and its preprocessed image that gives the volumes to hold, each with its label, in
+            place of those stacks.
         progress: show a progress bar while reading.
 
     Attributes:
-        bodies, classes, cases: volumes, their labels and the cases they are of.
+        bodies, extremes, classes, cases: the volumes with an organ, points of each organ between which planes meet
+            it, their labels, and the cases that they are of.
 
     Raises:
         ValueError: a case without `cls`, or with another number of labels than slices.
@@ -104,6 +109,7 @@ class PlaneDataset(Dataset):
         radius: float | None = None,
         min_slices: int = 4,
         max_slices: int | None = 8,
+        volumes: Callable[[dict, Tensor], Iterable[tuple[Tensor, int]]] | None = None,
         progress: bool = True,
     ) -> None:
         self.planes = planes
@@ -112,35 +118,23 @@ class PlaneDataset(Dataset):
         self.scale = scale
         self.shear = shear
         self.fixed = fixed
-        self.body_options: dict[str, Any] = {"organ_channel": organ_channel, "geometry": geometry, "radius": radius}
-        self.min_slices = min_slices
-        self.max_slices = max_slices
         self.bodies: list[Body] = []
         self.extremes: list[Tensor] = []
         self.classes: list[int] = []
         self.cases: list[dict] = []
+        volumes = volumes or partial(labeled_stacks, min_slices=min_slices, max_slices=max_slices)
         for case in tqdm(data, desc="reading", unit="case", disable=not progress):
-            read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
-            self._read(case, read["image"])
+            for image, label in volumes(case, read_unmasked(case, preprocessing)):
+                body = crop_to_organ(
+                    image, spacing_of(image), organ_channel=organ_channel, geometry=geometry, radius=radius
+                )
+                if body is not None:
+                    self.bodies.append(replace(body, volume=body.volume.half()))
+                    self.extremes.append(extreme_points(body.inside, body.spacing))
+                    self.classes.append(int(label > 0))
+                    self.cases.append(case)
         if not self.bodies:
             raise RuntimeError("no volume is left to train on: are the images empty, or is the organ mask?")
-
-    def _read(self, case: dict, image: Tensor) -> None:
-        """Keep a case's volumes."""
-        for start, stop, label in stacks(case, image.shape[-1], self.min_slices, self.max_slices):
-            self._add(case, image[..., start:stop], label)
-
-    def _add(self, case: dict, image: Tensor, label: int) -> bool:
-        """Keep a volume `[C, D, H, W]`; False where it has no organ."""
-        spacing = spacing_of(image)
-        body = crop_to_organ(image, spacing, **self.body_options)
-        if body is None:
-            return False
-        self.bodies.append(Body(body.volume.half(), body.inside, body.spacing, body.radius, body.box))
-        self.extremes.append(body.extreme_points())
-        self.classes.append(int(label > 0))
-        self.cases.append(case)
-        return True
 
     def __len__(self) -> int:
         return len(self.bodies)
@@ -156,16 +150,7 @@ class PlaneDataset(Dataset):
         body = self.bodies[index]
         scale, shear = (0.0, 0.0) if self.fixed else (self.scale, self.shear)
         u, v = random_axes(normals, scale=scale, shear=shear, generator=generator)
-        return sample_planes(
-            body.volume.float(),
-            normals,
-            offsets,
-            size=self.size,
-            spacing=body.spacing,
-            radius=body.radius,
-            u=u,
-            v=v,
-        )
+        return sample_planes(body.volume.float(), normals, offsets, size=self.size, u=u, v=v, **body.extent)
 
     def _augmented(self, image: Tensor) -> Tensor:
         """The planes, each augmented by itself; what is air stays air."""
@@ -184,6 +169,14 @@ def stacks(case: dict, depth: int, min_slices: int, max_slices: int | None) -> l
     return runs([int(label > 0) for label in labels], min_slices=min_slices, max_slices=max_slices)
 
 
+def labeled_stacks(
+    case: dict, image: Tensor, *, min_slices: int, max_slices: int | None
+) -> Iterator[tuple[Tensor, int]]:
+    """The volumes of `stacks`, cut from the image `[C, D, H, W]` of a case, with their labels."""
+    for start, stop, label in stacks(case, image.shape[-1], min_slices, max_slices):
+        yield image[..., start:stop], label
+
+
 def balanced_sampler(
     dataset: PlaneDataset, *, num_samples: int, match_size: bool = True, bins: int = 10, stratify_by: Sequence[str] = ()
 ) -> Sampler:
@@ -196,12 +189,11 @@ def balanced_sampler(
             itself away as small and healthy.
         bins: of size.
         stratify_by: in place of sizes, match what else is known of the cases, e.g. `side`, and draw patients alike; see
-            `common.data.stratum` and `stratified_weights`.
+            `common.data.stratified_weights`.
     """
     if stratify_by:
-        patients = [case["patient"] for case in dataset.cases]
-        groups = [stratum(case, stratify_by) for case in dataset.cases]
-        weights = stratified_weights([bool(label) for label in dataset.classes], patients, groups)
+        positive = [bool(label) for label in dataset.classes]
+        weights = stratified_weights(dataset.cases, positive, stratify_by=stratify_by)
     else:
         sizes = torch.tensor([float(body.inside.sum()) for body in dataset.bodies])
         positions = sizes / sizes.max() if match_size else torch.zeros_like(sizes)

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from tests.bundles.conftest import load_script
 
 networks = load_script("gp_unet_brats", "networks")
-pseudo = load_script("gp_unet_brats", "pseudo")
 
 
 def small(**options):
@@ -123,33 +122,3 @@ def test_networks_compile_to_torchscript(name, pool_at):
     network = getattr(networks, name)(1, 2, pool_at=pool_at, organ_channel=True).eval()
     image = torch.rand(1, 2, 32, 32)
     torch.testing.assert_close(torch.jit.script(network)(image), network(image), atol=1e-5, rtol=1e-4)
-
-
-def test_pseudo_mask_loss_counts_only_slices_that_have_a_mask_or_need_none():
-    maps = torch.zeros(2, 2, 4, 4)
-    maps[:, 1] = torch.randn(2, 4, 4)
-    maps.requires_grad_()
-    target = {
-        "cls": torch.tensor([0, 1]),
-        "pseudo": torch.zeros(2, 1, 4, 4),
-        "organ": torch.ones(2, 1, 4, 4),
-        "counts": torch.tensor([1.0, 0.0]),
-    }
-    loss = pseudo.PseudoMaskLoss(classification=0.0)((maps, torch.zeros(2, 2)), target)
-    (gradient,) = torch.autograd.grad(loss, maps)
-    assert gradient[0].abs().sum() > 0
-    assert gradient[1].abs().sum() == 0
-
-
-def test_pseudo_mask_loss_is_zero_for_certain_and_right_maps():
-    pseudo_mask = (torch.rand(2, 1, 8, 8) > 0.7).float()
-    margin = (pseudo_mask * 2 - 1) * 60
-    maps = torch.cat([torch.zeros_like(margin), margin], dim=1)
-    logits = torch.tensor([[60.0, -60.0], [-60.0, 60.0]])
-    target = {
-        "cls": torch.tensor([0, 1]),
-        "pseudo": pseudo_mask,
-        "organ": torch.ones_like(pseudo_mask),
-        "counts": torch.ones(2),
-    }
-    assert float(pseudo.PseudoMaskLoss()((maps, logits), target)) < 1e-3

@@ -9,13 +9,12 @@ from monai.data import MetaTensor
 from torch import nn
 
 import common.cam as cam
-from common.radon import planes_through
+from common.radon import oblique_slices, planes_through
 from tests.bundles.conftest import load_script
+from tests.bundles.tonno_mosmed.conftest import SHAPE, SPACING
 
 inferers = load_script("tonno_mosmed", "inferers")
 geometry = load_script("tonno_mosmed", "geometry")
-
-SHAPE, SPACING = (34, 30, 20), (1.0, 1.2, 1.5)
 
 
 class Sum(nn.Module):
@@ -45,18 +44,6 @@ class Pooled(nn.Module):
     def forward(self, image):
         self.seen += len(image)
         return 4 * self.again(self.pool(image)).sum(dim=(1, 2, 3))[:, None]
-
-
-@pytest.fixture(scope="module")
-def phantom() -> torch.Tensor:
-    """An ellipsoid off the center with a bright spot, and its mask: `[2, D, H, W]`."""
-    axes = [(torch.arange(n) - 0.5 * (n - 1)) * d for n, d in zip(SHAPE, SPACING, strict=True)]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    rim = (points - torch.tensor([1.5, -2.0, 1.0])) / torch.tensor([12.0, 12.0, 10.0])
-    organ = (rim.norm(dim=-1) < 1).float()
-    spot = torch.exp(-(points - torch.tensor([4.0, 2.0, -2.0])).square().sum(-1) / 18)
-    soft = F.avg_pool3d((organ * (1 + 2 * spot))[None, None], 3, stride=1, padding=1)[0]
-    return torch.cat([soft * organ, organ[None]])
 
 
 def meta(image: torch.Tensor) -> MetaTensor:
@@ -117,14 +104,12 @@ def test_planes_of_air_are_not_computed_and_count_as_what_the_network_says_of_ai
     network = Pooled()
     body = geometry.crop_to_organ(phantom, SPACING, radius=40.0)
     tool = inferer(layout=layout, num_slices=16, num_directions=24)
-    hits_organ = planes_through(body.inside, tool.normals, count=16, spacing=body.spacing, radius=body.radius)
+    hits_organ = planes_through(body.inside, tool.planes.normals, count=16, **body.extent)
     assert 0.2 < hits_organ.float().mean() < 0.6
     for air in (0.0, -3.0):
         network = Sum(0.01, air)
         profiles, computed = tool.profiles(body, network)
-        images = inferers.oblique_slices(
-            body.volume, tool.normals, count=16, size=48, spacing=body.spacing, radius=body.radius
-        )
+        images = oblique_slices(body.volume, tool.planes.normals, count=16, size=48, **body.extent)
         everything = network(images.flatten(0, 1)).reshape(hits_organ.shape)
         torch.testing.assert_close(profiles, everything, atol=2e-3, rtol=1e-3)
         assert torch.equal(computed, hits_organ)
@@ -137,7 +122,7 @@ def test_maps_of_air_are_not_computed_either(phantom):
     body = geometry.crop_to_organ(phantom, SPACING, radius=40.0)
     tool = inferer(method="averaged_cam", num_slices=16, num_directions=24)
     whole = inferer(method="averaged_cam", num_slices=16, num_directions=24)
-    whole._hits_organ = lambda body: torch.ones(len(tool.normals), 18, dtype=torch.bool)  # type: ignore[method-assign]
+    whole.planes.hits_organ = lambda body: torch.ones(len(tool.planes.normals), 18, dtype=torch.bool)
     (skipping,), profiles, hits_organ = tool.map_volumes(body, Pooled(), (1,), kinds=("averaged", "tomographic"))
     (full,), all_profiles, _ = whole.map_volumes(body, Pooled(), (1,), kinds=("averaged", "tomographic"))
     assert hits_organ.float().mean() < 0.6
@@ -167,7 +152,7 @@ def test_single_view_maps_are_those_of_common_cam(method, name):
     image = torch.rand(1, 16, 16, 3) + 0.1
     body = geometry.crop_to_organ(image, (1.0, 1.0, 1.0), organ_channel=False)
     body = geometry.Body(body.volume, body.inside, body.spacing, 7.5, body.box)
-    (heat,), logits = inferer(method=method, size=16).single_views(body, network, (1,))
+    (heat,), logits = inferer(method=method, size=16).single_views(body, network, (1,), axes=(2,))
     slices = image.permute(3, 0, 1, 2)
     expected = getattr(cam, name)(network, "1")(slices, target=1)
     torch.testing.assert_close(heat.permute(2, 0, 1), expected, atol=1e-5, rtol=1e-4)
@@ -176,13 +161,13 @@ def test_single_view_maps_are_those_of_common_cam(method, name):
 
 def test_three_views_are_the_mean_of_the_views_along_each_axis(phantom):
     body = geometry.crop_to_organ(phantom, SPACING)
-    (heat,), _ = inferer(method="layercam", views="three").single_views(body, Pooled(), (1,))
+    heat = inferer(method="layercam", views="three").heatmaps(body, Pooled())[0]["layercam"]
     parts = []
     for axis in range(3):
         order = [a for a in range(3) if a != axis] + [axis]
         turned = phantom.permute(0, *(a + 1 for a in order))
         other = geometry.crop_to_organ(turned, [SPACING[a] for a in order])
-        (axial,), _ = inferer(method="layercam").single_views(other, Pooled(), (1,))
+        axial = inferer(method="layercam").heatmaps(other, Pooled())[0]["layercam"]
         parts.append(axial.permute(*[order.index(a) for a in range(3)]))
     inner = F.max_pool3d(1.0 - body.inside.float()[None, None], 5, 1, 2)[0, 0] == 0
     torch.testing.assert_close(heat[inner], torch.stack(parts).mean(0)[inner], atol=1e-4, rtol=1e-3)
@@ -218,45 +203,6 @@ def test_a_volume_without_organ_is_certainly_negative():
     output = inferer(num_slices=8, num_directions=4)(torch.zeros(1, 2, 6, 6, 6), Sum(1.0))[0]
     assert (output[1] == 0).all()
     assert (output[2] == 1).all()
-
-
-def test_what_lies_outside_the_organ_is_never_seen(phantom):
-    bright = phantom.clone()
-    bright[0][phantom[1] == 0] = 9.0
-    for kind in ("organ", "paper"):
-        with_skull, without = (geometry.crop_to_organ(image, SPACING, geometry=kind) for image in (bright, phantom))
-        assert torch.equal(with_skull.volume, without.volume)
-
-
-def test_paper_geometry_fills_the_cube_and_leaves_the_volume_whole(phantom):
-    body = geometry.crop_to_organ(phantom, SPACING, geometry="paper")
-    assert body.volume.shape[1:] == SHAPE
-    assert body.radius == 1.0
-    assert [n * d - d for n, d in zip(SHAPE, body.spacing, strict=True)] == pytest.approx([2.0] * 3)
-
-
-def test_the_rim_holds_every_extreme_of_the_organ(phantom):
-    body = geometry.crop_to_organ(phantom, SPACING)
-    center = 0.5 * (torch.tensor(body.inside.shape) - 1)
-    points = (body.inside.nonzero() - center) * torch.tensor(SPACING)
-    directions = F.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    torch.testing.assert_close((body.extreme_points() @ directions.T).amax(0), (points @ directions.T).amax(0))
-    assert body.radius >= points.norm(dim=1).max()
-
-
-@pytest.mark.parametrize(("left", "right", "expected"), [(1, 1, 0.0), (0, 1, 1.0), (2, 0, -1.0)])
-def test_the_first_cell_lies_where_padding_puts_it(left, right, expected):
-    conv = nn.Conv2d(1, 1, 3, stride=2, bias=False)
-    nn.init.ones_(conv.weight)
-    network = nn.Sequential(nn.ZeroPad2d((left, right) * 2), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert inferers.first_cell(network, "1", 32, 1) == expected
-
-
-def test_nothing_is_left_on_the_network():
-    network = Pooled().train()
-    inferers.first_cell(network, "pool", 16, 1)
-    assert network.training
-    assert not network.pool._forward_hooks
 
 
 def test_bfloat16_gives_nearly_the_same(phantom):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.data import multi_hot
+from common.data import label_of, multi_hot
 from common.features import Entry, EntryLocked, FeatureStore, file_key
 from common.files import NotWritten, atomic_path
 
@@ -104,11 +104,7 @@ def slide_bags(
         RuntimeError: (after all slides) some failed; the message lists them with the reasons.
         NotWritten: the disk is full.
     """
-    for case in cases:
-        if "cls" not in case:
-            raise ValueError(
-                f"case {case['case']!r} has no `cls` in the datalist: `python -m common prepare` derives it"
-            )
+    labels = [multi_hot(label_of(case), classes) for case in cases]
     encoder = encoder.to(device)
     bags, failed, waiting = {}, {}, deque(enumerate(cases))
     with tqdm(total=len(cases), desc="slides", unit="slide", disable=not progress) as bar:
@@ -116,7 +112,7 @@ def slide_bags(
             number, case = waiting.popleft()
             try:
                 key = _encoded(case, store, tiler, encoder, batch_size, tiles_dir)
-                bags[number] = {**case, "key": key, "labels": multi_hot(case["cls"], classes)}
+                bags[number] = {**case, "key": key, "labels": labels[number]}
             except EntryLocked:
                 waiting.append((number, case))
                 time.sleep(patience)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import DataLoader, MetaTensor
+
+from common.engines import SliceMapInferer
+from tests.bundles.conftest import load_script
+
+pseudo = load_script("gp_unet_brats", "pseudo")
+
+SHAPE = (24, 20, 6)
+AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
+LESION = (slice(4, 9), slice(5, 10), slice(1, 3))
+DECOY = (slice(14, 19), slice(10, 15), slice(4, 6))  # as bright, in slices labeled 0
+LABELS = [0, 1, 1, 1, 0, 0]  # slice 3 is positive, and nothing is bright in it
+RAW = {"dilate_mm": 0.0, "intensity": 0.0, "smooth_mm": 0.0, "opening_mm": 0.0, "largest": False}
+
+
+def bright_boxes(case: dict) -> dict:
+    """Preprocessing: an organ of intensity 1 with two boxes of intensity 3, above the organ mask."""
+    organ = torch.zeros(SHAPE)
+    organ[1:-1, 1:-1] = 1
+    image = organ.clone()
+    for box in (LESION, DECOY):
+        image[box] = 3
+    return {"image": MetaTensor(torch.stack([image, organ]), affine=torch.as_tensor(AFFINE))}
+
+
+class Teacher(torch.nn.Module):
+    """Its map is the brightness above a level, in one corner of the image only."""
+
+    num_classes = 2
+
+    def __init__(self, corner: int = 24) -> None:
+        super().__init__()
+        self.corner = corner
+        self.level = torch.nn.Parameter(torch.tensor(2.0))
+
+    def explain(self, image):
+        evidence = image[:, :1] - self.level
+        evidence[:, :, self.corner :] = -1
+        maps = torch.cat([torch.zeros_like(evidence), evidence], dim=1)
+        return maps, maps.amax(dim=(2, 3))
+
+
+def dataset(*, teacher=None, **options):
+    settings = {"teacher": teacher or Teacher(), "inferer": SliceMapInferer(margin=100), "refine": RAW}
+    cases = [{"case": "a", "image": "", "cls": LABELS, "label": "never opened.nii.gz"}]
+    return pseudo.PseudoMaskDataset(cases, bright_boxes, progress=False, **(settings | options))
+
+
+def marked(*boxes) -> torch.Tensor:
+    mask = torch.zeros(SHAPE)
+    for box in boxes:
+        mask[box] = 1
+    return mask
+
+
+def masks(items) -> torch.Tensor:
+    return torch.stack([item["pseudo"][0] for item in items], dim=-1)
+
+
+def test_masks_are_where_the_teacher_is_hot_in_slices_labeled_positive():
+    items = list(dataset())
+    assert torch.equal(masks(items), marked(LESION))
+    assert [item["cls"] for item in items] == LABELS
+    assert not masks(dataset(teacher=Teacher(corner=4))).any()
+    assert masks(dataset(teacher=Teacher(corner=6))).sum() == marked(LESION)[:6].sum()
+
+
+def test_a_positive_slice_without_a_mask_does_not_count_and_a_negative_one_does():
+    assert [bool(item["counts"]) for item in dataset()] == [True, True, True, False, True, True]
+
+
+def test_the_image_refines_what_the_teacher_only_points_at():
+    items = list(dataset(teacher=Teacher(corner=5), refine=RAW | {"dilate_mm": 15.0, "intensity": 1.5}))
+    assert torch.equal(masks(items), marked(LESION))
+
+
+def test_masks_follow_the_window_of_their_image():
+    for item in dataset(window=[12, 30]):
+        assert item["pseudo"].shape == item["image"].shape == (1, 22, 30)  # the organ is longer than the window
+        if item["pseudo"].any():
+            assert torch.equal(item["pseudo"] > 0, item["image"] > 2)
+
+
+def test_true_masks_are_brought_to_the_image(tmp_path):
+    mask = marked(LESION).flip(0)
+    turned = AFFINE @ np.diag([-1.0, 1.0, 1.0, 1.0])
+    turned[0, 3] = AFFINE[0, 0] * (SHAPE[0] - 1)
+    nib.save(nib.Nifti1Image(mask.numpy(), turned), tmp_path / "mask.nii.gz")
+    cases = [{"case": "a", "image": "", "cls": LABELS, "label": str(tmp_path / "mask.nii.gz")}]
+    items = list(pseudo.MaskDataset(cases, bright_boxes, progress=False))
+    assert torch.equal(masks(items), marked(LESION))
+    assert [bool(item["counts"]) for item in items] == [True, True, True, False, True, True]
+
+
+def test_a_batch_gives_the_loss_what_it_needs():
+    batch = next(iter(DataLoader(dataset(), batch_size=6)))
+    batch["image"] = torch.cat([batch["image"], batch["organ"]], dim=1)
+    image, target = pseudo.prepare_batch(batch, torch.device("cpu"))
+    assert image.shape == (6, 2, *SHAPE[:2])
+    assert target["cls"].tolist() == LABELS
+    assert target["counts"].tolist() == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    assert torch.equal(target["organ"], image[:, 1:])
+    maps = torch.zeros(6, 2, *SHAPE[:2])
+    assert torch.isfinite(pseudo.PseudoMaskLoss()((maps, torch.zeros(6, 2)), target))
+
+
+def test_pseudo_mask_loss_counts_only_slices_that_have_a_mask_or_need_none():
+    maps = torch.zeros(2, 2, 4, 4)
+    maps[:, 1] = torch.randn(2, 4, 4)
+    maps.requires_grad_()
+    target = {
+        "cls": torch.tensor([0, 1]),
+        "pseudo": torch.zeros(2, 1, 4, 4),
+        "organ": torch.ones(2, 1, 4, 4),
+        "counts": torch.tensor([1.0, 0.0]),
+    }
+    loss = pseudo.PseudoMaskLoss(classification=0.0)((maps, torch.zeros(2, 2)), target)
+    (gradient,) = torch.autograd.grad(loss, maps)
+    assert gradient[0].abs().sum() > 0
+    assert gradient[1].abs().sum() == 0
+
+
+def test_pseudo_mask_loss_is_zero_for_certain_and_right_maps():
+    pseudo_mask = (torch.rand(2, 1, 8, 8) > 0.7).float()
+    margin = (pseudo_mask * 2 - 1) * 60
+    maps = torch.cat([torch.zeros_like(margin), margin], dim=1)
+    logits = torch.tensor([[60.0, -60.0], [-60.0, 60.0]])
+    target = {
+        "cls": torch.tensor([0, 1]),
+        "pseudo": pseudo_mask,
+        "organ": torch.ones_like(pseudo_mask),
+        "counts": torch.ones(2),
+    }
+    assert float(pseudo.PseudoMaskLoss()((maps, logits), target)) < 1e-3
