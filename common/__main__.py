@@ -10,6 +10,7 @@ from .commands.demo import demo
 from .commands.export import export
 from .commands.features import features
 from .commands.folds import folds
+from .commands.format import format_configs
 from .commands.phantom import phantom
 from .commands.prepare import prepare
 from .commands.verify import verify
@@ -24,6 +25,7 @@ COMMANDS = {
     "ablate": ablate,
     "export": export,
     "verify": verify,
+    "format": format_configs,
 }
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def fit_baselines(
     """
     cases = [case for case in cases if "label" in case]
     if not cases:
-        raise ValueError("no training case has a mask to fit the baselines on: give --intensities '[1.4, 1.2]'")
+        raise ValueError("no training case has a mask to fit the baselines on: give --baseline_thresholds '[1.4, 1.2]'")
     to_image_grid = ResampleToMatchd(keys="label", key_dst="image", mode="nearest")
     scores = np.zeros((len(cases), len(intensities), 2 + len(openings_mm)))
     for row, case in zip(scores, tqdm(cases, desc="fitting baselines", unit="case", disable=not progress), strict=True):

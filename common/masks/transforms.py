@@ -32,14 +32,14 @@ class MapsToMaskd(MapTransform):
         organ_channel: whether the last channel of the input is the organ mask.
         gate: a slice holds a lesion when its probability of not being class 0 exceeds it; None: when another class
             is the most probable one.
-        smooth_mm: Gaussian along the slices before the gate.
+        gate_smooth_mm: Gaussian along the slices before the gate.
         binarize: `fixed`; `multi_otsu` (three classes, the highest threshold, slice by slice); or, of the volume's
             heat inside the organ, `otsu` or `quantile`.
         threshold: of the map, for `fixed`.
         offset: subtracted from the multi-Otsu threshold.
-        quantile: of the heat inside the organ, for `quantile`.
+        mask_quantile: of the heat inside the organ, for `quantile`.
         evidence: `predicted` shows the predicted class's map, `sum` adds the maps of all classes but 0.
-        clean_options: of `common.masks.clean`, applied slice by slice.
+        clean: keyword arguments of `common.masks.clean`, applied slice by slice.
         refine: keyword arguments of `common.masks.refine_by_intensity`; None leaves the thresholded map.
         largest: without refinement: keep only the largest 3D component.
         min_component_ml: smaller 3D components are dropped.
@@ -53,13 +53,13 @@ class MapsToMaskd(MapTransform):
         image_key: str = "image",
         organ_channel: bool = True,
         gate: float | None = 0.5,
-        smooth_mm: float = 0.0,
+        gate_smooth_mm: float = 0.0,
         binarize: Literal["fixed", "multi_otsu", "otsu", "quantile"] = "fixed",
         threshold: float = 0.0,
         offset: float = 0.0,
-        quantile: float = 0.98,
+        mask_quantile: float = 0.98,
         evidence: Literal["predicted", "sum"] = "predicted",
-        clean_options: Mapping[str, Any] | None = None,
+        clean: Mapping[str, Any] | None = None,
         refine: Mapping[str, Any] | None = None,
         largest: bool = False,
         min_component_ml: float = 0.0,
@@ -68,20 +68,20 @@ class MapsToMaskd(MapTransform):
         super().__init__(keys)
         if binarize not in BINARIZE:
             raise ValueError(f"binarize must be one of {BINARIZE}, got {binarize!r}")
-        if not 0 <= quantile <= 1:
-            raise ValueError(f"quantile must lie in [0, 1], got {quantile}")
+        if not 0 <= mask_quantile <= 1:
+            raise ValueError(f"mask_quantile must lie in [0, 1], got {mask_quantile}")
         if evidence not in ("predicted", "sum"):
             raise ValueError(f"evidence must be 'predicted' or 'sum', got {evidence!r}")
         self.image_key = image_key
         self.organ_channel = organ_channel
         self.gate = gate
-        self.smooth_mm = smooth_mm
+        self.gate_smooth_mm = gate_smooth_mm
         self.binarize = binarize
         self.threshold = threshold
         self.offset = offset
-        self.quantile = quantile
+        self.mask_quantile = mask_quantile
         self.evidence = evidence
-        self.clean_options = dict(clean_options or {})
+        self.clean = dict(clean or {})
         self.refine = dict(refine) if refine is not None else None
         self.largest = largest
         self.min_component_ml = min_component_ml
@@ -97,7 +97,7 @@ class MapsToMaskd(MapTransform):
             maps, probability = output[:classes], output[classes:, 0, 0, :]
             volume = as_array(image)
             organ = volume[-1] > 0.5 if self.organ_channel else np.ones(volume.shape[1:], dtype=bool)
-            probability = smooth_along_slices(probability, sigma_mm=self.smooth_mm, slice_mm=spacing[2])
+            probability = smooth_along_slices(probability, sigma_mm=self.gate_smooth_mm, slice_mm=spacing[2])
             classes_of_slices = gate_slices(probability, self.gate)
             suspicious = probability[:, int((1 - probability[0]).argmax())]
             everywhere = self._evidence(maps, classes_of_slices, suspicious)
@@ -131,7 +131,9 @@ class MapsToMaskd(MapTransform):
             return self.offset
         if self.binarize == "fixed" or not organ.any():
             return self.threshold
-        return otsu(heat, mask=organ) if self.binarize == "otsu" else float(np.quantile(heat[organ], self.quantile))
+        return (
+            otsu(heat, mask=organ) if self.binarize == "otsu" else float(np.quantile(heat[organ], self.mask_quantile))
+        )
 
     def _seed(self, heat: np.ndarray, organ: np.ndarray, threshold: float) -> np.ndarray:
         if self.binarize != "multi_otsu":
@@ -145,8 +147,8 @@ class MapsToMaskd(MapTransform):
     def _mask(
         self, seed: np.ndarray, image: np.ndarray, organ: np.ndarray, spacing: tuple[float, float, float]
     ) -> np.ndarray:
-        if self.clean_options:
-            seed = each_slice(lambda s: clean(s, **self.clean_options), seed)
+        if self.clean:
+            seed = each_slice(lambda s: clean(s, **self.clean), seed)
         if self.refine is not None:
             mask = refine_by_intensity(seed, image, organ, spacing=spacing, **self.refine)
         else:

@@ -60,7 +60,7 @@ def test_cases_without_a_mask_are_left_out():
 
 
 def test_without_any_mask_it_says_what_to_give():
-    with pytest.raises(ValueError, match=r"no training case has a mask .* --intensities"):
+    with pytest.raises(ValueError, match=r"no training case has a mask .* --baseline_thresholds"):
         fit([{"case": "bare", "image": None}], same, progress=False)
 
 

@@ -124,7 +124,7 @@ class TestMapsToMaskd:
 
     def test_smoothing_acts_on_the_probabilities_before_the_gate(self):
         data = scene()
-        out = MapsToMaskd(smooth_mm=8.0)(data)
+        out = MapsToMaskd(gate_smooth_mm=8.0)(data)
         smooth = smooth_along_slices(data["p"], sigma_mm=8.0, slice_mm=5.0)
         np.testing.assert_allclose(out["slice_probability"], smooth, rtol=1e-6)
         opened = np.flatnonzero(out["pred"][0].numpy().any(axis=(0, 1)))
@@ -136,11 +136,11 @@ class TestMapsToMaskd:
         seed[..., [0, 1, 5]] = False
         cleaned = clean(seed, min_size=4, closing_radius=1, axis=2)
         options = {"min_size": 4, "closing_radius": 1}
-        np.testing.assert_array_equal(MapsToMaskd(clean_options=options)(data)["pred"][0].numpy(), cleaned)
+        np.testing.assert_array_equal(MapsToMaskd(clean=options)(data)["pred"][0].numpy(), cleaned)
         refine = {"dilate_mm": 3.0, "intensity": 1.3}
         expected = refine_by_intensity(cleaned, data["image"][0].numpy(), data["organ"], spacing=SPACING, **refine)
         assert expected.any()
-        out = MapsToMaskd(clean_options=options, refine=refine)(data)
+        out = MapsToMaskd(clean=options, refine=refine)(data)
         np.testing.assert_array_equal(out["pred"][0].numpy(), expected)
 
     def two_lesions(self) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def test_otsu_is_that_of_the_heat_inside_the_organ():
 
 
 def test_quantile_marks_its_share_of_the_organ(heat):
-    result = MapsToMaskd(binarize="quantile", quantile=0.9)(heat_case(heat))
+    result = MapsToMaskd(binarize="quantile", mask_quantile=0.9)(heat_case(heat))
     assert int(result["pred"].sum()) == pytest.approx(0.1 * heat[1:].size, abs=1)
     assert int(result["pred"][:, 0].sum()) == 0
 
@@ -283,4 +283,4 @@ def test_components_below_the_least_size_are_dropped(heat):
 
 def test_a_quantile_out_of_range_is_refused():
     with pytest.raises(ValueError, match="quantile must lie"):
-        MapsToMaskd(binarize="quantile", quantile=2.0)
+        MapsToMaskd(binarize="quantile", mask_quantile=2.0)

@@ -133,7 +133,7 @@ class CombineMapsd(MapTransform):
         keys: the inferer's output `[N + C, H, W, D]`; becomes `[2 C, H, W, D]`.
         classes: C.
         use: indices of the members that take part; None for all.
-        how, thresholds: see `combine`.
+        combine, thresholds: `how` and `thresholds` of the function `combine`.
         table: name → `{"use", "how", "thresholds"}`: other combinations to be scored beside this one. Each adds
             `baseline_<name>`, its mask in the slices that pass `table_gate`.
         image_key: the network's input.
@@ -147,7 +147,7 @@ class CombineMapsd(MapTransform):
         *,
         classes: int = 2,
         use: Sequence[int] | None = None,
-        how: str = "and",
+        combine: str = "and",
         thresholds: Sequence[float] = (0.5, 0.5),
         table: Mapping[str, Mapping[str, Any]] | None = None,
         image_key: str = "image",
@@ -157,7 +157,7 @@ class CombineMapsd(MapTransform):
         super().__init__(keys)
         self.classes = classes
         self.use = use
-        self.how = how
+        self.combine = combine
         self.thresholds = list(thresholds)
         self.table = dict(table or {})
         self.image_key = image_key
@@ -170,7 +170,7 @@ class CombineMapsd(MapTransform):
         for key in self.key_iterator(data):
             pred = torch.as_tensor(data[key]).cpu()
             maps, probability = self.maps(pred.numpy(), as_array(image), self.classes)
-            margin = combine(_used(maps, self.use), self.thresholds, self.how)
+            margin = combine(_used(maps, self.use), self.thresholds, self.combine)
             evidence = torch.as_tensor(margin, dtype=torch.float32).expand(self.classes - 1, *margin.shape)
             data[key] = torch.cat([torch.zeros_like(evidence[:1]), evidence, pred[-self.classes :]])
             gated = gate_slices(probability, self.table_gate) > 0

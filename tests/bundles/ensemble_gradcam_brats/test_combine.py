@@ -108,7 +108,7 @@ def case(maps: np.ndarray, probability: np.ndarray) -> dict:
 
 def test_transform_leaves_the_margin_as_class_map_and_the_probabilities_untouched(maps):
     probability = np.array([[0.9, 0.2, 0.4, 0.0], [0.1, 0.8, 0.6, 1.0]], dtype=np.float32)
-    transform = combine_script.CombineMapsd(how="or", thresholds=THRESHOLDS, normalize="volume")
+    transform = combine_script.CombineMapsd(combine="or", thresholds=THRESHOLDS, normalize="volume")
     pred = transform(case(maps, probability))["pred"].numpy()
     expected = combine(maps / maps.max(axis=(1, 2, 3), keepdims=True), THRESHOLDS, "or")
     assert pred.shape == (4, *maps.shape[1:])
@@ -119,7 +119,7 @@ def test_transform_leaves_the_margin_as_class_map_and_the_probabilities_untouche
 def test_nothing_outside_the_organ_is_ever_positive(maps):
     data = case(maps, np.full((2, 4), 0.5, dtype=np.float32))
     data["image"][1, :3] = 0
-    pred = combine_script.CombineMapsd(how="or", thresholds=[0.0] * 3)(data)["pred"].numpy()
+    pred = combine_script.CombineMapsd(combine="or", thresholds=[0.0] * 3)(data)["pred"].numpy()
     assert (pred[1, 3:] > 0).any()
     assert not (pred[1, :3] > 0).any()
 
@@ -127,7 +127,7 @@ def test_nothing_outside_the_organ_is_ever_positive(maps):
 def test_rows_of_the_table_are_masks_in_the_opened_slices(maps):
     probability = np.array([[0.9, 0.2, 0.4, 0.0], [0.1, 0.8, 0.6, 1.0]], dtype=np.float32)
     rows = {"first": {"use": [0], "how": "and", "thresholds": [0.5]}}
-    data = combine_script.CombineMapsd(how="or", thresholds=THRESHOLDS, table=rows)(case(maps, probability))
+    data = combine_script.CombineMapsd(combine="or", thresholds=THRESHOLDS, table=rows)(case(maps, probability))
     mask = data["baseline_first"].numpy()[0]
     expected = normalize_maps(maps)[0] > 0.5
     expected[..., 0] = False  # probability 0.1

@@ -47,7 +47,7 @@ def evaluation(data, trained, tmp_path_factory) -> dict:
         dataset_dir=str(data),
         output_dir=str(output),
         ckpt=str(trained / "model.pt"),
-        intensities=[1.4, 1.3],
+        baseline_thresholds=[1.4, 1.3],
         progress=False,
     )
     return read_json(output / "summary.json") | {"output": output}
@@ -115,7 +115,7 @@ def test_the_second_round_learns_from_heatmaps_and_never_from_masks(two_truths, 
     infer(BUNDLE, two_truths[0], trained / "model.pt", pseudo, **{key: str(value) for key, value in part.items()})
     heats = {path: nib.load(path) for path in pseudo.glob("*_heatmap.nii.gz")}
     threshold = float(np.quantile(np.concatenate([heat.get_fdata().ravel() for heat in heats.values()]), 0.9))
-    second = {"more": ["train_refine.json"], "pseudo_threshold": threshold, "pseudo_refine": "$None"} | SHORT
+    second = {"more": ["train_refine.json"], "threshold": threshold, "refine": "$None"} | SHORT
     states = [weights(train(data, tmp_path / data.name, pseudo_dir=str(pseudo), **second)) for data in two_truths]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     for path, heat in heats.items():
