@@ -1,4 +1,4 @@
-"""What a class activation map costs beside a plain forward, here and elsewhere: `python -m common benchmark_cam`.
+"""What a class activation map costs beside a plain forward, here and elsewhere: `python -m benchmarks cam`.
 
 pytorch-grad-cam asks for a torchvision, which must be built for the very torch that is installed; it is measured
 without: `pip install --no-deps grad-cam ttach opencv-python-headless`.

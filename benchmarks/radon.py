@@ -1,4 +1,4 @@
-"""What slicing and reconstruction cost beside their naive forms: `python -m common benchmark_radon`."""
+"""What slicing and reconstruction cost beside their naive forms: `python -m benchmarks radon`."""
 
 from __future__ import annotations
 

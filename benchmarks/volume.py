@@ -1,4 +1,4 @@
-"""How long a volume takes, and how much of that is the network: `python -m common benchmark`."""
+"""How long a volume takes, and how much of that is the network: `python -m benchmarks volume`."""
 
 from __future__ import annotations
 
