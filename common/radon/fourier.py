@@ -45,7 +45,7 @@ def backproject_fourier(
         spacing: mm of the three axes of the result.
         backend: `torch` runs on any device; `finufft` is a package for the CPU; `auto` is finufft where it is installed
             and the profiles are on the CPU, else torch. The two differ by some 1e-4 of the largest value; which is
-            faster depends on the shape (`python -m common benchmark_radon`).
+            faster depends on the shape (`python -m benchmarks radon`).
 
     Returns:
         `[D, H, W]`, differentiable with respect to the profiles.
