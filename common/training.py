@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -163,10 +164,8 @@ class TrainingLog:
         first = epoch - len(self.rows) + 1
         if first == 1 or not self.path.is_file():
             return []
-        lines = self.path.read_text().splitlines()
-        header = lines[0].split(",")
-        rows = [dict(zip(header, line.split(","), strict=False)) for line in lines[1:]]
-        return [row for row in rows if int(row["epoch"]) < first]
+        with open(self.path, newline="") as file:
+            return [row for row in csv.DictReader(file) if int(row["epoch"]) < first]
 
 
 def prepare_batch(

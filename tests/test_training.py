@@ -193,9 +193,13 @@ class TestTrainingLog:
         assert self.rows(tmp_path / "log.csv")[0]["auc"] == "0.12346"
 
     def test_resumed_training_goes_on_below_the_earlier_rows(self, tmp_path):
-        self.train(tmp_path / "log.csv", 4)
-        self.train(tmp_path / "log.csv", 5, after=2)  # interrupted after epoch 4, its checkpoint being of epoch 2
+        validator = SimpleNamespace(state=SimpleNamespace(metrics={"recall, top 3": 0.5}))
+        self.train(tmp_path / "log.csv", 4, validator=validator)
+        # Interrupted after epoch 4, its checkpoint being of epoch 2.
+        self.train(tmp_path / "log.csv", 5, after=2, validator=validator)
         rows = self.rows(tmp_path / "log.csv")
+        assert list(rows[0]) == ["epoch", "loss", "recall, top 3", "seconds"]
+        assert [row["recall, top 3"] for row in rows] == ["0.5"] * 5
         assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5]
         assert [float(row["loss"]) for row in rows] == pytest.approx([1.2, 2.4, 3.6, 4.8, 6.0])
 

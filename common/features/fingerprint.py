@@ -1,4 +1,9 @@
-"""A preprocessing as text: the same for the same settings, in any process, and another as soon as one changes."""
+"""A preprocessing as text: the same for the same settings, in any process, and another as soon as one changes.
+
+`joblib.hash` would not do: it is another for each `Compose` (whose random state is new), after use (readers remember
+their last file) and for equal lists that are shared or not, and it sees neither versions nor sources. Nor would a hash
+of the config, which those who look for features do not hold.
+"""
 
 from __future__ import annotations
 
