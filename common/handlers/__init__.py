@@ -1,6 +1,6 @@
-"""Ignite handlers: what a run writes, scores and shows."""
+"""Handlers of a run: what it writes, scores and shows."""
 
-from .base import iterate_cases
+from .base import CaseHandler, iterate_cases
 from .calibration import Calibration
 from .case_scores import CaseScores, position_prior
 from .montage import MASK_COLOR, TRUTH_COLOR, draw_montage, with_colorbar
@@ -12,6 +12,7 @@ __all__ = [
     "MASK_COLOR",
     "TRUTH_COLOR",
     "Calibration",
+    "CaseHandler",
     "CaseScores",
     "CaseWriter",
     "Panel",

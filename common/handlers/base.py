@@ -1,15 +1,72 @@
-"""What the handlers share."""
+"""What the handlers share: a look at each case of a run, and files at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from ignite.engine import Engine
+from ignite.distributed import get_rank
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+
+from ..engines import gathered_rows
 
 
 def iterate_cases(engine: Engine) -> Iterator[tuple[dict, dict]]:
-    """The decollated `(batch, output)` of each volume of an iteration."""
+    """The `(batch, output)` of each case of an iteration, decollated or, where an iteration is one case, as it is."""
     batch: Any = engine.state.batch
     output: Any = engine.state.output
-    return zip(batch, output, strict=True)
+    return zip(*((batch, output) if isinstance(batch, list) else ([batch], [output])), strict=True)
+
+
+class CaseHandler:
+    """Base of the handlers that look at each case of a run, and write what they found when it ends.
+
+    A subclass overrides `_collect`, which adds to `rows`, and `_write`. Of several processes (`torchrun`) each collects
+    its share of the cases; at the end all of them hold all rows, and the first one writes.
+
+    Args:
+        output_dir: where the files go.
+
+    Attributes:
+        rows: what was found, each with its `case`; a case may have several, or none.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+        self.rows: list[dict] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._iterate)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _iterate(self, engine: Engine) -> None:
+        for batch, output in iterate_cases(engine):
+            self._collect(batch, output, engine)
+
+    def _finish(self, engine: Engine) -> None:
+        self._gather(getattr(engine, "cases", ()))
+        self._check()
+        if get_rank() == 0:
+            self._write()
+
+    def _start(self) -> None:
+        """Begin afresh, whatever an earlier run has left."""
+        self.rows = []
+
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        """Add what there is to say about a case to `rows`; an exception marks the case as failed."""
+        raise NotImplementedError
+
+    def _gather(self, cases: Sequence[str]) -> None:
+        """Bring together what the processes have found, in the order of `cases`."""
+        self.rows = gathered_rows(self.rows, cases)
+
+    def _check(self) -> None:
+        """Raise a `RuntimeError` where too little was found; in every process, so that none waits for the others."""
+
+    def _write(self) -> None:
+        """Write the files, in the first process only."""
+        raise NotImplementedError

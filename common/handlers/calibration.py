@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.engines import IterationEvents
 from monai.transforms import ResampleToMatch
 from tqdm import tqdm
 
 from ..files import write_csv, write_json
 from ..masks import MapsToMaskd, best_threshold
 from ..metrics import dice
-from .base import iterate_cases
+from .base import CaseHandler
 
 
-class Calibration:
+class Calibration(CaseHandler):
     """Handler: coordinate ascent of the mean 3D Dice over options of `MapsToMaskd`, and of the raw map's threshold.
 
     Every option's candidates are tried in turn while the others stay, and the best stays; `passes` times. A refinement
@@ -49,34 +47,34 @@ class Calibration:
         passes: int = 2,
         label_gate: bool = False,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir)
         self.start = dict(start)
         self.candidates = dict(candidates)
         self.raw_thresholds = list(raw_thresholds)
         self.passes = passes
         self.label_gate = label_gate
-        self.cases: list[dict[Hashable, Any]] = []
         self.trials: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+    def _start(self) -> None:
+        super()._start()
+        self.trials = []
 
-    def _collect(self, engine: Engine) -> None:
-        for batch, output in iterate_cases(engine):
-            image: MetaTensor = batch["image"].cpu()
-            truth = ResampleToMatch(mode="nearest")(batch["label"].cpu(), image)[0].numpy() > 0
-            pred = torch.as_tensor(output["pred"]).cpu()
-            if self.label_gate:
-                classes = pred.shape[0] // 2
-                pred[classes:] = 0.0
-                pred[classes] = torch.as_tensor(~truth.any(axis=(0, 1))).float()
-                pred[classes + 1] = 1 - pred[classes]
-            self.cases.append({"image": image, "pred": pred, "truth": truth})
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        image: MetaTensor = batch["image"].cpu()
+        truth = ResampleToMatch(mode="nearest")(batch["label"].cpu(), image)[0].numpy() > 0
+        pred = torch.as_tensor(output["pred"]).cpu()
+        if self.label_gate:
+            classes = pred.shape[0] // 2
+            pred[classes:] = 0.0
+            pred[classes] = torch.as_tensor(~truth.any(axis=(0, 1))).float()
+            pred[classes + 1] = 1 - pred[classes]
+        self.rows.append({"case": batch["case"], "image": image, "pred": pred, "truth": truth})
 
-    def _finish(self, engine: Engine) -> None:
-        if not self.cases:
+    def _check(self) -> None:
+        if not self.rows:
             raise RuntimeError("no case with a mask to calibrate on: is the datalist's section right?")
+
+    def _write(self) -> None:
         best, score = dict(self.start), self._score(self.start)
         for _ in range(self.passes):
             for name, values in tqdm(self.candidates.items(), desc="calibrating", unit="option"):
@@ -92,12 +90,11 @@ class Calibration:
         result = {**best, "raw_threshold": raw}
         write_csv(self.output_dir / "calibration.csv", self.trials)
         write_json(self.output_dir / "calibrated.json", result)
-        print(f"mean Dice {score:.4f} over {len(self.cases)} cases with {json.dumps(result)}")
+        print(f"mean Dice {score:.4f} over {len(self.rows)} cases with {json.dumps(result)}")
 
     def _score(self, options: Mapping[str, Any]) -> float:
-        names = {"gate_smooth_mm": "smooth_mm", "clean": "clean_options"}
-        transform = MapsToMaskd("pred", **{names.get(k, k): v for k, v in options.items()})
-        scores = [dice(transform(dict(case))["pred"][0].numpy() > 0, case["truth"]) for case in self.cases]
+        transform = MapsToMaskd("pred", **options)
+        scores = [dice(transform(dict(case))["pred"][0].numpy() > 0, case["truth"]) for case in self.rows]
         score = float(np.mean(scores))
         self.trials.append({"dice": round(score, 4), "median": round(float(np.median(scores)), 4)} | _flat(options))
         return score
@@ -105,8 +102,8 @@ class Calibration:
     def _raw_threshold(self, options: Mapping[str, Any]) -> float:
         if not self.raw_thresholds:
             return float(options.get("threshold", 0.0))
-        heats = [MapsToMaskd("pred")(dict(case))["heatmap"][0].numpy() for case in self.cases]
-        truths = [case["truth"] for case in self.cases]
+        heats = [MapsToMaskd("pred")(dict(case))["heatmap"][0].numpy() for case in self.rows]
+        truths = [case["truth"] for case in self.rows]
         best, score = best_threshold(heats, truths, self.raw_thresholds)
         self.trials.append({"dice": round(score, 4), "raw_threshold": best})
         return best

@@ -1,4 +1,4 @@
-"""Ignite handlers: scores of cases with a ground-truth mask, and the summary that a report quotes."""
+"""Scores of cases with a ground-truth mask, and the summary that a report quotes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.distributed import get_rank
-from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
 
 from ..engines import gathered, gathered_rows
 from ..files import rounded, write_csv, write_json
@@ -27,11 +24,11 @@ from ..metrics import (
     voxel_counts,
 )
 from ..tensors import axial
-from .base import iterate_cases
+from .base import CaseHandler
 
 
-class CaseScores:
-    """Score every case that has a `label` and summarize: `metrics.csv`, `summary.json`, `slices.csv`.
+class CaseScores(CaseHandler):
+    """Handler: score every case that has a `label` and summarize: `metrics.csv`, `summary.json`, `slices.csv`.
 
     Voxel metrics are computed in the label's own grid, which the label never leaves. A label is positive where it
     is > 0. Cases without a label are left out. Masks that a postprocessing put under `baseline_<name>` are scored
@@ -55,30 +52,22 @@ class CaseScores:
         position_prior: Sequence[float] | None = None,
         resamples: int = 1000,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir)
         self.raw_threshold = raw_threshold
         self.sweep = list(sweep)
         self.position_prior = position_prior
         self.resamples = resamples
-        self.rows: list[dict[str, Any]] = []
         self.slices: list[dict[str, Any]] = []
         self.swept: list[np.ndarray] = []
         self.voxels: dict[str, np.ndarray] = {}
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._score)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+    def _start(self) -> None:
+        super()._start()
+        self.slices, self.swept, self.voxels = [], [], {}
 
-    def _start(self, engine: Engine) -> None:
-        self.rows, self.slices, self.swept, self.voxels = [], [], [], {}
-
-    def _score(self, engine: Engine) -> None:
-        for batch, output in iterate_cases(engine):
-            if "label" in batch:
-                self._score_case(batch, output)
-
-    def _score_case(self, batch: dict, output: dict) -> None:
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        if "label" not in batch:
+            return
         if tuple(batch["label"].shape[1:]) != tuple(output["pred"].shape[1:]):
             raise ValueError(
                 f"{batch['label'].meta.get('filename_or_obj')}: the mask's shape {list(batch['label'].shape[1:])} "
@@ -126,16 +115,18 @@ class CaseScores:
                 }
             )
 
-    def _finish(self, engine: Engine) -> None:
-        cases = getattr(engine, "cases", ())
-        self.rows, self.slices = gathered_rows(self.rows, cases), gathered_rows(self.slices, cases)
+    def _gather(self, cases: Sequence[str]) -> None:
+        super()._gather(cases)
+        self.slices = gathered_rows(self.slices, cases)
         self.swept = [scores for part in gathered(self.swept) for scores in part]
         parts = gathered(self.voxels)
         self.voxels = {name: sum(part.get(name, 0) for part in parts) for part in parts for name in part}
+
+    def _check(self) -> None:
         if not self.rows:
             raise RuntimeError("no case has a ground-truth mask: nothing to score (is label_pattern right?)")
-        if get_rank() != 0:
-            return
+
+    def _write(self) -> None:
         write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
         write_csv(self.output_dir / "slices.csv", [rounded(row) for row in self.slices])
         write_json(self.output_dir / "summary.json", self.summary())

@@ -8,16 +8,14 @@ from typing import Any
 
 import matplotlib.figure
 import numpy as np
-from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
 
 from ..files import atomic_path
 from ..metrics import dice
 from ..tensors import axial
-from .base import iterate_cases
+from .base import CaseHandler
 
 
-class Panel:
+class Panel(CaseHandler):
     """Handler: writes `panel.png`, one row a case, at the axial slice that holds most of the truth.
 
     Args:
@@ -33,42 +31,34 @@ class Panel:
         columns: Sequence[str] | None = None,
         quantiles: Sequence[float] = (1.0, 0.75, 0.5, 0.25, 0.0),
     ) -> None:
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir)
         self.columns = columns
         self.quantiles = list(quantiles)
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        if "label" not in batch or not bool((batch["label"] > 0).any()):
+            return
+        truth = axial(batch["label"])[0].numpy() > 0
+        z = int(truth.sum(axis=(0, 1)).argmax())
+        shown = self.columns or ["pred", *(k for k in output if str(k).startswith("baseline_"))]
+        volumes = {key: axial(output[key])[0].numpy() > 0 for key in shown}
+        self.rows.append(
+            {
+                "case": batch["case"],
+                "dice": dice(axial(output["pred"])[0].numpy() > 0, truth),
+                "scan": axial(batch["scan"])[0].numpy()[..., z],
+                "heat": axial(output["heatmap"])[0].numpy()[..., z],
+                "truth": truth[..., z],
+                "masks": {key: volume[..., z] for key, volume in volumes.items()},
+                "scores": {key: dice(volume, truth) for key, volume in volumes.items()},
+            }
+        )
 
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
-
-    def _collect(self, engine: Engine) -> None:
-        for batch, output in iterate_cases(engine):
-            if "label" not in batch or not bool((batch["label"] > 0).any()):
-                continue
-            truth = axial(batch["label"])[0].numpy() > 0
-            z = int(truth.sum(axis=(0, 1)).argmax())
-            shown = self.columns or ["pred", *(k for k in output if str(k).startswith("baseline_"))]
-            volumes = {key: axial(output[key])[0].numpy() > 0 for key in shown}
-            self.rows.append(
-                {
-                    "case": batch["case"],
-                    "dice": dice(axial(output["pred"])[0].numpy() > 0, truth),
-                    "scan": axial(batch["scan"])[0].numpy()[..., z],
-                    "heat": axial(output["heatmap"])[0].numpy()[..., z],
-                    "truth": truth[..., z],
-                    "masks": {key: volume[..., z] for key, volume in volumes.items()},
-                    "scores": {key: dice(volume, truth) for key, volume in volumes.items()},
-                }
-            )
-
-    def _finish(self, engine: Engine) -> None:
+    def _check(self) -> None:
         if not self.rows:
             raise RuntimeError("no case with a lesion in its ground truth: nothing to show in a panel")
+
+    def _write(self) -> None:
         ranked = sorted(self.rows, key=lambda row: row["dice"])
         chosen = [ranked[round(q * (len(ranked) - 1))] for q in self.quantiles]
         columns = list(chosen[0]["masks"])

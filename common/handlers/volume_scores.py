@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.distributed import get_rank
-from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
 
-from ..engines import gathered_rows
 from ..files import write_csv, write_json
 from ..metrics import balanced_accuracy, component_scores, dice, max_iou, roc_auc, summarize
-from .base import iterate_cases
+from .base import CaseHandler
 
 
-class VolumeScores:
+class VolumeScores(CaseHandler):
     """Handler: precision, recall and F1 of 3D components, Dice, MaxIoU, balanced accuracy and AUC (ToNNO, Section 4.4).
 
     Writes `volumes.csv` and their means, `volumes.json`. A volume is positive when its `cls` or, without that, its mask
@@ -30,27 +26,17 @@ class VolumeScores:
     """
 
     def __init__(self, output_dir: str | Path, *, iou_threshold: float = 0.0) -> None:
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir)
         self.iou_threshold = iou_threshold
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._score)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
-
-    def _score(self, engine: Engine) -> None:
-        for batch, output in iterate_cases(engine):
-            masks = {"": output["pred"]}
-            masks |= {str(k).removeprefix("baseline_"): m for k, m in output.items() if str(k).startswith("baseline_")}
-            for name, mask in masks.items():
-                row = self._row(batch, np.asarray(mask)[0] > 0)
-                if not name and "probability" in output:
-                    row["probability"] = round(1 - float(output["probability"][0]), 6)
-                self.rows.append({"case": batch["case"], "mask": name or "method", **row})
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        masks = {"": output["pred"]}
+        masks |= {str(k).removeprefix("baseline_"): m for k, m in output.items() if str(k).startswith("baseline_")}
+        for name, mask in masks.items():
+            row = self._row(batch, np.asarray(mask)[0] > 0)
+            if not name and "probability" in output:
+                row["probability"] = round(1 - float(output["probability"][0]), 6)
+            self.rows.append({"case": batch["case"], "mask": name or "method", **row})
 
     def _row(self, batch: dict, pred: np.ndarray) -> dict[str, Any]:
         row: dict[str, Any] = {"predicted": int(pred.any())}
@@ -64,10 +50,7 @@ class VolumeScores:
             row["max_iou"] = max_iou(pred, np.asarray(batch["box"], dtype=float).ravel())
         return row
 
-    def _finish(self, engine: Engine) -> None:
-        self.rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
-        if get_rank() != 0:
-            return
+    def _write(self) -> None:
         write_csv(self.output_dir / "volumes.csv", self.rows)
         write_json(self.output_dir / "volumes.json", self.summary())
 

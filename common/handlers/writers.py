@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.distributed import get_rank
-from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.engines import IterationEvents
 
-from ..engines import gathered_rows
 from ..files import atomic_path, write_csv, write_nifti
-from .base import iterate_cases
+from .base import CaseHandler
 from .montage import draw_montage
 
 
-class PredictionWriter:
-    """Handler: `predictions.csv`, a row a case; subclasses write a case's files and append its row to `rows`.
+class PredictionWriter(CaseHandler):
+    """Handler: `predictions.csv`, a row a case; subclasses write a case's files in `_collect`, and append its row.
 
     Args:
         output_dir: folder, made when needed.
@@ -29,31 +25,20 @@ class PredictionWriter:
     """
 
     def __init__(self, output_dir: str | Path, *, classes: Sequence[str]) -> None:
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir)
         self.classes = list(classes)
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._write_case)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
+    def _start(self) -> None:
+        super()._start()
         self.output_dir.mkdir(parents=True, exist_ok=True)
-
-    def _write_case(self, engine: Engine) -> None:
-        raise NotImplementedError
 
     def _probabilities(self, case: str, probability: Iterable[Any]) -> dict[str, Any]:
         """The beginning of a row."""
         named = zip(self.classes, probability, strict=True)
         return {"case": case, **{f"probability_{name}": round(float(p), 4) for name, p in named}}
 
-    def _finish(self, engine: Engine) -> None:
-        rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
-        if get_rank() == 0:
-            write_csv(self.output_dir / "predictions.csv", rows)
+    def _write(self) -> None:
+        write_csv(self.output_dir / "predictions.csv", self.rows)
 
 
 class CaseWriter(PredictionWriter):
@@ -80,25 +65,23 @@ class CaseWriter(PredictionWriter):
         self.save_mask = save_mask
         self.save_montage = save_montage
 
-    def _write_case(self, engine: Engine) -> None:
-        for batch, output in iterate_cases(engine):
-            case = batch["case"]
-            image: MetaTensor = batch["image"]
-            affine = np.asarray(image.meta["original_affine"])
-            heatmap = np.asarray(output["heatmap"])[0].astype(np.float32)
-            mask = np.asarray(output["pred"])[0].astype(np.uint8)
-            with ExitStack() as finished:  # a case's files appear together, or none does
-                base = self.output_dir / case
-                if self.save_heatmap:
-                    write_nifti(finished.enter_context(atomic_path(f"{base}_heatmap.nii.gz")), heatmap, affine)
-                if self.save_mask:
-                    write_nifti(finished.enter_context(atomic_path(f"{base}_seg.nii.gz")), mask, affine)
-                if self.save_montage:
-                    picture = draw_montage(
-                        np.asarray(batch["scan"])[0], heatmap, mask, _truth(batch, mask), affine=affine
-                    )
-                    picture.save(finished.enter_context(atomic_path(f"{base}_montage.png")))
-            self.rows.append(self._row(case, mask, affine, output, time.perf_counter() - engine.started))  # type: ignore[attr-defined]
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        case = batch["case"]
+        image: MetaTensor = batch["image"]
+        affine = np.asarray(image.meta["original_affine"])
+        heatmap = np.asarray(output["heatmap"])[0].astype(np.float32)
+        mask = np.asarray(output["pred"])[0].astype(np.uint8)
+        with ExitStack() as finished:  # a case's files appear together, or none does
+            base = self.output_dir / case
+            if self.save_heatmap:
+                write_nifti(finished.enter_context(atomic_path(f"{base}_heatmap.nii.gz")), heatmap, affine)
+            if self.save_mask:
+                write_nifti(finished.enter_context(atomic_path(f"{base}_seg.nii.gz")), mask, affine)
+            if self.save_montage:
+                scan = np.asarray(batch["scan"])[0]
+                picture = draw_montage(scan, heatmap, mask, _truth(batch, mask), affine=affine)
+                picture.save(finished.enter_context(atomic_path(f"{base}_montage.png")))
+        self.rows.append(self._row(case, mask, affine, output, time.perf_counter() - engine.started))
 
     def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
         milliliter = abs(np.linalg.det(affine[:3, :3])) / 1000.0

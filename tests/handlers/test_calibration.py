@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from common.handlers import Calibration
+from tests.pipeline import run_handler
 
 REFINE = {"dilate_mm": 0.0, "intensity": 0.0, "adaptive": 0.0, "opening_mm": 0.0, "smooth_mm": 0.0, "largest": False}
 
@@ -36,13 +36,13 @@ def calibrate(tmp_path, shape: str, **options) -> dict:
         "raw_thresholds": [0.2, 0.65, 0.9],
         "passes": 1,
     } | options
-    handler = Calibration(tmp_path, start=start, **settings)
+    items = []
     for seed in range(2):
         case = a_case(shape, seed)
         label = MetaTensor(torch.as_tensor(case["truth"][None].astype(np.uint8)))
-        batch = [{"image": MetaTensor(case["image"].float()), "label": label}]
-        handler._collect(SimpleNamespace(state=SimpleNamespace(batch=batch, output=[{"pred": case["pred"]}])))
-    handler._finish(SimpleNamespace())
+        batch = {"case": str(seed), "image": MetaTensor(case["image"].float()), "label": label}
+        items.append((batch, {"pred": case["pred"]}))
+    run_handler(Calibration(tmp_path, start=start, **settings), items)
     return json.loads((tmp_path / "calibrated.json").read_text())
 
 
@@ -75,4 +75,4 @@ def test_without_thresholds_of_the_raw_map_the_refinement_stays(tmp_path):
 
 def test_no_case_with_a_mask_is_explained(tmp_path):
     with pytest.raises(RuntimeError, match="no case with a mask"):
-        Calibration(tmp_path, start={}, candidates={})._finish(SimpleNamespace())
+        Calibration(tmp_path, start={}, candidates={})._check()

@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import csv
 import json
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 
 from common.engines import CaseDataset
 from common.handlers import VolumeScores
+from tests.pipeline import run_handler
 
 
-def engine(batch: dict, output: dict) -> SimpleNamespace:
-    return SimpleNamespace(state=SimpleNamespace(batch=[batch], output=[output]))
+def read(path: Path) -> dict:
+    """JSON, strictly."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def volume(positive: float) -> torch.Tensor:
@@ -27,22 +33,20 @@ def cube(*ranges) -> torch.Tensor:
 
 
 def test_volume_scores_are_those_counted_by_hand(tmp_path):
-    handler = VolumeScores(tmp_path)
-    handler._start(None)
     # Two lesions, one found, one component too many: tp 1, fp 1, fn 1.
+    lesions = {"case": "a", "label": cube((0, 2), (4, 6))}
     found = {"pred": cube((0, 2), (8, 10)), "probability": volume(0.9), "baseline_threshold": cube()}
-    handler._score(engine({"case": "a", "label": cube((0, 2), (4, 6))}, found))
     # A healthy volume, wrongly called positive, and one without mask that is rightly called negative.
+    healthy = {"case": "b", "label": cube()}
     second = {"pred": cube((1, 2)), "probability": volume(0.6), "baseline_threshold": cube()}
-    handler._score(engine({"case": "b", "label": cube()}, second))
     third = {"pred": cube(), "probability": volume(0.2), "baseline_threshold": cube()}
-    handler._score(engine({"case": "c", "cls": 0}, third))
     # A box: half of what was predicted.
     box = {"case": "d", "cls": 1, "box": torch.tensor([0, 0, 0, 4, 4, 2])}
     fourth = {"pred": cube((0, 4)), "probability": volume(0.5), "baseline_threshold": cube()}
-    handler._score(engine(box, fourth))
-    handler._finish(None)
-    summary = json.loads((tmp_path / "volumes.json").read_text())
+    run_handler(
+        VolumeScores(tmp_path), [(lesions, found), (healthy, second), ({"case": "c", "cls": 0}, third), (box, fourth)]
+    )
+    summary = read(tmp_path / "volumes.json")
     assert summary["method"]["f1"]["mean"] == pytest.approx((0.5 + 0.0) / 2)
     assert summary["method"]["dice"]["mean"] == pytest.approx((0.5 + 0.0) / 2)
     assert summary["method"]["max_iou"]["mean"] == pytest.approx(0.5)
@@ -62,17 +66,7 @@ def test_volume_label_reaches_the_scores_and_slice_labels_do_not():
     assert "cls" not in dataset[1]
 
 
-@pytest.mark.parametrize(("rank", "written"), [(0, ["a", "b"]), (1, None)])
-def test_the_first_process_writes_the_rows_of_all(tmp_path, monkeypatch, rank, written):
-    other = {"case": "b", "mask": "method", "predicted": 0}
-    monkeypatch.setattr("common.handlers.volume_scores.gathered_rows", lambda rows, cases: [*rows, other])
-    monkeypatch.setattr("common.handlers.volume_scores.get_rank", lambda: rank)
-    handler = VolumeScores(tmp_path)
-    handler._start(None)
-    handler._score(engine({"case": "a", "cls": 1}, {"pred": cube((0, 2))}))
-    handler._finish(SimpleNamespace(cases=["a", "b"]))
-    if written is None:
-        assert not list(tmp_path.iterdir())
-    else:
-        with open(tmp_path / "volumes.csv") as file:
-            assert [row["case"] for row in csv.DictReader(file)] == written
+def test_of_one_volume_the_spread_and_the_interval_are_null(tmp_path):
+    run_handler(VolumeScores(tmp_path), [({"case": "a", "label": cube((0, 2))}, {"pred": cube((0, 2))})])
+    dice = read(tmp_path / "volumes.json")["method"]["dice"]
+    assert (dice["mean"], dice["low"], dice["high"]) == (1.0, None, None)

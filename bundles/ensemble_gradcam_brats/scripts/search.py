@@ -14,12 +14,10 @@ from typing import Any
 
 import matplotlib.figure
 import numpy as np
-from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
 from monai.transforms import ResampleToMatch
 
 from common.files import atomic_path, write_csv, write_json
-from common.handlers import iterate_cases
+from common.handlers import CaseHandler
 from common.masks import gate_slices
 from common.metrics import dice_from_counts, miou_from_counts
 from common.tensors import as_array
@@ -135,7 +133,7 @@ def best_thresholds(scores: np.ndarray, levels: Sequence[float] = LEVELS) -> tup
     return [float(levels[i]) for i in index], tuple(int(i) for i in index)
 
 
-class EnsembleSearch:
+class EnsembleSearch(CaseHandler):
     """Handler: fit thresholds on training cases, choose members and combination on validation cases.
 
     Every member alone, and every combination of two members or more, gets the thresholds that score best on the cases
@@ -171,7 +169,7 @@ class EnsembleSearch:
         intensity_masks: Sequence[float | None] = (None,),
         maps: Mapping[str, Any] | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir)
         self.names = list(names)
         self.fit_cases = set(fit_cases)
         self.classes = classes
@@ -182,34 +180,33 @@ class EnsembleSearch:
         self.candidates = [
             {**candidate, "intensity_mask": mask} for mask in self.maps for candidate in candidates(len(self.names))
         ]
-        self.counts: list[dict[str, list[Counts]]] = [{"fit": [], "validation": []} for _ in self.candidates]
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        image = batch["image"].cpu()
+        truth = as_array(ResampleToMatch(mode="nearest")(batch["label"].cpu(), image))[0] > 0
+        seen = {k: maps(as_array(output["pred"]), as_array(image), self.classes) for k, maps in self.maps.items()}
+        counts = []
+        for candidate in self.candidates:
+            maps, probability = seen[candidate["intensity_mask"]]
+            members = maps[list(candidate["use"])]
+            gated = gate_slices(probability, self.gate) > 0
+            counts.append(grid_counts(members, truth, how=candidate["how"], levels=self.levels, gated=gated))
+        self.rows.append({"case": batch["case"], "counts": counts})
 
-    def _collect(self, engine: Engine) -> None:
-        for batch, output in iterate_cases(engine):
-            image = batch["image"].cpu()
-            truth = as_array(ResampleToMatch(mode="nearest")(batch["label"].cpu(), image))[0] > 0
-            section = "fit" if batch["case"] in self.fit_cases else "validation"
-            seen = {k: maps(as_array(output["pred"]), as_array(image), self.classes) for k, maps in self.maps.items()}
-            for candidate, counts in zip(self.candidates, self.counts, strict=True):
-                maps, probability = seen[candidate["intensity_mask"]]
-                members = maps[list(candidate["use"])]
-                gated = gate_slices(probability, self.gate) > 0
-                counts[section].append(
-                    grid_counts(members, truth, how=candidate["how"], levels=self.levels, gated=gated)
-                )
+    def _counts(self, number: int, *, fit: bool) -> list[Counts]:
+        """Of a candidate, by case: of those on which thresholds are fitted, or of the others."""
+        return [row["counts"][number] for row in self.rows if (row["case"] in self.fit_cases) == fit]
 
-    def _finish(self, engine: Engine) -> None:
-        if not all(self.counts[0].values()):
+    def _check(self) -> None:
+        if not (self._counts(0, fit=True) and self._counts(0, fit=False)):
             raise RuntimeError("the search needs cases with masks in both the training and the validation section")
+
+    def _write(self) -> None:
         rows, grids = [], []
-        for candidate, counts in zip(self.candidates, self.counts, strict=True):
-            fit = grid_scores(counts["fit"], self.objective)
+        for number, candidate in enumerate(self.candidates):
+            fit = grid_scores(self._counts(number, fit=True), self.objective)
             thresholds, index = best_thresholds(fit, self.levels)
-            unseen = grid_scores(counts["validation"], self.objective)[index]
+            unseen = grid_scores(self._counts(number, fit=False), self.objective)[index]
             grids.append(fit)
             rows.append(
                 {

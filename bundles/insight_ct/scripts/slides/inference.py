@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from ignite.engine import Engine
 from monai.data import ThreadBuffer
 from torch import Tensor, nn
 
@@ -225,8 +224,8 @@ class SlideWriter(PredictionWriter):
         self.save_mask = save_mask
         self.save_overlay = save_overlay
 
-    def _write_case(self, engine: Engine) -> None:
-        result: SlideResult = engine.state.output["pred"]  # type: ignore[index, call-overload, assignment]
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        result: SlideResult = output["pred"]
         base = self.output_dir / result.case["case"]
         labels = self.classes[1:]
         options: dict[str, Any] = {
@@ -247,7 +246,7 @@ class SlideWriter(PredictionWriter):
                 write_pyramid(file("seg.tif"), result.mask[None], **options)
             if self.save_overlay:
                 overlay(result.tiled, result.heat, result.mask, result.truth).save(file("overlay.png"))
-        self.rows.append(self._row(result, time.perf_counter() - engine.started))  # type: ignore[attr-defined]
+        self.rows.append(self._row(result, time.perf_counter() - engine.started))
 
     def _row(self, result: SlideResult, seconds: float) -> dict[str, Any]:
         mm2 = (result.tiled.grid.cell_um / 1000) ** 2

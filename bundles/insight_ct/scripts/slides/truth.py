@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.distributed import get_rank
-from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
 from skimage.draw import polygon
 
-from common.engines import gathered_rows
 from common.files import rounded, write_csv, write_json
+from common.handlers import CaseHandler
 from common.metrics import component_scores, dice, iou, roc_auc, summarize
 
 EXCLUDED = ("_2", "Exclusion")
@@ -79,7 +76,7 @@ def polygons_to_cells(
     return cells
 
 
-class SlideScores:
+class SlideScores(CaseHandler):
     """Handler: Dice and components of slides with ground truth, AUC of all with a label.
 
     Writes `metrics.csv` (a row for each slide) and `summary.json`. Masks are compared in cells, any label against any
@@ -92,20 +89,11 @@ class SlideScores:
     """
 
     def __init__(self, output_dir: str | Path, *, classes: Sequence[str]) -> None:
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir)
         self.names = list(classes)[1:]
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._score)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _start(self, engine: Engine) -> None:
-        self.rows = []
-
-    def _score(self, engine: Engine) -> None:
-        result = engine.state.output["pred"]  # type: ignore[index, call-overload]
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        result = output["pred"]
         row: dict[str, Any] = {"case": result.case["case"], "patient": result.case["patient"]}
         row |= {f"probability_{k}": float(p) for k, p in zip(self.names, result.probability, strict=True)}
         if "labels" in result.case:
@@ -126,13 +114,13 @@ class SlideScores:
                 row |= {"dice_empty": 0.0, "dice_tissue": dice(tissue, truth)}
         self.rows.append(row)
 
-    def _finish(self, engine: Engine) -> None:
-        self.rows = gathered_rows(self.rows, getattr(engine, "cases", ()))
+    def _check(self) -> None:
         if not any("dice" in row or f"label_{self.names[0]}" in row for row in self.rows):
             raise RuntimeError("no slide has a label or ground truth: nothing to score (is the datalist right?)")
-        if get_rank() == 0:
-            write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
-            write_json(self.output_dir / "summary.json", self.summary())
+
+    def _write(self) -> None:
+        write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
+        write_json(self.output_dir / "summary.json", self.summary())
 
     def summary(self) -> dict[str, Any]:
         """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
