@@ -45,6 +45,7 @@ def axial(volume: Tensor) -> Tensor:
 
 
 def file_of(image: Any) -> str:
+    """The file that a `MetaTensor` was read from, for messages."""
     return str(image.meta.get("filename_or_obj", "the image")) if isinstance(image, MetaTensor) else "the image"
 
 
@@ -57,6 +58,7 @@ def spacing_of(image: Any, default: float = 1.0) -> tuple[float, float, float]:
 
 
 def as_array(tensor: Any) -> np.ndarray:
+    """A numpy array of a tensor on any device, or of anything that numpy takes."""
     return tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)
 
 

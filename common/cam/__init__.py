@@ -2,17 +2,7 @@
 
 `with LayerCAM(network, "layer1") as cam: maps = cam(images, target=1)`"""
 
-from .base import (
-    BaseCAM,
-    GradientCAM,
-    Target,
-    as_float,
-    find_layer,
-    normalize_maps,
-    resolve_target,
-    select_logit,
-    upsample_maps,
-)
+from .base import BaseCAM, GradientCAM, normalize_maps, upsample_maps
 from .methods import CAM, GradCAM, GradCAMpp, HiResCAM, LayerCAM, ScoreCAM, SmoothGradCAMpp, XGradCAM
 
 __all__ = [
@@ -25,12 +15,7 @@ __all__ = [
     "LayerCAM",
     "ScoreCAM",
     "SmoothGradCAMpp",
-    "Target",
     "XGradCAM",
-    "as_float",
-    "find_layer",
     "normalize_maps",
-    "resolve_target",
-    "select_logit",
     "upsample_maps",
 ]

@@ -11,16 +11,15 @@ from .datalist import (
     slice_labels,
     write_datalist,
 )
-from .find import Case, check_names, find_cases
+from .find import Case, find_cases
 from .slices import SliceDataset, matched_sampler, read_unmasked, runs, slice_classes
-from .splits import matched_weights, patient_folds, split_patients, stratified_weights, stratum
+from .splits import matched_weights, patient_folds, split_patients, stratified_weights
 
 __all__ = [
     "SECTIONS",
     "Case",
     "SliceDataset",
     "cases",
-    "check_names",
     "check_patients",
     "find_cases",
     "label_of",
@@ -36,6 +35,5 @@ __all__ = [
     "slice_labels",
     "split_patients",
     "stratified_weights",
-    "stratum",
     "write_datalist",
 ]

@@ -66,7 +66,7 @@ class SliceDataset(Dataset):
     An item is `{"image": [C, H, W] float32, "cls": int}`, and with an organ channel `"organ": [1, H, W]` apart from
     the image, so that `augment` can treat them differently; it ends with concatenating them again.
 
-    The label of a slice is the datalist's `cls`; a mask is opened only to derive it where the datalist has none.
+    The label of a slice is the datalist's `cls`; a mask is read only to derive it where the datalist has none.
 
     Args:
         data: cases with `image` and `cls` (an int for all slices, or one per slice, inferior to superior).

@@ -1,21 +1,15 @@
 """Data sets as their owners publish them, plain folders and a phantom, read into cases for a datalist."""
 
-from .files import load_volume, one_file, other_folder, read_table, save_volume
 from .folders import folder
-from .mri import BRATS_MODALITIES, KAGGLE_CHANNELS, brats2020, decathlon, kaggle_3m
-from .parts import half_lungs, lung_gap, substacks
-from .phantom import MODALITIES, phantom_case, write_phantom
+from .mri import brats2020, decathlon, kaggle_3m
+from .parts import half_lungs, substacks
+from .phantom import phantom_case, write_phantom
 from .registry import ADAPTERS, Adapter, read_cases
-from .slides import BRACS_CLASSES, bracs, camelyon16
-from .volumes import MOSMED_CATEGORIES, autopet, duke, mosmed
+from .slides import bracs, camelyon16
+from .volumes import autopet, duke, mosmed
 
 __all__ = [
     "ADAPTERS",
-    "BRACS_CLASSES",
-    "BRATS_MODALITIES",
-    "KAGGLE_CHANNELS",
-    "MODALITIES",
-    "MOSMED_CATEGORIES",
     "Adapter",
     "autopet",
     "bracs",
@@ -26,15 +20,9 @@ __all__ = [
     "folder",
     "half_lungs",
     "kaggle_3m",
-    "load_volume",
-    "lung_gap",
     "mosmed",
-    "one_file",
-    "other_folder",
     "phantom_case",
     "read_cases",
-    "read_table",
-    "save_volume",
     "substacks",
     "write_phantom",
 ]

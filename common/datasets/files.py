@@ -51,7 +51,7 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
     return [dict(zip(sheet[0], row, strict=False)) for row in sheet[1:] if any(row)]
 
 
-def one_file(path: Path, *patterns: str) -> str:
+def first_file(path: Path, *patterns: str) -> str:
     """The first file in `path` that matches one of the patterns, in their order.
 
     Raises:
@@ -84,7 +84,7 @@ def save_volume(image: nib.Nifti1Image, path: PathLike) -> str:
     return str(path)
 
 
-def other_folder(out_dir: PathLike, root: PathLike) -> Path:
+def output_folder(out_dir: PathLike, root: PathLike) -> Path:
     """`out_dir`, absolute, unless it is `root`: the next run would take the files written there for cases.
 
     Raises:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..data import Case, slice_labels
 from ..files import PathLike
-from .files import load_volume, one_file, read_table, save_volume
+from .files import first_file, load_volume, read_table, save_volume
 
 BRATS_MODALITIES = ("t1", "t2", "t1ce", "flair")
 KAGGLE_CHANNELS = ("pre", "flair", "post")
@@ -56,12 +56,12 @@ def brats2020(root: PathLike) -> list[Case]:
                 f"{root / 'name_mapping.csv'}: the Grade of {name} is {grades.get(name)!r}; expected one of "
                 f"{tuple(_GRADES)}."
             )
-        label = one_file(path, f"{name}_seg.nii", f"{name}_seg.nii.gz", "*Segm.nii", "*Segm.nii.gz")
+        label = first_file(path, f"{name}_seg.nii", f"{name}_seg.nii.gz", "*Segm.nii", "*Segm.nii.gz")
         cases.append(
             {
                 "case": name,
                 "patient": name,
-                "image": [one_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in BRATS_MODALITIES],
+                "image": [first_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in BRATS_MODALITIES],
                 "label": label,
                 "cls": slice_labels(label, class_if_positive=_GRADES[grades[name]]),
             }

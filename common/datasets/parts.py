@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data import Case, find_cases, runs
 from ..files import PathLike
-from .files import load_volume, other_folder, save_volume
+from .files import load_volume, output_folder, save_volume
 
 Box = tuple[slice, slice, slice]
 _WHOLE: Box = (slice(None), slice(None), slice(None))
@@ -80,11 +80,11 @@ def substacks(
             part is left.
     """
     cases: list[Case] = []
-    out_dir = other_folder(out_dir, root)
+    out_dir = output_folder(out_dir, root)
     for case, images in _volumes(root, modalities, label, organ, patient_separator):
         parts = _stacks(case, images, _WHOLE, min_slices, max_slices, min_ml, min_share)
         cases += [_write(part, images, place, out_dir) for part, place in parts]
-    return _some(cases, root)
+    return _not_empty(cases, root)
 
 
 def half_lungs(
@@ -121,7 +121,7 @@ def half_lungs(
         FileNotFoundError, ValueError: as `substacks`; also an empty lung mask.
     """
     cases: list[Case] = []
-    out_dir = other_folder(out_dir, root)
+    out_dir = output_folder(out_dir, root)
     for case, images in _volumes(root, modalities, label, organ, patient_separator):
         lungs = np.asanyarray(images["organ"].dataobj) > 0
         try:
@@ -130,17 +130,17 @@ def half_lungs(
             raise ValueError(f"case {case['case']!r}, file {organ!r}: {error}") from error
         for side, half in (("left", slice(0, gap)), ("right", slice(gap, len(lungs)))):  # in RAS, x grows to the right
             if lungs[half].any():
-                box = _around(lungs, half, images["organ"].header.get_zooms(), margin_mm)
+                box = _box_around(lungs, half, images["organ"].header.get_zooms(), margin_mm)
                 named = case | {"case": f"{case['case']}_{side}", "side": side}
                 parts = _stacks(named, images, box, min_slices, max_slices, min_ml, min_share)
                 for part, place in parts:
                     middle = (place[2].start + place[2].stop) / 2
                     part["position"] = round((middle - box[2].start) / (box[2].stop - box[2].start), 4)
                     cases.append(_write(part, images, place, out_dir))
-    return _some(cases, root)
+    return _not_empty(cases, root)
 
 
-def _some(cases: list[Case], root: PathLike) -> list[Case]:
+def _not_empty(cases: list[Case], root: PathLike) -> list[Case]:
     if not cases:
         raise ValueError(f"{root}: no part is left; lower min_slices, min_ml or min_share.")
     return cases
@@ -165,7 +165,7 @@ def _volumes(
         yield {"case": case["case"], "patient": patient, "files": files}, images
 
 
-def _around(mask: np.ndarray, half: slice, spacing: Sequence[float], margin_mm: float) -> Box:
+def _box_around(mask: np.ndarray, half: slice, spacing: Sequence[float], margin_mm: float) -> Box:
     """Box around the part of the mask in `half`, with an in-plane margin that stays within it."""
     inside = np.zeros_like(mask)
     inside[half] = mask[half]

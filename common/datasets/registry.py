@@ -2,7 +2,7 @@
 
 Each function returns cases as `common.data.find_cases` does (absolute paths), with `patient` and with `cls`:
 one int per axial slice, inferior→superior, or one int for the volume. `ADAPTERS` names them for
-`python -m common prepare`. Masks, where there are any, derive `cls` and score; no training opens them.
+`python -m common prepare`. Masks, where there are any, derive `cls` and score; no training reads them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..data import SECTIONS, Case, find_cases, slice_labels
 from ..files import PathLike
-from .files import load_volume, one_file, other_folder, read_table, save_volume
+from .files import first_file, load_volume, output_folder, read_table, save_volume
 
 MOSMED_CATEGORIES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
 _BOX_COLUMNS = ("Start Column", "End Column", "Start Row", "End Row", "Start Slice", "End Slice")
@@ -122,11 +122,11 @@ def autopet(
     cases: list[Case] = []
     for path in tqdm(studies, desc="reading labels", unit="case", disable=None):
         patient = path.parent.name
-        images = [one_file(path, f"{modality}.nii.gz") for modality in modalities]
+        images = [first_file(path, f"{modality}.nii.gz") for modality in modalities]
         case: Case = {"case": f"{patient}_{path.name}", "patient": patient}
         case["image"] = images[0] if len(images) == 1 else images
         if cls_from == "mask" or (path / "SEG.nii.gz").is_file():
-            case["label"] = one_file(path, "SEG.nii.gz")
+            case["label"] = first_file(path, "SEG.nii.gz")
         if cls_from == "mask":
             case["cls"] = max(slice_labels(case["label"]))
         else:
@@ -186,7 +186,7 @@ def duke(
             not lie inside its image.
     """
     root = Path(root).absolute()
-    out_dir = other_folder(out_dir, root)
+    out_dir = output_folder(out_dir, root)
     table = read_table(root / boxes, ("Patient ID", *_BOX_COLUMNS))
     rows = {row["Patient ID"].strip(): row for row in table}
     if len(rows) < len(table):

@@ -1,25 +1,14 @@
 """Frozen encoders that turn images into grids of features, and the backbones of classifiers."""
 
-from .backbones import LITES, RESNETS, Classifier, group_norm_from_batch, load_body
+from .backbones import Classifier
 from .base import Encoder
-from .efficientnet import IMAGENET_MEAN, IMAGENET_STD, EfficientNetLite, freeze_statistics, packaged_weights
-from .factory import DINOV2, NAMES, LiteGrid, TokenGrid, encoder
+from .efficientnet import EfficientNetLite
+from .factory import TokenGrid, encoder
 
 __all__ = [
-    "DINOV2",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "LITES",
-    "NAMES",
-    "RESNETS",
     "Classifier",
     "EfficientNetLite",
     "Encoder",
-    "LiteGrid",
     "TokenGrid",
     "encoder",
-    "freeze_statistics",
-    "group_norm_from_batch",
-    "load_body",
-    "packaged_weights",
 ]

@@ -1,16 +1,14 @@
 """Running a network over cases: case by case, slice by slice, in one process or several."""
 
-from .cases import CaseDataset, CaseError, CaseEvaluator
+from .cases import CaseDataset, CaseEvaluator
 from .inferers import SliceMapInferer
-from .processes import gathered, gathered_rows, shard, weighted_sampler
+from .processes import gathered, gathered_rows, weighted_sampler
 
 __all__ = [
     "CaseDataset",
-    "CaseError",
     "CaseEvaluator",
     "SliceMapInferer",
     "gathered",
     "gathered_rows",
-    "shard",
     "weighted_sampler",
 ]

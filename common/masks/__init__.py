@@ -1,14 +1,12 @@
 """From maps to masks: morphology, thresholds, refinement by intensity, and the baselines that need no map."""
 
-from .baselines import INTENSITIES, BaselineMasksd, Thresholds, fit_baselines
+from .baselines import BaselineMasksd, Thresholds, fit_baselines
 from .morphology import clean, each_slice, largest_component, least_voxels, smooth_in_organ, without_thin
 from .refine import gate_slices, refine_by_intensity, smooth_along_slices
 from .thresholds import best_threshold, multi_otsu, otsu, threshold_grid
-from .transforms import BINARIZE, MapsToMaskd
+from .transforms import MapsToMaskd
 
 __all__ = [
-    "BINARIZE",
-    "INTENSITIES",
     "BaselineMasksd",
     "MapsToMaskd",
     "Thresholds",

@@ -9,7 +9,6 @@ from .organ import (
     normalize_by_median,
     normalize_by_mode,
     organ_mask,
-    whole_image,
 )
 from .transforms import CheckImaged, NormalizeByOrgand, OrganMaskd
 
@@ -25,5 +24,4 @@ __all__ = [
     "normalize_by_median",
     "normalize_by_mode",
     "organ_mask",
-    "whole_image",
 ]

@@ -74,7 +74,9 @@ def whole_image(image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 
 
 def head_mask(image: np.ndarray, spacing: Sequence[float], *, erode_mm: float = 0.0, level: float = 0.12) -> np.ndarray:
-    """The head, skin included: what is brighter than `level` of the 99th percentile, opened, largest, filled.
+    """The head, skin included: what is brighter than `level` of the 99th percentile.
+
+    Morphological opening slice by slice, the largest component, holes filled.
 
     Args:
         erode_mm: in-plane depth to take away, e.g. 15 for scalp and skull.

@@ -78,14 +78,14 @@ class OrganMaskd(MapTransform):
         for key in self.key_iterator(data):
             image = data[key]
             if self.organ_key in data:
-                data[self.organ_key] = _given(data[self.organ_key], image)
+                data[self.organ_key] = _checked_mask(data[self.organ_key], image)
                 continue
             mask = organ_mask(as_array(image[0]), spacing=spacing_of(image), organ=self.organ, **self.options)
             data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
         return data
 
 
-def _given(organ: Any, image: Any) -> Any:
+def _checked_mask(organ: Any, image: Any) -> Any:
     if organ.shape[1:] != image.shape[1:]:
         raise ValueError(
             f"{file_of(organ)}: the organ's mask has the shape {list(organ.shape[1:])}, its image "

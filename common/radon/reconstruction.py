@@ -1,21 +1,4 @@
-"""The 3D Radon transform of planes: slice a volume at any angle, integrate, and reconstruct it (ToNNO).
-
-Conventions of all of `common.radon*`:
-
-- A volume is `[D, H, W]` or `[C, D, H, W]`; components of normals and of in-plane axes run along the array axes in
-  that order, which for MONAI's volumes are x, y, z. `spacing` is in mm of those axes and 1 by default; the origin is
-  the volume's center.
-- A plane (s, n) holds the points with `x · n = s`. A direction has M + 2 planes: M at `s_m = R (2m/(M-1) - 1)` and one
-  more on either side for the second difference. R, `radius`, is by default half the volume's diagonal, which covers
-  everything; give the same R to every call.
-- Slices are square in mm whatever the spacing. The paper's unit cube is `**paper_geometry(shape)` in any call.
-- Volumes are zero outside, so air must be 0.
-
-The inversion formula is `f(x) = -1/(8π²) ∫ ∂²P/∂s² (x·n, n) dn` over the unit sphere. Three things differ from the
-paper's equations, without which a reconstruction has the wrong scale or sign: the second difference of Eq. 9 is
-divided by h², h = 2R/(M-1), not by 1/(M-1); plane integrals are sums of pixels times a pixel's area, not the means of
-Eq. 5; and the constant c of Eq. 12, which is negative, has no place in an average of maps.
-"""
+"""Integrals over the planes of a volume, and the volume from what a network says of them (ToNNO, Eq. 5 and 11)."""
 
 from __future__ import annotations
 
@@ -104,7 +87,7 @@ def reconstruct(
         spacing: mm of the three axes of the result.
         radius: R in mm of the profiles; by default half the result's diagonal.
         weights: `[L]`, solid angles in any unit, see `solid_angles`; by default equal.
-        backend: of `fourier`: `auto`, `finufft` or `torch`, see `common.radon.backproject_fourier`.
+        backend: of `fourier`: `auto`, `finufft` or `torch`, see `common.radon.fourier.backproject_fourier`.
 
     Returns:
         `[D, H, W]`, in units of profile / mm².

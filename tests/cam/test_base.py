@@ -8,8 +8,8 @@ import torch
 from skimage.transform import resize
 from torch import nn
 
-from common.cam import CAM, GradCAM, HiResCAM, LayerCAM, ScoreCAM, XGradCAM, normalize_maps, resolve_target
-from common.cam.base import select_logit
+from common.cam import CAM, GradCAM, HiResCAM, LayerCAM, ScoreCAM, XGradCAM, normalize_maps
+from common.cam.base import resolve_target, select_logit
 from tests.cam.networks import METHODS, balanced_network, random_images, small_network
 
 

@@ -93,11 +93,11 @@ def test_augmentation_gets_the_item():
     assert data[0]["cls"] == 6
 
 
-def test_the_mask_is_never_opened_where_there_is_a_label(tmp_path, monkeypatch):
-    def opened(*_: Any) -> None:
-        raise AssertionError("the mask was opened")
+def test_the_mask_is_never_read_where_there_is_a_label(tmp_path, monkeypatch):
+    def read(*_: Any) -> None:
+        raise AssertionError("the mask was read")
 
-    monkeypatch.setattr("common.data.slices.slice_labels", opened)
+    monkeypatch.setattr("common.data.slices.slice_labels", read)
     seen = []
     case = {"case": "a", "image": volume(), "cls": [0, 1, 0, 1, 0, 1], "label": str(tmp_path / "deleted.nii.gz")}
     data = SliceDataset([case], lambda c: seen.append(c.keys()) or c, progress=False)

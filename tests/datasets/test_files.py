@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.datasets import load_volume, one_file, read_table
+from common.datasets.files import first_file, load_volume, read_table
 from tests.pipeline import affine_of, save, world
 
 
@@ -68,10 +68,10 @@ class TestLoadVolume:
                 load_volume(path)
 
 
-def test_one_file_prefers_the_first_pattern(tmp_path: Path):
+def test_first_file_prefers_the_first_pattern(tmp_path: Path):
     for name in ("b.nii", "a_Segm.nii"):
         (tmp_path / name).touch()
-    assert one_file(tmp_path, "b.nii", "*Segm.nii") == str(tmp_path / "b.nii")
-    assert one_file(tmp_path, "c.nii", "*Segm.nii") == str(tmp_path / "a_Segm.nii")
+    assert first_file(tmp_path, "b.nii", "*Segm.nii") == str(tmp_path / "b.nii")
+    assert first_file(tmp_path, "c.nii", "*Segm.nii") == str(tmp_path / "a_Segm.nii")
     with pytest.raises(FileNotFoundError, match=r"no file 'c.nii' \(nor d.nii\); complete the case"):
-        one_file(tmp_path, "c.nii", "d.nii")
+        first_file(tmp_path, "c.nii", "d.nii")

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.datasets import half_lungs, lung_gap, substacks
+from common.datasets import half_lungs, substacks
+from common.datasets.parts import lung_gap
 from tests.pipeline import affine_of, save, world
 
 SHAPE = (8, 6, 10)

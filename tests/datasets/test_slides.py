@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from common.data import load_datalist, make_datalist, multi_hot, write_datalist
-from common.datasets import BRACS_CLASSES, bracs, camelyon16
+from common.datasets import bracs, camelyon16
+from common.datasets.slides import BRACS_CLASSES
 
 
 def touch(root: Path, *names: str) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from common.encoders import IMAGENET_MEAN, IMAGENET_STD, LITES, RESNETS, Classifier, group_norm_from_batch, load_body
+from common.encoders import Classifier
+from common.encoders.backbones import LITES, RESNETS, group_norm_from_batch, load_body
+from common.encoders.efficientnet import IMAGENET_MEAN, IMAGENET_STD
 
 # Parameters of the body as torchvision publishes them, less the 1000-class head's.
 BODY_PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032, "resnet101": 42_500_160}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.encoders import IMAGENET_MEAN, IMAGENET_STD, EfficientNetLite, packaged_weights
+from common.encoders import EfficientNetLite
+from common.encoders.efficientnet import IMAGENET_MEAN, IMAGENET_STD, packaged_weights
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import torch
 from scipy import ndimage as ndi
 from torch import Tensor, nn
 
-from common.encoders import DINOV2, EfficientNetLite, Encoder, encoder
+from common.encoders import EfficientNetLite, Encoder, encoder
+from common.encoders.factory import DINOV2
 
 TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from common.masks import INTENSITIES, without_thin
 from common.masks import fit_baselines as fit
+from common.masks import without_thin
+from common.masks.baselines import INTENSITIES
 from common.metrics import dice
 
 

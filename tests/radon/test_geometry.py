@@ -15,9 +15,9 @@ from common.radon import (
     plane_integrals,
     plane_offsets,
     planes_through,
-    second_difference,
     solid_angles,
 )
+from common.radon.geometry import second_difference
 
 SETS = [(hemisphere, layout) for hemisphere in (True, False) for layout in ("fibonacci", "latitude")]
 

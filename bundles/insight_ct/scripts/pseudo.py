@@ -79,7 +79,7 @@ class MaskDataset(BagDataset):
 
 
 class PseudoMaskDataset(MaskDataset):
-    """Bags with pseudo-masks. A label that a bag lacks has an empty mask. True masks are not even opened.
+    """Bags with pseudo-masks. A label that a bag lacks has an empty mask. True masks are not even read.
 
     Args:
         bags, store, options: see `MaskDataset`.

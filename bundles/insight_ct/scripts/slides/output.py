@@ -72,6 +72,7 @@ def on_disk(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def blocks(shape: Sequence[int], *, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the square blocks that cover an array."""
     for row in range(0, shape[0], size):
         for column in range(0, shape[1], size):
             yield slice(row, row + size), slice(column, column + size)
