@@ -15,6 +15,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+PathLike = str | os.PathLike[str]
+
+
+class NotWritten(OSError):
+    """A file cannot be written: the disk is full, or not ours."""
+
 
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
@@ -32,14 +38,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-PathLike = str | os.PathLike[str]
-
-
-class NotWritten(OSError):
-    """A file cannot be written: the disk is full, or not ours."""
-
-
-def write(path: Path, content: np.ndarray | str) -> None:
+def write(path: PathLike, content: np.ndarray | str) -> None:
     """Write an array (as `.npy`) or a text; the file appears whole or not at all.
 
     Raises:
@@ -71,7 +70,7 @@ def write_json(path: PathLike, value: Any) -> None:
     Raises:
         NotWritten: the disk is full, or the folder is not ours.
     """
-    write(Path(path), json_text(value))
+    write(path, json_text(value))
 
 
 def json_text(value: Any) -> str:

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from common.datasets import write_phantom
-from common.files import write_csv, write_nifti
 from common.handlers import TRUTH_COLOR, CaseWriter
 from common.metrics import dice
 from tests.pipeline import affine_of, evaluator, save, world
@@ -174,17 +173,3 @@ def test_a_label_on_another_grid_is_not_outlined_and_does_not_stop_inference(tmp
     save(tmp_path / "l.nii.gz", label)
     with Image.open(run(tmp_path, [case]) / "a_montage.png") as picture:
         assert (np.asarray(picture) == TRUTH_COLOR).all(axis=-1).any()
-
-
-def test_write_nifti_keeps_values_type_and_affine(tmp_path):
-    array = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
-    affine = affine_of("LPS", (1.0, 2.0, 3.0), (3, 4, 5), degrees=10).astype(np.float32)
-    write_nifti(tmp_path / "new" / "a.nii.gz", array, affine)
-    data, image = load(tmp_path / "new" / "a.nii.gz")
-    np.testing.assert_array_equal(data, array)
-    np.testing.assert_array_equal(image.affine, affine)
-
-
-def test_write_csv_has_all_columns_in_order_of_appearance(tmp_path):
-    write_csv(tmp_path / "a.csv", [{"x": 1, "y": "a,b"}, {"z": 2, "x": 3}])
-    assert (tmp_path / "a.csv").read_text().splitlines() == ["x,y,z", '1,"a,b",', "3,,2"]
