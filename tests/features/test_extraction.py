@@ -14,7 +14,9 @@ from torch import Tensor
 
 import common.features.extraction
 from common.encoders import Encoder
-from common.features import EntryLocked, FeatureStore, bag_of, content_key, extract, find, inside_cells, volume_entry
+from common.features import EntryLocked, FeatureStore, bag_of, extract, find, volume_entry
+from common.features.extraction import inside_cells
+from common.features.store import content_key
 from common.files import NotWritten
 from tests.features.helpers import FORK, counted
 

@@ -27,7 +27,7 @@ from monai.transforms import (
     apply_transform,
 )
 
-from common.features import describe
+from common.features.fingerprint import describe
 from common.files import write_nifti
 from common.preprocessing import CheckImaged, NormalizeByOrgand, OrganMaskd
 

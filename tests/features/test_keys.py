@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from common.features import FeatureStore, content_key, file_key
+from common.features import FeatureStore, file_key
+from common.features.store import content_key
 from tests.features.helpers import KEY, tiles
 
 
