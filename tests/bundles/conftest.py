@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from common.commands.prepare import prepare
 from common.commands.run import run_arguments
 from tests.running import REPOSITORY, run_module
 
@@ -70,14 +72,30 @@ def infer(
     return monai_bundle("run", "--config_file", str(files), *flags, cwd=cwd, check=check)
 
 
-def shuffle_within_slices(path: Path) -> None:
-    """Put every voxel of a mask elsewhere in its slice: the labels of slices and volume stay."""
-    image = nib.load(path)
-    mask = np.asarray(image.dataobj).copy()
+def volumes(folder: Path, kind: str = "seg") -> dict[str, np.ndarray]:
+    """Arrays of every `<case>_<kind>.nii.gz` in a folder by case; fails the test if there is none."""
+    end = f"_{kind}.nii.gz"
+    found = {path.name.removesuffix(end): np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob(f"*{end}"))}
+    assert found, f"{folder} has no *{end}"
+    return found
+
+
+def shuffled_copy(data: Path, target: Path) -> Path:
+    """A phantom in which every mask's voxels lie elsewhere in their slices; its yes/no labels are taken from these."""
+    shutil.copytree(data, target)
     rng = np.random.default_rng(0)
-    for z in range(mask.shape[2]):
-        mask[..., z] = rng.permutation(mask[..., z].ravel()).reshape(mask.shape[:2])
-    nib.save(nib.Nifti1Image(mask, image.affine), path)
+    moved = 0
+    for path in target.glob("*/mask.nii.gz"):
+        image = nib.load(path)
+        mask = np.asarray(image.dataobj)
+        flat = rng.permuted(mask.reshape(-1, mask.shape[2]), axis=0)
+        moved += int((flat != mask.reshape(flat.shape)).sum())
+        nib.save(nib.Nifti1Image(flat.reshape(mask.shape), image.affine), path)
+    assert moved > 0
+    before = read_json(target / "datalist.json")
+    prepare("folder", str(target), fractions=(0.5, 0.2, 0.3))
+    assert read_json(target / "datalist.json") == before | {"name": target.name}
+    return target
 
 
 def read_json(path: Path) -> dict:
