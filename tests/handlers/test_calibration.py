@@ -15,7 +15,7 @@ REFINE = {"dilate_mm": 0.0, "intensity": 0.0, "adaptive": 0.0, "opening_mm": 0.0
 
 
 def a_case(shape: str, seed: int = 0) -> dict:
-    """Heat marks the lesion; what is bright is the lesion (`bright`), or not even that (`even`)."""
+    """Heat marks the lesion (`tall`: in all slices); what is bright is the lesion (`bright`), or not even that."""
     rng = np.random.default_rng(seed)
     truth = np.zeros((20, 20, 5), dtype=bool)
     x, y = rng.integers(3, 9, 2)
@@ -23,6 +23,8 @@ def a_case(shape: str, seed: int = 0) -> dict:
     wide = np.zeros_like(truth)
     wide[x - 2 : x + 9, y - 2 : y + 9, 1:4] = True
     heat = np.where(truth, 0.8, np.where(wide, 0.5, 0.1)) if shape == "even" else np.where(wide, 0.8, 0.1)
+    if shape == "tall":
+        heat = np.repeat(np.where(truth, 0.8, 0.1)[..., 2:3], 5, axis=-1)
     image = np.where(truth, 1.6, 1.0) if shape == "bright" else np.ones(truth.shape)
     pred = np.stack([np.zeros(heat.shape), heat, np.zeros(heat.shape), np.ones(heat.shape)])
     scan = np.stack([image, np.ones(heat.shape)])
@@ -71,6 +73,14 @@ def test_without_thresholds_of_the_raw_map_the_refinement_stays(tmp_path):
     chosen = calibrate(tmp_path, "even", raw_thresholds=[])
     assert chosen["refine"] == REFINE
     assert chosen["raw_threshold"] == chosen["threshold"] == 0.3
+
+
+@pytest.mark.parametrize("label_gate", [True, False])
+def test_the_label_gate_keeps_the_slices_that_truly_hold_a_lesion(tmp_path, label_gate):
+    calibrate(tmp_path, "tall", label_gate=label_gate)
+    with open(tmp_path / "calibration.csv", newline="") as file:
+        best = max(float(row["dice"]) for row in csv.DictReader(file))
+    assert best == pytest.approx(1.0 if label_gate else 2 * 3 / (3 + 5), abs=1e-4)  # three slices of five
 
 
 def test_no_case_with_a_mask_is_explained(tmp_path):

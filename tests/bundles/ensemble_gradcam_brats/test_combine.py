@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import csv
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from monai.data import MetaTensor
 
 from common.metrics import dice, pooled_miou
 from tests.bundles.conftest import load_script
+from tests.pipeline import run_handler
 
 combine_script = load_script("ensemble_gradcam_brats", "combine")
 combine = combine_script.combine
@@ -184,6 +188,38 @@ def test_candidates_are_each_member_and_each_combination_of_each_subset():
     found = search.candidates(3)
     assert len(found) == 3 + 4 * 6
     assert {"use": [0, 2], "how": "product"} in found
+
+
+def found_on(name: str, lesion: float, around: float) -> tuple[dict, dict]:
+    """A case in whose map of the one member the lesion and what is around it have these values."""
+    truth = np.zeros((1, 6, 5, 4), np.float32)
+    truth[0, 2:4, 1:4, 1:3] = 1
+    heat = np.where(truth > 0, lesion, around)
+    heat[0, 0, 0] = 1.0  # each slice is divided by its largest value
+    pred = np.concatenate([heat, np.zeros_like(heat), np.ones_like(heat)])
+    image = MetaTensor(np.ones((2, *truth.shape[1:]), np.float32))
+    return {"case": name, "image": image, "label": MetaTensor(truth)}, {"pred": torch.as_tensor(pred)}
+
+
+def run_search(folder: Path, *items: tuple[dict, dict]) -> dict:
+    handler = search.EnsembleSearch(folder, names=["one"], fit_cases=["a", "b"], levels=[0.2, 0.4, 0.6])
+    run_handler(handler, list(items))
+    return json.loads((folder / "calibrated.json").read_text())
+
+
+def test_thresholds_are_fitted_on_the_named_cases_and_scored_on_the_others(tmp_path):
+    found = run_search(tmp_path, found_on("a", 0.5, 0.3), found_on("c", 0.3, 0.1), found_on("b", 0.5, 0.3))
+    assert found["thresholds"] == [0.4]  # 0.2 would be the best of the others
+    with open(tmp_path / "search.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["training_dice"]) == pytest.approx(2 * 12 / (12 + 12 + 4), abs=1e-4)
+    assert float(row["validation_dice"]) == 0.0
+
+
+@pytest.mark.parametrize("name", ["a", "c"])
+def test_a_search_needs_cases_of_both_sections(tmp_path, name):
+    with pytest.raises(RuntimeError, match="both the training and the validation section"):
+        run_search(tmp_path, found_on(name, 0.5, 0.3))
 
 
 def test_full_grid_of_two_members_over_three_thousand_slices_takes_seconds():
