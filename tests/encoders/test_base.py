@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.encoders import Encoder, encoder
+from tests.encoders.conftest import image
 
 
 class Blocks(nn.Module):
@@ -25,16 +26,6 @@ class Blocks(nn.Module):
 
 def blocks(stride: int = 4, **options) -> Encoder:
     return Encoder(Blocks(stride), name="blocks", channels=3, stride=stride, **options)
-
-
-@pytest.fixture(scope="module")
-def lite() -> Encoder:
-    torch.manual_seed(0)
-    return encoder("efficientnet_lite0", weights=None)
-
-
-def image(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 class TestEncoder:

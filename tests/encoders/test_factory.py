@@ -10,20 +10,11 @@ import torch
 from scipy import ndimage as ndi
 from torch import Tensor, nn
 
-from common.encoders import EfficientNetLite, Encoder, encoder
+from common.encoders import EfficientNetLite, encoder
 from common.encoders.factory import DINOV2
+from tests.encoders.conftest import image
 
 TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-
-
-@pytest.fixture(scope="module")
-def lite() -> Encoder:
-    torch.manual_seed(0)
-    return encoder("efficientnet_lite0", weights=None)
-
-
-def image(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

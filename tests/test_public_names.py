@@ -1,0 +1,86 @@
+"""The names that users of `common` may rely on, and that each of them is documented."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+
+import pytest
+
+import common.handlers
+import common.masks
+from common.cam import LayerCAM
+from common.pooling import SmoothMax
+from common.radon import reconstruct
+from tests.test_house import MODULES
+
+PUBLIC = {
+    "cam": """
+        CAM BaseCAM GradCAM GradCAMpp GradientCAM HiResCAM LayerCAM ScoreCAM SmoothGradCAMpp XGradCAM
+        normalize_maps upsample_maps
+    """,
+    "data": """
+        SECTIONS Case SliceDataset cases check_patients find_cases label_of load_datalist make_datalist
+        matched_sampler matched_weights multi_hot patient_folds read_unmasked runs slice_classes slice_labels
+        split_patients stratified_weights write_datalist
+    """,
+    "datasets": """
+        ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m mosmed
+        phantom_case read_cases substacks write_phantom
+    """,
+    "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",
+    "engines": "CaseDataset CaseEvaluator SliceMapInferer gathered gathered_rows weighted_sampler",
+    "features": "Entry EntryLocked FeatureStore bag_of encode extract file_key find volume_entry",
+    "handlers": """
+        MASK_COLOR TRUTH_COLOR Calibration CaseHandler CaseScores CaseWriter Panel PredictionWriter
+        VolumeScores draw_montage iterate_cases position_prior with_colorbar
+    """,
+    "masks": """
+        BaselineMasksd MapsToMaskd Thresholds best_threshold clean each_slice fit_baselines gate_slices
+        largest_component least_voxels multi_otsu otsu refine_by_intensity smooth_along_slices smooth_in_organ
+        threshold_grid without_thin
+    """,
+    "metrics": """
+        balanced_accuracy bootstrap_by_patient bootstrap_interval classification_scores component_scores dice
+        dice_from_counts healthy_false_positive_rate heat_outside iou iou_from_counts max_iou miou_from_counts
+        paper_dsc pooled_miou roc_auc slice_dice summarize voxel_counts
+    """,
+    "preprocessing": """
+        ORGANS CheckImaged NormalizeByOrgand OrganMaskd brain_mask head_mask learned_lung_mask lung_mask
+        normalize_by_median normalize_by_mode organ_mask
+    """,
+    "radon": """
+        MapReconstruction by_azimuth directions extreme_points half_diagonal oblique_slices paper_geometry
+        plane_basis plane_integrals plane_offsets planes_through reconstruct reconstruct_maps sample_planes
+        solid_angles
+    """,
+}
+
+
+def test_every_room_of_common_is_listed():
+    packages = {
+        name.split(".")[1] for name, path in MODULES.items() if name.count(".") == 1 and path.stem == "__init__"
+    }
+    assert packages - {"commands"} == PUBLIC.keys()
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_a_room_exports_these_names_and_no_others(room):
+    assert importlib.import_module(f"common.{room}").__all__ == PUBLIC[room].split()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_class_and_function_has_a_docstring(name):
+    tree = ast.parse(MODULES[name].read_text())
+    assert ast.get_docstring(tree)
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+def test_names_are_found_where_one_looks_for_them():
+    assert issubclass(LayerCAM, common.cam.BaseCAM)
+    assert SmoothMax.__module__ == "common.pooling"
+    assert reconstruct.__module__ == "common.radon.reconstruction"
+    assert common.handlers.CaseScores.__module__ == "common.handlers.case_scores"
+    assert common.masks.MapsToMaskd.__module__ == "common.masks.transforms"
