@@ -1,1 +1,1 @@
-"""What MONAI lacks and more than one bundle needs: pooling, binarization, metrics, organ masks, data."""
+"""What MONAI lacks and more than one bundle needs: a room for each kind of thing, and the commands."""

@@ -22,42 +22,6 @@ from common.masks import refine_by_intensity
 from common.tensors import spacing_of
 
 
-class PseudoMaskDataset(SliceDataset):
-    """Slices with their labels and pseudo-masks: items gain `pseudo` and `counts`, see `pseudo_masks`.
-
-    Args:
-        data, preprocessing, options: see `SliceDataset`.
-        teacher, inferer, threshold, refine: see `pseudo_masks`.
-    """
-
-    def __init__(
-        self,
-        data: Sequence[dict],
-        preprocessing: Callable,
-        *,
-        teacher: torch.nn.Module,
-        inferer: Callable,
-        threshold: float = 0.0,
-        refine: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        how: dict[str, Any] = {"threshold": threshold, "refine": refine}
-        targets = partial(pseudo_masks, teacher=teacher.eval(), inferer=inferer, **how)
-        super().__init__(data, preprocessing, targets=targets, **options)
-
-
-class MaskDataset(SliceDataset):
-    """The true masks in place of pseudo-masks: the upper bound that weak supervision is measured against.
-
-    Args:
-        data: cases, each with a `label`.
-        preprocessing, options: see `SliceDataset`.
-    """
-
-    def __init__(self, data: Sequence[dict], preprocessing: Callable, **options: Any) -> None:
-        super().__init__(data, preprocessing, targets=true_masks, **options)
-
-
 @torch.no_grad()
 def pseudo_masks(
     case: dict,
@@ -96,7 +60,7 @@ def pseudo_masks(
 
 
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
-    """The same from the file of the true mask, which is resampled to the image."""
+    """`pseudo` and `counts`, as of `pseudo_masks`, from the file of the true mask, resampled to the image."""
     mask = LoadImage(ensure_channel_first=True)(case["label"])
     return _targets(case, ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0)
 
@@ -104,6 +68,41 @@ def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
 def _targets(case: dict, mask: Tensor) -> dict[str, Tensor]:
     positive = torch.tensor(slice_classes(case, mask.shape[-1])) > 0
     return {"pseudo": mask[None], "counts": ~positive | mask.any(dim=0).any(dim=0)}
+
+
+class PseudoMaskDataset(SliceDataset):
+    """Slices with their labels and pseudo-masks: items gain `pseudo` and `counts`, see `pseudo_masks`.
+
+    Args:
+        data, preprocessing, options: see `SliceDataset`.
+        teacher, inferer, threshold, refine: see `pseudo_masks`.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        preprocessing: Callable,
+        *,
+        teacher: torch.nn.Module,
+        inferer: Callable,
+        threshold: float = 0.0,
+        refine: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        targets = partial(pseudo_masks, teacher=teacher.eval(), inferer=inferer, threshold=threshold, refine=refine)
+        super().__init__(data, preprocessing, targets=targets, **options)
+
+
+class MaskDataset(SliceDataset):
+    """The true masks in place of pseudo-masks: the upper bound that weak supervision is measured against.
+
+    Args:
+        data: cases, each with a `label`.
+        preprocessing, options: see `SliceDataset`.
+    """
+
+    def __init__(self, data: Sequence[dict], preprocessing: Callable, **options: Any) -> None:
+        super().__init__(data, preprocessing, targets=true_masks, **options)
 
 
 class ExplainInferer(Inferer):

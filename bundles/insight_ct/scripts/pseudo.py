@@ -29,77 +29,6 @@ from .losses import InsightLoss, cross_entropy
 MaskedBag = tuple[Tensor, Tensor, Tensor, Tensor]  # a bag with `inside`, and its masks [n, K, h, w]
 
 
-class MaskDataset(BagDataset):
-    """Bags with masks, `[n, K, h, w]`: the share of each cell that a mask covers.
-
-    True masks are the upper bound that weak supervision is measured against.
-
-    Args:
-        bags: of volumes, as `scripts.bags.volume_bags` returns them.
-        store: that holds their features.
-        preprocessing: that these were made with.
-        encoder: likewise.
-        masks: gives a bag's masks, see `true_masks`.
-        progress: show a progress bar.
-        options: of `BagDataset`.
-
-    Raises:
-        ValueError: the features do not know where the organ is, as those of slides.
-    """
-
-    def __init__(
-        self,
-        bags: Sequence[dict],
-        store: FeatureStore,
-        *,
-        preprocessing: Callable,
-        encoder: Any,
-        masks: Callable[..., np.ndarray] | None = None,
-        progress: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(bags, store, **options)
-        if any(entry.inside is None for entry in self.entries):
-            raise ValueError("masks need features that know where the organ is: those of volumes")
-        self.masks = []
-        for index in tqdm(range(len(self.data)), desc="masks", unit="bag", disable=not progress):
-            bag, entry, window = self.data[index], self.entries[index], slice(*self.window(index))
-            if any(bag["labels"]):
-                volume = torch.as_tensor((masks or true_masks)(bag, entry, window, preprocessing=preprocessing))
-                slices = volume.permute(3, 0, 1, 2).split(1, dim=1)
-                self.masks.append(torch.cat([encoder.coverage(mask) for mask in slices], dim=1).half())
-            else:
-                empty = (window.stop - window.start, len(bag["labels"]), *entry.shape[2:])
-                self.masks.append(torch.zeros(empty, dtype=torch.float16))
-
-    def _parts(self, index: int, window: slice) -> list[Tensor | None]:
-        start, _ = self.window(index)
-        masks = self.masks[index][window.start - start : window.stop - start]
-        return [*super()._parts(index, window), masks.float()]
-
-
-class PseudoMaskDataset(MaskDataset):
-    """Bags with pseudo-masks. A label that a bag lacks has an empty mask. True masks are not even read.
-
-    Args:
-        bags, store, options: see `MaskDataset`.
-        teacher, threshold, refine: see `pseudo_masks`; the features are those of the teacher's encoder.
-    """
-
-    def __init__(
-        self,
-        bags: Sequence[dict],
-        store: FeatureStore,
-        *,
-        teacher: Any,
-        threshold: float,
-        refine: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        masks = partial(pseudo_masks, teacher=teacher.eval(), threshold=threshold, refine=refine)
-        super().__init__(bags, store, encoder=teacher.encoder, masks=masks, **options)
-
-
 def true_masks(bag: Mapping[str, Any], entry: Entry, window: slice, *, preprocessing: Callable) -> np.ndarray:
     """The true masks of a bag.
 
@@ -150,6 +79,77 @@ def pseudo_masks(
     if refine is None:
         return masks
     return np.stack([refine_by_intensity(m, volume[0], organ, spacing=spacing_of(image), **refine) for m in masks])
+
+
+class MaskDataset(BagDataset):
+    """Bags with masks, `[n, K, h, w]`: the share of each cell that a mask covers.
+
+    True masks are the upper bound that weak supervision is measured against.
+
+    Args:
+        bags: of volumes, as `scripts.bags.volume_bags` returns them.
+        store: that holds their features.
+        preprocessing: that these were made with.
+        encoder: likewise.
+        masks: gives a bag's masks, see `true_masks`.
+        progress: show a progress bar.
+        options: of `BagDataset`.
+
+    Raises:
+        ValueError: the features do not know where the organ is, as those of slides.
+    """
+
+    def __init__(
+        self,
+        bags: Sequence[dict],
+        store: FeatureStore,
+        *,
+        preprocessing: Callable,
+        encoder: Any,
+        masks: Callable[..., np.ndarray] = true_masks,
+        progress: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(bags, store, **options)
+        if any(entry.inside is None for entry in self.entries):
+            raise ValueError("masks need features that know where the organ is: those of volumes")
+        self.masks = []
+        for index in tqdm(range(len(self.data)), desc="masks", unit="bag", disable=not progress):
+            bag, entry, window = self.data[index], self.entries[index], slice(*self.window(index))
+            if any(bag["labels"]):
+                volume = torch.as_tensor(masks(bag, entry, window, preprocessing=preprocessing))
+                by_label = volume.permute(3, 0, 1, 2).split(1, dim=1)
+                self.masks.append(torch.cat([encoder.coverage(mask) for mask in by_label], dim=1).half())
+            else:
+                empty = (window.stop - window.start, len(bag["labels"]), *entry.shape[2:])
+                self.masks.append(torch.zeros(empty, dtype=torch.float16))
+
+    def _parts(self, index: int, window: slice) -> list[Tensor | None]:
+        start, _ = self.window(index)
+        masks = self.masks[index][window.start - start : window.stop - start]
+        return [*super()._parts(index, window), masks.float()]
+
+
+class PseudoMaskDataset(MaskDataset):
+    """Bags with pseudo-masks. A label that a bag lacks has an empty mask. True masks are not even read.
+
+    Args:
+        bags, store, options: see `MaskDataset`.
+        teacher, threshold, refine: see `pseudo_masks`; the features are those of the teacher's encoder.
+    """
+
+    def __init__(
+        self,
+        bags: Sequence[dict],
+        store: FeatureStore,
+        *,
+        teacher: Any,
+        threshold: float,
+        refine: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        masks = partial(pseudo_masks, teacher=teacher.eval(), threshold=threshold, refine=refine)
+        super().__init__(bags, store, encoder=teacher.encoder, masks=masks, **options)
 
 
 class MaskInferer(Inferer):

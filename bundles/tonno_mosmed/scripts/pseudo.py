@@ -25,6 +25,62 @@ from common.tensors import spacing_of
 from .sampling import PlaneDataset, random_planes
 
 
+def with_pseudo_mask(
+    case: Mapping[str, Any],
+    image: MetaTensor,
+    *,
+    paths: Mapping[str, Path],
+    threshold: float,
+    refine: Mapping[str, Any] | None,
+) -> list[tuple[Tensor, int]]:
+    """The whole volume of a case with its pseudo-mask as one more channel before the organ, and whether there is one.
+
+    The mask rides along so that planes of it are cut with those of the image. A volume labeled positive in which none
+    is found is left out.
+    """
+    heat = LoadImage(ensure_channel_first=True)(paths[case["case"]])
+    heat = ResampleToMatch(mode="bilinear")(heat, image)[0].numpy()
+    volume = image.numpy()
+    organ = volume[-1] > 0.5
+    positive = np.array(slice_classes(case, volume.shape[-1])) > 0
+    mask = (heat > threshold) & organ & positive
+    if refine is not None:
+        mask = refine_by_intensity(mask, volume[0], organ, spacing=spacing_of(image), **refine)
+    if positive.any() and not mask.any():
+        return []
+    channel = torch.as_tensor(mask[None]).to(image.dtype)
+    return [(torch.cat([image[:-1], channel, image[-1:]]), int(mask.any()))]
+
+
+def pairs_of_planes(area: Tensor, organ: Tensor, *, count: int, min_area: float) -> Tensor:
+    """Planes that meet a mask, each followed by one that misses it with the most similar share of the organ.
+
+    Args:
+        area: `[N]` of the mask in each plane.
+        organ: `[N]` of the organ in each plane.
+        count: pairs; the first planes are taken.
+        min_area: of a plane that meets it; where too few have as much, the largest.
+
+    Returns:
+        Indices `[2 count]`, negatives drawn twice where they are few. Where no plane meets the mask, or all do, the
+        first planes.
+    """
+    hit, missed = (area > 0).nonzero().flatten(), (area == 0).nonzero().flatten()
+    if not len(hit) or not len(missed):
+        return torch.arange(2 * count)
+    # Stable: those that are large enough keep their random order, the others follow by size.
+    order = torch.where(area[hit] >= min_area, torch.inf, area[hit]).argsort(descending=True, stable=True)
+    positives = hit[order[torch.arange(count) % len(hit)]]
+    free = organ[missed].float()
+    negatives = []
+    for plane in positives.tolist():
+        nearest = int((free - organ[plane]).abs().argmin())
+        negatives.append(int(missed[nearest]))
+        if bool(free.isfinite().sum() > 1):
+            free[nearest] = torch.inf
+    return torch.stack([positives, torch.tensor(negatives)], dim=1).flatten()
+
+
 class PseudoPlaneDataset(PlaneDataset):
     """Planes of whole volumes, half of which meet the volume's pseudo-mask and are positive, half miss it.
 
@@ -93,59 +149,3 @@ class PseudoPlaneDataset(PlaneDataset):
         organ = (image != 0).any(dim=1).sum(dim=(1, 2))
         chosen = pairs_of_planes(area, organ, count=pairs, min_area=self.min_area_cm2)[: self.planes]
         return {"image": self._augmented(image[chosen]), "cls": (area[chosen] > 0).float()}
-
-
-def with_pseudo_mask(
-    case: Mapping[str, Any],
-    image: MetaTensor,
-    *,
-    paths: Mapping[str, Path],
-    threshold: float,
-    refine: Mapping[str, Any] | None,
-) -> list[tuple[Tensor, int]]:
-    """The whole volume of a case with its pseudo-mask as one more channel before the organ, and whether there is one.
-
-    The mask rides along so that planes of it are cut with those of the image. A volume labeled positive in which none
-    is found is left out.
-    """
-    heat = LoadImage(ensure_channel_first=True)(paths[case["case"]])
-    heat = ResampleToMatch(mode="bilinear")(heat, image)[0].numpy()
-    volume = image.numpy()
-    organ = volume[-1] > 0.5
-    positive = np.array(slice_classes(case, volume.shape[-1])) > 0
-    mask = (heat > threshold) & organ & positive
-    if refine is not None:
-        mask = refine_by_intensity(mask, volume[0], organ, spacing=spacing_of(image), **refine)
-    if positive.any() and not mask.any():
-        return []
-    channel = torch.as_tensor(mask[None]).to(image.dtype)
-    return [(torch.cat([image[:-1], channel, image[-1:]]), int(mask.any()))]
-
-
-def pairs_of_planes(area: Tensor, organ: Tensor, *, count: int, min_area: float) -> Tensor:
-    """Planes that meet a mask, each followed by one that misses it with the most similar share of the organ.
-
-    Args:
-        area: `[N]` of the mask in each plane.
-        organ: `[N]` of the organ in each plane.
-        count: pairs; the first planes are taken.
-        min_area: of a plane that meets it; where too few have as much, the largest.
-
-    Returns:
-        Indices `[2 count]`, negatives drawn twice where they are few. Where no plane meets the mask, or all do, the
-        first planes.
-    """
-    hit, missed = (area > 0).nonzero().flatten(), (area == 0).nonzero().flatten()
-    if not len(hit) or not len(missed):
-        return torch.arange(2 * count)
-    # Stable: those that are large enough keep their random order, the others follow by size.
-    order = torch.where(area[hit] >= min_area, torch.inf, area[hit]).argsort(descending=True, stable=True)
-    positives = hit[order[torch.arange(count) % len(hit)]]
-    free = organ[missed].float()
-    negatives = []
-    for plane in positives.tolist():
-        nearest = int((free - organ[plane]).abs().argmin())
-        negatives.append(int(missed[nearest]))
-        if bool(free.isfinite().sum() > 1):
-            free[nearest] = torch.inf
-    return torch.stack([positives, torch.tensor(negatives)], dim=1).flatten()

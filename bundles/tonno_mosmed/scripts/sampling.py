@@ -64,6 +64,22 @@ def random_axes(
     return axes[0], axes[1]
 
 
+def stacks(case: dict, depth: int, min_slices: int, max_slices: int | None) -> list[tuple[int, int, int]]:
+    """`(start, stop, label)` of the volumes that a case is cut into: itself, or its stacks of slices of equal label."""
+    labels = slice_classes(case, depth)
+    if not isinstance(case.get("cls"), list) and "cls" in case:
+        return [(0, depth, labels[0])]
+    return runs([int(label > 0) for label in labels], min_slices=min_slices, max_slices=max_slices)
+
+
+def labeled_stacks(
+    case: dict, image: Tensor, *, min_slices: int, max_slices: int | None
+) -> Iterator[tuple[Tensor, int]]:
+    """The volumes of `stacks`, cut from the image `[C, D, H, W]` of a case, with their labels."""
+    for start, stop, label in stacks(case, image.shape[-1], min_slices, max_slices):
+        yield image[..., start:stop], label
+
+
 class PlaneDataset(Dataset):
     """Planes of preprocessed volumes, which are held in memory in half precision.
 
@@ -159,22 +175,6 @@ class PlaneDataset(Dataset):
         items: list[Any] = [apply_transform(self.augment, {"image": plane}) for plane in image]
         changed = torch.stack([convert_to_tensor(item["image"], track_meta=False) for item in items])
         return changed * (image != 0)
-
-
-def stacks(case: dict, depth: int, min_slices: int, max_slices: int | None) -> list[tuple[int, int, int]]:
-    """`(start, stop, label)` of the volumes that a case is cut into: itself, or its stacks of slices of equal label."""
-    labels = slice_classes(case, depth)
-    if not isinstance(case.get("cls"), list) and "cls" in case:
-        return [(0, depth, labels[0])]
-    return runs([int(label > 0) for label in labels], min_slices=min_slices, max_slices=max_slices)
-
-
-def labeled_stacks(
-    case: dict, image: Tensor, *, min_slices: int, max_slices: int | None
-) -> Iterator[tuple[Tensor, int]]:
-    """The volumes of `stacks`, cut from the image `[C, D, H, W]` of a case, with their labels."""
-    for start, stop, label in stacks(case, image.shape[-1], min_slices, max_slices):
-        yield image[..., start:stop], label
 
 
 def balanced_sampler(
