@@ -47,9 +47,9 @@ def test_normals_are_uniform_on_the_sphere():
 
 
 def test_planes_meet_the_hull_and_fill_it_evenly():
-    rim = torch.randn(60, 3, generator=torch.Generator().manual_seed(1)) + torch.tensor([5.0, 0.0, -3.0])
-    normals, offsets = sampling.random_planes(rim, 3000, generator=torch.Generator().manual_seed(2))
-    corners = rim[torch.as_tensor(ConvexHull(rim.numpy()).vertices, dtype=torch.long)] @ normals.T
+    points = torch.randn(60, 3, generator=torch.Generator().manual_seed(1)) + torch.tensor([5.0, 0.0, -3.0])
+    normals, offsets = sampling.random_planes(points, 3000, generator=torch.Generator().manual_seed(2))
+    corners = points[torch.as_tensor(ConvexHull(points.numpy()).vertices, dtype=torch.long)] @ normals.T
     low, high = corners.amin(0), corners.amax(0)
     assert (offsets >= low - 1e-4).all()
     assert (offsets <= high + 1e-4).all()
