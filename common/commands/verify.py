@@ -1,7 +1,7 @@
 """Does a bundle keep every rule of MONAI's model zoo and of this project? `python -m common verify NAME`.
 
 Each rule is a function of the bundle's folder that yields one line per failure. They run one by one, and what one finds
-does not keep the next from looking. `SLOW` rules build the networks, in processes of their own.
+does not keep the next from looking. The `SLOW` ones build the networks, in a process of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 
 from .export import bundle_files, third_party
-from .phantom import phantom_dataset
 from .run import BUNDLES
 
 SCHEMA = Path(__file__).with_name("schema_20240725.json")
@@ -75,6 +73,7 @@ def sizes(root: Path) -> Iterator[str]:
 
 
 def changelog(root: Path) -> Iterator[str]:
+    """The version has an entry in the changelog."""
     metadata = _json(root, "metadata")
     if metadata.get("version") not in metadata.get("changelog", {}):
         yield f"the version {metadata.get('version')} has no entry in the changelog of metadata.json"
@@ -189,85 +188,20 @@ def licenses(root: Path) -> Iterator[str]:
         yield "docs/data_license.txt must state the terms of the data that metadata.json names as data_source"
 
 
-PROPERTIES = """
-import json, sys
-from monai.bundle import ConfigWorkflow
-
-for name, kind in {"train": "train", "evaluate": "inference", "inference": "inference"}.items():
-    try:
-        workflow = ConfigWorkflow(
-            config_file=f"configs/{name}.json",
-            meta_file="configs/metadata.json",
-            logging_file="configs/logging.conf",
-            workflow_type=kind,
-            **json.loads(sys.argv[1]),
-        )
-        workflow.initialize()
-        if lacking := workflow.check_properties():
-            print(f"WRONG {name}.json lacks the properties {lacking}")
-    except Exception as error:
-        print(f"WRONG {name}.json cannot be checked: {type(error).__name__}: {error}".replace(chr(10), " "))
-print("CHECKED")
-"""
-
-
-def properties(root: Path) -> Iterator[str]:
-    """MONAI's `check_properties` finds all that it asks for, in training, evaluation and inference."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = phantom_dataset(Path(folder) / "data", cases=10)
-        overrides: dict[str, Any] = {"dataset_dir": str(data), "datalist": str(data / "datalist.json")}
-        overrides |= {"image_pattern": "*/flair.nii.gz", "output_dir": folder, "device": "cpu", "progress": False}
-        done = _python(root, "-c", PROPERTIES, json.dumps(overrides))
-    yield from (line[:400] for line in re.findall(r"^WRONG (.*)", done.stdout, re.MULTILINE))
-    if "CHECKED" not in done.stdout:
-        yield f"the check ended early: {_last(done.stderr)}"
-
-
-def network(root: Path) -> Iterator[str]:
-    """MONAI's `verify_net_in_out`: the network takes and gives what the metadata say."""
-    done = _monai_bundle(root, "verify_net_in_out", "--net_id", "network_def", "--device", "cpu")
-    if done.returncode:
-        yield f"verify_net_in_out: {_last(done.stderr)}"
-
-
-def torchscript(root: Path) -> Iterator[str]:
-    """The weights export to TorchScript, or `docs/README.md` says "No TorchScript" and why."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = ("--filepath", f"{folder}/model.ts", "--ckpt_file", "models/model.pt", "--net_id", "network_def")
-        done = _monai_bundle(root, "ckpt_export", *target)
-    if done.returncode and not re.search(r"no torchscript", (root / "docs" / "README.md").read_text(), re.IGNORECASE):
-        yield f'ckpt_export: {_last(done.stderr)}; repair it, or explain "No TorchScript" in docs/README.md'
-
-
-def _monai_bundle(root: Path, command: str, *arguments: str) -> subprocess.CompletedProcess:
-    configs = ("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json")
-    return _python(root, "-m", "monai.bundle", command, *configs, *arguments)
-
-
-def _python(root: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """A process of its own, in the bundle's root: two bundles in one process would share one `scripts`."""
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    return subprocess.run([sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True)
-
-
-def _last(text: str) -> str:
-    """The line of a traceback that names the error."""
-    return text.strip().splitlines()[-1][:300] if text.strip() else "no message"
-
-
 QUICK: tuple[Rule, ...] = (
     *(files, large_files, sizes, changelog, schema, interface, channels, paths, keys, stands_alone, packages),
     *(weights, readme, licenses),
 )
-SLOW: tuple[Rule, ...] = (properties, network, torchscript)
+SLOW = ("properties", "network", "torchscript")
 
 
-def problems(root: str | Path, rules: Sequence[Rule] = QUICK + SLOW) -> list[str]:
+def problems(root: str | Path, rules: Sequence[Rule] = QUICK, slow: Sequence[str] = SLOW) -> list[str]:
     """What is wrong with a bundle: a line each, with the rule's name in front; empty when nothing is.
 
     Args:
         root: the bundle's folder.
-        rules: those to check.
+        rules: those to check here.
+        slow: names of those in `common.commands.built` to check.
     """
     found = []
     for rule in rules:
@@ -275,7 +209,20 @@ def problems(root: str | Path, rules: Sequence[Rule] = QUICK + SLOW) -> list[str
             found += [f"{_name(rule)}: {line}" for line in rule(Path(root))]
         except (OSError, ValueError, KeyError, TypeError) as error:  # what another rule reports, or a broken file
             found.append(f"{_name(rule)}: cannot be checked ({type(error).__name__}: {error})")
-    return found
+    return found + [f"{name}: {line}" for name, lines in built(Path(root), slow).items() for line in lines]
+
+
+def built(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """What the rules of `common.commands.built` find, by their names, in one process of its own."""
+    if not names:
+        return {}
+    command = [sys.executable, "-m", "common.commands.built", *names]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {name: [f"the check ended early: {last[:300]}"] for name in names}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _name(rule: Rule) -> str:
@@ -293,10 +240,10 @@ def verify(name: str, *, schema_file: str = "", quick: bool = False) -> None:
     root = BUNDLES / name
     if not root.is_dir():
         raise SystemExit(f"there is no bundle {root}")
-    rules = [*QUICK, *(() if quick else SLOW)]
+    rules, slow = list(QUICK), () if quick else SLOW
     if schema_file:
         rules[rules.index(schema)] = lambda root: schema(root, schema_file)
-    found = problems(root, rules)
+    found = problems(root, rules, slow)
     if found:
         raise SystemExit("\n".join([f"{root.name}: {len(found)} failure(s)", *found]))
-    print(f"{root.name}: {len(rules)} rules kept")
+    print(f"{root.name}: {len(rules) + len(slow)} rules kept")
