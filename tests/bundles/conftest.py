@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +48,14 @@ def monai_bundle(*arguments: str, check: bool = True, **options: Any) -> subproc
 
 def run_bundle(bundle: str, configs: Sequence[str], **overrides: object) -> None:
     """`common.commands.run.run_bundle` in a forked process, without a progress bar; fails the test if the run fails."""
+    assert_known(overrides, [REPOSITORY / "bundles" / bundle / "configs" / name for name in configs])
     monai_bundle(*run_arguments(bundle, list(configs), **{"progress": False} | overrides))
+
+
+def assert_known(overrides: Iterable[str], configs: Iterable[Path]) -> None:
+    """Every override is a key of the configs: MONAI would take another one without a word, and do nothing with it."""
+    known = {key.lstrip("+").split("#")[0] for path in configs for key in read_json(path)}
+    assert {key.split("#")[0] for key in overrides} <= known
 
 
 def infer(
@@ -65,6 +72,7 @@ def infer(
 ) -> subprocess.CompletedProcess:
     """`monai.bundle run` of a bundle's inference over `data`, from the repository's root or, by `cwd`, the bundle's."""
     configs = REPOSITORY / "bundles" / bundle / "configs"
+    assert_known(overrides, [configs / f"{name}.json" for name in names])
     files = [str((configs / f"{name}.json").relative_to(cwd)) for name in names]
     settings = {"dataset_dir": data, "image_pattern": "*/flair.nii.gz", "output_dir": output, "ckpt": ckpt}
     settings |= {"progress": "False"} | overrides

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from common.commands.phantom import phantom_dataset
-from common.commands.run import run_bundle
 from common.datasets import write_phantom
-from tests.bundles.conftest import REPOSITORY, infer, read_json, shuffle_within_slices
+from tests.bundles.conftest import REPOSITORY, infer, read_json, run_bundle, shuffled_copy, volumes
 
 BUNDLE = "tonno_mosmed"
 ROOT = REPOSITORY / "bundles" / BUNDLE
@@ -26,9 +25,9 @@ def data(tmp_path_factory) -> Path:
     return phantom_dataset(tmp_path_factory.mktemp("data"), cases=40)
 
 
-def train(data: Path, output: Path, *, more=(), **overrides) -> Path:
-    settings = {"dataset_dir": str(data), "output_dir": str(output), "progress": False} | overrides
-    run_bundle(BUNDLE, ["train.json", "phantom.json", *more], **settings)
+def train(data: Path, output: Path, *more: str, **overrides: object) -> Path:
+    configs = ["train.json", "phantom.json", *more]
+    run_bundle(BUNDLE, configs, dataset_dir=data, output_dir=output, **overrides)
     return output
 
 
@@ -41,15 +40,9 @@ def trained(data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def evaluation(data, trained, tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("evaluation")
-    run_bundle(
-        BUNDLE,
-        ["inference.json", "evaluate.json", "phantom.json"],
-        dataset_dir=str(data),
-        output_dir=str(output),
-        ckpt=str(trained / "model.pt"),
-        baseline_thresholds=[1.4, 1.3],
-        progress=False,
-    )
+    configs = ["inference.json", "evaluate.json", "phantom.json"]
+    options = {"ckpt": trained / "model.pt", "baseline_thresholds": [1.4, 1.3]}
+    run_bundle(BUNDLE, configs, dataset_dir=data, output_dir=output, **options)
     return read_json(output / "summary.json") | {"output": output}
 
 
@@ -58,7 +51,7 @@ def test_masks_beat_the_empty_mask_and_the_threshold(evaluation):
     assert evaluation["dice"]["mean"] > evaluation["dice_baseline_threshold"]["mean"]
 
 
-def test_components_and_volumes_are_scored_beside_the_rivals(evaluation):
+def test_components_and_volumes_are_scored_beside_the_baselines(evaluation):
     volumes = read_json(evaluation["output"] / "volumes.json")
     assert set(volumes) == {"method", "threshold", "gated"}
     assert volumes["method"]["f1"]["mean"] > volumes["threshold"]["f1"]["mean"]
@@ -67,7 +60,7 @@ def test_components_and_volumes_are_scored_beside_the_rivals(evaluation):
 
 def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, data, trained, tmp_path):
     """Inference from the bundle's root, on two cases and a broken one."""
-    tested = sorted(path.name.removesuffix("_seg.nii.gz") for path in evaluation["output"].glob("*_seg.nii.gz"))[:2]
+    tested = sorted(volumes(evaluation["output"]))[:2]
     for case in tested:
         shutil.copytree(data / case, tmp_path / "data" / case)
     broken = tmp_path / "data" / "broken" / "flair.nii.gz"
@@ -84,8 +77,7 @@ def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, d
             written = nib.load(out / f"{case}_{name}.nii.gz")
             assert written.shape == image.shape
             np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
-        expected = nib.load(evaluation["output"] / f"{case}_seg.nii.gz").get_fdata()
-        np.testing.assert_array_equal(nib.load(out / f"{case}_seg.nii.gz").get_fdata(), expected)
+        np.testing.assert_array_equal(volumes(out)[case], volumes(evaluation["output"])[case])
     with open(out / "predictions.csv") as file:
         assert [row["case"] for row in csv.DictReader(file)] == tested
 
@@ -95,10 +87,7 @@ def two_truths(tmp_path_factory) -> list[Path]:
     """A small data set, and the same with every mask's voxels elsewhere in their slices."""
     root = tmp_path_factory.mktemp("truths")
     data = phantom_dataset(root / "as_is", cases=8)
-    shutil.copytree(data, root / "shuffled")
-    for path in (root / "shuffled").glob("*/mask.nii.gz"):
-        shuffle_within_slices(path)
-    return [data, root / "shuffled"]
+    return [data, shuffled_copy(data, root / "shuffled")]
 
 
 SHORT = {"max_epochs": 1, "volumes_per_epoch": 32, "size": 32, "val_interval": 2}
@@ -115,12 +104,12 @@ def test_the_second_round_learns_from_heatmaps_and_never_from_masks(two_truths, 
     infer(BUNDLE, two_truths[0], trained / "model.pt", pseudo, **{key: str(value) for key, value in part.items()})
     heats = {path: nib.load(path) for path in pseudo.glob("*_heatmap.nii.gz")}
     threshold = float(np.quantile(np.concatenate([heat.get_fdata().ravel() for heat in heats.values()]), 0.9))
-    second = {"more": ["train_refine.json"], "threshold": threshold, "refine": "$None"} | SHORT
-    states = [weights(train(data, tmp_path / data.name, pseudo_dir=str(pseudo), **second)) for data in two_truths]
+    second = {"pseudo_dir": pseudo, "threshold": threshold, "refine": None} | SHORT
+    states = [weights(train(data, tmp_path / data.name, "train_refine.json", **second)) for data in two_truths]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     for path, heat in heats.items():
         nib.save(nib.Nifti1Image(heat.get_fdata()[::-1].astype(np.float32), heat.affine), path)
-    other = weights(train(two_truths[0], tmp_path / "other", pseudo_dir=str(pseudo), **second))
+    other = weights(train(two_truths[0], tmp_path / "other", "train_refine.json", **second))
     assert not all(torch.equal(states[0][key], other[key]) for key in other)
 
 
