@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.commands.folds import folds
+
+PATIENTS = [f"p{i}" for i in range(12)]
+
+
+@pytest.fixture
+def datalist(tmp_path) -> Path:
+    """Twelve patients with two cases each, all in training."""
+    cases = [{"case": p + x, "patient": p, "image": f"{p}{x}.nii.gz", "cls": [0, 1]} for p in PATIENTS for x in "ab"]
+    content = {"name": "x", "classes": ["none", "tumor"], "modalities": ["flair"], "training": cases}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    return tmp_path / "list.json"
+
+
+def patients(path: Path) -> dict[str, list[str]]:
+    """Patients of each section, one entry a case."""
+    content = json.loads(path.read_text())
+    return {section: [case["patient"] for case in content[section]] for section in ("training", "validation", "test")}
+
+
+def test_each_patient_is_tested_once_and_is_in_one_section_of_a_fold_with_all_cases(datalist):
+    folds(str(datalist), count=3)
+    dealt = [patients(datalist.with_name(f"list_fold{k}.json")) for k in range(3)]
+    assert sorted(p for fold in dealt for p in fold["test"]) == sorted(2 * PATIENTS)
+    for fold in dealt:
+        assert sorted(p for section in fold.values() for p in section) == sorted(2 * PATIENTS)
+        assert sum(len(set(section)) for section in fold.values()) == len(PATIENTS)
+    assert not datalist.with_name("list_fold3.json").exists()
+
+
+def test_a_sixth_of_those_who_are_not_tested_validates(datalist):
+    folds(str(datalist), count=2)
+    sizes = {section: len(set(ids)) for section, ids in patients(datalist.with_name("list_fold0.json")).items()}
+    assert sizes == {"training": 5, "validation": 1, "test": 6}
+
+
+def test_the_seed_decides(datalist):
+    found = []
+    for seed in (0, 0, 1):
+        folds(str(datalist), count=3, seed=seed)
+        found.append([patients(datalist.with_name(f"list_fold{k}.json")) for k in range(3)])
+        assert json.loads(datalist.with_name("list_fold0.json").read_text())["seed"] == seed
+    assert found[0] == found[1]
+    tested = [{frozenset(fold["test"]) for fold in folds_of_a_seed} for folds_of_a_seed in found]
+    assert tested[0] != tested[2]
+
+
+def test_each_file_is_printed_with_the_number_of_its_cases(datalist, capsys):
+    folds(str(datalist), count=2)
+    lines = capsys.readouterr().out.splitlines()
+    counts = "10 training, 2 validation, 12 test"
+    assert lines == [f"{datalist.with_name(f'list_fold{k}.json')}: {counts}" for k in range(2)]

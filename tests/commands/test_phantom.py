@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.commands.phantom import phantom
+
+
+def written(folder: Path) -> dict:
+    return json.loads((folder / "datalist.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    phantom(str(folder), cases=10)
+    return folder
+
+
+def test_half_of_the_cases_train_and_a_fifth_validates(folder):
+    sizes = {section: len(written(folder)[section]) for section in ("training", "validation", "test")}
+    assert sizes == {"training": 5, "validation": 2, "test": 3}
+
+
+def test_labels_of_slices_are_those_of_the_masks(folder):
+    content = written(folder)
+    cases = [case for section in ("training", "validation", "test") for case in content[section]]
+    for case in cases:
+        mask = np.asarray(nib.as_closest_canonical(nib.load(folder / case["case"] / "mask.nii.gz")).dataobj)
+        assert (folder / case["image"]).is_file()
+        assert case["cls"] == (mask > 0).any(axis=(0, 1)).astype(int).tolist()
+    assert {label for case in cases for label in case["cls"]} == {0, 1}
+
+
+def test_the_seed_decides_on_volumes_and_split_and_the_folder_is_printed(folder, tmp_path, capsys):
+    for name, seed in (("same", 0), ("other", 1)):
+        phantom(str(tmp_path / name), cases=10, seed=seed)
+    assert capsys.readouterr().out.split() == [str(tmp_path / "same"), str(tmp_path / "other")]
+    assert written(tmp_path / "same") == written(folder)
+    tested = [{case["case"] for case in written(place)["test"]} for place in (folder, tmp_path / "other")]
+    assert tested[0] != tested[1]
+    first, same, other = (
+        np.asarray(nib.load(place / "phantom_000" / "flair.nii.gz").dataobj)
+        for place in (folder, tmp_path / "same", tmp_path / "other")
+    )
+    np.testing.assert_array_equal(first, same)
+    assert first.shape != other.shape or (first != other).any()
