@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,22 @@ class Running:
 def run_module(module: str, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ARGUMENTS` from start to end; options are those of `Running`."""
     return Running(module, *arguments, **options).wait()
+
+
+def run_ranks(module: str, *arguments: str, count: int = 2, **options) -> list[subprocess.CompletedProcess[str]]:
+    """What `torchrun --nproc_per_node=COUNT -m MODULE ARGUMENTS` starts: a process a rank, on one thread each."""
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
+    variables |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    ranks = [variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    started = [Running(module, *arguments, environment=environment, **options) for environment in ranks]
+    return [running.wait() for running in started]
+
+
+def free_port() -> str:
+    """A port of this machine on which nobody listens now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def _run(module: str, arguments: Sequence[str], cwd: str, variables: Mapping[str, str], outputs: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ import csv
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import zipfile
@@ -18,7 +17,7 @@ import yaml
 from common.commands.export import export_bundle
 from common.commands.run import BUNDLES
 from common.datasets import write_phantom
-from tests.bundles.conftest import REPOSITORY
+from tests.running import REPOSITORY, free_port
 
 BUNDLE = "gp_unet_brats"
 TEXT = (REPOSITORY / "docs" / "many_volumes.md").read_text()
@@ -40,12 +39,6 @@ def block(heading: str) -> str:
     found = re.search(rf"^## {heading}\n.*?^```\w*\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     assert found is not None, f"docs/many_volumes.md has no code under {heading!r}"
     return found[1]
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.fixture

@@ -1,22 +1,26 @@
-"""`torchrun` with two processes on a CPU: training, evaluation and inference end as with one process."""
+"""Two processes on a CPU, as `torchrun` starts them: training, evaluation and inference end as with one process."""
 
 from __future__ import annotations
 
 import csv
-import os
+import json
 import subprocess
-import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from common.commands.phantom import phantom_dataset
-from tests.bundles.conftest import REPOSITORY, monai_bundle, read_json
+from common.commands.run import run_arguments
+from tests.bundles.conftest import read_json, volumes
+from tests.running import run_module, run_ranks
 
-CONFIGS = "bundles/gp_unet_brats/configs"
+# What each process ends with: its own weights and the loss of its own last batch.
+KEEP = (
+    "$torch.save({'parameters': {k: p.detach() for k, p in @network.named_parameters()}, "
+    "'loss': float(@train#trainer.state.output['loss'])}, @output_dir + '/rank' + os.environ['RANK'] + '.pt')"
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,30 +29,24 @@ def data(tmp_path_factory) -> Path:
     return phantom_dataset(tmp_path_factory.mktemp("data"), cases=10)
 
 
-def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        [*command, "-m", "monai.bundle", *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def two_processes(*arguments: str, check: bool = True) -> list[subprocess.CompletedProcess[str]]:
+    ranks = run_ranks("monai.bundle", *arguments)
+    assert not check or [done.returncode for done in ranks] == [0, 0], "".join(done.stderr[-3000:] for done in ranks)
+    return ranks
 
 
 def run(*names: str, **overrides: object) -> list[str]:
-    files = str([f"{CONFIGS}/{name}.json" for name in names])
-    overrides = {"device": "cpu", "progress": False} | overrides
-    return ["run", "--config_file", files, *(str(part) for k, v in overrides.items() for part in (f"--{k}", v))]
+    configs = [f"{name}.json" for name in names]
+    return run_arguments("gp_unet_brats", configs, **{"device": "cpu", "progress": False} | overrides)
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> Path:
     """Folder of an epoch trained by two processes."""
     output = tmp_path_factory.mktemp("training")
-    done = torchrun(*run("train", "phantom", "multi_gpu_train", dataset_dir=data, output_dir=output, max_epochs=1))
-    assert done.returncode == 0, done.stderr[-3000:]
+    (output / "keep.json").write_text(json.dumps({"+finalize": [KEEP]}))
+    files = ["train", "phantom", "multi_gpu_train", str(output / "keep")]
+    two_processes(*run(*files, dataset_dir=data, output_dir=output, max_epochs=1))
     return output
 
 
@@ -61,16 +59,24 @@ def test_two_processes_train_one_network_and_log_once(trained):
     assert not [key for key in state if key.startswith("module.")]
 
 
+def test_each_process_steps_by_the_gradients_of_both(trained):
+    """They draw other slices and other distortions, so that without an average their weights would part."""
+    one, other = (torch.load(trained / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert one["parameters"].keys() == other["parameters"].keys()
+    assert all(torch.equal(value, other["parameters"][name]) for name, value in one["parameters"].items())
+    assert one["loss"] != other["loss"]
+
+
 @pytest.fixture(scope="module")
 def evaluations(data, trained, tmp_path_factory) -> tuple[Path, Path]:
     """The same evaluation, of all cases, by one process and by two."""
     options = {"dataset_dir": data, "ckpt": trained / "model.pt", "section": "training+validation+test"}
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    with pytest.MonkeyPatch.context() as patch:  # threads change the order of sums, and with it the last digit
-        patch.setenv("OMP_NUM_THREADS", "1")
-        monai_bundle(*run("inference", "evaluate", "phantom", output_dir=one, **options))
-    done = torchrun(*run("inference", "evaluate", "phantom", "multi_gpu_evaluate", output_dir=two, **options))
+    # One thread, as with two processes: threads change the order of sums, and with it the last digit.
+    alone = run("inference", "evaluate", "phantom", output_dir=one, **options)
+    done = run_module("monai.bundle", *alone, environment={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(*run("inference", "evaluate", "phantom", "multi_gpu_evaluate", output_dir=two, **options))
     return one, two
 
 
@@ -84,8 +90,10 @@ def test_two_processes_score_as_one(evaluations):
 def test_outputs_of_two_processes_are_those_of_one_and_merged_once(evaluations):
     one, two = evaluations
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
-    for path in one.glob("*.nii.gz"):
-        np.testing.assert_array_equal(nib.load(path).get_fdata(), nib.load(two / path.name).get_fdata())
+    for kind in ("seg", "heatmap"):
+        merged = volumes(two, kind)
+        for case, volume in volumes(one, kind).items():
+            np.testing.assert_array_equal(volume, merged[case])
     tables = []
     for folder in (one, two):
         with open(folder / "predictions.csv") as file:
@@ -100,15 +108,15 @@ def test_a_bad_scan_of_one_process_is_named_and_the_table_holds_the_others(data,
         whole = (data / name / "flair.nii.gz").read_bytes()
         (tmp_path / "in" / name / "flair.nii.gz").write_bytes(whole[: len(whole) // 2] if number == 1 else whole)
     options = {"dataset_dir": tmp_path / "in", "ckpt": trained / "model.pt", "output_dir": tmp_path / "out"}
-    done = torchrun(*run("inference", "phantom", "multi_gpu_evaluate", **options))
-    assert done.returncode != 0
-    assert "1 of 3 cases failed" in done.stderr
+    ranks = two_processes(*run("inference", "phantom", "multi_gpu_evaluate", **options), check=False)
+    assert all(done.returncode != 0 for done in ranks)
+    assert all("1 of 3 cases failed" in done.stderr for done in ranks)
     with open(tmp_path / "out" / "predictions.csv") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["phantom_000", "phantom_002"]
 
 
 def test_more_processes_than_cases_are_refused(data, trained, tmp_path):
     options = {"dataset_dir": data, "ckpt": trained / "model.pt", "output_dir": tmp_path, "image_pattern": "*_000/f*"}
-    done = torchrun(*run("inference", "phantom", "multi_gpu_evaluate", **options))
-    assert done.returncode != 0
-    assert "2 processes for 1 case(s): start at most 1" in done.stderr
+    ranks = two_processes(*run("inference", "phantom", "multi_gpu_evaluate", **options), check=False)
+    assert all(done.returncode != 0 for done in ranks)
+    assert "2 processes for 1 case(s): start at most 1" in "".join(done.stderr for done in ranks)
