@@ -96,7 +96,8 @@ def _run(module: str, arguments: Sequence[str], cwd: str, variables: Mapping[str
     if threads := variables.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     _scatter_random_states()
-    sys.path[:] = [cwd, *(path for path in sys.path if path not in ("", str(REPOSITORY)))]
+    added = [path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:] = [cwd, *added, *(path for path in sys.path if path not in ("", str(REPOSITORY), *added))]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
