@@ -9,7 +9,10 @@ OLDEST_TESTS := $(patsubst %,tests/%/test_run.py::test_masks_beat_the_empty_mask
 	$(patsubst %,tests/%.py,data/test_datalist data/test_slices engines/test_cases engines/test_inferers features/test_store \
 	handlers/test_case_scores handlers/test_writers preprocessing/test_transforms test_training)
 
-.PHONY: install demo test test-oldest label clean
+# A file's tests run in one process, which trains once for them; the bundles' files, which take longest, come early.
+PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: install demo test lint types pytest test-oldest label clean
 
 install: $(VENV)/.installed
 
@@ -24,24 +27,35 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python -m common demo --output_dir demo
 
-test: install
+# Three that may run at the same time: `make --jobs=2 test`.
+test: lint pytest types
+
+lint: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m common format --check
+
+types: install
 	$(BIN)/python -m mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+pytest: install
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 # The oldest MONAI and numpy that pyproject.toml allows.
-$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
+$(OLDEST)/.torch: constraints.txt constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
-	$(OLDEST)/bin/python -m pip install --quiet --requirement constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --requirement constraints.txt --requirement constraints-oldest.txt
+	touch $@
+
+# After the other environment, not beside it: both build the project in this folder.
+$(OLDEST)/.installed: pyproject.toml $(OLDEST)/.torch | $(VENV)/.installed
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-oldest.txt \
 		--editable . pytest pytest-xdist
 	touch $@
 
 test-oldest: $(OLDEST)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile $(OLDEST_TESTS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST) $(OLDEST_TESTS)
 
 # MONAI Label needs older packages than the bundles: an environment of its own.
 $(LABEL)/.installed: tests/label_requirements.txt constraints.txt

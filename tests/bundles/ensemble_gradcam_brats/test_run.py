@@ -50,7 +50,8 @@ def truths_of(data: Path, cases: dict) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def ckpt(run) -> Path:
-    return run("train.json", "phantom.json") / "model.pt"
+    """Weights of a training with the demo's settings, but shorter."""
+    return run("train.json", "phantom.json", max_epochs=8) / "model.pt"
 
 
 @pytest.fixture(scope="module")
