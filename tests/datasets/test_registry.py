@@ -1,126 +1,42 @@
 from __future__ import annotations
 
 from inspect import signature
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import common.datasets
-from common.datasets import ADAPTERS, folder, read_cases
-from tests.pipeline import save as save_volume
+from common.datasets import ADAPTERS, read_cases
+from tests.pipeline import save
 
 
-def save(path: Path, volume: np.ndarray) -> str:
-    return save_volume(path, volume.astype(np.uint8))
+def test_names_every_public_function():
+    read = {getattr(row.read, "func", row.read) for row in ADAPTERS.values()}
+    public = [getattr(common.datasets, name) for name in common.datasets.__all__]
+    functions = {f for f in public if callable(f) and next(iter(signature(f).parameters), "") == "root"}
+    assert read == functions
 
 
-def mask_of(*slices: int, depth: int = 4) -> np.ndarray:
-    mask = np.zeros((5, 6, depth))
-    mask[2, 3, list(slices)] = 4
-    return mask
+def test_defaults_are_the_adapters_own(tmp_path):
+    save(tmp_path / "a" / "flair.nii.gz", np.ones((5, 6, 4), np.uint8))
+    cases, classes, modalities = read_cases("folder", tmp_path)
+    assert (len(cases), classes, modalities) == (1, ("none", "tumor"), ("flair",))
 
 
-class TestFolder:
-    def test_reads_cases_with_labels_where_there_is_a_mask(self, tmp_path):
-        save(tmp_path / "P1_a" / "flair.nii.gz", np.ones((5, 6, 4)))
-        save(tmp_path / "P1_a" / "mask.nii.gz", mask_of(0, 3))
-        save(tmp_path / "P1_b" / "flair.nii.gz", np.ones((5, 6, 4)))
-        first, second = folder(tmp_path, patient_separator="_")
-        assert first == {
-            "case": "P1_a",
-            "patient": "P1",
-            "image": str(tmp_path / "P1_a" / "flair.nii.gz"),
-            "label": str(tmp_path / "P1_a" / "mask.nii.gz"),
-            "cls": [1, 0, 0, 1],
-        }
-        assert second.keys() == {"case", "patient", "image"}
-        assert folder(tmp_path)[0]["patient"] == "P1_a"
-
-    def test_several_modalities_make_a_list_and_masks_can_be_ignored(self, tmp_path):
-        for name in ("flair", "t1", "mask"):
-            save(tmp_path / "a" / f"{name}.nii.gz", mask_of(1))
-        (case,) = folder(tmp_path, modalities=("t1", "flair"), label=None)
-        assert case["image"] == [str(tmp_path / "a" / "t1.nii.gz"), str(tmp_path / "a" / "flair.nii.gz")]
-        assert "label" not in case
-
-    def test_the_organs_mask_comes_along_where_it_is_asked_for(self, tmp_path):
-        for name in ("flair", "mask", "brain"):
-            save(tmp_path / "a" / f"{name}.nii.gz", mask_of(1))
-        (case,) = folder(tmp_path, organ="brain")
-        assert case["organ"] == str(tmp_path / "a" / "brain.nii.gz")
-        assert "organ" not in folder(tmp_path)[0]
-        with pytest.raises(FileNotFoundError, match=r"'\*/lung.nii.gz' beside a/flair.nii.gz"):
-            folder(tmp_path, organ="lung")
-
-    def test_volume_labels_tell_empty_masks_from_others(self, tmp_path):
-        for name, slices in (("a", (1,)), ("b", ())):
-            save(tmp_path / name / "flair.nii.gz", np.ones((5, 6, 4)))
-            save(tmp_path / name / "lesion.nii.gz", mask_of(*slices))
-        assert [c["cls"] for c in folder(tmp_path, label="lesion", cls_per="volume")] == [1, 0]
-        with pytest.raises(ValueError, match="cls_per must be 'slice' or 'volume'; got 'patient'"):
-            folder(tmp_path, cls_per="patient")
-
-    def test_sessions_of_a_patient_are_cases_of_one_patient(self, tmp_path):
-        for name in ("P1/ses1", "P1/ses2", "P2/ses1"):
-            save(tmp_path / name / "flair.nii.gz", np.ones((5, 6, 4)))
-            save(tmp_path / name / "lesion.nii.gz", mask_of(2))
-        cases = folder(tmp_path, label="lesion", pattern="*/*/{}.nii.gz")
-        assert [(c["case"], c["patient"], c["cls"]) for c in cases] == [
-            ("P1_ses1", "P1", [0, 0, 1, 0]),
-            ("P1_ses2", "P1", [0, 0, 1, 0]),
-            ("P2_ses1", "P2", [0, 0, 1, 0]),
-        ]
-
-    def test_pairs_masks_of_other_names_as_the_isbi_challenge_has_them(self, tmp_path):
-        for session in ("01", "02"):
-            for name in ("flair", "t2"):
-                save(
-                    tmp_path / "training03" / "preprocessed" / f"training03_{session}_{name}_pp.nii", np.ones((5, 6, 4))
-                )
-            for rater in ("1", "2"):
-                mask = mask_of(int(session)) if rater == "1" else mask_of()
-                save(tmp_path / "training03" / "masks" / f"training03_{session}_mask{rater}.nii", mask)
-        cases = folder(
-            tmp_path,
-            modalities=("flair", "t2"),
-            pattern="*/preprocessed/*_{}_pp.nii",
-            label_pattern="*/masks/*_mask1.nii",
-        )
-        assert [(c["patient"], c["cls"]) for c in cases] == [("training03", [0, 1, 0, 0]), ("training03", [0, 0, 1, 0])]
-        assert [Path(p).name for p in cases[1]["image"]] == ["training03_02_flair_pp.nii", "training03_02_t2_pp.nii"]
-
-    def test_counts_slices_of_the_real_gliomas(self, real_data):
-        cases = folder(real_data("lgg"))
-        labels = [label for case in cases for label in case["cls"]]
-        assert (len(cases), len(labels), sum(labels)) == (82, 2823, 969)
+def test_fixed_options_cannot_be_given_twice():
+    assert "severity" in ADAPTERS["mosmed"].options
+    assert "severity" not in ADAPTERS["mosmed_severity"].options
 
 
-class TestTable:
-    def test_names_every_public_function(self):
-        read = {getattr(row.read, "func", row.read) for row in ADAPTERS.values()}
-        public = [getattr(common.datasets, name) for name in common.datasets.__all__]
-        functions = {f for f in public if callable(f) and next(iter(signature(f).parameters), "") == "root"}
-        assert read == functions
-
-    def test_defaults_are_the_adapters_own(self, tmp_path):
-        save(tmp_path / "a" / "flair.nii.gz", np.ones((5, 6, 4)))
-        cases, classes, modalities = read_cases("folder", tmp_path)
-        assert (len(cases), classes, modalities) == (1, ("none", "tumor"), ("flair",))
-
-    def test_fixed_options_cannot_be_given_twice(self):
-        assert "severity" in ADAPTERS["mosmed"].options
-        assert "severity" not in ADAPTERS["mosmed_severity"].options
-
-    @pytest.mark.parametrize(
-        ("adapter", "options", "message"),
-        [
-            ("brats", {}, "unknown adapter 'brats'; use one of folder, brats2020, kaggle_3m, "),
-            ("brats2020", {"modalities": ("t1",)}, "brats2020 has no option modalities; it has none"),
-            ("folder", {"mask": "a", "sort": 1}, "folder has no option mask, sort; it has modalities, label, org"),
-            ("substacks", {}, "substacks writes files of its own: say where with --dataset_dir"),
-        ],
-    )
-    def test_says_what_there_is_instead(self, tmp_path, adapter, options, message):
-        with pytest.raises(ValueError, match=message):
-            read_cases(adapter, tmp_path, **options)
+@pytest.mark.parametrize(
+    ("adapter", "options", "message"),
+    [
+        ("brats", {}, "unknown adapter 'brats'; use one of folder, brats2020, kaggle_3m, "),
+        ("brats2020", {"modalities": ("t1",)}, "brats2020 has no option modalities; it has none"),
+        ("folder", {"mask": "a", "sort": 1}, "folder has no option mask, sort; it has modalities, label, org"),
+        ("substacks", {}, "substacks writes files of its own: say where with --dataset_dir"),
+    ],
+)
+def test_says_what_there_is_instead(tmp_path, adapter, options, message):
+    with pytest.raises(ValueError, match=message):
+        read_cases(adapter, tmp_path, **options)

@@ -111,7 +111,9 @@ class TestAutopet:
         assert [Path(p).name for p in cases[0]["image"]] == ["SUV.nii.gz", "CTres.nii.gz"]
 
     def test_the_diagnosis_labels_studies_and_needs_no_mask(self, autopet_root):
-        for path in autopet_root.glob("*/*/SEG.nii.gz"):
+        masks = list(autopet_root.glob("*/*/SEG.nii.gz"))
+        assert len(masks) == 3
+        for path in masks:
             path.unlink()
         cases = autopet(autopet_root, cls_from="diagnosis")
         assert [c["cls"] for c in cases] == [1, 0, 0]

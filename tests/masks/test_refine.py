@@ -8,12 +8,9 @@ from scipy import ndimage as ndi
 from skimage.morphology import disk
 
 from common.masks import (
-    each_slice,
     gate_slices,
     refine_by_intensity,
     smooth_along_slices,
-    smooth_in_organ,
-    without_thin,
 )
 
 PLAIN: dict[str, Any] = {"smooth_mm": 0.0, "opening_mm": 0.0}
@@ -202,55 +199,3 @@ class TestSmoothAlongSlices:
             smooth = smooth_along_slices(lone, sigma_mm=sigma_mm, slice_mm=slice_mm)[0]
             expected = np.exp(-0.5 * (np.arange(41) - 20.0) ** 2 / 4.0)
             np.testing.assert_allclose(smooth, expected / expected.sum(), atol=1e-4)
-
-
-def test_each_slice_calls_the_function_only_where_there_is_something():
-    mask = np.zeros((3, 3, 4), bool)
-    mask[1, 1, 2] = True
-    seen = []
-    out = each_slice(lambda s: seen.append(s.copy()) or ~s, mask)
-    assert len(seen) == 1
-    np.testing.assert_array_equal(out[..., 2], ~mask[..., 2])
-    assert not out[..., [0, 1, 3]].any()
-
-
-class TestSmoothInOrgan:
-    def test_is_the_mean_of_the_organs_voxels_weighed_by_their_distance_in_millimeters(self):
-        image, organ = (np.pad(array, ((7, 7), (4, 4), (0, 0))) for array in scene(0, (14, 11, 4))[1:])
-        spacing, sigma = (1.0, 2.0, 3.0), 1.6
-        got = smooth_in_organ(image, organ, sigma_mm=sigma, spacing=spacing)
-        assert 0 < organ.sum() < organ.size
-        for x, y, z in np.argwhere(organ)[::7]:
-            places = np.argwhere(organ[..., z])
-            squared = (((places - (x, y)) * spacing[:2]) ** 2).sum(axis=1)
-            weights = np.exp(-squared / (2 * sigma**2))
-            expected = (weights * image[..., z][organ[..., z]]).sum() / weights.sum()
-            assert got[x, y, z] == pytest.approx(expected, abs=2e-3)
-
-    def test_what_lies_around_the_organ_does_not_matter_and_becomes_zero(self):
-        _, image, organ = scene(1)
-        options = {"sigma_mm": 3.0, "spacing": (1.0, 1.0, 1.0)}
-        got = smooth_in_organ(image, organ, **options)
-        np.testing.assert_array_equal(smooth_in_organ(np.where(organ, image, 1e3), organ, **options), got)
-        assert not got[~organ].any()
-        np.testing.assert_allclose(smooth_in_organ(np.full_like(image, 1.5), organ, **options)[organ], 1.5, rtol=1e-5)
-
-    def test_slices_do_not_see_each_other_and_no_width_changes_nothing(self):
-        _, image, organ = scene(2)
-        options = {"sigma_mm": 2.0, "spacing": (1.0, 1.0, 1.0)}
-        whole = smooth_in_organ(image, organ, **options)
-        for z in range(image.shape[2]):
-            alone = smooth_in_organ(image[..., z : z + 1], organ[..., z : z + 1], **options)
-            np.testing.assert_array_equal(whole[..., z : z + 1], alone)
-        same = smooth_in_organ(image, organ, sigma_mm=0.0, spacing=(1.0, 1.0, 1.0))
-        np.testing.assert_array_equal(same, image * organ)
-
-
-def test_without_thin_keeps_what_holds_a_box_of_twice_the_radius_in_millimeters():
-    image = np.full((20, 20, 12), 0.5, np.float32)
-    image[2:7, 2:7, 2:5] = 2.0  # holds 5 × 5 × 3 voxels of 1 × 1 × 2 mm: a radius of 2 mm
-    image[10:14, 10:18, 2:8] = 3.0  # 4 wide
-    opened = without_thin(image, radius_mm=2.0, spacing=(1.0, 1.0, 2.0))
-    expected = np.where(image == 2.0, 2.0, 0.5)
-    np.testing.assert_array_equal(opened, expected)
-    np.testing.assert_array_equal(without_thin(image, radius_mm=0.4, spacing=(1.0, 1.0, 2.0)), image)

@@ -139,8 +139,9 @@ class TestLung:
         np.testing.assert_array_equal(lung_mask(4 * image + 1000, SPACING), lung_mask(image, SPACING))
 
     def test_agrees_with_the_lungs_of_real_scans(self, real_data):
-        scores = []
-        for folder in sorted(real_data("covid_ct").glob("*/")):
+        scores, folders = [], sorted(real_data("covid_ct").glob("*/"))
+        assert folders
+        for folder in folders:
             ct, lung = (nib.Nifti1Image.from_filename(folder / f"{name}.nii.gz") for name in ("ct", "lung"))
             middle = slice(ct.shape[2] // 2 - 2, ct.shape[2] // 2 + 3)
             image = np.asarray(ct.dataobj[..., middle], dtype=np.float32)
