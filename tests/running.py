@@ -1,7 +1,8 @@
 """`python -m MODULE` in processes that are forked from one which has the imports behind it.
 
 Each run is a process of its own, as a command in a shell is, so the `scripts` of two bundles never meet; but it starts
-in tenths of a second, where a new interpreter spends five or more on importing MONAI.
+in tenths of a second, where a new interpreter spends five or more on importing MONAI. The runs of a session share the
+seed of Python's hashes: what must not depend on it is tested in new interpreters.
 """
 
 from __future__ import annotations
