@@ -74,7 +74,10 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """JSON indented by 4, as a file holds it: null where a score is undefined or infinite, since `NaN` is no JSON."""
+    """JSON indented by 4, as a file holds it: null where a score is undefined or infinite, since `NaN` is no JSON.
+
+    Paths become texts, NumPy's numbers plain ones.
+    """
     return json.dumps(_strict(value), indent=4, allow_nan=False, default=os.fspath) + "\n"
 
 
@@ -83,6 +86,8 @@ def _strict(value: Any) -> Any:
         return {key: _strict(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -90,14 +95,14 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None
     """Write `[H, W, D]` with a RAS+ millimeter `affine` (as nibabel and MONAI use it)."""
     image = nib.Nifti1Image(array, np.asarray(affine, dtype=np.float64))
     image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
+    with writing(path), atomic_path(path) as temporary:
         nib.save(image, temporary)
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with the union of their keys as columns, in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+    with writing(path), atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -22,6 +22,12 @@ def test_json_holds_null_for_what_is_no_number(tmp_path):
     assert read == {"dice": {"mean": 0.5, "std": None, "interval": [None, [None, 1]], "cases": 3}}
 
 
+def test_json_holds_numpy_numbers_as_plain_ones(tmp_path):
+    value = {"a": np.float32(0.5), "b": [np.int64(3), np.bool_(True)], "c": np.float32("nan")}
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 0.5, "b": [3, True], "c": None}
+
+
 def test_json_is_indented_by_four_and_ends_with_a_line(tmp_path):
     write_json(tmp_path / "new" / "a.json", {"ö": [1, True, None], "path": Path("a/b")})
     expected = '{\n    "\\u00f6": [\n        1,\n        true,\n        null\n    ],\n    "path": "a/b"\n}\n'
@@ -41,6 +47,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotWritten, match=r"file/a\.json cannot be written"):
         write_json(tmp_path / "file" / "a.json", {})
+    with pytest.raises(NotWritten, match=r"file/a\.csv cannot be written"):
+        write_csv(tmp_path / "file" / "a.csv", [{"x": 1}])
+    with pytest.raises(NotWritten, match=r"file/a\.nii cannot be written"):
+        write_nifti(tmp_path / "file" / "a.nii", np.zeros((2, 2, 2), np.uint8), np.eye(4))
 
 
 def test_write_nifti_keeps_values_type_and_affine(tmp_path):

@@ -76,6 +76,12 @@ def test_common_imports_neither_bundles_nor_benchmarks_nor_tests():
     assert [(name, found) for name in MODULES for found in imports(name) if found.split(".")[0] in outside] == []
 
 
+@pytest.mark.parametrize("name", ["files", "tensors", "metrics"])
+def test_what_all_rooms_stand_on_imports_none_of_them(name):
+    own = [found for module in MODULES if room(module) == f"common.{name}" for found in imports(module)]
+    assert {room(found) for found in own if found.startswith("common")} <= {f"common.{name}"}
+
+
 def test_commands_are_imported_by_no_other_room():
     users = {room(name) for name in MODULES if any(room(found) == "common.commands" for found in imports(name))}
     assert users <= {"common.commands", "common.__main__"}

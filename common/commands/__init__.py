@@ -1,1 +1,1 @@
-"""The commands of `python -m common`, one a file."""
+"""The commands of `python -m common`, one a file; `run` and `verify_build` serve them."""

@@ -25,12 +25,10 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
 
 
 def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: int = 0) -> list[Path]:
-    """Write `<datalist>_fold<k>.json` for cross-validation by patient: fold k is the test section.
-
-    A sixth of the other patients validates.
+    """Write the files of `folds` into a folder of their own.
 
     Args:
-        datalist: a datalist, whose own sections are dissolved.
+        datalist: as `prepare` writes it; its own sections are dissolved.
         output_dir: gets the files; paths in them stay relative to the same folder of the data.
         count: number of folds.
         seed: of the folds.

@@ -201,7 +201,7 @@ def problems(root: str | Path, rules: Sequence[Rule] = QUICK, slow: Sequence[str
     Args:
         root: the bundle's folder.
         rules: those to check here.
-        slow: names of those in `common.commands.built` to check.
+        slow: names of those in `common.commands.verify_build` to check.
     """
     found = []
     for rule in rules:
@@ -209,14 +209,14 @@ def problems(root: str | Path, rules: Sequence[Rule] = QUICK, slow: Sequence[str
             found += [f"{_name(rule)}: {line}" for line in rule(Path(root))]
         except (OSError, ValueError, KeyError, TypeError) as error:  # what another rule reports, or a broken file
             found.append(f"{_name(rule)}: cannot be checked ({type(error).__name__}: {error})")
-    return found + [f"{name}: {line}" for name, lines in built(Path(root), slow).items() for line in lines]
+    return found + [f"{name}: {line}" for name, lines in build_problems(Path(root), slow).items() for line in lines]
 
 
-def built(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """What the rules of `common.commands.built` find, by their names, in one process of its own."""
+def build_problems(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """What the rules of `common.commands.verify_build` find, by their names, in one process of its own."""
     if not names:
         return {}
-    command = [sys.executable, "-m", "common.commands.built", *names]
+    command = [sys.executable, "-m", "common.commands.verify_build", *names]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:

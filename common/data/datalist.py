@@ -1,12 +1,15 @@
 """Datalists: which image has which yes/no label, and who is in training, validation and test.
 
-A datalist is one JSON file::
+A datalist is one JSON file:
 
     {"name": str, "classes": ["none", "tumor"], "modalities": ["flair"], "seed": 0,
      "training": [case, ...], "validation": [case, ...], "test": [case, ...]}
 
-with ``case = {"case": unique name, "patient": id, "image": path or list of paths (one per modality),
-"label": mask path (optional), "organ": path of an organ's mask (optional), "box": corners (optional), "cls": label}``.
+and each case of it is:
+
+    {"case": unique name, "patient": id, "image": path or list of paths (one per modality), "cls": label,
+     "label": mask path (optional), "organ": path of an organ's mask (optional), "box": corners (optional)}
+
 `cls` is one int for the whole volume, or one int per axial slice, ordered inferior→superior, or, where several
 classes may be present at once, the list of their names (`["ADH", "DCIS"]`; `[]`: none of them). Paths are relative
 to `dataset_dir`. Training sees `cls` only; the mask derives it here and scores later.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -40,15 +39,6 @@ def bag_of(image: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     organ = slices[:, -1:] > 0.5
     indices = torch.nonzero(organ.flatten(1).any(1)).flatten()
     return slices[indices, :-1].contiguous(), organ[indices].float(), indices.tolist()
-
-
-def inside_cells(organ: Tensor, grid: Sequence[int]) -> Tensor:
-    """Share of each cell that the organ covers, `[N, 1, *grid]` of `[N, 1, H, W]`, for an organ on any grid of its own.
-
-    Where the organ is on the pixels that the encoder sees, `Encoder.coverage` is exact, whatever remains at the border.
-    """
-    rows, columns = grid
-    return F.adaptive_avg_pool2d(organ.float(), (rows, columns))
 
 
 def volume_entry(
@@ -91,8 +81,8 @@ def find(case: dict, preprocessing: Callable, encoder: Encoder, store: FeatureSt
     return store.get(store.resolve(_alias(case, describe(preprocessing), encoder.fingerprint)))
 
 
-def _alias(case: dict, recipe: str, fingerprint: str) -> str:
-    return file_key(fingerprint, _files(case), recipe)
+def _alias(case: dict, preprocessing: str, fingerprint: str) -> str:
+    return file_key(fingerprint, _files(case), preprocessing)
 
 
 def _files(case: dict) -> list[str]:
@@ -110,14 +100,14 @@ class _Inputs(Dataset):
         self.preprocessed = CaseDataset(self.cases, preprocessing)
         self.store = store
         self.fingerprint = fingerprint
-        self.recipe = describe(preprocessing)
+        self.preprocessing = describe(preprocessing)
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            alias = _alias(self.cases[index], self.recipe, self.fingerprint)
+            alias = _alias(self.cases[index], self.preprocessing, self.fingerprint)
             found = self.store.get(self.store.resolve(alias))
         except (OSError, ValueError) as error:
             return {"index": index, "error": f"{type(error).__name__}: {error}"}
@@ -194,7 +184,7 @@ def extract(
         run.record["seconds"] = round(time.perf_counter() - start, 2)
         run.record["options"] = {"batch_size": batch_size, "chunk": chunk, "device": str(device)}
         run.write()
-    if describe(preprocessing) != inputs.recipe:
+    if describe(preprocessing) != inputs.preprocessing:
         logger.warning("the preprocessing changes its settings as it runs: features will be found by content only")
     if failed := run.record["failed"]:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
@@ -213,7 +203,11 @@ class _Run:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.record: dict[str, Any] = {"started": now, "finished": False, "cases": len(inputs), "bytes": 0}
         self.record |= {"found": [], "computed": [], "failed": {}, "keys": {}}
-        self.record |= {"encoder": encoder.options, "fingerprint": encoder.fingerprint, "preprocessing": inputs.recipe}
+        self.record |= {
+            "encoder": encoder.options,
+            "fingerprint": encoder.fingerprint,
+            "preprocessing": inputs.preprocessing,
+        }
 
     def take_all(self, items: Iterable[dict[str, Any]], bar: tqdm) -> None:
         for item in items:

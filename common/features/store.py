@@ -51,15 +51,15 @@ def content_key(fingerprint: str, *tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def file_key(fingerprint: str, files: Iterable[PathLike], recipe: str) -> str:
-    """Key by what the input is made from: sha256 (hex) of the files' bytes, in their order, and the recipe.
+def file_key(fingerprint: str, files: Iterable[PathLike], preprocessing: str) -> str:
+    """Key by what the input is made from: sha256 (hex) of the files' bytes, in their order, and the preprocessing.
 
     Args:
         fingerprint: of the encoder.
         files: that the input is made from; their names do not matter.
-        recipe: the preprocessing, as `common.features.describe` tells it.
+        preprocessing: as `common.features.fingerprint.describe` tells it.
     """
-    digest = hashlib.sha256(f"{FORMAT} files {fingerprint} {recipe}".encode())
+    digest = hashlib.sha256(f"{FORMAT} files {fingerprint} {preprocessing}".encode())
     for path in files:
         part = hashlib.sha256()
         with open(path, "rb") as file:

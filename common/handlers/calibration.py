@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite.distributed import get_world_size
 from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 from tqdm import tqdm
@@ -25,7 +26,8 @@ class Calibration(CaseHandler):
     Every option's candidates are tried in turn while the others stay, and the best stays; `passes` times. A refinement
     that is no better than the raw map above its threshold is left out (`refine` null). The result goes to
     `calibrated.json`, a config that overrides `inference.json` and `evaluate.json`, and every trial to
-    `calibration.csv`. Scores are taken in the model's grid. The evaluator must have no postprocessing.
+    `calibration.csv`. Scores are taken in the model's grid. The evaluator must have no postprocessing, and run in one
+    process.
 
     Args:
         output_dir: where the files go.
@@ -56,6 +58,11 @@ class Calibration(CaseHandler):
         self.trials: list[dict[str, Any]] = []
 
     def _start(self) -> None:
+        if get_world_size() > 1:
+            raise RuntimeError(
+                f"calibration looks at all cases in one process, but {get_world_size()} were started: run it without "
+                "torchrun"
+            )
         super()._start()
         self.trials = []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from common.commands.built import missing_properties
+from common.commands.verify_build import missing_properties
 
 if __name__ == "__main__":
     found = {}

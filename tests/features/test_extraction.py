@@ -15,7 +15,6 @@ from torch import Tensor
 import common.features.extraction
 from common.encoders import Encoder
 from common.features import EntryLocked, FeatureStore, bag_of, extract, find, volume_entry
-from common.features.extraction import inside_cells
 from common.features.store import content_key
 from common.files import NotWritten
 from tests.features.helpers import FORK, counted
@@ -74,13 +73,6 @@ class TestBag:
             assert torch.equal(slices[n], torch.stack([image[..., z], second[..., z]]))
             assert torch.equal(masks[n, 0], organ[..., z])
 
-    def test_cells_have_the_organs_share_whatever_its_resolution(self):
-        organ = (torch.rand(3, 1, 12, 8, generator=torch.Generator().manual_seed(0)) > 0.4).float()
-        expected = organ.numpy().reshape(3, 1, 3, 4, 2, 4).mean((3, 5))
-        np.testing.assert_allclose(inside_cells(organ, (3, 2)), expected, rtol=1e-6)
-        fine = organ.repeat_interleave(5, 2).repeat_interleave(5, 3)
-        np.testing.assert_allclose(inside_cells(fine, (3, 2)), expected, rtol=1e-6)
-
 
 class TestVolumeEntry:
     def test_inference_finds_by_content_what_extraction_computed_from_files(self, cases, store):
@@ -94,7 +86,7 @@ class TestVolumeEntry:
         assert entry.about["volume"] == [12, 8, 6]
         slices, organ, _ = bag_of(image)
         assert torch.equal(entry[:], encoder(slices).half().float())
-        assert torch.equal(entry.inside, inside_cells(organ, (3, 2)))
+        assert torch.equal(entry.inside, organ.reshape(4, 1, 3, 4, 2, 4).mean((3, 5)))
         image[0, 0, 0, 0] += 0.125  # even where there is no organ: another input
         volume_entry(image, encoder, store)
         assert calls.value == 4  # this and the one four lines above

@@ -86,3 +86,9 @@ def test_the_label_gate_keeps_the_slices_that_truly_hold_a_lesion(tmp_path, labe
 def test_no_case_with_a_mask_is_explained(tmp_path):
     with pytest.raises(RuntimeError, match="no case with a mask"):
         Calibration(tmp_path, start={}, candidates={})._check()
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.handlers.calibration.get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="one process, but 2 were started"):
+        calibrate(tmp_path, "even")

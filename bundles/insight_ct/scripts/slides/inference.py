@@ -1,4 +1,4 @@
-"""Whole slides through the house's evaluator: tiles in, probability, heat and mask out, one bad slide skipped."""
+"""Whole slides through `common.engines.CaseEvaluator`: tiles in, probability, heat and mask out, one bad slide skipped."""
 
 from __future__ import annotations
 

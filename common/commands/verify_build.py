@@ -1,6 +1,6 @@
-"""The rules of `verify` that build a bundle, all in one process: `python -m common.commands.built RULE …` in its root.
+"""The rules of `verify` that build a bundle: `python -m common.commands.verify_build RULE …` in the bundle's root.
 
-The process is of its own because two bundles in one would share one `scripts`. Its last line is what the rules found.
+They share a process of their own, because two bundles in one would share one `scripts`. Its last line is what the rules found.
 """
 
 from __future__ import annotations
