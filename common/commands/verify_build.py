@@ -1,6 +1,7 @@
 """The rules of `verify` that build a bundle: `python -m common.commands.verify_build RULE …` in the bundle's root.
 
-They share a process of their own, because two bundles in one would share one `scripts`. Its last line is what the rules found.
+They share a process of their own, because two bundles in one would share one `scripts`. Its last line is what the rules
+found.
 """
 
 from __future__ import annotations

@@ -66,6 +66,10 @@ def test_a_line_is_too_long_only_where_one_text_is(config):
             assert isinstance(alone, str)
 
 
+def test_some_example_has_a_line_that_is_too_long():
+    assert any(len(line) > WIDTH for config in CONFIGS for line in format_json(config).splitlines())
+
+
 def test_a_line_may_be_full_with_its_comma_and_no_longer():
     full = {"a": ["x" * (WIDTH - len('    "a": [""],'))], "b": 1}
     assert [len(line) for line in format_json(full).splitlines()] == [1, WIDTH, 10, 1]

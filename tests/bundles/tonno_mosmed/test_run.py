@@ -95,6 +95,7 @@ SHORT = {"max_epochs": 1, "volumes_per_epoch": 32, "size": 32, "val_interval": 2
 
 def test_training_never_sees_where_in_a_slice_the_mask_is(two_truths, tmp_path):
     states = [weights(train(data, tmp_path / data.name, **SHORT)) for data in two_truths]
+    assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -106,6 +107,7 @@ def test_the_second_round_learns_from_heatmaps_and_never_from_masks(two_truths, 
     threshold = float(np.quantile(np.concatenate([heat.get_fdata().ravel() for heat in heats.values()]), 0.9))
     second = {"pseudo_dir": pseudo, "threshold": threshold, "refine": None} | SHORT
     states = [weights(train(data, tmp_path / data.name, "train_refine.json", **second)) for data in two_truths]
+    assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     for path, heat in heats.items():
         nib.save(nib.Nifti1Image(heat.get_fdata()[::-1].astype(np.float32), heat.affine), path)

@@ -1,4 +1,4 @@
-"""Whole slides through `common.engines.CaseEvaluator`: tiles in, probability, heat and mask out, one bad slide skipped."""
+"""Whole slides: tiles in, probability, heat and mask out; `CaseEvaluator` skips and names a bad one."""
 
 from __future__ import annotations
 
