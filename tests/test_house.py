@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -90,6 +91,11 @@ def test_commands_are_imported_by_no_other_room():
 def test_common_has_the_length_of_a_table_of_contents():
     entries = [path.name for path in (REPOSITORY / "common").iterdir() if path.name != "__pycache__"]
     assert len(entries) <= MOST, sorted(entries)
+
+
+def test_docstrings_have_one_markup():
+    roles = re.compile(r"(?<!`)`{2}(?!`)|:(?:func|class|meth|mod|data):`")
+    assert [path.name for path in tracked(".py") if roles.search(path.read_text()) and path != Path(__file__)] == []
 
 
 def test_no_file_is_too_long_to_read():

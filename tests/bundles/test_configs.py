@@ -58,6 +58,7 @@ BUNDLES = {
         "inference": [
             *("inference+covid", "evaluate+covid", "inference+mosmed+paper"),
             *("inference+phantom", "evaluate+phantom", "evaluate+calibrate", "wsi_inference"),
+            "wsi_inference+wsi_evaluate",
         ],
         "paper": ("flair",),
         "paper_classes": ["none", "tumor"],
@@ -81,7 +82,7 @@ def config(bundle: str, name: str) -> dict:
 
 def over(names: str) -> str:
     """The configs in order: `evaluate.json` goes over `inference.json`."""
-    return names.replace("evaluate", "inference+evaluate", 1)
+    return re.sub(r"\bevaluate\b", "inference+evaluate", names)
 
 
 def write_data(folder_: Path, modalities: Sequence[str], classes: list[str]) -> None:
