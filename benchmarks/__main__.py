@@ -6,7 +6,7 @@ import fire
 
 from .cam import benchmark_cam
 from .radon import benchmark_radon
-from .volume import benchmark
+from .volume import benchmark_volume
 
 if __name__ == "__main__":
-    fire.Fire({"cam": benchmark_cam, "radon": benchmark_radon, "volume": benchmark}, name="python -m benchmarks")
+    fire.Fire({"cam": benchmark_cam, "radon": benchmark_radon, "volume": benchmark_volume}, name="python -m benchmarks")

@@ -19,7 +19,7 @@ from common.commands.run import BUNDLES
 from common.datasets import write_phantom
 
 
-def benchmark(
+def benchmark_volume(
     bundle: str = "gp_unet_brats",
     config: str = "inference.json",
     shape: tuple[int, int, int] = (240, 240, 155),
