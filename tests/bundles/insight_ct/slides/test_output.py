@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import openslide
 import pytest
@@ -10,7 +8,7 @@ from skimage.measure import block_reduce
 
 from common.masks import otsu
 from tests.bundles.conftest import load_script
-from tests.bundles.insight_ct.slides import LESION, corners_of, write_annotation, write_slide
+from tests.bundles.insight_ct.slides.helpers import LESION, corners_of, write_slide
 
 output, truth = load_script("insight_ct", "slides.output"), load_script("insight_ct", "slides.truth")
 slide_tiles = load_script("insight_ct", "slides.tiles")
@@ -148,47 +146,3 @@ def test_overlay_shows_heat_mask_and_truth_where_they_are(tmp_path):
     colored = np.ptp(hot, axis=-1) > 20
     assert colored[215:275, 495:555].all()
     assert colored.sum() <= 75**2
-
-
-class TestTruth:
-    CELL = (14.0, 14.0)
-
-    def cells(self, path: Path, shape: tuple[int, int] = (60, 80)) -> np.ndarray:
-        return truth.polygons_to_cells(truth.read_polygons(path), shape=shape, cell_px=self.CELL)
-
-    def test_a_cell_is_positive_when_its_center_lies_in_a_polygon(self, tmp_path):
-        triangle = [(100.0, 50.0), (500.5, 90.25), (300.0, 400.0)]
-        cells = self.cells(write_annotation(tmp_path / "a.xml", [("_0", triangle)]))
-        (ax, ay), (bx, by), (cx, cy) = triangle
-        y, x = np.meshgrid(7 + 14 * np.arange(60), 7 + 14 * np.arange(80), indexing="ij")
-        sides = [(bx - ax) * (y - ay) - (by - ay) * (x - ax), (cx - bx) * (y - by) - (cy - by) * (x - bx)]
-        sides.append((ax - cx) * (y - cy) - (ay - cy) * (x - cx))
-        np.testing.assert_array_equal(cells, np.all(np.array(sides) > 0, axis=0))
-
-    def test_excluded_groups_cut_holes_whatever_the_order(self, tmp_path):
-        outer, hole = corners_of((140, 140, 700, 700)), corners_of((280, 280, 420, 420))
-        expected = np.zeros((60, 80), bool)
-        expected[10:50, 10:50] = True
-        expected[20:30, 20:30] = False
-        for number, polygons in enumerate(([("_2", hole), ("Tumor", outer)], [("_1", outer), ("Exclusion", hole)])):
-            np.testing.assert_array_equal(self.cells(write_annotation(tmp_path / f"{number}.xml", polygons)), expected)
-
-    def test_no_finding_is_too_small(self, tmp_path):
-        polygons = [("_0", corners_of((142, 282, 145, 284))), ("_0", corners_of((-9, -9, -8, -8)))]
-        assert np.argwhere(self.cells(write_annotation(tmp_path / "a.xml", polygons))).tolist() == [[20, 10]]
-
-    def test_corners_are_taken_in_their_order_and_lines_left_out(self, tmp_path):
-        lines = '<Coordinate Order="{}" X="{}" Y="{}"/>'
-        shuffled = "".join(lines.format(i, *corners_of((140, 140, 700, 700))[i]) for i in (2, 0, 3, 1))
-        line = lines.format(0, 1, 1) + lines.format(1, 500, 1)
-        parts = [f'<Annotation PartOfGroup="_0">{points}</Annotation>' for points in (shuffled, line)]
-        (tmp_path / "a.xml").write_text(f"<A>{''.join(parts)}</A>")
-        cells = self.cells(tmp_path / "a.xml")
-        assert cells[10:50, 10:50].all()
-        assert cells.sum() == 1600
-
-    @pytest.mark.parametrize("text", ["no xml", '<A><Annotation><Coordinate Order="0" X="1"/></Annotation></A>'])
-    def test_names_a_file_that_is_no_annotation(self, tmp_path, text):
-        (tmp_path / "a.xml").write_text(text)
-        with pytest.raises(ValueError, match=r"a.xml: no annotation as ASAP writes it"):
-            truth.read_polygons(tmp_path / "a.xml")

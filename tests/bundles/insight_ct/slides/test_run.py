@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openslide
@@ -14,29 +13,20 @@ import pytest
 import tifffile
 import torch
 
-from common.features import EntryLocked, FeatureStore
-from tests.bundles.conftest import REPOSITORY, load_script, monai_bundle
-from tests.bundles.insight_ct.slides import (
+from common.features import FeatureStore
+from common.metrics import dice
+from tests.bundles.conftest import REPOSITORY, monai_bundle
+from tests.bundles.insight_ct.slides.helpers import (
+    LESIONS,
+    TISSUE_BOX,
     Box,
-    ColorEncoder,
     color_network,
     corners_of,
     run_slides,
+    slide_case,
     write_annotation,
     write_slide,
 )
-
-slide_bags, slide_tiles = load_script("insight_ct", "slides.bags"), load_script("insight_ct", "slides.tiles")
-
-TISSUE: Box = (350, 400, 2100, 1950)
-LESIONS: tuple[Box, ...] = ((600, 700, 1100, 900), (1500, 1300, 1600, 1800))
-
-
-def slide_case(folder: Path, name: str = "a", cls: Any = 1, **options: Any) -> dict[str, Any]:
-    """A case of 2500 × 2500 pixels of 0.5 µm."""
-    options = {"tissue": [TISSUE], "lesions": LESIONS if cls else ()} | options
-    path = write_slide(folder / f"{name}.tif", (2500, 2500), **options)
-    return {"case": name, "patient": name, "image": str(path), "cls": cls}
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -44,10 +34,17 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def mask_of(path: Path) -> tuple[np.ndarray, float]:
+    """A written mask, and the side of its cells in µm by the file's resolution tag."""
+    with tifffile.TiffFile(path) as file:
+        numerator, denominator = file.pages[0].tags["XResolution"].value
+        return file.series[0].asarray() > 0, 1e4 * denominator / numerator
+
+
 def planted(shape: tuple[int, ...], cell: float, lesions: tuple[Box, ...] = LESIONS) -> np.ndarray:
     """Cells whose centers lie in a lesion."""
     y, x = np.meshgrid(*((np.arange(n) + 0.5) * cell for n in shape), indexing="ij")
-    return np.any([(x0 < x) & (x < x1) & (y0 < y) & (y < y1) for x0, y0, x1, y1 in lesions], axis=0)
+    return np.any([(x0 <= x) & (x < x1) & (y0 <= y) & (y < y1) for x0, y0, x1, y1 in lesions], axis=0)
 
 
 class TestRun:
@@ -85,7 +82,7 @@ class TestRun:
         run_slides([slide_case(tmp_path)], tmp_path / "out", network=network)
         heat = tifffile.imread(tmp_path / "out" / "a_heatmap.ome.tif")
         margin = 14  # cells that are cut by the tissue's edge may go either way
-        x0, y0, x1, y1 = TISSUE
+        x0, y0, x1, y1 = TISSUE_BOX
         tissue = planted(heat.shape, 14, ((x0 - margin, y0 - margin, x1 + margin, y1 + margin),))
         assert heat[~tissue].max() == 0
         assert heat[planted(heat.shape, 14)].min() == 1
@@ -152,65 +149,11 @@ class TestRun:
         assert not list((tmp_path / "work").iterdir())
 
 
-class TestStore:
-    def test_inference_takes_the_features_that_training_left(self, tmp_path):
-        case, store, network = slide_case(tmp_path), FeatureStore(tmp_path / "store"), color_network()
-        tiler = slide_tiles.Tiler()
-        (bag,) = slide_bags.slide_bags(
-            [case], store, tiler, network.encoder, classes=("none", "tumor"), tiles_dir=tmp_path, progress=False
-        )
-        assert (bag["labels"], bag["case"]) == ([1], "a")
-        assert (tmp_path / "a_tiles.png").is_file()
-        entry = store.open(bag["key"])
-        first = next(i for i, (x, y) in enumerate(entry.coordinates.tolist()) if (x, y) == (672, 672))
-        assert entry[first][:, 6, 6].mul(255).round().tolist() == [90, 40, 140]
-        assert entry.inside[first].min() == 1
-        calls = network.encoder.calls
-        assert calls == len(entry)
-        run_slides([case], tmp_path / "stored", network=network, store=store)
-        assert network.encoder.calls == calls
-        run_slides([case], tmp_path / "fresh", network=network)
-        assert network.encoder.calls == 2 * calls
-        stored, fresh = (tifffile.imread(tmp_path / n / "a_heatmap.ome.tif") for n in ("stored", "fresh"))
-        np.testing.assert_allclose(stored, fresh, atol=2e-3)  # float16
-
-    def test_extraction_skips_what_is_there_and_lists_bad_slides_at_the_end(self, tmp_path):
-        cases = [slide_case(tmp_path, "a"), slide_case(tmp_path, "b", cls=0), slide_case(tmp_path, "c")]
-        store, network = FeatureStore(tmp_path / "store"), ColorEncoder()
-        options = {"classes": ("none", "tumor"), "progress": False}
-        write_slide(Path(cases[0]["image"]), (2500, 2500))
-        with pytest.raises(RuntimeError, match=r"1 of 3 slides failed:\n  a: ValueError: .*a.tif: no tissue"):
-            slide_bags.slide_bags(cases, store, slide_tiles.Tiler(), network, **options)
-        calls = network.calls
-        bags = slide_bags.slide_bags(cases[1:], store, slide_tiles.Tiler(), network, **options)
-        assert network.calls == calls
-        assert [bag["labels"] for bag in bags] == [[0], [1]]
-        slide_bags.slide_bags(cases[1:], store, slide_tiles.Tiler(stride=112), network, **options)
-        assert network.calls > calls
-
-    def test_comes_back_to_slides_that_another_process_is_at(self, tmp_path, monkeypatch):
-        cases = [slide_case(tmp_path, "a"), slide_case(tmp_path, "b", cls=0)]
-        store, done = FeatureStore(tmp_path / "store"), []
-        compute = store.compute
-
-        def busy_at_first(key: str, *arguments: Any, **options: Any) -> Any:
-            done.append(options["about"]["case"])
-            if done == ["a"]:
-                raise EntryLocked("another process is at it")
-            return compute(key, *arguments, **options)
-
-        monkeypatch.setattr(store, "compute", busy_at_first)
-        options = {"classes": ("none", "tumor"), "progress": False, "patience": 0.0}
-        bags = slide_bags.slide_bags(cases, store, slide_tiles.Tiler(), ColorEncoder(), **options)
-        assert done == ["a", "b", "a"]
-        assert [bag["case"] for bag in bags] == ["a", "b"]
-
-
 LARGE = """
 import json, resource, sys
 from pathlib import Path
 import torch
-from tests.bundles.insight_ct.slides import run_slides, write_slide
+from tests.bundles.insight_ct.slides.helpers import run_slides, write_slide
 
 torch.set_num_threads(1)
 peaks = []
@@ -263,6 +206,13 @@ def test_the_bundle_trains_on_slides_and_scores_others_with_the_same_store(tmp_p
     monai_bundle("run", "--config_file", configs, *where, *weights, "--gate", "0.0", cwd=bundle)
     negative, positive = rows_of(tmp_path / "out" / "metrics.csv")
     assert (negative["label_tumor"], positive["label_tumor"]) == ("0", "1")
-    assert 0 <= float(positive["dice"]) <= 1
-    assert float(positive["truth_mm2"]) == pytest.approx(150_000 * 0.25e-6, rel=0.2)
+    for row, found in zip((negative, positive), rows_of(tmp_path / "out" / "predictions.csv"), strict=True):
+        mask, cell_um = mask_of(tmp_path / "out" / f"{row['case']}_seg.tif")
+        mm2 = (cell_um / 1000) ** 2
+        assert row["case"] == found["case"]
+        assert float(row["mask_mm2"]) == float(found["area_mm2_tumor"]) == pytest.approx(mask.sum() * mm2, abs=1e-4)
+    assert float(negative["false_mm2"]) == float(negative["mask_mm2"]) > 0
+    lesions = planted(mask.shape, cell_um / 0.5)
+    assert float(positive["dice"]) == pytest.approx(dice(mask, lesions), abs=1e-4)
+    assert float(positive["truth_mm2"]) == pytest.approx(lesions.sum() * mm2, abs=1e-4)
     assert len(list(FeatureStore(tmp_path / "store").entries())) == 8

@@ -17,6 +17,8 @@ from tests.bundles.conftest import load_script
 TILE = 256
 GLASS, TISSUE, LESION = (244, 243, 245), (230, 160, 200), (90, 40, 140)
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the finest level
+TISSUE_BOX: Box = (350, 400, 2100, 1950)
+LESIONS: tuple[Box, ...] = ((600, 700, 1100, 900), (1500, 1300, 1600, 1800))
 
 
 def write_slide(
@@ -69,6 +71,13 @@ def write_slide(
                 **known,
             )
     return path
+
+
+def slide_case(folder: Path, name: str = "a", cls: Any = 1, **options: Any) -> dict[str, Any]:
+    """A case of 2500 × 2500 pixels of 0.5 µm."""
+    options = {"tissue": [TISSUE_BOX], "lesions": LESIONS if cls else ()} | options
+    path = write_slide(folder / f"{name}.tif", (2500, 2500), **options)
+    return {"case": name, "patient": name, "image": str(path), "cls": cls}
 
 
 class ColorEncoder(nn.Module):

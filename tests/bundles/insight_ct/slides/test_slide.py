@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
 from skimage.measure import block_reduce
 
 from tests.bundles.conftest import load_script
-from tests.bundles.insight_ct.slides import GLASS, LESION, TISSUE, write_slide
+from tests.bundles.insight_ct.slides.helpers import GLASS, LESION, TISSUE, write_slide
 
-slides, slide_tiles = load_script("insight_ct", "slides.slide"), load_script("insight_ct", "slides.tiles")
+slides = load_script("insight_ct", "slides.slide")
 Slide, find_tissue = slides.Slide, slides.find_tissue
-TileGrid, Tiler, Tiles = slide_tiles.TileGrid, slide_tiles.Tiler, slide_tiles.Tiles
+Tiles = load_script("insight_ct", "slides.tiles").Tiles
 
 
 def write_levels(path: Path, levels: list[np.ndarray], *, mpp: float) -> Path:
@@ -169,132 +168,3 @@ class TestTissue:
         tissue = find_tissue(picture, mpp=8, min_area_mm2=0.002, max_hole_mm2=0.002, blur_um=0, closing_um=0)
         assert tissue[10:20, 10:20].all()
         assert not tissue[96:104, 96:104].any()
-
-
-class TestGrid:
-    def test_covers_the_slide_and_no_more_than_a_tile_beyond(self):
-        for size in ((1, 1), (448, 448), (449, 1000), (3000, 777)):
-            grid = TileGrid(size, (0.25, 0.25), tile_px=224, mpp=0.5, stride_px=112, cells=16)
-            for tiles, cells, pixels in zip(grid.tiles, grid.shape, size[::-1], strict=True):
-                assert cells == (tiles - 1) * 8 + 16
-                assert cells * 28 >= pixels
-                assert (tiles - 1) * 224 + 224 < pixels or tiles == 1
-
-    @pytest.mark.parametrize("stride", [100, 0, 225])
-    def test_refuses_a_stride_that_is_no_whole_number_of_cells(self, stride):
-        with pytest.raises(
-            ValueError, match=r"stride=100 is not a whole .* a multiple of 14|between 1 and tile_px=224"
-        ):
-            TileGrid((1000, 1000), (0.5, 0.5), stride_px=stride)
-
-    @pytest.mark.parametrize(("mpp", "slide_mpp"), [(4.0, (0.5, 0.5)), (9.7, (0.23, 0.31))])
-    def test_share_is_the_area_of_tissue_in_each_cell(self, mpp, slide_mpp):
-        tissue = np.random.default_rng(0).random((60, 45)) > 0.6
-        width, height = (round(side * mpp / one) for side, one in zip((45, 60), slide_mpp, strict=True))
-        grid = TileGrid((width, height), slide_mpp, tile_px=64, mpp=0.5, stride_px=64, cells=4)
-        share = grid.tissue_share(tissue, mpp)
-        assert share.shape == grid.shape
-        fine = 40  # samples along a side of a cell
-        points = [(np.arange(n * fine) + 0.5) / fine * grid.cell_um / mpp for n in grid.shape]
-        padded = np.pad(tissue, 60)
-        sampled = padded[np.ix_(*((p + 60).astype(int) for p in points))].astype(float)
-        np.testing.assert_allclose(share, block_reduce(sampled, (fine, fine), np.mean), atol=0.06)
-        assert share.sum() * grid.cell_um**2 == pytest.approx(tissue.sum() * mpp**2, rel=1e-4)
-
-
-@pytest.fixture
-def slide_file(tmp_path: Path) -> Path:
-    """2000 × 1600 pixels of 0.5 µm; tissue and, in it, a lesion."""
-    tissue, lesion = (300, 200, 1500, 1300), (900, 700, 1100, 800)
-    return write_slide(tmp_path / "a.tif", (2000, 1600), tissue=[tissue], lesions=[lesion], levels=2)
-
-
-class TestTiler:
-    def test_keeps_tiles_with_tissue_and_knows_where_they_lie(self, slide_file):
-        tiled = Tiler(min_tissue=0.45)(str(slide_file), cells=16)
-        with tiled.slide:
-            expected = [
-                (x, y)
-                for y in range(0, 1600, 224)
-                for x in range(0, 2000, 224)
-                if (min(x + 224, 1500) - max(x, 300)) * (min(y + 224, 1300) - max(y, 200)) >= 0.45 * 224**2
-                and x < 1500
-                and y < 1300
-            ]
-            assert tiled.tiles.coordinates.tolist() == [list(corner) for corner in expected]
-            assert (tiled.corners * 14 == tiled.tiles.coordinates[:, ::-1]).all()
-            with Image.open(slide_file) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-            x, y = tiled.tiles.coordinates[20]
-            shown = tiled.tiles[20:21][0].numpy().transpose(1, 2, 0)
-            np.testing.assert_allclose(shown * 255, pixels[y : y + 224, x : x + 224], atol=1e-3)
-
-    def test_inside_is_the_share_of_tissue_in_the_cells_of_a_tile(self, slide_file):
-        tiled = Tiler()(str(slide_file), cells=16)
-        with tiled.slide:
-            inside = tiled.inside(slice(0, len(tiled.tiles)))
-            assert list(inside.shape) == [len(tiled.tiles), 1, 16, 16]
-            for share, (x, y) in zip(inside[:, 0].numpy(), tiled.tiles.coordinates.tolist(), strict=True):
-                centers = np.arange(7, 224, 14)
-                rows, columns = (y + centers > 200) & (y + centers < 1300), (x + centers > 300) & (x + centers < 1500)
-                to_edge = [
-                    np.abs(np.subtract.outer(edges, corner + centers)).min(axis=0)
-                    for edges, corner in (((200, 1300), y), ((300, 1500), x))
-                ]
-                clear = np.logical_and.outer(to_edge[0] > 14, to_edge[1] > 14)
-                clear &= np.logical_or.outer(to_edge[0] > 60, to_edge[1] > 60)  # filters round the corners
-                assert clear.sum() > 100
-                np.testing.assert_allclose(share[clear], np.outer(rows, columns)[clear], atol=0.02)
-
-    def test_threads_and_parts_change_nothing(self, slide_file):
-        with Tiler(stride=112)(str(slide_file), cells=16).slide as slide:
-            coordinates = np.array([[300, 200], [412, 200], [0, 0], [1900, 1500]])
-            one = Tiles(slide, coordinates, tile_px=224, mpp=0.5)
-            many = Tiles(slide, coordinates, tile_px=224, mpp=0.5, threads=4)
-            np.testing.assert_array_equal(one[0:4], many[0:4])
-            np.testing.assert_array_equal(one[2:4], many[0:4][2:])
-            assert list(one[4:4].shape) == [0, 3, 224, 224]
-
-    def test_seeks_tissue_in_a_thumbnail_of_limited_size(self, slide_file):
-        tiled = Tiler(thumbnail_px=50)(str(slide_file), cells=16)
-        tiled.slide.close()
-        assert (tiled.thumbnail_mpp, tiled.tissue.shape) == (20.0, (40, 50))
-        assert tiled.tissue.mean() == pytest.approx(1200 * 1100 / (2000 * 1600), rel=0.05)
-
-    def test_refuses_a_blank_slide_and_closes_it(self, tmp_path):
-        path = write_slide(tmp_path / "blank.tif", (1500, 1500))
-        with pytest.raises(ValueError, match=r"blank.tif: no tissue found"):
-            Tiler()(str(path), cells=16)
-
-    def test_recipe_changes_with_every_option_but_the_threads(self):
-        recipes = {Tiler().recipe, Tiler(threads=8).recipe}
-        assert len(recipes) == 1
-        changes = [
-            {"tile_px": 256},
-            {"mpp": 1.0},
-            {"stride": 112},
-            {"min_tissue": 0.2},
-            {"tissue_mpp": 4.0},
-            {"thumbnail_px": 999},
-        ]
-        changes += [{"tissue": {"pen": False}}, {"mpp_of_file": 0.25}, {"backend": "tifffile"}]
-        recipes |= {Tiler(**change).recipe for change in changes}
-        assert len(recipes) == 1 + len(changes)
-
-    def test_picture_dims_what_is_left_out(self, slide_file):
-        tiled = Tiler(min_tissue=0.9)(str(slide_file), cells=16)
-        with tiled.slide:
-            picture = np.asarray(tiled.picture(longest=1000)).astype(int)
-        assert picture.shape == (800, 1000, 3)
-        assert np.abs(picture[20, 20] - np.array(GLASS) // 2).max() <= 1
-        assert np.abs(picture[375, 470] - LESION).max() <= 1
-        assert np.abs(picture[106, 400] - np.array(TISSUE) // 2).max() <= 1  # in a tile with too little tissue
-
-    def test_real_slide_has_tissue_in_the_middle_and_glass_in_the_corner(self, real_data):
-        tiled = Tiler()(str(real_data("wsi") / "small_HE.svs"), cells=16)
-        with tiled.slide:
-            assert tiled.slide.mpp == (0.499, 0.499)
-            assert 0.2 < tiled.tissue.mean() < 0.6
-            assert tiled.share[150:200, 70:90].mean() > 0.9
-            assert tiled.share[:50, :40].mean() < 0.02
-            assert 40 < len(tiled.tiles) < 110
