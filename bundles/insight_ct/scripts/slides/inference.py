@@ -118,7 +118,7 @@ class SlideInferer:
             canvas.add(heat.cpu().numpy(), tiled.corners[index])
         probability = stream.compute().cpu().numpy()
         heat = canvas.finish()
-        inside = tiled.share > 0.5
+        inside = tiled.coverage > 0.5
         thresholds = [self._threshold(p, h, inside) for p, h in zip(probability, heat, strict=True)]
         mask = class_mask(heat, inside, thresholds, on_disk(folder / "mask", heat.shape[1:], np.uint8))
         truth = self._truth(case, tiled, mask.shape)

@@ -83,7 +83,7 @@ class TileGrid:
         rows, columns = self.tiles
         return ((rows - 1) * self.step + self.cells, (columns - 1) * self.step + self.cells)
 
-    def tissue_share(self, tissue: np.ndarray, mpp: float) -> np.ndarray:
+    def tissue_coverage(self, tissue: np.ndarray, mpp: float) -> np.ndarray:
         """Share of each cell's area that is tissue.
 
         Args:
@@ -93,16 +93,16 @@ class TileGrid:
         Returns:
             `[rows, columns]` float32 in [0, 1]; what lies beyond the slide is no tissue.
         """
-        share = tissue
+        covered = tissue
         for axis, cells in enumerate(self.shape):
             # Areas between fractional edges are differences of the running sum, which is linear within a pixel.
-            total = np.insert(share.cumsum(axis=axis, dtype=np.float32), 0, 0, axis=axis)
-            edges = np.minimum(np.arange(cells + 1) * (self.cell_um / mpp), share.shape[axis])
-            below = np.minimum(edges.astype(int), share.shape[axis] - 1)
+            total = np.insert(covered.cumsum(axis=axis, dtype=np.float32), 0, 0, axis=axis)
+            edges = np.minimum(np.arange(cells + 1) * (self.cell_um / mpp), covered.shape[axis])
+            below = np.minimum(edges.astype(int), covered.shape[axis] - 1)
             part = (edges - below).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
             at = total.take(below, axis=axis) * (1 - part) + total.take(below + 1, axis=axis) * part
-            share = np.diff(at, axis=axis) * np.float32(mpp / self.cell_um)
-        return share.clip(0, 1)
+            covered = np.diff(at, axis=axis) * np.float32(mpp / self.cell_um)
+        return covered.clip(0, 1)
 
 
 class Tiles:
@@ -153,7 +153,7 @@ class TiledSlide:
         slide: open; closing it is up to who asked for it.
         grid: of all tiles and cells.
         thumbnail: `[H, W, 3]` uint8, and tissue: `[H, W]` bool, both at `thumbnail_mpp`.
-        share: `[rows, columns]` share of tissue in the cells.
+        coverage: `[rows, columns]` share of tissue in the cells.
         corners: `[N, 2]` row and column of the first cell of each kept tile.
         tiles: pixels of the kept tiles, with their coordinates.
     """
@@ -163,14 +163,14 @@ class TiledSlide:
     thumbnail: np.ndarray
     thumbnail_mpp: float
     tissue: np.ndarray
-    share: np.ndarray
+    coverage: np.ndarray
     corners: np.ndarray
     tiles: Tiles
 
     def inside(self, index: slice) -> Tensor:
         """`[n, 1, cells, cells]` share of tissue in the cells of some tiles."""
         n = self.grid.cells
-        parts = [self.share[r : r + n, c : c + n] for r, c in self.corners[index].tolist()]
+        parts = [self.coverage[r : r + n, c : c + n] for r, c in self.corners[index].tolist()]
         return torch.from_numpy(np.stack(parts)[:, None] if parts else np.empty((0, 1, n, n), np.float32))
 
     def view(self, longest: int) -> np.ndarray:
@@ -277,8 +277,8 @@ class Tiler:
             mpp = max(self.tissue_mpp, longest / self.thumbnail_px)
             thumbnail = slide.thumbnail(mpp)
             tissue = find_tissue(thumbnail, mpp=mpp, **self.tissue)
-            share = grid.tissue_share(tissue, mpp)
-            corners = _kept(share, grid, self.min_tissue)
+            coverage = grid.tissue_coverage(tissue, mpp)
+            corners = _kept(coverage, grid, self.min_tissue)
             if not len(corners):
                 raise ValueError(
                     f"{path}: no tissue found ({100 * tissue.mean():.2g} % of the slide, no tile with "
@@ -286,17 +286,17 @@ class Tiler:
                 )
             coordinates = np.round(corners[:, ::-1] * np.asarray(grid.cell_px)).astype(np.int64)
             tiles = Tiles(slide, coordinates, tile_px=self.tile_px, mpp=self.mpp, threads=self.threads)
-            return TiledSlide(slide, grid, thumbnail, mpp, tissue, share, corners, tiles)
+            return TiledSlide(slide, grid, thumbnail, mpp, tissue, coverage, corners, tiles)
         except BaseException:
             slide.close()
             raise
 
 
-def _kept(share: np.ndarray, grid: TileGrid, least: float) -> np.ndarray:
+def _kept(coverage: np.ndarray, grid: TileGrid, least: float) -> np.ndarray:
     """`[N, 2]` row and column of the first cell of each tile with enough tissue, row by row."""
     rows = np.arange(grid.tiles[0]) * grid.step
     columns = np.arange(grid.tiles[1]) * grid.step
-    bands = np.stack([share[r : r + grid.cells].mean(axis=0) for r in rows])
+    bands = np.stack([coverage[r : r + grid.cells].mean(axis=0) for r in rows])
     means = np.stack([bands[:, c : c + grid.cells].mean(axis=1) for c in columns], axis=1)
     i, j = np.nonzero((means >= least) & (means > 0))
     return np.stack([rows[i], columns[j]], axis=1)

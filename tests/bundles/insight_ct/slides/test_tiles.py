@@ -35,7 +35,7 @@ class TestGrid:
         tissue = np.random.default_rng(0).random((60, 45)) > 0.6
         width, height = (round(side * mpp / one) for side, one in zip((45, 60), slide_mpp, strict=True))
         grid = TileGrid((width, height), slide_mpp, tile_px=64, mpp=0.5, stride_px=64, cells=4)
-        share = grid.tissue_share(tissue, mpp)
+        share = grid.tissue_coverage(tissue, mpp)
         assert share.shape == grid.shape
         fine = 40  # samples along a side of a cell
         points = [(np.arange(n * fine) + 0.5) / fine * grid.cell_um / mpp for n in grid.shape]
@@ -138,6 +138,6 @@ class TestTiler:
         with tiled.slide:
             assert tiled.slide.mpp == (0.499, 0.499)
             assert 0.2 < tiled.tissue.mean() < 0.6
-            assert tiled.share[150:200, 70:90].mean() > 0.9
-            assert tiled.share[:50, :40].mean() < 0.02
+            assert tiled.coverage[150:200, 70:90].mean() > 0.9
+            assert tiled.coverage[:50, :40].mean() < 0.02
             assert 40 < len(tiled.tiles) < 110
