@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,12 @@ class PredictionWriter(CaseHandler):
     def _start(self) -> None:
         super()._start()
         self.output_dir.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def _files(self, case: str) -> Iterator[Callable[[str], Path]]:
+        """Gives the path of a case's file by its suffix, in a block at whose end all of them appear, or none does."""
+        with ExitStack() as finished:
+            yield lambda suffix: finished.enter_context(atomic_path(self.output_dir / f"{case}_{suffix}"))
 
     def _probabilities(self, case: str, probability: Iterable[Any]) -> dict[str, Any]:
         """The beginning of a row."""
@@ -71,16 +77,14 @@ class CaseWriter(PredictionWriter):
         affine = np.asarray(image.meta["original_affine"])
         heatmap = np.asarray(output["heatmap"])[0].astype(np.float32)
         mask = np.asarray(output["pred"])[0].astype(np.uint8)
-        with ExitStack() as finished:  # a case's files appear together, or none does
-            base = self.output_dir / case
+        with self._files(case) as file:
             if self.save_heatmap:
-                write_nifti(finished.enter_context(atomic_path(f"{base}_heatmap.nii.gz")), heatmap, affine)
+                write_nifti(file("heatmap.nii.gz"), heatmap, affine)
             if self.save_mask:
-                write_nifti(finished.enter_context(atomic_path(f"{base}_seg.nii.gz")), mask, affine)
+                write_nifti(file("seg.nii.gz"), mask, affine)
             if self.save_montage:
                 scan = np.asarray(batch["scan"])[0]
-                picture = draw_montage(scan, heatmap, mask, _truth(batch, mask), affine=affine)
-                picture.save(finished.enter_context(atomic_path(f"{base}_montage.png")))
+                draw_montage(scan, heatmap, mask, _truth(batch, mask), affine=affine).save(file("montage.png"))
         self.rows.append(self._row(case, mask, affine, output, time.perf_counter() - engine.started))
 
     def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:

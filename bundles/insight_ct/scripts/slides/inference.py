@@ -226,18 +226,13 @@ class SlideWriter(PredictionWriter):
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         result: SlideResult = output["pred"]
-        base = self.output_dir / result.case["case"]
         labels = self.classes[1:]
         options: dict[str, Any] = {
             "levels": result.levels,
             "cell_um": result.tiled.grid.cell_um,
             "folder": result.folder,
         }
-        with ExitStack() as finished:  # a case's files appear together, or none does
-
-            def file(suffix: str) -> Path:
-                return finished.enter_context(atomic_path(f"{base}_{suffix}"))
-
+        with self._files(result.case["case"]) as file:
             if self.save_heatmap:
                 write_pyramid(file("heatmap.ome.tif"), result.heat, names=labels, **options)
                 for name, heat in zip(labels, result.heat, strict=True):
