@@ -80,6 +80,30 @@ def infer(
     return monai_bundle("run", "--config_file", str(files), *flags, cwd=cwd, check=check)
 
 
+def infer_beside_a_broken_scan(bundle: str, data: Path, cases: Sequence[str], ckpt: Path, folder: Path) -> Path:
+    """Inference from the bundle's root on copies of some cases and a truncated one; returns the folder of the output.
+
+    The broken one must be named and fail the command; the others' files must lie on the grids of their scans.
+    """
+    for case in cases:
+        shutil.copytree(data / case, folder / "data" / case)
+    broken = folder / "data" / "broken" / "flair.nii.gz"
+    broken.parent.mkdir()
+    broken.write_bytes((data / cases[0] / "flair.nii.gz").read_bytes()[:2000])
+    out = folder / "out"
+    done = infer(bundle, folder / "data", ckpt, out, cwd=REPOSITORY / "bundles" / bundle, check=False)
+    assert done.returncode != 0
+    assert f"1 of {len(cases) + 1} cases failed" in done.stderr
+    assert "broken" in done.stderr
+    for case in cases:
+        image = nib.load(data / case / "flair.nii.gz")
+        for name in ("seg", "heatmap"):
+            written = nib.load(out / f"{case}_{name}.nii.gz")
+            assert written.shape == image.shape
+            np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
+    return out
+
+
 def volumes(folder: Path, kind: str = "seg") -> dict[str, np.ndarray]:
     """Arrays of every `<case>_<kind>.nii.gz` in a folder by case; fails the test if there is none."""
     end = f"_{kind}.nii.gz"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +13,15 @@ import torch
 
 from common.commands.phantom import phantom_dataset
 from common.datasets import write_phantom
-from tests.bundles.conftest import REPOSITORY, infer, read_json, run_bundle, shuffled_copy, volumes
+from tests.bundles.conftest import (
+    REPOSITORY,
+    infer,
+    infer_beside_a_broken_scan,
+    read_json,
+    run_bundle,
+    shuffled_copy,
+    volumes,
+)
 
 BUNDLE = "tonno_mosmed"
 ROOT = REPOSITORY / "bundles" / BUNDLE
@@ -61,22 +68,8 @@ def test_components_and_volumes_are_scored_beside_the_baselines(evaluation):
 def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, data, trained, tmp_path):
     """Inference from the bundle's root, on two cases and a broken one."""
     tested = sorted(volumes(evaluation["output"]))[:2]
+    out = infer_beside_a_broken_scan(BUNDLE, data, tested, trained / "model.pt", tmp_path)
     for case in tested:
-        shutil.copytree(data / case, tmp_path / "data" / case)
-    broken = tmp_path / "data" / "broken" / "flair.nii.gz"
-    broken.parent.mkdir()
-    broken.write_bytes((data / tested[0] / "flair.nii.gz").read_bytes()[:2000])
-    out = tmp_path / "out"
-    done = infer(BUNDLE, tmp_path / "data", trained / "model.pt", out, cwd=ROOT, check=False)
-    assert done.returncode != 0
-    assert "1 of 3 cases failed" in done.stderr
-    assert "broken" in done.stderr
-    for case in tested:
-        image = nib.load(data / case / "flair.nii.gz")
-        for name in ("seg", "heatmap"):
-            written = nib.load(out / f"{case}_{name}.nii.gz")
-            assert written.shape == image.shape
-            np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
         np.testing.assert_array_equal(volumes(out)[case], volumes(evaluation["output"])[case])
     with open(out / "predictions.csv") as file:
         assert [row["case"] for row in csv.DictReader(file)] == tested
