@@ -8,13 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+
 
 def names(value: str | Sequence[str]) -> list[str]:
     """Comma-separated names; the command line gives one name as a text, several as a tuple."""
     return [name for name in value.split(",") if name] if isinstance(value, str) else list(map(str, value))
-
-
-BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 
 def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -> list[str]:
