@@ -1,4 +1,4 @@
-"""Files: whole or not at all, tables, volumes."""
+"""Files: whole or not at all; JSON and tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 PathLike = str | os.PathLike[str]
@@ -89,14 +88,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """Write `[H, W, D]` with a RAS+ millimeter `affine` (as nibabel and MONAI use it)."""
-    image = nib.Nifti1Image(array, np.asarray(affine, dtype=np.float64))
-    image.header.set_xyzt_units("mm")
-    with writing(path), atomic_path(path) as temporary:
-        nib.save(image, temporary)
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -3,12 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
-from common.files import NotWritten, write_csv, write_json, write_nifti
-from tests.pipeline import affine_of
+from common.files import NotWritten, write_csv, write_json
 
 
 def no_constant(text: str) -> None:
@@ -49,19 +47,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         write_json(tmp_path / "file" / "a.json", {})
     with pytest.raises(NotWritten, match=r"file/a\.csv cannot be written"):
         write_csv(tmp_path / "file" / "a.csv", [{"x": 1}])
-    with pytest.raises(NotWritten, match=r"file/a\.nii cannot be written"):
-        write_nifti(tmp_path / "file" / "a.nii", np.zeros((2, 2, 2), np.uint8), np.eye(4))
-
-
-def test_write_nifti_keeps_values_type_and_affine(tmp_path):
-    array = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
-    affine = affine_of("LPS", (1.0, 2.0, 3.0), (3, 4, 5), degrees=10).astype(np.float32)
-    write_nifti(tmp_path / "new" / "a.nii.gz", array, affine)
-    image = nib.Nifti1Image.from_filename(tmp_path / "new" / "a.nii.gz")
-    data = np.asanyarray(image.dataobj)
-    assert data.dtype == np.float32
-    np.testing.assert_array_equal(data, array)
-    np.testing.assert_array_equal(image.affine, affine)
 
 
 def test_write_csv_has_all_columns_in_order_of_appearance(tmp_path):

@@ -31,6 +31,10 @@ PUBLIC = {
     "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",
     "engines": "CaseDataset CaseEvaluator SliceMapInferer gathered gathered_rows weighted_sampler",
     "features": "Entry EntryLocked FeatureStore bag_of encode extract file_key find volume_entry",
+    "images": """
+        Volume as_array axial check_affine check_one_grid corners file_of in_axes_of is_dicom like_image meta_tensor
+        nifti_affine on_grid read_grid read_mask read_volume spacing_of tensor_bytes window_pads write_nifti
+    """,
     "handlers": """
         MASK_COLOR TRUTH_COLOR Calibration CaseHandler CaseScores CaseWriter Panel PredictionWriter
         VolumeScores draw_montage iterate_cases position_prior with_colorbar
@@ -46,7 +50,7 @@ PUBLIC = {
         paper_dsc pooled_miou roc_auc slice_dice summarize voxel_counts
     """,
     "preprocessing": """
-        ORGANS CheckImaged NormalizeByOrgand OrganMaskd brain_mask head_mask learned_lung_mask lung_mask
+        ORGANS LoadCased NormalizeByOrgand OrganMaskd brain_mask check_image head_mask learned_lung_mask lung_mask
         normalize_by_median normalize_by_mode organ_mask
     """,
     "radon": """

@@ -20,16 +20,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from ..files import PathLike, write_json
+from ..images import in_axes_of, read_mask
 from .find import Case, check_names, find_cases
 from .splits import split_patients
 
@@ -192,24 +190,22 @@ def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
     write_json(path, datalist)
 
 
-def slice_labels(mask_path: PathLike, *, class_if_positive: int = 1) -> list[int]:
-    """One label per axial slice, inferior→superior, from a mask file in any orientation.
+def slice_labels(mask: PathLike, image: PathLike | Sequence[PathLike], *, class_if_positive: int = 1) -> list[int]:
+    """One label per axial slice of an image, inferior→superior, from its mask.
 
     Args:
-        mask_path: 3D NIfTI; voxels > 0 are the finding.
+        mask: a 3D file on the image's grid, its axes in any order; voxels > 0 are the finding.
+        image: the file that is trained on, or the files of its modalities: the slices are those of the first.
         class_if_positive: the label (e.g. the tumor grade) of a slice that holds such a voxel; others get 0.
 
     Raises:
-        ValueError: the file cannot be decoded or is not a 3D volume.
+        ValueError: a file cannot be decoded, the mask is not 3D, or both do not lie on one grid.
     """
-    try:
-        image = nib.as_closest_canonical(nib.load(mask_path))
-        mask = np.asanyarray(image.dataobj)
-    except (ImageFileError, EOFError, zlib.error) as error:
-        raise ValueError(f"{mask_path}: cannot be read ({error}); expected a complete NIfTI file.") from error
-    if mask.ndim != 3:
-        raise ValueError(f"{mask_path}: expected a 3D mask, got the shape {mask.shape}.")
-    return [class_if_positive if positive else 0 for positive in (mask > 0).any(axis=(0, 1))]
+    first = image if isinstance(image, str | os.PathLike) else image[0]
+    volume = read_mask(mask, first)
+    upright, _ = in_axes_of(volume.array, volume.affine, np.eye(4))
+    positive: np.ndarray = np.any(upright > 0, axis=(0, 1))
+    return [class_if_positive * int(z) for z in positive]
 
 
 def make_datalist(

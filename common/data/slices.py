@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from ..engines import weighted_sampler
-from ..tensors import window_pads
+from ..images import window_pads
 from .datalist import label_of, slice_labels
 from .splits import matched_weights
 
@@ -161,7 +161,7 @@ def slice_classes(case: dict, depth: int) -> list[int]:
         ValueError: no `cls` and no mask, or another number of labels than slices.
     """
     # Servers such as MONAI Label know pairs of image and mask only.
-    cls = slice_labels(case["label"]) if case.get("cls") is None and "label" in case else label_of(case)
+    cls = slice_labels(case["label"], case["image"]) if case.get("cls") is None and "label" in case else label_of(case)
     if isinstance(cls, int | np.integer):
         return [int(cls)] * depth
     if len(cls) != depth:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from ..files import PathLike, atomic_path
+from ..images import in_axes_of, on_grid, read_volume
 
 
 def read_table(path: PathLike, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -64,17 +63,25 @@ def first_file(path: Path, *patterns: str) -> str:
     raise FileNotFoundError(f"{path}: no file {patterns[0]!r}{others}; complete the case.")
 
 
-def load_volume(path: PathLike) -> nib.Nifti1Image:
+def load_volume(path: PathLike, *, like: nib.Nifti1Image | None = None) -> nib.Nifti1Image:
     """A volume with its axes turned to RAS (x to the right, y to anterior, z to superior), voxels in memory.
 
+    Args:
+        path: see `common.images.read_volume`.
+        like: a volume on whose grid this one lies, whose axes it gets.
+
     Raises:
-        ValueError: the file cannot be decoded.
+        ValueError: the file cannot be decoded, or lies on another grid than `like`.
     """
-    try:
-        image = nib.as_closest_canonical(nib.load(path))
-        return nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header)
-    except (ImageFileError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); expected a complete NIfTI file.") from error
+    volume = read_volume(path)
+    if like is None:
+        array, affine = in_axes_of(volume.array, volume.affine, np.eye(4))
+    else:
+        placed = on_grid(volume, like.shape[:3], like.affine, image="the first volume of its case")
+        array, affine = placed.array, placed.affine
+    image = nib.Nifti1Image(array.astype(np.float32) if array.dtype == np.float64 else array, affine)
+    image.header.set_xyzt_units("mm")
+    return image
 
 
 def save_volume(image: nib.Nifti1Image, path: PathLike) -> str:

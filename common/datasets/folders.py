@@ -58,6 +58,6 @@ def folder(
         name = below[0] if len(below) > 1 else case["case"]
         case["patient"] = name.split(patient_separator)[0] if patient_separator else name
         if "label" in case:
-            labels = slice_labels(case["label"])
+            labels = slice_labels(case["label"], case["image"])
             case["cls"] = labels if cls_per == "slice" else max(labels)
     return cases

@@ -57,13 +57,14 @@ def brats2020(root: PathLike) -> list[Case]:
                 f"{tuple(_GRADES)}."
             )
         label = first_file(path, f"{name}_seg.nii", f"{name}_seg.nii.gz", "*Segm.nii", "*Segm.nii.gz")
+        images = [first_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in BRATS_MODALITIES]
         cases.append(
             {
                 "case": name,
                 "patient": name,
-                "image": [first_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in BRATS_MODALITIES],
+                "image": images,
                 "label": label,
-                "cls": slice_labels(label, class_if_positive=_GRADES[grades[name]]),
+                "cls": slice_labels(label, images, class_if_positive=_GRADES[grades[name]]),
             }
         )
     return cases
@@ -111,7 +112,7 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
                 "patient": "_".join(path.name.split("_")[:3]),
                 "image": images[0] if len(images) == 1 else images,
                 "label": str(files["mask"]),
-                "cls": slice_labels(files["mask"]),
+                "cls": slice_labels(files["mask"], images),
             }
         )
     return cases
@@ -199,9 +200,9 @@ def decathlon(
             for modality in modalities:
                 one = volume.slicer[..., names.index(modality)] if volume.ndim == 4 else volume
                 save_volume(one, files[modality])
-            save_volume(load_volume(label), files["mask"])
-        labels = slice_labels(files["mask"])
+            save_volume(load_volume(label, like=volume), files["mask"])
         images = [str(files[modality]) for modality in modalities]
+        labels = slice_labels(files["mask"], images)
         cases.append(
             {
                 "case": name,

@@ -153,14 +153,11 @@ def _volumes(
     files = {f"image {m}": m for m in modalities} | {"label": label} | ({"organ": organ} if organ else {})
     found = find_cases(root, [f"*/{name}.nii.gz" for name in files.values()])
     for case in tqdm(found, desc="cutting volumes", unit="case", disable=None):
-        images = {key: load_volume(path) for key, path in zip(files, case["image"], strict=True)}
-        first = images["label"]
+        first = load_volume(case["image"][0])
+        images = {key: load_volume(path, like=first) for key, path in zip(files, case["image"], strict=True)}
         for path, image in zip(case["image"], images.values(), strict=True):
-            if image.ndim != 3 or image.shape != first.shape or not np.allclose(image.affine, first.affine, atol=1.0):
-                raise ValueError(
-                    f"{path}: shape {image.shape} or place differs from the mask {label!r} {first.shape}; "
-                    "expected 3D volumes on one grid."
-                )
+            if image.ndim != 3:
+                raise ValueError(f"{path}: expected a 3D volume, got the shape {image.shape}.")
         patient = case["case"].split(patient_separator)[0] if patient_separator else case["case"]
         yield {"case": case["case"], "patient": patient, "files": files}, images
 

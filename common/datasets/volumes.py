@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from ..data import SECTIONS, Case, find_cases, slice_labels
 from ..files import PathLike
+from ..images import read_grid
 from .files import first_file, load_volume, output_folder, read_table, save_volume
 
 MOSMED_CATEGORIES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
@@ -128,7 +128,7 @@ def autopet(
         if cls_from == "mask" or (path / "SEG.nii.gz").is_file():
             case["label"] = first_file(path, "SEG.nii.gz")
         if cls_from == "mask":
-            case["cls"] = max(slice_labels(case["label"]))
+            case["cls"] = max(slice_labels(case["label"], case["image"]))
         else:
             case["cls"] = int(_diagnosis(rows, path, root / metadata) != "NEGATIVE")
         cases.append(case)
@@ -203,9 +203,10 @@ def duke(
         patient = case["case"]
         if patient not in rows:
             raise ValueError(f"{root / boxes}: {patient} is not listed; every scan needs its box.")
-        images = [load_volume(path) for path in case["image"]]
-        if len({image.shape for image in images}) > 1 or images[0].ndim != 3:
-            raise ValueError(f"{patient}: shapes {[image.shape for image in images]}; expected 3D, on one grid.")
+        first = load_volume(case["image"][0])
+        images = [first, *(load_volume(path, like=first) for path in case["image"][1:])]
+        if any(image.ndim != 3 for image in images):
+            raise ValueError(f"{patient}: shapes {[image.shape for image in images]}; expected 3D.")
         corners = _canonical_box(rows[patient], case["image"][0], images[0], first_index, root / boxes)
         middle = images[0].shape[0] // 2
         for side, low, high in (("left", 0, middle), ("right", middle, images[0].shape[0])):  # RAS: x grows rightwards
@@ -233,14 +234,14 @@ def _canonical_box(row: dict[str, str], path: str, image: Any, first_index: int,
         numbers = np.array([int(float(row[column])) for column in _BOX_COLUMNS]).reshape(3, 2)
     except ValueError as error:
         raise ValueError(f"{source}: the box of {row['Patient ID']} is not all numbers ({error}).") from error
-    on_disk = nib.Nifti1Image.from_filename(path)
+    shape, affine = read_grid(path)
     first, last = numbers[:, 0] - first_index, numbers[:, 1] - first_index
-    if (first < 0).any() or (last < first).any() or (last >= on_disk.shape).any():
+    if (first < 0).any() or (last < first).any() or (last >= shape).any():
         raise ValueError(
             f"{source}: the box {numbers.ravel().tolist()} (columns, rows, slices) of {row['Patient ID']} does not lie "
-            f"in an image of {on_disk.shape}; is {path} on the DICOM grid?"
+            f"in an image of {shape}; is {path} on the DICOM grid?"
         )
     # From voxel centers on disk over the world to voxel centers in RAS order.
-    way = np.linalg.inv(image.affine) @ on_disk.affine
+    way = np.linalg.inv(image.affine) @ affine
     ends = np.rint(np.stack([first, last]) @ way[:3, :3].T + way[:3, 3]).astype(int)
     return np.stack([ends.min(axis=0), ends.max(axis=0) + 1])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tensors import tensor_bytes
+from ..images import tensor_bytes
 
 Embedding = Literal["tensor", "vector"]
 Precision = Literal["float32", "bfloat16"]

@@ -12,7 +12,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from ..checkpoint import unwrapped
-from ..tensors import window_pads
+from ..images import window_pads
 
 
 class SliceMapInferer(Inferer):

@@ -24,7 +24,7 @@ import torch
 from monai.data import ImageReader
 from monai.transforms import Compose
 
-from ..tensors import tensor_bytes
+from ..images import tensor_bytes
 
 
 def describe(value: Any) -> str:

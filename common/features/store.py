@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ..encoders import Encoder
 from ..files import PathLike, write, write_json, writing
-from ..tensors import tensor_bytes
+from ..images import tensor_bytes
 
 FORMAT = "features 2"  # in every key: what is stored, and how
 LARGEST = float(np.finfo(np.float16).max)

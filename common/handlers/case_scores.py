@@ -10,6 +10,7 @@ import numpy as np
 
 from ..engines import gathered, gathered_rows
 from ..files import rounded, write_csv, write_json
+from ..images import axial
 from ..metrics import (
     bootstrap_by_patient,
     classification_scores,
@@ -23,16 +24,15 @@ from ..metrics import (
     summarize,
     voxel_counts,
 )
-from ..tensors import axial
 from .base import CaseHandler
 
 
 class CaseScores(CaseHandler):
     """Handler: score every case that has a `label` and summarize: `metrics.csv`, `summary.json`, `slices.csv`.
 
-    Voxel metrics are computed in the label's own grid, which the label never leaves. A label is positive where it
-    is > 0. Cases without a label are left out. Masks that a postprocessing put under `baseline_<name>` are scored
-    beside the method's.
+    Voxel metrics are computed on the image's own grid, where the label lies as it was read. A label is positive
+    where it is > 0. Cases without a label are left out. Masks that a postprocessing put under `baseline_<name>` are
+    scored beside the method's.
 
     Args:
         output_dir: where the files go.
@@ -68,11 +68,6 @@ class CaseScores(CaseHandler):
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         if "label" not in batch:
             return
-        if tuple(batch["label"].shape[1:]) != tuple(output["pred"].shape[1:]):
-            raise ValueError(
-                f"{batch['label'].meta.get('filename_or_obj')}: the mask's shape {list(batch['label'].shape[1:])} "
-                f"is not the image's {list(output['pred'].shape[1:])}"
-            )
         truth = axial(batch["label"])[0].numpy() > 0
         probability = np.asarray(output["slice_probability"])
         positive = np.asarray(truth.any(axis=(0, 1)))

@@ -10,8 +10,8 @@ import matplotlib.figure
 import numpy as np
 
 from ..files import atomic_path
+from ..images import axial
 from ..metrics import dice
-from ..tensors import axial
 from .base import CaseHandler
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 
-from ..files import atomic_path, write_csv, write_nifti
+from ..files import atomic_path, write_csv
+from ..images import file_of, write_nifti
 from .base import CaseHandler
 from .montage import draw_montage
 
@@ -79,12 +80,13 @@ class CaseWriter(PredictionWriter):
         mask = np.asarray(output["pred"])[0].astype(np.uint8)
         with self._files(case) as file:
             if self.save_heatmap:
-                write_nifti(file("heatmap.nii.gz"), heatmap, affine)
+                write_nifti(file("heatmap.nii.gz"), heatmap, affine, like=file_of(image))
             if self.save_mask:
-                write_nifti(file("seg.nii.gz"), mask, affine)
+                write_nifti(file("seg.nii.gz"), mask, affine, like=file_of(image))
             if self.save_montage:
                 scan = np.asarray(batch["scan"])[0]
-                draw_montage(scan, heatmap, mask, _truth(batch, mask), affine=affine).save(file("montage.png"))
+                truth = np.asarray(batch["label"])[0] > 0 if "label" in batch else None
+                draw_montage(scan, heatmap, mask, truth, affine=affine).save(file("montage.png"))
         self.rows.append(self._row(case, mask, affine, output, time.perf_counter() - engine.started))
 
     def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
@@ -94,9 +96,3 @@ class CaseWriter(PredictionWriter):
         row["volume_ml"] = round(float((mask > 0).sum() * milliliter), 3)
         row["seconds"] = round(seconds, 2)
         return row
-
-
-def _truth(batch: Mapping, mask: np.ndarray) -> np.ndarray | None:
-    """The ground truth, if there is one and it can be outlined: `CaseScores` complains about one on another grid."""
-    label = np.asarray(batch["label"])[0] if "label" in batch else None
-    return label > 0 if label is not None and label.shape == mask.shape else None

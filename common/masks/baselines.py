@@ -10,8 +10,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, ResampleToMatchd, apply_transform
 from tqdm import tqdm
 
+from ..images import as_array, like_image, spacing_of
 from ..metrics import dice
-from ..tensors import as_array, like_image, spacing_of
 from .morphology import largest_component, smooth_in_organ, without_thin
 from .refine import gate_slices
 

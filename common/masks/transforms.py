@@ -10,8 +10,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from ..images import as_array, like_image, spacing_of
 from ..metrics import heat_outside
-from ..tensors import as_array, like_image, spacing_of
 from .morphology import clean, each_slice, largest_component, least_voxels
 from .refine import gate_slices, refine_by_intensity, smooth_along_slices
 from .thresholds import multi_otsu, otsu

@@ -1,5 +1,6 @@
-"""From an image file to what a network sees: checks, organ mask, normalization."""
+"""From an image file to what a network sees: reading and checks, organ mask, normalization."""
 
+from .loading import LoadCased, check_image
 from .organ import (
     ORGANS,
     brain_mask,
@@ -10,14 +11,15 @@ from .organ import (
     normalize_by_mode,
     organ_mask,
 )
-from .transforms import CheckImaged, NormalizeByOrgand, OrganMaskd
+from .transforms import NormalizeByOrgand, OrganMaskd
 
 __all__ = [
     "ORGANS",
-    "CheckImaged",
+    "LoadCased",
     "NormalizeByOrgand",
     "OrganMaskd",
     "brain_mask",
+    "check_image",
     "head_mask",
     "learned_lung_mask",
     "lung_mask",

@@ -1,4 +1,4 @@
-"""Dictionary transforms that all bundles share: checks, organ mask, normalization."""
+"""Dictionary transforms that all bundles share: organ mask, normalization."""
 
 from __future__ import annotations
 
@@ -9,41 +9,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from ..tensors import as_array, file_of, spacing_of
+from ..images import as_array, file_of, spacing_of
 from .organ import ORGANS, normalize_by_median, normalize_by_mode, organ_mask
-
-
-class CheckImaged(MapTransform):
-    """Refuse an image that a network would turn into nonsense, naming the file and what was expected.
-
-    Args:
-        keys: of images `[C, H, W, D]`.
-        channels: expected number of channels.
-
-    Raises:
-        ValueError: not 3D, another number of channels, NaN or infinite values, nothing but one value.
-    """
-
-    def __init__(self, keys: KeysCollection, *, channels: int) -> None:
-        super().__init__(keys)
-        self.channels = channels
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in self.key_iterator(dict(data)):
-            image = data[key]
-            name = file_of(image)
-            if image.ndim != 4 or (image.ndim == 4 and min(image.shape[1:3]) < 2):
-                raise ValueError(f"{name}: expected a 3D image, got shape {list(image.shape[1:])}")
-            if image.shape[0] != self.channels:
-                raise ValueError(
-                    f"{name}: expected {self.channels} channel(s), got {image.shape[0]}; "
-                    "give one image_pattern per modality, in the order of metadata.json"
-                )
-            if not bool(torch.isfinite(torch.as_tensor(image)).all()):
-                raise ValueError(f"{name}: holds NaN or infinite values; replace them before")
-            if float(image.max()) == float(image.min()):
-                raise ValueError(f"{name}: every voxel is {float(image.min()):g}, there is nothing to see")
-        return dict(data)
 
 
 class OrganMaskd(MapTransform):
@@ -86,11 +53,6 @@ class OrganMaskd(MapTransform):
 
 
 def _checked_mask(organ: Any, image: Any) -> Any:
-    if organ.shape[1:] != image.shape[1:]:
-        raise ValueError(
-            f"{file_of(organ)}: the organ's mask has the shape {list(organ.shape[1:])}, its image "
-            f"{list(image.shape[1:])}; they must lie on one grid"
-        )
     organ = (organ[:1] > 0.5).to(image.dtype)
     if not bool(organ.any()):
         raise ValueError(f"{file_of(organ)}: the organ's mask is empty")

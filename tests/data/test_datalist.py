@@ -119,17 +119,27 @@ class TestSliceLabels:
         image = nib.Nifti1Image(mask, np.diag([2, 2, 3, 1]))
         turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes))
         nib.save(image.as_reoriented(turn), tmp_path / "mask.nii.gz")
-        assert slice_labels(tmp_path / "mask.nii.gz", class_if_positive=2) == [2, 2, 0, 0, 0]
+        nib.save(image, tmp_path / "image.nii.gz")
+        found = slice_labels(tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz", class_if_positive=2)
+        assert found == [2, 2, 0, 0, 0]
+
+    def test_belong_to_the_image_that_is_trained_on(self, tmp_path):
+        mask = np.zeros((3, 4, 5), np.uint8)
+        mask[1, 2, 0] = 1
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "mask.nii.gz")
+        nib.save(nib.Nifti1Image(mask, np.diag([-2, -2, 3, 1])), tmp_path / "image.nii.gz")
+        with pytest.raises(ValueError, match=r"mask.nii.gz and .*image.nii.gz do not lie on one grid"):
+            slice_labels(tmp_path / "mask.nii.gz", [tmp_path / "image.nii.gz", tmp_path / "other.nii.gz"])
 
     def test_names_a_truncated_file_and_one_of_wrong_shape(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 255, (32, 32, 8), dtype=np.uint8)
         nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "cut.nii.gz")
         (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "cut.nii.gz").read_bytes()[:3000])
         with pytest.raises(ValueError, match=r"cut.nii.gz: cannot be read"):
-            slice_labels(tmp_path / "cut.nii.gz")
+            slice_labels(tmp_path / "cut.nii.gz", tmp_path / "cut.nii.gz")
         nib.save(nib.Nifti1Image(noise[..., 0], np.eye(4)), tmp_path / "flat.nii.gz")
-        with pytest.raises(ValueError, match=r"flat.nii.gz: expected a 3D mask, got the shape \(32, 32\)"):
-            slice_labels(tmp_path / "flat.nii.gz")
+        with pytest.raises(ValueError, match=r"flat.nii.gz: expected a 3D mask, got the shape \[32, 32\]"):
+            slice_labels(tmp_path / "flat.nii.gz", tmp_path / "flat.nii.gz")
 
 
 class TestMakeDatalist:

@@ -108,8 +108,9 @@ def test_the_mask_is_never_read_where_there_is_a_label(tmp_path, monkeypatch):
 def test_without_a_label_the_mask_gives_it(tmp_path):
     mask = np.zeros((5, 4, DEPTH), np.uint8)
     mask[2, 2, [1, 2]] = 3
-    case = {"case": "a", "image": volume(), "label": save(tmp_path / "mask.nii.gz", mask)}
-    assert dataset([case]).classes == [1, 1, 0, 0]
+    case = {"case": "a", "image": save(tmp_path / "image.nii.gz", mask), "label": save(tmp_path / "mask.nii.gz", mask)}
+    data = SliceDataset([case], lambda case: {"image": volume()}, progress=False)
+    assert data.classes == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -192,5 +193,5 @@ class TestRuns:
 def test_slices_of_real_masks_match_their_labels(real_data):
     folder = sorted(real_data("lgg").glob("*/mask.nii.gz"))[0].parent
     mask = np.asanyarray(nib.Nifti1Image.from_filename(Path(folder) / "mask.nii.gz").dataobj)
-    case = {"case": folder.name, "label": str(folder / "mask.nii.gz")}
+    case = {"case": folder.name, "image": str(folder / "flair.nii.gz"), "label": str(folder / "mask.nii.gz")}
     assert slice_classes(case, mask.shape[2]) == (mask > 0).any(axis=(0, 1)).astype(int).tolist()

@@ -191,7 +191,8 @@ class TestDecathlon:
         content = json.loads((decathlon_root / "dataset.json").read_text())
         content |= {"modality": {"0": "MRI"}, "training": content["training"][:1]}
         (decathlon_root / "dataset.json").write_text(json.dumps(content))
-        save_volume(decathlon_root / content["training"][0]["image"], np.ones((5, 6, 4), np.float32))
+        affine = affine_of("LAS", (1, 1, 2), (5, 6, 4))
+        save_volume(decathlon_root / content["training"][0]["image"], np.ones((5, 6, 4), np.float32), affine)
         (case,) = decathlon(decathlon_root, tmp_path / "out", modalities=("MRI",))
         assert nib.Nifti1Image.from_filename(case["image"]).get_fdata().sum() == 120
 

@@ -122,7 +122,7 @@ def test_files_turn_with_their_affine(tmp_path):
             first, second = (nib.as_closest_canonical(nib.Nifti1Image.from_filename(case[key])) for case in (a, b))
             np.testing.assert_array_equal(first.get_fdata(), second.get_fdata())
             np.testing.assert_allclose(first.affine, second.affine)
-        assert a["cls"] == b["cls"] == slice_labels(b["label"])
+        assert a["cls"] == b["cls"] == slice_labels(b["label"], b["image"])
 
 
 def test_spacing_and_types_are_those_promised(tmp_path):

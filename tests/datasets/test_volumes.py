@@ -236,5 +236,5 @@ class TestDuke:
         with pytest.raises(ValueError, match="write the parts to another folder"):
             duke(root, root)
         save(root / "Breast_MRI_001" / "pre.nii.gz", np.zeros((3, 3, 3)))
-        with pytest.raises(ValueError, match="expected 3D, on one grid"):
+        with pytest.raises(ValueError, match=r"pre.nii.gz and the first volume of its case do not lie on one grid"):
             duke(root, out, modalities=("post1", "pre"), allow_missing=True)

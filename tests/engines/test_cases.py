@@ -91,7 +91,7 @@ def test_full_disk_fails_that_case_alone_and_leaves_nothing_of_it(cases, tmp_pat
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         whole(image, path)
 
-    monkeypatch.setattr("common.files.nib.save", until_full)
+    monkeypatch.setattr("common.images.writing.nib.save", until_full)
     three = [cases["first"], cases["first"] | {"case": "middle"}, cases["last"]]
     engine = evaluator(three, [CaseWriter(tmp_path / "out", classes=CLASSES)])
     with pytest.raises(RuntimeError, match=r"1 of 3 cases failed:\n  middle: OSError.*No space left on device"):

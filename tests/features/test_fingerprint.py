@@ -16,7 +16,6 @@ from monai.transforms import (
     CropForegroundd,
     EnsureChannelFirstd,
     Lambdad,
-    LoadImaged,
     NormalizeIntensityd,
     Orientationd,
     RandFlipd,
@@ -28,15 +27,14 @@ from monai.transforms import (
 )
 
 from common.features.fingerprint import describe
-from common.files import write_nifti
-from common.preprocessing import CheckImaged, NormalizeByOrgand, OrganMaskd
+from common.images import write_nifti
+from common.preprocessing import LoadCased, NormalizeByOrgand, OrganMaskd
 
 
 def preprocessing(pixdim=(1.5, 1.5, -1.0), a_max=400.0, organ="lung", mode="bilinear", upper=4.0, dtype=torch.float32):
     return Compose(
         [
-            LoadImaged(keys="image", ensure_channel_first=True),
-            Compose([CheckImaged(keys="image", channels=1)]),
+            Compose([LoadCased(channels=1)]),
             Orientationd(keys="image", axcodes="LPS", labels=None),
             Spacingd(keys="image", pixdim=pixdim, mode=mode, dtype=dtype),
             OrganMaskd(keys="image", organ=organ, options={}),
@@ -64,7 +62,7 @@ def test_each_option_changes_the_text_and_nothing_else_does(options):
 
 
 def test_the_order_and_number_of_transforms_count():
-    first, second = CheckImaged(keys="image", channels=1), NormalizeByOrgand(keys="image")
+    first, second = LoadCased(channels=1), NormalizeByOrgand(keys="image")
     texts = [describe(Compose(list(parts))) for parts in ((first, second), (second, first), (first,), (second,), ())]
     assert len(set(texts)) == 5
 

@@ -227,7 +227,7 @@ def test_label_of_another_shape_fails_its_case_alone_with_both_shapes(tmp_path):
     with pytest.raises(RuntimeError, match="2 of 3 cases failed"):
         engine.run()
     assert str(tmp_path / "small" / "label.nii.gz") in engine.failed["small"]
-    assert "the mask's shape [18, 20, 6] is not the image's [20, 20, 6]" in engine.failed["small"]
+    assert "their shapes are [18, 20, 6] and [20, 20, 6]" in engine.failed["small"]
     assert "[20, 20, 5]" in engine.failed["short"]
     (row,) = read(tmp_path / "out" / "metrics.csv")
     assert (row["case"], float(row["dice"])) == ("good", 1.0)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -9,40 +8,17 @@ import torch
 from monai.data import MetaTensor
 
 from common.datasets import phantom_case
-from common.preprocessing import CheckImaged, NormalizeByOrgand, OrganMaskd, brain_mask
+from common.preprocessing import NormalizeByOrgand, OrganMaskd, brain_mask
 
 SPACING = (2.0, 2.0, 5.0)
+
+
+GOOD = np.arange(2 * 5 * 6 * 3, dtype=np.float32).reshape(2, 5, 6, 3)
 
 
 def meta(array: np.ndarray, name: str = "/data/case_7/flair.nii.gz") -> MetaTensor:
     affine = torch.diag(torch.tensor([-SPACING[0], -SPACING[1], SPACING[2], 1.0], dtype=torch.float64))
     return MetaTensor(torch.as_tensor(array), affine=affine, meta={"filename_or_obj": name})
-
-
-class TestCheckImaged:
-    GOOD = np.arange(2 * 5 * 6 * 3, dtype=np.float32).reshape(2, 5, 6, 3)
-
-    @pytest.mark.parametrize("shape", [(2, 5, 6, 3), (2, 2, 2, 1)])
-    def test_volumes_pass_unchanged_even_of_one_slice(self, shape):
-        image = meta(self.GOOD.ravel()[: np.prod(shape)].reshape(shape))
-        assert CheckImaged("image", channels=2)({"image": image})["image"] is image
-
-    @pytest.mark.parametrize(
-        ("image", "message"),
-        [
-            (GOOD[..., 0], "expected a 3D image, got shape [5, 6]"),
-            (GOOD[:, :1], "expected a 3D image, got shape [1, 6, 3]"),
-            (GOOD[:, :, :, :, None], "expected a 3D image, got shape [5, 6, 3, 1]"),
-            (GOOD[:1], "expected 2 channel(s), got 1; give one image_pattern per modality"),
-            (np.where(GOOD == 7, np.nan, GOOD), "holds NaN or infinite values"),
-            (np.where(GOOD == 7, -np.inf, GOOD), "holds NaN or infinite values"),
-            (np.zeros_like(GOOD), "every voxel is 0, there is nothing to see"),
-            (np.full_like(GOOD, 3.5), "every voxel is 3.5"),
-        ],
-    )
-    def test_nonsense_is_refused_naming_the_file(self, image, message):
-        with pytest.raises(ValueError, match=re.escape(f"/data/case_7/flair.nii.gz: {message}")):
-            CheckImaged("image", channels=2)({"image": meta(image)})
 
 
 class TestOrganMaskd:
@@ -55,27 +31,20 @@ class TestOrganMaskd:
         np.testing.assert_array_equal(data["image"].numpy(), image)
 
     def test_none_is_ones(self):
-        data = OrganMaskd("image", organ="none", organ_key="where")({"image": meta(TestCheckImaged.GOOD)})
+        data = OrganMaskd("image", organ="none", organ_key="where")({"image": meta(GOOD)})
         assert data["where"].shape == (1, 5, 6, 3)
         assert (data["where"] == 1).all()
 
     def test_a_mask_that_is_there_is_kept_and_nothing_is_sought(self):
         given = (np.random.default_rng(0).random((2, 5, 6, 3)) * 2).astype(np.float32)
-        data = {"image": meta(TestCheckImaged.GOOD), "organ": meta(given, "/data/case_7/lung.nii.gz")}
+        data = {"image": meta(GOOD), "organ": meta(given, "/data/case_7/lung.nii.gz")}
         organ = OrganMaskd("image", organ="brain")(data)["organ"]  # there is no brain in this image
         np.testing.assert_array_equal(organ.numpy(), (given[:1] > 0.5).astype(np.float32))
         np.testing.assert_array_equal(data["organ"].numpy(), given)
 
-    @pytest.mark.parametrize(
-        ("organ", "message"),
-        [
-            (np.ones((1, 5, 6, 2), np.float32), "has the shape [5, 6, 2], its image [5, 6, 3]"),
-            (np.zeros((1, 5, 6, 3), np.float32), "is empty"),
-        ],
-    )
-    def test_a_mask_that_does_not_serve_is_named(self, organ, message):
-        data = {"image": meta(TestCheckImaged.GOOD), "organ": meta(organ, "/data/case_7/lung.nii.gz")}
-        with pytest.raises(ValueError, match=r"/data/case_7/lung.nii.gz: the organ's mask " + re.escape(message)):
+    def test_an_empty_mask_is_named(self):
+        data = {"image": meta(GOOD), "organ": meta(np.zeros_like(GOOD), "/data/case_7/lung.nii.gz")}
+        with pytest.raises(ValueError, match=r"/data/case_7/lung.nii.gz: the organ's mask is empty"):
             OrganMaskd("image", organ="none")(data)
 
     def test_unknown_organ_is_refused_at_once(self):

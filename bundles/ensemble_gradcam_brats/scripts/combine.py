@@ -14,8 +14,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from common.images import as_array, like_image
 from common.masks import gate_slices
-from common.tensors import as_array, like_image
 
 HARD = ("or", "and", "min", "max")
 SOFT = ("mean", "product")

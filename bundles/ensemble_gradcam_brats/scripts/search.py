@@ -18,9 +18,9 @@ from monai.transforms import ResampleToMatch
 
 from common.files import atomic_path, write_csv, write_json
 from common.handlers import CaseHandler
+from common.images import as_array
 from common.masks import gate_slices
 from common.metrics import dice_from_counts, miou_from_counts
-from common.tensors import as_array
 
 from .combine import HARD, SOFT, MemberMaps
 

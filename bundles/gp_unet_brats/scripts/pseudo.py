@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import LoadImage, ResampleToMatch
+from monai.transforms import ResampleToMatch
 from torch import Tensor
 
 from common import training
 from common.data import SliceDataset, slice_classes
+from common.images import file_of, meta_tensor, read_mask, spacing_of
 from common.losses import soft_bce_dice
 from common.masks import refine_by_intensity
-from common.tensors import spacing_of
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def pseudo_masks(
 
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
     """`pseudo` and `counts`, as of `pseudo_masks`, from the file of the true mask, resampled to the image."""
-    mask = LoadImage(ensure_channel_first=True)(case["label"])
+    mask = meta_tensor(read_mask(case["label"], file_of(image)))
     return _targets(case, ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0)
 
 

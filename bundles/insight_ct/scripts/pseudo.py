@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from common.data import read_unmasked
 from common.features import Entry, FeatureStore
+from common.images import spacing_of
 from common.masks import refine_by_intensity
-from common.tensors import spacing_of
 
 from . import bags
 from .bags import BagDataset

@@ -14,10 +14,10 @@ from torch import nn
 from tqdm import tqdm
 
 from common.files import atomic_path, write_csv, write_json
+from common.images import spacing_of
 from common.masks import best_threshold
 from common.metrics import roc_auc
 from common.radon import extreme_points, sample_planes
-from common.tensors import spacing_of
 
 from .compare import read_with_truth
 from .geometry import Geometry, crop_to_organ

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.files import write_csv, write_json
+from common.images import spacing_of
 from common.masks import best_threshold, clean, least_voxels, refine_by_intensity
 from common.metrics import balanced_accuracy, component_scores, dice, summarize
-from common.tensors import spacing_of
 
 from .geometry import Body
 from .inferers import ToNNOInferer

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import common.cam
 from common.checkpoint import unwrapped
+from common.images import spacing_of
 from common.radon import MapReconstruction, directions, reconstruct
-from common.tensors import spacing_of
 
 from .cells import first_cell, maps_on_body
 from .geometry import GEOMETRIES, Body, Geometry, crop_to_organ, slices_across

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, ResampleToMatch
+from monai.transforms import ResampleToMatch
 from torch import Tensor
 
 from common.data import slice_classes
+from common.images import meta_tensor, read_volume, spacing_of
 from common.masks import refine_by_intensity
 from common.radon import extreme_points
-from common.tensors import spacing_of
 
 from .sampling import PlaneDataset, random_planes
 
@@ -38,7 +38,7 @@ def with_pseudo_mask(
     The mask rides along so that planes of it are cut with those of the image. A volume labeled positive in which none
     is found is left out.
     """
-    heat = LoadImage(ensure_channel_first=True)(paths[case["case"]])
+    heat = meta_tensor(read_volume(paths[case["case"]]))
     heat = ResampleToMatch(mode="bilinear")(heat, image)[0].numpy()
     volume = image.numpy()
     organ = volume[-1] > 0.5

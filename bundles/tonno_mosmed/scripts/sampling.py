@@ -18,8 +18,8 @@ from tqdm import tqdm
 import common.training as training
 from common.data import matched_weights, read_unmasked, runs, slice_classes, stratified_weights
 from common.engines import weighted_sampler
+from common.images import spacing_of
 from common.radon import extreme_points, plane_basis, sample_planes
-from common.tensors import spacing_of
 
 from .geometry import Body, Geometry, crop_to_organ
 

@@ -1,0 +1,85 @@
+"""A case from its files: image, organ mask and ground truth on one grid, checked."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import Transform
+from torch import Tensor
+
+from ..images import Volume, file_of, meta_tensor, on_grid, read_volume
+
+
+class LoadCased(Transform):
+    """Read the files of a case; geometry is decided here, once, for everything that follows.
+
+    The image is a path, or a list of them, one per modality. Masks under `organ` and `label`, where there are any, are
+    brought to the axes of the image (flipped and permuted, never resampled) and get its affine. The image as it
+    was read stays under `scan`, for pictures; what is doubtful about the files goes to `warnings`, one text.
+
+    Args:
+        channels: expected number of the image's channels.
+        dicom_geometry: `assume_axial` takes DICOM series without positions, see `common.images.read_volume`.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file cannot be read; not 3D; another number of channels; NaN or infinite values; nothing but one
+            value; or files of the case lie on different grids. The message names the file.
+    """
+
+    masks = ("organ", "label")
+
+    def __init__(self, *, channels: int, dicom_geometry: str | None = None) -> None:
+        self.channels = channels
+        self.dicom_geometry = dicom_geometry
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        files = data["image"] if isinstance(data["image"], list | tuple) else [data["image"]]
+        first = self._read(files[0])
+        grid = (first.array.shape[:3], first.affine)
+        others = [on_grid(self._read(file), *grid, image=first.path) for file in files[1:]]
+        image = torch.cat([meta_tensor(volume) for volume in (first, *others)])
+        check_image(image, channels=self.channels)
+        data |= {"image": image, "scan": image.clone()}
+        warnings = [f"{os.path.basename(v.path)}: {text}" for v in (first, *others) for text in v.warnings]
+        for key in self.masks:
+            if data.get(key) is not None:
+                mask = on_grid(self._read(data[key]), *grid, image=first.path)
+                if mask.array.ndim != 3:
+                    raise ValueError(f"{mask.path}: expected a 3D mask, got the shape {list(mask.array.shape)}")
+                data[key] = meta_tensor(mask)
+        data["warnings"] = "; ".join(dict.fromkeys(warnings))
+        return data
+
+    def _read(self, path: Any) -> Volume:
+        return read_volume(path, dicom_geometry=self.dicom_geometry)
+
+
+def check_image(image: Tensor, *, channels: int) -> None:
+    """Refuse an image that a network would turn into nonsense.
+
+    Args:
+        image: `[C, H, W, D]`; a `MetaTensor` knows its file, for the message.
+        channels: expected number of channels.
+
+    Raises:
+        ValueError: not 3D, another number of channels, NaN or infinite values, nothing but one value.
+    """
+    path = file_of(image)
+    if image.ndim != 4 or min(image.shape[1:3]) < 2:
+        raise ValueError(f"{path}: expected a 3D image, got shape {list(image.shape[1:])}")
+    if image.shape[0] != channels:
+        raise ValueError(
+            f"{path}: expected {channels} channel(s), got {image.shape[0]}; "
+            "give one image_pattern per modality, in the order of metadata.json"
+        )
+    low, high = (float(value) for value in image.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{path}: holds NaN or infinite values; replace them before")
+    if low == high:
+        raise ValueError(f"{path}: every voxel is {low:g}, there is nothing to see")

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.data import MetaTensor
+
+from common.preprocessing import LoadCased, check_image
+from tests.pipeline import affine_of, save
+
+SHAPE = (6, 8, 5)
+AFFINE = affine_of("LPS", (2, 2, 5), SHAPE)
+VALUES = np.arange(240, dtype=np.float32).reshape(SHAPE)
+GOOD = VALUES.reshape(2, 6, 4, 5)
+
+
+def turned(values: np.ndarray, axcodes: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same voxels in the same places with axes in another order."""
+    image = nib.Nifti1Image(values, AFFINE)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(axcodes))
+    image = image.as_reoriented(turn)
+    return np.asanyarray(image.dataobj), image.affine
+
+
+def test_masks_and_modalities_of_any_axis_order_come_on_the_grid_of_the_first_image(tmp_path):
+    case = {
+        "image": [save(tmp_path / "a.nii.gz", VALUES, AFFINE), save(tmp_path / "b.nii", *turned(VALUES + 1, "RAS"))]
+    }
+    for number, key in enumerate(("organ", "label")):
+        case[key] = save(tmp_path / f"{key}.nii.gz", *turned(VALUES + 10 * number, "SAL"))
+    data = LoadCased(channels=2)(case)
+    np.testing.assert_array_equal(data["image"].numpy(), np.stack([VALUES, VALUES + 1]))
+    np.testing.assert_array_equal(data["scan"].numpy(), data["image"].numpy())
+    np.testing.assert_array_equal(data["organ"].numpy(), VALUES[None])
+    np.testing.assert_array_equal(data["label"].numpy(), VALUES[None] + 10)
+    for key in ("image", "organ", "label"):
+        np.testing.assert_allclose(data[key].affine, AFFINE, atol=1e-6)
+    assert data["warnings"] == ""
+
+
+def test_a_second_modality_may_differ_by_rounding_and_no_more(tmp_path):
+    first = save(tmp_path / "a.nii.gz", VALUES, AFFINE)
+    near = save(tmp_path / "b.nii.gz", VALUES, AFFINE + 1e-6)
+    assert LoadCased(channels=2)({"image": [first, near]})["image"].shape == (2, *SHAPE)
+    for key, names in (("image", [first, save(tmp_path / "c.nii.gz", VALUES, np.eye(4))]), ("organ", first)):
+        case = {"image": first, key: names} if key == "image" else {"image": first, key: str(tmp_path / "c.nii.gz")}
+        with pytest.raises(ValueError, match=r"c.nii.gz and .*a.nii.gz do not lie on one grid"):
+            LoadCased(channels=2 if key == "image" else 1)(case)
+
+
+def test_what_is_doubtful_about_the_files_is_told_once_with_their_names(tmp_path):
+    path = save(tmp_path / "scan.nii.gz", VALUES, np.eye(4))
+    data = LoadCased(channels=2)({"image": [path, path]})
+    assert data["warnings"] == "scan.nii.gz: the affine is the identity: spacing and orientation may have been lost"
+
+
+def test_a_mask_with_channels_is_refused(tmp_path):
+    case = {"image": save(tmp_path / "a.nii.gz", VALUES, AFFINE)}
+    case["label"] = save(tmp_path / "mask.nii.gz", np.stack([VALUES, VALUES], axis=-1), AFFINE)
+    with pytest.raises(ValueError, match=r"mask.nii.gz: expected a 3D mask, got the shape \[6, 8, 5, 2\]"):
+        LoadCased(channels=1)(case)
+
+
+class TestCheckImage:
+    @pytest.mark.parametrize("shape", [(2, 5, 6, 3), (2, 2, 2, 1)])
+    def test_volumes_pass_even_of_one_slice(self, shape):
+        check_image(MetaTensor(GOOD.ravel()[: np.prod(shape)].reshape(shape)), channels=2)
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (GOOD[..., 0], "expected a 3D image, got shape [6, 4]"),
+            (GOOD[:, :1], "expected a 3D image, got shape [1, 4, 5]"),
+            (GOOD[:, :, :, :, None], "expected a 3D image, got shape [6, 4, 5, 1]"),
+            (GOOD[:1], "expected 2 channel(s), got 1; give one image_pattern per modality"),
+            (np.where(GOOD == 7, np.nan, GOOD), "holds NaN or infinite values"),
+            (np.where(GOOD == 7, -np.inf, GOOD), "holds NaN or infinite values"),
+            (np.zeros_like(GOOD), "every voxel is 0, there is nothing to see"),
+            (np.full_like(GOOD, 3.5), "every voxel is 3.5"),
+        ],
+    )
+    def test_nonsense_is_refused_naming_the_file(self, image, message):
+        with pytest.raises(ValueError, match=re.escape(f"/data/case_7/flair.nii.gz: {message}")):
+            check_image(MetaTensor(image, meta={"filename_or_obj": "/data/case_7/flair.nii.gz"}), channels=2)
