@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.distributed import one_rank_only
+from ignite.distributed import get_world_size, one_rank_only
 from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .files import atomic_path
 
 logger = logging.getLogger(__name__)
+# What schedules move of an optimizer's groups, and what goes with them: on resuming the config's values count.
+SETTINGS = (
+    "lr",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "betas",
+    "momentum",
+    "base_momentum",
+    "max_momentum",
+    "weight_decay",
+)
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -32,9 +48,12 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 
 def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
-    """The network inside a `DistributedDataParallel` (or any other wrapper, or wrappers, with a `module`)."""
-    module = getattr(network, "module", None)
-    return unwrapped(module) if isinstance(module, torch.nn.Module) else network
+    """The network inside a `DistributedDataParallel` (or other wrappers with a `module`), or `torch.compile`."""
+    for name in ("_orig_mod", "module"):
+        inner = getattr(network, name, None)
+        if isinstance(inner, torch.nn.Module):
+            return unwrapped(inner)
+    return network
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -83,11 +102,19 @@ def save_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> None
 class TrainingCheckpoint:
     """Handler: save all that training needs after each epoch, resume from it, and leave `model.pt` at the end.
 
+    A resumed training may be longer or shorter than the one that was interrupted: other `max_epochs`, batches or
+    processes. Schedules of the learning rate are then those of the new length, at the share of it that is done: they
+    are stepped anew from their start, so that the rates are those of a training that never had another length.
+
     Args:
         path: the checkpoint; training that finds it goes on after its last epoch.
         objects: what has `state_dict` / `load_state_dict`: network, optimizer, schedule …
         model: the network whose plain weights go to `model_path` after every epoch.
         best_of: evaluator of a validation: weights go to `model_path` only when its key metric is as good as ever.
+
+    Raises:
+        ValueError: (as training starts) the checkpoint is damaged, of another training, or one whose schedule cannot
+            be brought to the new length.
     """
 
     def __init__(
@@ -114,18 +141,59 @@ class TrainingCheckpoint:
         if not self.path.is_file():
             return
         state = read_checkpoint(self.path)
+        schedules = {
+            name: target
+            for name, target in self.objects.items()
+            if isinstance(target, LRScheduler) and not isinstance(target, ReduceLROnPlateau)  # that has no length
+        }
+        settings = {name: _settings(schedule.optimizer) for name, schedule in schedules.items()}
         for name, target in self.objects.items():
             try:
-                target.load_state_dict(state[name])
-            except (KeyError, RuntimeError, ValueError) as error:
+                if name in schedules:
+                    state[name]["last_epoch"]
+                else:
+                    target.load_state_dict(state[name])
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{self.path} belongs to another training ({name}: {error}); remove it or change output_dir"
                 ) from error
+        for name, schedule in schedules.items():
+            for group, values in zip(schedule.optimizer.param_groups, settings[name], strict=True):
+                group.update(values)
+            self._replay(name, schedule, state, engine)
         engine.state.epoch = state["epoch"]
         self.best = state.get("best", -math.inf)
         if engine.state.epoch_length:
             engine.state.iteration = state["epoch"] * engine.state.epoch_length
         logger.info("resuming %s after epoch %d", self.path, state["epoch"])
+        then, now = state.get("length", {}), _length(engine)
+        changed = [f"{name} {then[name]} before, {now[name]} now" for name in then if then[name] != now[name]]
+        if changed:
+            share = f"{state['epoch']} of {engine.state.max_epochs} epochs are done"
+            logger.warning("%s: %s; schedules are those of the new length, of which %s", self.path, changed, share)
+
+    def _replay(self, name: str, schedule: LRScheduler, state: Mapping[str, Any], engine: Engine) -> None:
+        """Step a fresh schedule to where the training is."""
+        epoch, steps = state["epoch"], state[name]["last_epoch"]
+        if "length" not in state:
+            raise ValueError(
+                f"{self.path} does not say how many steps its epochs had, so {name} cannot be resumed: it is of an "
+                "earlier version; remove it or change output_dir"
+            )
+        if epoch >= (engine.state.max_epochs or 0):
+            return  # nothing is left to do
+        if steps == epoch * state["length"]["steps an epoch"]:  # one a batch, not one an epoch
+            steps = epoch * (engine.state.epoch_length or 0)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the optimizer made its steps before the interruption
+                for _ in range(steps):
+                    schedule.step()
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path}: {name} ({type(schedule).__name__}) cannot make the {steps} steps that are done of the "
+                f"new length, {_length(engine)}; before: {state['length']} ({error})"
+            ) from error
 
     @one_rank_only()
     def _save(self, engine: Engine) -> None:
@@ -137,5 +205,20 @@ class TrainingCheckpoint:
         if better:
             save_weights(self.model, self.model_path)
         state = {name: target.state_dict() for name, target in self.objects.items()}
+        state |= {"epoch": engine.state.epoch, "best": self.best, "length": _length(engine)}
         with atomic_path(self.path) as temporary:
-            torch.save(state | {"epoch": engine.state.epoch, "best": self.best}, temporary)
+            torch.save(state, temporary)
+
+
+def _length(engine: Engine) -> dict[str, int | None]:
+    """How long a training is, and what makes it so; for messages, too."""
+    return {
+        "epochs": engine.state.max_epochs,
+        "steps an epoch": engine.state.epoch_length,
+        "batch size": getattr(engine.state.dataloader, "batch_size", None),
+        "processes": get_world_size(),
+    }
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{key: copy.deepcopy(group[key]) for key in SETTINGS if key in group} for group in optimizer.param_groups]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from monai.config import KeysCollection
 from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import unwrapped
@@ -103,6 +105,35 @@ def clip_gradients(
 
     optimizer.register_step_pre_hook(clip)
     return optimizer
+
+
+class OneCycle(OneCycleLR):
+    """torch's `OneCycleLR` for a training of any length: a warm-up of exactly one step divides by zero there.
+
+    Args:
+        optimizer, max_lr, options: see `OneCycleLR`.
+        total_steps: of the training.
+        pct_start: share of the steps that the rate rises in.
+
+    Raises:
+        ValueError: there is no step.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_lr: float | list[float],
+        total_steps: int,
+        pct_start: float = 0.3,
+        **options: Any,
+    ) -> None:
+        if total_steps < 1:
+            raise ValueError(
+                f"a training of {total_steps} steps: is max_epochs 0, or the training section smaller than batch_size?"
+            )
+        if math.isclose(pct_start * total_steps, 1):
+            pct_start = 1.5 / total_steps
+        super().__init__(optimizer, max_lr, total_steps, pct_start=pct_start, **options)
 
 
 class WeightAverage:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,10 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim import lr_scheduler
 
 from common.checkpoint import TrainingCheckpoint, load_weights, save_weights, unwrapped, usable_device
+from common.training import OneCycle
 
 
 def net(seed: int = 0, width: int = 4) -> nn.Sequential:
@@ -87,7 +91,7 @@ class TestTrainingCheckpoint:
         """Adam with a schedule on four fixed batches; `stop_in` interrupts in the middle of that epoch."""
         network = net(0, width)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+        schedule = lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
         generator = torch.Generator().manual_seed(1)
         batches = [torch.randn(5, 3, generator=generator) for _ in range(4)]
         seen: list[int] = []
@@ -147,6 +151,91 @@ class TestTrainingCheckpoint:
     def test_only_complete_files_are_left(self, tmp_path):
         self.train(tmp_path, 2)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt"]
+
+
+def sequential(optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+    warm = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=steps // 4)
+    return lr_scheduler.SequentialLR(
+        optimizer, [warm, lr_scheduler.CosineAnnealingLR(optimizer, steps - steps // 4)], milestones=[steps // 4]
+    )
+
+
+class TestScheduleOfResumedTraining:
+    """Schedules by the number of steps that a training has."""
+
+    SCHEDULES: tuple[Callable[[Any, int], Any], ...] = (
+        lambda optimizer, steps: OneCycle(optimizer, 0.1, steps, 0.2),
+        lambda optimizer, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps),
+        lambda optimizer, steps: lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps),
+        lambda optimizer, steps: lr_scheduler.ConstantLR(optimizer, 0.5, steps // 3),
+        sequential,
+    )
+
+    def train(
+        self,
+        folder: Path,
+        schedule: Callable[[Any, int], Any],
+        batches: int,
+        epochs: int,
+        *,
+        stop_after: int = 99,
+        each: Events = Events.ITERATION_COMPLETED,
+    ) -> list[tuple[float, Any]]:
+        """Learning rate and betas of each step; `stop_after` interrupts when that epoch's checkpoint is written."""
+        network = net()
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+        steps = schedule(optimizer, epochs * batches if each == Events.ITERATION_COMPLETED else epochs)
+        seen: list[tuple[float, Any]] = []
+
+        def step(engine: Engine, x: torch.Tensor) -> None:
+            seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]))
+            network(x).sum().backward()
+            optimizer.step()
+
+        engine = Engine(step)
+        engine.add_event_handler(each, lambda _: steps.step())
+        objects = {"network": network, "optimizer": optimizer, "lr_scheduler": steps}
+        TrainingCheckpoint(folder / "c.pt", objects, model=network, model_path=folder / "m.pt").attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), lambda e: e.terminate())
+        engine.run([torch.ones(2, 3)] * batches, max_epochs=epochs)
+        return seen
+
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    @pytest.mark.parametrize(("batches", "epochs"), [(4, 6), (7, 6), (3, 6), (4, 9), (2, 4)])
+    def test_rates_are_those_of_a_training_that_always_had_the_new_length(self, tmp_path, schedule, batches, epochs):
+        expected = self.train(tmp_path / "whole", schedule, batches, epochs)
+        before = self.train(tmp_path / "parts", schedule, 4, 6, stop_after=3)
+        after = self.train(tmp_path / "parts", schedule, batches, epochs)
+        assert len(before) == 12
+        assert after == expected[3 * batches :]
+
+    def test_a_schedule_by_epochs_keeps_its_epochs(self, tmp_path):
+        schedule = self.SCHEDULES[0]
+        self.train(tmp_path / "parts", schedule, 4, 10, stop_after=4, each=Events.EPOCH_COMPLETED)
+        after = self.train(tmp_path / "parts", schedule, 7, 10, each=Events.EPOCH_COMPLETED)
+        assert after == self.train(tmp_path / "whole", schedule, 7, 10, each=Events.EPOCH_COMPLETED)[4 * 7 :]
+
+    def test_what_changed_is_named(self, tmp_path, caplog):
+        with caplog.at_level(logging.WARNING):
+            for batches, epochs, stop in ((4, 6, 3), (4, 6, 4), (3, 8, 99)):
+                assert caplog.text == ""
+                self.train(tmp_path, self.SCHEDULES[1], batches, epochs, stop_after=stop)
+        assert "'epochs 6 before, 8 now', 'steps an epoch 4 before, 3 now'" in caplog.text
+        assert "4 of 8 epochs are done" in caplog.text
+        assert "batch size" not in caplog.text  # that stayed
+
+    def test_a_schedule_that_cannot_go_so_far_is_refused_at_the_start(self, tmp_path):
+        self.train(tmp_path, self.SCHEDULES[0], 4, 6, stop_after=3)
+        with pytest.raises(ValueError, match=r"lr_scheduler \(OneCycleLR\) cannot make the 21 steps .*new length, .*7"):
+            self.train(tmp_path, lambda optimizer, _: lr_scheduler.OneCycleLR(optimizer, 0.1, 10), 7, 6)
+
+    def test_a_checkpoint_that_does_not_say_how_long_its_epochs_were_is_refused(self, tmp_path):
+        self.train(tmp_path, self.SCHEDULES[0], 4, 6, stop_after=3)
+        state = torch.load(tmp_path / "c.pt", weights_only=True)
+        del state["length"]
+        torch.save(state, tmp_path / "c.pt")
+        with pytest.raises(ValueError, match=r"c.pt does not say how many steps its epochs had"):
+            self.train(tmp_path, self.SCHEDULES[0], 4, 6)
 
 
 class TestBestOf:

@@ -13,7 +13,15 @@ from monai.data import MetaTensor
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common.training import RandIntensityd, TrainingLog, WeightAverage, clip_gradients, parameter_groups, prepare_batch
+from common.training import (
+    OneCycle,
+    RandIntensityd,
+    TrainingLog,
+    WeightAverage,
+    clip_gradients,
+    parameter_groups,
+    prepare_batch,
+)
 
 QUIET: dict[str, Any] = {"gamma": 0.0, "gain": 0.0, "blur": 0.0, "noise": 0.0, "upper": 100.0}
 
@@ -139,6 +147,39 @@ class TestClipGradients:
         scaled = self.GRADIENTS / self.GRADIENTS.norm() * 2
         torch.testing.assert_close(self.step(norm=2.0, value=1.0), scaled.clamp(-1, 1), atol=1e-5, rtol=0)
         torch.testing.assert_close(self.step(), self.GRADIENTS)
+
+
+def optimizer_of(parameter: nn.Parameter) -> torch.optim.Optimizer:
+    return torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+
+
+class TestOneCycle:
+    def rates(self, schedule: Any, steps: int) -> list[float]:
+        rates = []
+        for _ in range(steps):
+            rates.append(schedule.get_last_lr()[0])
+            schedule.optimizer.step()
+            schedule.step() if len(rates) < steps else None
+        return rates
+
+    @pytest.mark.parametrize(("steps", "share"), [(5, 0.2), (10, 0.1), (2, 0.5)])
+    def test_a_warm_up_of_one_step_rises_and_the_rest_falls(self, steps, share):
+        rates = self.rates(OneCycle(optimizer_of(nn.Parameter(torch.zeros(1))), 0.1, steps, share), steps)
+        assert rates[0] == pytest.approx(0.1 / 25)
+        assert rates[-1] == pytest.approx(0.1 / 25 / 1e4)
+        assert rates[2:] == sorted(rates[2:], reverse=True)
+
+    @pytest.mark.parametrize("steps", [1, 3, 4, 6, 29])
+    def test_of_any_other_length_it_is_torchs_own(self, steps):
+        ours, theirs = (
+            kind(optimizer_of(nn.Parameter(torch.zeros(1))), 0.1, total_steps=steps, pct_start=0.2)
+            for kind in (OneCycle, torch.optim.lr_scheduler.OneCycleLR)
+        )
+        assert self.rates(ours, steps) == self.rates(theirs, steps)
+
+    def test_no_step_says_why(self):
+        with pytest.raises(ValueError, match=r"training of 0 steps: .*smaller than batch_size"):
+            OneCycle(optimizer_of(nn.Parameter(torch.zeros(1))), 0.1, 0)
 
 
 def test_weight_average_is_the_exponential_moving_average_in_closed_form():
