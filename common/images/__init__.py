@@ -1,8 +1,9 @@
 """Images in the world: read from NIfTI and DICOM, placed by one rule, written where they came from."""
 
 from .geometry import check_affine, check_one_grid, corners, in_axes_of, nifti_affine
-from .reading import Volume, is_dicom, on_grid, read_grid, read_mask, read_volume
+from .reading import is_dicom, on_grid, read_grid, read_mask, read_volume
 from .tensors import as_array, axial, file_of, like_image, meta_tensor, spacing_of, tensor_bytes, window_pads
+from .volume import Volume
 from .writing import write_nifti
 
 __all__ = [

@@ -17,7 +17,6 @@ from ..files import PathLike
 from .geometry import check_affine, check_one_grid, in_axes_of, nifti_affine
 from .volume import Volume
 
-NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 OTHERS = (".mha", ".mhd", ".nrrd", ".nhdr")  # read by ITK
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 

@@ -12,7 +12,7 @@ from monai.transforms import Orientation
 from monai.utils import MetaKeys, SpaceKeys
 from torch import Tensor
 
-from .reading import Volume
+from .volume import Volume
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
