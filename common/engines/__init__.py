@@ -1,13 +1,16 @@
-"""Running a network over cases: case by case, slice by slice, in one process or several."""
+"""Running a network over cases: what a run is told, case by case, slice by slice, in one process or several."""
 
 from .cases import CaseDataset, CaseEvaluator
 from .inferers import SliceMapInferer
+from .launch import cause, check_settings
 from .processes import gathered, gathered_rows, weighted_sampler
 
 __all__ = [
     "CaseDataset",
     "CaseEvaluator",
     "SliceMapInferer",
+    "cause",
+    "check_settings",
     "gathered",
     "gathered_rows",
     "weighted_sampler",

@@ -1,0 +1,141 @@
+"""The first step of every bundle's `run`: its settings are checked, and what ends the command is said last."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, scripts
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from .settings import plain, problems, tops
+
+# What MONAI puts around an error on its way out of a config; the same words in 1.5 and 1.6.
+WRAPPINGS = ("Failed to evaluate ", "Failed to instantiate component ", "applying transform ")
+
+
+def check_settings() -> None:
+    """Refuse settings that the configs of this run do not know, and apply those that MONAI drops.
+
+    It stands in `"run": ["$engines.check_settings()", …]`, not in `initialize`: an exported bundle's `scripts` can be
+    imported only once MONAI's `run` has begun. `None` and `null` set a key to null (MONAI drops the one and takes the
+    other for a text), `true` and `false` are what they are in JSON.
+
+    Where a workflow was made in Python, not by `monai.bundle.run`, nothing tells its files from its settings. Refused
+    is then a key that no config of the bundle has and nothing refers to, and a type that no config of the bundle has.
+
+    Raises:
+        ValueError: naming every setting that is wrong.
+    """
+    end_with_the_cause()
+    workflow, caller = _running()
+    others = dict(_configs(workflow.config_root_path))
+    config, told = _told(caller, workflow) if caller else _found(workflow, others)
+    given = {name: plain(value) for name, value in told.items()}
+    if wrong := problems(given, config, others):
+        raise ValueError("\n".join([f"{len(wrong)} settings are wrong:", *wrong] if len(wrong) > 1 else wrong))
+    for name, value in given.items():
+        key = name.removeprefix("+")
+        dropped = value is None and workflow.parser.get(key) is not None
+        if dropped or repr(value) != repr(told[name]):
+            workflow.parser[key] = value
+
+
+def _configs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Configs of a bundle by name; what else lies there, or cannot be read, is of no use here."""
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValueError):
+            content = ConfigParser.load_config_file(path)
+            if path.name != "metadata.json" and isinstance(content, dict):
+                yield path.name, content
+
+
+def _running() -> tuple[ConfigWorkflow, FrameType | None]:
+    """The workflow whose `run` evaluates this, and the call of MONAI's `run` or `run_workflow` that made it, if any.
+
+    An expression of a config has no access to the workflow, and a workflow does not keep what it was made from; both
+    are in the frames of the calls that lead here.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame and not isinstance(frame.f_locals.get("self"), ConfigWorkflow):
+        frame = frame.f_back
+    if frame is None:
+        raise RuntimeError("check_settings is called by the `run` of a bundle's config, and by nothing else")
+    workflow = frame.f_locals["self"]
+    while frame and frame.f_code not in (scripts.run.__code__, scripts.run_workflow.__code__):
+        frame = frame.f_back
+    mine = frame is not None and any(value is workflow for value in frame.f_locals.values())
+    return workflow, frame if mine else None
+
+
+def _told(caller: FrameType, workflow: ConfigWorkflow) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a workflow's files, and the settings that came with the command, read from its call."""
+    names, _, keywords, values = inspect.getargvalues(caller)
+    arguments = {name: values[name] for name in names} | values[str(keywords)]
+    own = {*inspect.signature(type(workflow)).parameters, "workflow_name", "args_file"}
+    arguments = {name: value for name, value in arguments.items() if name not in own or value is not None}
+    file = deepcopy(arguments.pop("args_file", None))
+    everything = scripts.update_kwargs(args=file, ignore_none=False, **arguments)
+    config = ConfigParser.load_config_files(everything["config_file"])
+    if tracking := everything.get("tracking"):
+        ready: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
+        config = (ready.get(str(tracking)) or ConfigParser.load_config_files(tracking))["configs"] | config
+    return config, {name: value for name, value in everything.items() if name not in own}
+
+
+def _found(workflow: ConfigWorkflow, others: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that configs of the bundle have, or anything in a workflow's refers to; and the workflow's config."""
+    found: Any = workflow.parser.config
+    known = {*_references(found)}.union(*map(tops, others.values()))
+    return dict.fromkeys(known) | {key: value for other in others.values() for key, value in other.items()}, found
+
+
+def _references(config: Any) -> Iterator[str]:
+    """Keys at the top to which anything in a config refers."""
+    if isinstance(config, str):
+        yield from (ReferenceResolver.split_id(name)[0] for name in ReferenceResolver.match_refs_pattern(config))
+    elif isinstance(config, dict | list):
+        for inner in config.values() if isinstance(config, dict) else config:
+            yield from _references(inner)
+
+
+def cause(error: BaseException) -> BaseException:
+    """The error that MONAI has wrapped on its way out of a config, or out of a transform; else the error itself."""
+    while isinstance(error, RuntimeError) and error.__cause__ and str(error).startswith(WRAPPINGS):
+        error = error.__cause__
+    return error
+
+
+def end_with_the_cause() -> None:
+    """Where the process is `python -m monai.bundle`, an error that ends it is followed by its cause, the last line.
+
+    Under `torchrun` the cause is what its summary shows, too.
+    """
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if main is None or main.name != "monai.bundle.__main__":
+        return
+    usual = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        usual(kind, error, trace)
+        first = cause(error)
+        if first is not error:
+            print("", *traceback.format_exception_only(first), sep="\n", end="", file=sys.stderr)
+        if "TORCHELASTIC_ERROR_FILE" in os.environ and isinstance(first, Exception):
+            with suppress(type(first)):
+                record(_raise)(first)
+
+    sys.excepthook = show
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -1,0 +1,187 @@
+"""What a run was told, compared with what its configs have: pure functions over settings and configs.
+
+MONAI takes every `--key value`: a key that no config has is added and does nothing, and a value of another type fails
+far from here, without the key's name.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from numbers import Integral, Real
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle.config_item import ConfigComponent
+
+Config = Mapping[str, Any]
+REFERENCE = r"@[\w#:]+"
+NULL, ANY = "null", "anything"
+KINDS: tuple[tuple[Any, str], ...] = (
+    (str | os.PathLike, "a text"),
+    (bool, "true or false"),
+    (Integral, "a whole number"),
+    (Real, "a number"),
+    (Mapping, "a dict"),
+    (list | tuple, "a list"),
+)
+# What is not the kind that is asked for, and as good.
+FITS = {("a whole number", "a number"), ("a text", "a path")}
+# JSON's words, of which the command line makes texts.
+WORDS: dict[str, Any] = {"null": None, "true": True, "false": False}
+
+
+def plain(value: Any) -> Any:
+    """A value of the command line with JSON's `null`, `true` and `false` in place of these words, in lists as well."""
+    if isinstance(value, str):
+        return WORDS.get(value, value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return {key: plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def problems(given: Config, config: Config, others: Mapping[str, Config]) -> list[str]:
+    """What is wrong with settings, a line each; empty when nothing is.
+
+    Args:
+        given: values by key, as they were given: `a`, `a#b` or `a::0::b`. None, expressions, references and `%file`
+            may stand for everything.
+        config: of the run, without them.
+        others: configs of the bundle by name. A type that a key has there is as good as the one in `config`.
+    """
+    found = []
+    now: Any = {**config}
+    merged = ConfigParser(config=now)  # one setting may lie inside what another one brings
+    for name, value in given.items():
+        parts = ReferenceResolver.split_id(name.removeprefix("+"))
+        if parts[0] == ConfigParser.meta_key:
+            continue
+        line = _unknown(parts, now, others) or _mistyped(parts, value, now, others)
+        if line:
+            found.append(f"--{name}: {line}")
+        elif value is not None and "::".join(parts) in merged:
+            merged["::".join(parts)] = value
+    return found
+
+
+def _unknown(parts: Sequence[str], config: Any, others: Mapping[str, Config]) -> str:
+    """Why there is no such key; empty if there is one, or where anything may be."""
+    for depth, part in enumerate(parts):
+        inside = "#".join(parts[:depth])
+        if isinstance(config, list):
+            if not _indexes(part, config):
+                return f"{inside} is a list of {len(config)}, {inside}#0 to {inside}#{len(config) - 1}"
+            config = config[int(part)]
+        elif not isinstance(config, Mapping):
+            return ""  # a reference, or an expression
+        elif part in config:
+            config = config[part]
+        elif depth:
+            known = {*config, *_more(config, parts[:depth], others)}
+            free = not config or {part, ANY} & known or re.fullmatch("_.*_", part)
+            return "" if free else f"{inside} has no {part!r}; {_nearest(part, known) or f'it has {_listed(known)}'}"
+        else:
+            owners = [name for name, other in others.items() if part in tops(other)]
+            owners.sort(key=lambda name: "run" not in others[name])  # train.json before what goes over it
+            hint = f"it is one of {', '.join(owners[:3])}" if owners else _nearest("#".join(parts), _ids(config))
+            return f"the configs of this run have no such key; {hint or f'they have {_listed(tops(config))}'}"
+    return ""
+
+
+def _mistyped(parts: Sequence[str], value: Any, config: Config, others: Mapping[str, Config]) -> str:
+    """Why a value cannot be meant; empty if it can."""
+    asked = {kind(_entry(parts, one), one) for one in (config, *others.values())} - {NULL}
+    got = ANY if isinstance(value, str) and value.startswith(("$", "@", "%")) else kind(value)
+    several = got == "a list" and "a text" in asked and all(isinstance(entry, str) for entry in value)
+    if not asked or ANY in asked or got in {NULL, ANY, *asked} or any((got, one) in FITS for one in asked) or several:
+        return ""
+    advice = ""
+    if got in ("a whole number", "a number") and asked & {"a path", "a text"}:
+        advice = f"; write ./{value}" if "a path" in asked else f"; write \"'{value}'\""
+    return f"expected {' or '.join(sorted(asked))}, got {got}: {value!r}{advice}"
+
+
+def kind(value: Any, config: Config | None = None) -> str:
+    """The type of a setting in words; "anything" where it is known only when it is evaluated.
+
+    Args:
+        value: of a config; an expression is read, never evaluated.
+        config: in which a reference is looked up.
+    """
+    if value is None:
+        return NULL
+    if not isinstance(value, str) or not value.startswith(("$", "@", "%")):
+        return next((name for kinds, name in KINDS if isinstance(value, kinds)), ANY)
+    if re.fullmatch(REFERENCE, value):
+        entry = _entry(ReferenceResolver.split_id(value[1:]), config)
+        return ANY if entry is None or (isinstance(entry, str) and entry.startswith("@")) else kind(entry, config)
+    return _kind_of_code(value[1:]) if value.startswith("$") else ANY
+
+
+def _kind_of_code(code: str) -> str:
+    try:
+        node = ast.parse(re.sub(REFERENCE, "_", code).strip(), mode="eval").body
+    except SyntaxError:
+        return ANY
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.path.join":
+        return "a path"
+    if isinstance(node, ast.List | ast.ListComp):
+        return "a list"
+    return kind(node.value) if isinstance(node, ast.Constant) else ANY
+
+
+def _more(item: Config, parts: Sequence[str], others: Mapping[str, Config]) -> Iterator[str]:
+    """Keys that a dict may have beside those it has: those in other configs, or the arguments of its target."""
+    if "_target_" not in item:
+        for other in others.values():
+            entry = _entry(parts, other)
+            yield from entry if isinstance(entry, Mapping) else ()
+        return
+    try:
+        target: Any = locate(str(ConfigComponent(config=dict(item)).resolve_module_name()))
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        yield ANY
+        return
+    yield from (ANY if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters)
+
+
+def _entry(parts: Sequence[str], config: Any) -> Any:
+    """The entry of that id, None if there is none."""
+    for part in parts:
+        if isinstance(config, list):
+            config = config[int(part)] if _indexes(part, config) else None
+        else:
+            config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def _indexes(part: str, entries: Sequence) -> bool:
+    return re.fullmatch(r"-?\d+", part) is not None and -len(entries) <= int(part) < len(entries)
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = get_close_matches(key, [*known], n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(key for key in keys if key != ConfigParser.meta_key))
+
+
+def tops(config: Config) -> set[str]:
+    """Keys at the top, where a file may name what lies below: `+handlers`, `train#dataset`."""
+    return {ReferenceResolver.split_id(key.removeprefix("+"))[0] for key in config}
+
+
+def _ids(config: Config) -> Iterator[str]:
+    """Keys at the top, and those of the dicts of options among them."""
+    for key, value in config.items():
+        yield key
+        if isinstance(value, Mapping) and "_target_" not in value:
+            yield from (f"{key}#{inner}" for inner in value)
