@@ -1,0 +1,269 @@
+"""DICOM files of a folder: which of them are scans, and to which series they belong. Each header is read once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tqdm import tqdm
+
+from ..files import PathLike
+
+UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
+_TAGS = (
+    "SOPClassUID",
+    "ImageType",
+    "SeriesInstanceUID",
+    "ImagePositionPatient",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "PatientID",
+    "PatientName",
+    "PatientIdentityRemoved",
+)
+_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture
+# These hold pixels and are no scans: what was computed from scans, or planned on them.
+_RESULTS = {
+    "1.2.840.10008.5.1.4.1.1.30": "Parametric Map",
+    "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation",
+    "1.2.840.10008.5.1.4.1.1.68.1": "Surface Scan",
+    "1.2.840.10008.5.1.4.1.1.481.2": "RT Dose",
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What finding needs to know of a file.
+
+    Attributes:
+        series: its SeriesInstanceUID.
+        other: what it is where it is no scan (`Segmentation`, `localizer`, or why it cannot be read), else empty.
+        broken: whether it cannot be read.
+        capture: whether it is a Secondary Capture without a position: a scan among its like, alone a screenshot.
+        patient: its PatientID, only ever compared.
+        private: texts that no name may contain: the patient's id and the parts of the name, in lower case; none
+            where the file says that the patient's identity was removed.
+    """
+
+    series: str = ""
+    other: str = ""
+    broken: bool = False
+    capture: bool = False
+    patient: str = field(default="", repr=False)
+    private: frozenset[str] = field(default=frozenset(), repr=False)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The scan files of one series.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        folder: the innermost folder that holds all of them.
+        files: sorted by name.
+        header: of the first file.
+        left_out: what other files of the series are that are no scans.
+    """
+
+    uid: str
+    folder: Path
+    files: tuple[Path, ...]
+    header: Header
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The DICOM files below a folder.
+
+    Attributes:
+        folder: that folder.
+        series: scans by SeriesInstanceUID.
+        others: what each series is that holds no scan, by SeriesInstanceUID.
+        broken: files that cannot be read, and why.
+    """
+
+    folder: Path
+    series: dict[str, Series]
+    others: dict[str, str]
+    broken: dict[Path, str]
+
+
+def pydicom() -> ModuleType:
+    """The package, imported where it is used.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import pydicom as package
+        import pydicom.pixels
+    except ImportError as error:
+        raise ImportError("DICOM is read by pydicom: pip install 'weakseg-bundles[dicom]'") from error
+    return package
+
+
+_known: dict[str, tuple[int, int, Header | None]] = {}  # by path: time of change, size, header
+
+
+def header_of(path: str) -> Header | None:
+    """The header of a file, `None` where it is no DICOM; read again only after the file has changed."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return Header(other="a link to a file that does not exist", broken=True)
+    stamp = (status.st_mtime_ns, status.st_size)
+    known = _known.get(path)
+    if known is None or known[:2] != stamp:
+        _known[path] = known = (*stamp, _read_header(path))
+    return known[2]
+
+
+def _read_header(path: str) -> Header | None:
+    with open(path, "rb") as file:
+        start = file.read(132)
+    # Old files begin without the 128 empty bytes: with a tag of group 2 or 8, little endian.
+    if start[128:] != b"DICM" and not (start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"):
+        return Header(other="no DICOM header", broken=True) if path.lower().endswith((".dcm", ".ima")) else None
+    try:
+        data = pydicom().dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
+        series, kind = str(data.get("SeriesInstanceUID") or ""), str(data.get("SOPClassUID") or "")
+        if start[128:] != b"DICM" and not series:
+            return None
+        patient, name = str(data.get("PatientID") or "").strip(), str(data.get("PatientName") or "")
+        removed = data.get("PatientIdentityRemoved") == "YES"
+        return Header(
+            series,
+            _other(data, kind),
+            capture=kind.startswith(_CAPTURE) and not data.get("ImagePositionPatient"),
+            patient=patient,
+            private=frozenset() if removed else _private(patient, name),
+        )
+    except ImportError:
+        raise
+    except Exception as error:  # a file cut short fails anywhere in pydicom
+        return Header(other=f"a header that cannot be read ({type(error).__name__})", broken=True)
+
+
+def _other(data: Any, kind: str) -> str:
+    """What a file is that is no scan; empty for a scan."""
+    if kind in _RESULTS:
+        return _RESULTS[kind]
+    if not data.get("Rows"):
+        return "object without pixels"
+    if (data.get("SamplesPerPixel") or 1) != 1 or "MONOCHROME" not in str(data.get("PhotometricInterpretation")):
+        return "picture in color"
+    return "localizer" if "LOCALIZER" in [str(part).upper() for part in data.get("ImageType") or ()] else ""
+
+
+def _private(patient: str, name: str) -> frozenset[str]:
+    parts = [part for part in re.split(r"[\^=\s,]+", name.lower()) if len(part) > 2]
+    return frozenset([*parts, *([patient.lower()] if len(patient) > 2 else [])])
+
+
+def files_below(folder: PathLike) -> Iterator[str]:
+    """Paths of all files below a folder, through links, without hidden ones."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))
+        seen.add(real)
+
+
+def read_tree(folder: PathLike) -> Tree:
+    """All DICOM files below a folder, grouped by SeriesInstanceUID."""
+    scans: dict[str, list[str]] = {}
+    headers: dict[str, Header] = {}
+    others: dict[str, list[str]] = {}
+    broken: dict[Path, str] = {}
+    files = tqdm(list(files_below(folder)), desc="reading DICOM headers", unit="file", disable=None, delay=5)
+    for path in files:
+        header = header_of(path)
+        if header is None:
+            continue
+        if header.broken:
+            broken[Path(path)] = header.other
+        elif header.other:
+            others.setdefault(header.series, []).append(header.other)
+        else:
+            scans.setdefault(header.series, []).append(path)
+            headers.setdefault(header.series, header)
+    for uid in [uid for uid, paths in scans.items() if len(paths) == 1 and headers[uid].capture]:
+        others.setdefault(uid, []).append("screenshot")
+        del scans[uid]
+    series = {
+        uid: Series(
+            uid,
+            Path(os.path.commonpath([os.path.dirname(path) for path in paths])),
+            tuple(Path(path) for path in paths),
+            headers[uid],
+            tuple(others.get(uid, ())),
+        )
+        for uid, paths in scans.items()
+    }
+    return Tree(Path(folder), series, {uid: kinds[0] for uid, kinds in others.items() if uid not in scans}, broken)
+
+
+def has_series(paths: Sequence[PathLike]) -> list[bool]:
+    """Whether each path names the folder of a series, or one of the series below a folder; each tree is read once."""
+    trees: dict[Path, Tree] = {}
+    found = []
+    for path in map(Path, paths):
+        if not path.is_dir() and UID.fullmatch(path.name) and path.parent.is_dir():
+            if path.parent not in trees:
+                trees[path.parent] = read_tree(path.parent)
+            found.append(path.name in trees[path.parent].series)
+        else:
+            found.append(path.is_dir())
+    return found
+
+
+def find_series(path: PathLike) -> Series:
+    """The series that a path names: a folder that holds one, or `<folder>/<SeriesInstanceUID>`.
+
+    Raises:
+        FileNotFoundError: there is no such folder or series.
+        ValueError: the folder holds several series, no scan, or a file beside the series cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        tree = read_tree(path)
+        found = list(tree.series.values())
+    elif path.exists():
+        raise ValueError(f"{path} is one file; a DICOM series is named by its folder")
+    else:
+        if not path.parent.is_dir() or not UID.fullmatch(path.name):
+            raise FileNotFoundError(f"{path} is neither the folder of a DICOM series nor <folder>/<SeriesInstanceUID>")
+        tree = read_tree(path.parent)
+        found = [tree.series[path.name]] if path.name in tree.series else []
+    if not found:
+        kinds = [tree.others[path.name]] if path.name in tree.others else sorted(set(tree.others.values()))
+        only = f" (only: {', '.join(kinds)})" if kinds else ""
+        unreadable = f"; {_first(tree.broken)}" if tree.broken else ""
+        raise FileNotFoundError(f"{path}: no DICOM scan there{only}{unreadable}; expected the files of one series")
+    if len(found) > 1:
+        uids = ", ".join(f"{series.uid} ({len(series.files)} files)" for series in found[:3])
+        more = ", …" if len(found) > 3 else ""
+        raise ValueError(
+            f"{path} holds {len(found)} series: {uids}{more}; name one of them as {path}/<SeriesInstanceUID>, or find "
+            "all by the image_pattern 'dicom'"
+        )
+    beside = {file.parent for file in found[0].files}
+    broken = {file: why for file, why in tree.broken.items() if file.parent in beside}
+    if broken:
+        raise ValueError(f"{_first(broken)}; it may be a slice of the series: mend or remove it")
+    return found[0]
+
+
+def _first(broken: dict[Path, str]) -> str:
+    path, why = next(iter(broken.items()))
+    return f"{path}: {why}"

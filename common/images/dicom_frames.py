@@ -1,0 +1,219 @@
+"""Frames of DICOM files: what each says of itself, and its values. No name or birth date is ever read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .dicom_files import pydicom
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# Their values tell the volumes of a series with several images at one position apart.
+_VARYING = (
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "EchoTime",
+    "TriggerTime",
+    "DiffusionBValue",
+    "ImageType",
+)
+_PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_RESCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence")
+_PIXELS = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "NumberOfFrames")
+_BITS = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData")
+_OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+_TAGS = (
+    "Modality",
+    "InstanceNumber",
+    "ImageType",
+    *_VARYING,
+    *_PLACE,
+    *_GROUPS,
+    *_RESCALE,
+    *_PIXELS,
+    *_BITS,
+    *_OFFSETS,
+)
+_QUANTITIES = ("CT", "PT")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice of a file.
+
+    Attributes:
+        file: where it is.
+        index: its number among the file's frames, from 0.
+        name: of the file, and of the frame where there are several, for messages.
+        rows, columns: its size.
+        spacing: PixelSpacing, between rows and between columns, millimeters.
+        position, orientation: ImagePositionPatient and ImageOrientationPatient, or `None`.
+        between, thickness: SpacingBetweenSlices and SliceThickness, or `None`.
+        number: InstanceNumber, or the number of the frame.
+        modality: `CT`, `MR`, ...
+        slope, intercept, unit: of the rescale; slope and intercept are `None` where there is none.
+        inverted: MONOCHROME1 in a modality whose values are no quantities.
+        varies: what tells it from another one at its position.
+    """
+
+    file: Path
+    index: int
+    name: str
+    rows: int
+    columns: int
+    spacing: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    between: float | None
+    thickness: float | None
+    number: int | None
+    modality: str
+    slope: float | None
+    intercept: float | None
+    unit: str
+    inverted: bool
+    varies: dict[str, str]
+
+
+def read_frames(file: Path) -> list[Frame]:
+    """The frames of a file, from its header alone.
+
+    Raises:
+        ValueError: it is in color, or an attribute cannot be read.
+    """
+    data = _read(file, stop_before_pixels=True)
+    photometric = str(data.get("PhotometricInterpretation") or "")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(
+            f"{file}: PhotometricInterpretation {photometric or 'is missing'}; expected gray values (MONOCHROME2), not "
+            "a picture in color: leave the series out"
+        )
+    try:
+        return _frames(data, file)
+    except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{file}: a DICOM attribute of its geometry cannot be read ({error})") from error
+
+
+def _read(file: Path, **options: Any) -> Dataset:
+    try:
+        return pydicom().dcmread(file, specific_tags=list(_TAGS), force=True, **options)
+    except ImportError:
+        raise
+    except Exception as error:  # a file cut short fails anywhere in pydicom
+        raise ValueError(f"{file}: cannot be read as DICOM ({error}); copy it again") from error
+
+
+def _frames(data: Dataset, file: Path) -> list[Frame]:
+    count = int(data.get("NumberOfFrames") or 1)
+    per_frame = data.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is not None and len(per_frame) != count:
+        raise ValueError(f"{file}: {count} frames, but {len(per_frame)} functional groups")
+    frames = []
+    for index in range(count):
+        own = per_frame[index] if per_frame is not None else None
+        place, rescale = _Lookup(data, own, count), _Lookup(data, own, 1)
+        modality = str(data.get("Modality") or "unknown")
+        frames.append(
+            Frame(
+                file,
+                index,
+                f"{file.name} frame {index + 1}" if count > 1 else file.name,
+                int(data.Rows),
+                int(data.Columns),
+                _floats(place("PixelMeasuresSequence", "PixelSpacing", shared=True), 2),
+                _floats(place("PlanePositionSequence", "ImagePositionPatient"), 3),
+                _floats(place("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+                _float(place("PixelMeasuresSequence", "SpacingBetweenSlices", shared=True)),
+                _float(place("PixelMeasuresSequence", "SliceThickness", shared=True)),
+                index + 1 if count > 1 else _int(data.get("InstanceNumber")),
+                modality,
+                _float(rescale("PixelValueTransformationSequence", "RescaleSlope")),
+                _float(rescale("PixelValueTransformationSequence", "RescaleIntercept")),
+                str(rescale("PixelValueTransformationSequence", "RescaleType") or ""),
+                data.PhotometricInterpretation == "MONOCHROME1" and modality not in _QUANTITIES,
+                {name: str(data.get(name)) for name in (*_VARYING, "ImageType")},
+            )
+        )
+    return frames
+
+
+class _Lookup:
+    """An attribute of a frame: of its own functional groups, of the shared ones, or of the file.
+
+    Of the file only where it has one frame, unless `shared`: one position cannot be that of many frames.
+    """
+
+    def __init__(self, data: Dataset, own: Dataset | None, count: int) -> None:
+        self.data, self.count = data, count
+        shared = data.get("SharedFunctionalGroupsSequence")
+        self.groups = [group for group in (own, *(shared or ())) if group is not None]
+
+    def __call__(self, group: str, name: str, *, shared: bool = False) -> Any:
+        for groups in self.groups:
+            items = groups.get(group)
+            if items and items[0].get(name) is not None:
+                return items[0].get(name)
+        return self.data.get(name) if self.count == 1 or shared else None
+
+
+def _floats(value: Any, length: int) -> tuple[float, ...] | None:
+    if value is None or isinstance(value, str) or not hasattr(value, "__len__") or len(value) != length:
+        return None
+    return tuple(float(v) for v in value)
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None or value == "" else float(value)
+
+
+def _int(value: Any) -> int | None:
+    return None if value is None or value == "" else int(value)
+
+
+def frame_values(file: Path, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
+    """Values of some frames of a file, `[rows, columns]` float32: decoded, not inverted, in the rescale's unit.
+
+    Raises:
+        ValueError: the pixels cannot be decoded; the message names the package that would.
+    """
+    data = _read(file)
+    stored = _decoded(data, file).reshape(-1, int(data.Rows), int(data.Columns))
+    low_and_high = -1 if data.PixelRepresentation else 2 ** int(data.BitsStored) - 1
+    for frame in frames:
+        plane = stored[frame.index]
+        if frame.inverted:
+            plane = low_and_high - plane.astype(np.int64)
+        if "ModalityLUTSequence" in data:
+            plane = pydicom().pixels.apply_modality_lut(plane, data)
+        elif frame.slope is not None:
+            plane = plane * np.float64(frame.slope) + np.float64(frame.intercept or 0.0)
+        yield plane.astype(np.float32)
+
+
+def _decoded(data: Dataset, file: Path) -> np.ndarray:
+    uid = pydicom().uid
+    if "TransferSyntaxUID" not in data.file_meta:  # a file of before 1996
+        data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    syntax = data.file_meta.TransferSyntaxUID
+    try:
+        return data.pixel_array
+    except Exception as error:  # every decoder has its own
+        if not syntax.is_encapsulated:
+            raise ValueError(f"{file}: the pixels cannot be read ({error}); copy the file again") from error
+        packages = {
+            "pyjpegls": uid.JPEGLSTransferSyntaxes,
+            "pylibjpeg pylibjpeg-openjpeg": (*uid.JPEG2000TransferSyntaxes, *uid.HTJ2KTransferSyntaxes),
+            "pylibjpeg pylibjpeg-libjpeg": uid.JPEGTransferSyntaxes,
+        }
+        fitting = [package for package, syntaxes in packages.items() if syntax in syntaxes]
+        raise ValueError(
+            f"{file}: its pixels are compressed ({syntax.name}) and cannot be decoded here; "
+            f"{f'pip install {fitting[0]}' if fitting else 'decompress it first (gdcmconv --raw)'}"
+        ) from error
