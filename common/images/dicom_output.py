@@ -1,0 +1,279 @@
+"""Results as DICOM objects that refer to the series they were computed from.
+
+A mask becomes a Segmentation (DICOM PS3.3, A.51), a heatmap a Parametric Map (A.75), both by highdicom. They belong to
+the patient and the study of the series and lie in its frame of reference; what DICOM demands of the patient and the
+study is copied, nothing else, least of all private or free text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..files import PathLike, atomic_path, writing
+from .dicom_codes import Codes
+from .geometry import check_one_grid
+
+if TYPE_CHECKING:
+    from highdicom.pm import ParametricMap
+    from highdicom.seg import Segmentation
+    from pydicom import Dataset
+
+MANUFACTURER = "weakseg-bundles"
+
+# What DICOM demands of every object (types 1 and 2), taken over from the series.
+_PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+_STUDY = ("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName")
+_PLACE = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID")
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_LOSS = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+_REST = (*_UIDS, *_LOSS, "Modality", "SliceThickness", "PositionReferenceIndicator")
+
+
+def dicom_results(
+    series: str,
+    affine: np.ndarray,
+    mask: np.ndarray,
+    heatmap: np.ndarray,
+    *,
+    classes: Sequence[str],
+    codes: Codes,
+) -> tuple[dict[str, Dataset], str]:
+    """Mask and heatmap of a series as DICOM objects.
+
+    Args:
+        series: path of the image, see `common.images.read_volume`.
+        affine: of the image.
+        mask, heatmap: `[columns, rows, slices]`, as the image was read.
+        classes, codes: see `segmentation`.
+
+    Returns:
+        The objects by suffix of their file, and why there are none, which is empty otherwise.
+
+    Raises:
+        ImportError: highdicom is not installed.
+        ValueError: the arrays do not belong to the series.
+    """
+    from .dicom import series_files
+
+    headers = read_headers(series_files(series))
+    if missing := sorted({name for header in headers for name in _PLACE if header.get(name) in (None, "")}):
+        return {}, f"no DICOM results: the series has no {', '.join(missing)}"
+    check_series(headers, affine, series=series)
+    return {
+        "seg.dcm": segmentation(headers, mask, classes=classes, codes=codes),
+        "heatmap.dcm": parametric_map(headers, heatmap, codes=codes),
+    }, ""
+
+
+def read_headers(files: Sequence[PathLike]) -> list[Dataset]:
+    """What results take over from the files of a series, in their order; pixels are not read.
+
+    Raises:
+        ImportError: highdicom is not installed.
+    """
+    _highdicom()
+    from pydicom import dcmread
+    from pydicom.config import disable_value_validation
+
+    tags = ["SpecificCharacterSet", *_PATIENT, *_STUDY, *_PLACE, *_REST]
+    with disable_value_validation():  # warnings would show the values, birth dates included
+        return [dcmread(file, stop_before_pixels=True, specific_tags=tags) for file in files]
+
+
+def segmentation(headers: Sequence[Dataset], mask: np.ndarray, *, classes: Sequence[str], codes: Codes) -> Segmentation:
+    """A mask as Segmentation, a segment a class. All frames are kept: an empty mask, too, covers the whole series.
+
+    Args:
+        headers: of the series, one a slice, see `read_headers`.
+        mask: `[columns, rows, slices]`, `k` where class `k` is.
+        classes: names; the first is "nothing there" and gets no segment.
+        codes: see there.
+
+    Raises:
+        ValueError: the mask has another shape than the series, or values without a class.
+    """
+    hd = _highdicom()
+    from pydicom.sr.codedict import codes as dicom
+
+    frames = _frames(headers, mask, "mask")
+    if unknown := sorted(set(np.unique(frames).tolist()) - set(range(len(classes)))):
+        raise ValueError(f"the mask holds {unknown[0]}, expected 0…{len(classes) - 1} for {list(classes)}")
+    family = dicom.DCM.ArtificialIntelligence
+    algorithm = hd.AlgorithmIdentificationSequence(name=codes.name, version=codes.version, family=family)
+    regions = [hd.sr.CodedConcept(*codes.anatomy)] if codes.anatomy else None
+    descriptions = []
+    for number, name in enumerate(classes[1:], start=1):
+        category, kind = (hd.sr.CodedConcept(*code) for code in codes.finding(name))
+        described = (number, name[:64], category, kind, "AUTOMATIC", algorithm)
+        descriptions.append(hd.seg.SegmentDescription(*described, anatomic_regions=regions))
+    result = hd.seg.Segmentation(
+        _anonymous(headers),
+        frames.astype(np.uint8),
+        "BINARY",
+        descriptions,
+        **_common(headers, codes, number=9001, description="Segmentation"),
+        omit_empty_frames=False,
+        content_label="MASK",
+    )
+    return _identified(result, headers[0])
+
+
+def parametric_map(headers: Sequence[Dataset], heatmap: np.ndarray, *, codes: Codes) -> ParametricMap:
+    """A heatmap as Parametric Map, its values as they are (32-bit floats without a unit).
+
+    Args:
+        headers: of the series, one a slice, see `read_headers`.
+        heatmap: `[columns, rows, slices]`.
+        codes: see there.
+
+    Raises:
+        ValueError: the heatmap has another shape than the series.
+    """
+    hd = _highdicom()
+    from pydicom.sr.codedict import codes as dicom
+
+    frames = _frames(headers, heatmap, "heatmap").astype(np.float32)
+    low, high = float(frames.min()), float(frames.max())
+    mapping = hd.pm.RealWorldValueMapping(
+        lut_label="EVIDENCE",
+        lut_explanation="Evidence for a finding",
+        unit=dicom.UCUM.NoUnits,
+        value_range=(low, high),
+        slope=1.0,
+        intercept=0.0,
+    )
+    window = hd.VOILUTTransformation(
+        window_center=(low + high) / 2, window_width=max(high - low, 1e-6), voi_lut_function="LINEAR_EXACT"
+    )
+    result = hd.pm.ParametricMap(
+        _anonymous(headers),
+        frames,
+        **_common(headers, codes, number=9002, description="Heatmap"),
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        voi_lut_transformations=[window],
+        derived_pixel_contrast="NONE",
+        content_label="HEATMAP",
+    )
+    result.Laterality = ""  # type 2C, which highdicom leaves out
+    return _identified(result, headers[0])
+
+
+def check_series(headers: Sequence[Dataset], affine: np.ndarray, *, series: str) -> None:
+    """Refuse slices that do not lie where the image is.
+
+    Args:
+        headers: see `read_headers`, in the order of the image's slices.
+        affine: of the image, `[4, 4]` RAS+ millimeters.
+        series: its name, for the message.
+
+    Raises:
+        ValueError: they are further apart than 0.1 voxel.
+    """
+    first = headers[0]
+    across, down = np.reshape(np.asarray(first.ImageOrientationPatient, dtype=float), (2, 3))
+    row_mm, column_mm = map(float, first.PixelSpacing)
+    placed = np.eye(4)
+    placed[:3] = np.stack([across * column_mm, down * row_mm, _step(headers), _position(headers[0])], axis=1)
+    placed = np.diag([-1.0, -1.0, 1.0, 1.0]) @ placed  # from DICOM's LPS+ to RAS+
+    shape = (int(first.Columns), int(first.Rows), len(headers))
+    check_one_grid(shape, affine, shape, placed, what=f"the image and the files of {series}")
+
+
+def write_dicom(path: PathLike, result: Dataset) -> None:
+    """Write a DICOM object; the file appears whole or not at all."""
+    from pydicom.config import disable_value_validation
+
+    with writing(path), atomic_path(path) as temporary, disable_value_validation():
+        result.save_as(temporary, enforce_file_format=True)
+
+
+def _highdicom() -> Any:
+    try:
+        import highdicom
+    except ImportError:
+        raise ImportError("writing DICOM results needs highdicom: pip install 'weakseg-bundles[dicom]'") from None
+    return highdicom
+
+
+def _frames(headers: Sequence[Dataset], array: np.ndarray, what: str) -> np.ndarray:
+    """`[slices, rows, columns]`, as DICOM has it."""
+    shape = (int(headers[0].Columns), int(headers[0].Rows), len(headers))
+    if array.shape != shape:
+        raise ValueError(f"the {what} has the shape {list(array.shape)}, the series {list(shape)}")
+    return np.ascontiguousarray(array.T)
+
+
+def _position(header: Dataset) -> np.ndarray:
+    """Center of a slice's first pixel in millimeters of LPS+."""
+    return np.asarray(header.ImagePositionPatient, dtype=float)
+
+
+def _normal(header: Dataset) -> np.ndarray:
+    return np.cross(*np.reshape(np.asarray(header.ImageOrientationPatient, dtype=float), (2, 3)))
+
+
+def _step(headers: Sequence[Dataset]) -> np.ndarray:
+    """From slice to slice, likewise; a single slice is as thick as it says, or 1 mm."""
+    if len(headers) == 1:
+        return _normal(headers[0]) * float(headers[0].get("SliceThickness") or 1)
+    return (_position(headers[-1]) - _position(headers[0])) / (len(headers) - 1)
+
+
+def _common(headers: Sequence[Dataset], codes: Codes, *, number: int, description: str) -> dict[str, Any]:
+    hd = _highdicom()
+    first = headers[0]
+    step = abs(float(np.dot(_step(headers), _normal(first))))
+    return {
+        "series_instance_uid": hd.UID(),
+        "sop_instance_uid": hd.UID(),
+        "series_number": number,
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": codes.name[:64],
+        "software_versions": codes.version,
+        "device_serial_number": f"{codes.name[:40]}-{codes.version}"[:64],
+        "series_description": f"{description} ({codes.name})"[:64],
+        "pixel_measures": hd.PixelMeasuresSequence(
+            first.PixelSpacing, float(first.get("SliceThickness") or step), step
+        ),
+    }
+
+
+def _anonymous(headers: Sequence[Dataset]) -> list[Dataset]:
+    """The headers without patient and study: highdicom's messages would show their values."""
+    from pydicom import Dataset
+
+    without = []
+    for header in headers:
+        one = Dataset()
+        for name in (*_PLACE, *_REST):
+            if name in header:
+                one.add(header[name])
+        for name in (*_PATIENT, *_STUDY):
+            setattr(one, name, None)
+        without.append(one)
+    return without
+
+
+def _identified(result: Any, header: Dataset) -> Any:
+    """The result with the patient and the study of the series; a value that DICOM forbids becomes empty."""
+    from pydicom.config import RAISE, disable_value_validation
+    from pydicom.valuerep import validate_value
+
+    with disable_value_validation():
+        for name in (*_PATIENT, *_STUDY):
+            value = header.get(name)
+            try:
+                validate_value(result[name].VR, value, RAISE)
+            except ValueError:
+                value = None
+            if name == "PatientSex" and value not in ("M", "F", "O"):
+                value = None
+            setattr(result, name, value)
+        if "SpecificCharacterSet" in header:
+            result.SpecificCharacterSet = header.SpecificCharacterSet
+    return result
