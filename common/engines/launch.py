@@ -15,7 +15,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, scripts
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from .settings import plain, problems, tops
 
@@ -131,11 +131,9 @@ def end_with_the_cause() -> None:
         if first is not error:
             print("", *traceback.format_exception_only(first), sep="\n", end="", file=sys.stderr)
         if "TORCHELASTIC_ERROR_FILE" in os.environ and isinstance(first, Exception):
-            with suppress(type(first)):
-                record(_raise)(first)
+            try:
+                raise first
+            except Exception as raised:  # what is recorded is the traceback of what is being handled
+                get_error_handler().record_exception(raised)
 
     sys.excepthook = show
-
-
-def _raise(error: Exception) -> None:
-    raise error
