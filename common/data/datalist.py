@@ -10,6 +10,7 @@ and each case of it is:
     {"case": unique name, "patient": id, "image": path or list of paths (one per modality), "cls": label,
      "label": mask path (optional), "organ": path of an organ's mask (optional), "box": corners (optional)}
 
+An image is a file, the folder of a DICOM series, or `<folder>/<SeriesInstanceUID>`.
 `cls` is one int for the whole volume, or one int per axial slice, ordered inferior→superior, or, where several
 classes may be present at once, the list of their names (`["ADH", "DCIS"]`; `[]`: none of them). Paths are relative
 to `dataset_dir`. Training sees `cls` only; the mask derives it here and scores later.
@@ -28,6 +29,7 @@ import numpy as np
 
 from ..files import PathLike, write_json
 from ..images import in_axes_of, read_mask
+from ..images.dicom_files import has_series
 from .find import Case, check_names, find_cases
 from .splits import split_patients
 
@@ -146,7 +148,8 @@ def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> lis
     files: list[str] = []
     for case in cases:
         _map_paths(case, files.append)
-    missing = [file for file in files if not Path(file).is_file()]
+    no_files = [file for file in files if not Path(file).is_file()]
+    missing = [path for path, is_series in zip(no_files, has_series(no_files), strict=True) if not is_series]
     if missing:
         raise FileNotFoundError(
             f"{path}: {len(missing)} of {len(files)} files of {section!r} do not exist, e.g. {', '.join(missing[:3])}; "

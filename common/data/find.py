@@ -1,55 +1,16 @@
-"""Cases of a folder by glob patterns."""
+"""Cases of a folder by glob patterns, or by its DICOM series."""
 
 from __future__ import annotations
 
-import glob
-import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import PathLike
+from .matches import DICOM, Match, matches, series_of_tree
 
 Case = dict[str, Any]
-
-
-def _glob(dataset_dir: Path, pattern: str) -> dict[tuple[str, ...], str]:
-    """Files that match `pattern`, relative to `dataset_dir`, by the texts that its wildcards stand for."""
-    regex = ""
-    for part in re.split(r"(\*\*/|\*+|\?|\[[^\]]+\])", pattern):
-        if part == "**/":
-            regex += "((?:.*/)?)"
-        elif part[:1] == "*":
-            regex += "([^/]*)"
-        elif part == "?":
-            regex += "([^/])"
-        elif part[:1] == "[":
-            regex += "(" + part.replace("[!", "[^") + ")"
-        else:
-            regex += re.escape(part)
-    names = [name.replace(os.sep, "/") for name in sorted(glob.glob(pattern, root_dir=dataset_dir, recursive=True))]
-    matches = [re.fullmatch(regex, name) for name in names if (dataset_dir / name).is_file()]
-    return {match.groups(): match.string for match in matches if match}
-
-
-def _partners(
-    first: dict[tuple[str, ...], str], other: dict[tuple[str, ...], str], pattern: str
-) -> tuple[dict[str, str], list[str]]:
-    """Pair files by as many wildcards as both patterns have; also return what is left over in `other`."""
-    width = min((len(key) for group in (first, other) for key in group), default=0)
-    short: dict[tuple[str, ...], str] = {}
-    for key, name in other.items():
-        if short.setdefault(key[:width], name) != name:
-            raise ValueError(f"{pattern!r}: {short[key[:width]]} and {name} fit one case; make the pattern narrower.")
-    pairs = {name: short[key[:width]] for key, name in first.items() if key[:width] in short}
-    return pairs, sorted(set(other.values()) - set(pairs.values()))
-
-
-def _stem(name: str) -> str:
-    """File name without its folder and without `.nii`, `.nii.gz` or another single suffix."""
-    return re.sub(r"(\.nii(\.gz)?|\.[^.]+)$", "", Path(name).name)
 
 
 def find_cases(
@@ -61,64 +22,122 @@ def find_cases(
 ) -> list[Case]:
     """List the cases below a folder by glob patterns.
 
-    Files belong together where the wildcards of their patterns stand for the same text: `*/flair.nii.gz` goes
-    with `*/mask.nii.gz` of the same folder, `images/*.nii.gz` with `labels/*.nii.gz` of the same name.
-    A case is named after its folder (`/` becomes `_`), or after the file where it lies in `dataset_dir` itself;
-    where that is not unique, `<folder>_<file stem>`.
+    Files belong together where they lie in one folder and the wildcards of their names stand for the same text
+    (`site_*/ct.nii.gz` with `*/lung.nii.gz`), or, where no two patterns meet in a folder, where all wildcards do:
+    `images/*.nii.gz` with `labels/*.nii.gz` of the same name. A case is named after its folder (`/` becomes `_`), or
+    after the file where it lies in `dataset_dir` itself; where that is not unique, `<folder>_<file stem>`.
+
+    DICOM: a pattern that ends with `/` matches folders that hold one series each (`*/`, `*/flair/`); `dicom` finds all
+    series of a tree of mixed files. There a case is named after the folder that holds it alone, else `<folder>_<short
+    form of its SeriesInstanceUID>`; by that form alone where its name would hold the patient's name (or id, with
+    `dicom`) and the files do not say that the identity was removed. Cases with one PatientID share `patient`, the
+    name of the first of them.
+
+    Results of earlier runs are never taken, links to nothing are: such a case fails where it is read.
 
     Args:
         dataset_dir: folder that the patterns are relative to.
-        image_pattern: one glob pattern, or one per modality; every case must have all of them.
+        image_pattern: one glob pattern, or one per modality; every case must have all of them. Or `dicom`.
         label_pattern: pattern of the masks; a case without a mask gets no `label`.
         organ_pattern: pattern of masks of the organ; every case must have one.
 
     Returns:
-        Cases sorted by name, with the keys `case`, `patient` (the case name), `image` (absolute path, or a list
-        of them where a list of patterns was given) and, if found, `label` and `organ`.
+        Cases sorted by name, with the keys `case`, `patient` (the case name, but for DICOM), `image` (absolute path,
+        or a list of them where a list of patterns was given) and, if found, `label` and `organ`.
 
     Raises:
-        FileNotFoundError: nothing matches, or a case lacks a modality.
-        ValueError: two files fit one case, or two cases get one name.
+        FileNotFoundError: nothing matches, or a case lacks a modality or its organ.
+        ValueError: two files fit one case, two cases get one name, or a pattern matches single DICOM slices.
     """
     root = Path(dataset_dir).absolute()
     patterns = [image_pattern] if isinstance(image_pattern, str) else list(image_pattern)
-    found = [_glob(root, pattern) for pattern in patterns]
+    if DICOM in patterns and len(patterns) > 1:
+        raise ValueError(f"image_pattern {patterns}: 'dicom' is a case a series; give folders instead, as '*/flair/'")
+    found = [series_of_tree(root) if p == DICOM else matches(root, p, "image_pattern") for p in patterns]
     for pattern, files in zip(patterns, found, strict=True):
         if not files:
-            raise FileNotFoundError(f"no file matches {pattern!r} in {root}; check dataset_dir and the pattern.")
-    labels = _partners(found[0], _glob(root, label_pattern), label_pattern)[0] if label_pattern else {}
-    organs = _partners(found[0], _glob(root, organ_pattern), organ_pattern)[0] if organ_pattern else {}
-    rows = {name: [name] for name in found[0].values()}
-    missing = [f"{organ_pattern!r} beside {name}" for name in rows if organ_pattern and name not in organs]
+            what = "DICOM scan" if pattern == DICOM else "folder with a DICOM scan" if pattern[-1:] == "/" else "file"
+            raise FileNotFoundError(f"no {what} matches {pattern!r} in {root}; check dataset_dir and the pattern.")
+    masks = {
+        key: pair(found[0], matches(root, pattern, f"{key}_pattern"), pattern)[0]
+        for key, pattern in (("label", label_pattern), ("organ", organ_pattern))
+        if pattern
+    }
+    rows: dict[Match, list[Match]] = {match: [match] for match in found[0]}
+    missing = [f"{organ_pattern!r} beside {m.name}" for m in rows if organ_pattern and m not in masks["organ"]]
     for pattern, files in zip(patterns[1:], found[1:], strict=True):
-        pairs, alone = _partners(found[0], files, pattern)
-        missing += [f"{pattern!r} beside {name}" for name in rows if name not in pairs]
+        pairs, alone = pair(found[0], files, pattern)
+        missing += [f"{pattern!r} beside {match.name}" for match in rows if match not in pairs]
         missing += [f"{patterns[0]!r} beside {name}" for name in alone]
-        for name, partner in pairs.items():
-            rows[name].append(partner)
+        for match, partner in pairs.items():
+            rows[match].append(partner)
     if missing:
         raise FileNotFoundError(
             f"{root}: {len(missing)} image(s) missing: {'; '.join(missing[:3])}. Every case needs one file per "
             "modality, and one of the organ where a pattern asks for it: add the files, or leave the case out."
         )
-
-    folders = {name: Path(name).parent.as_posix().replace("/", "_") for name in rows}
-    short = {name: _stem(name) if folders[name] == "." else folders[name] for name in rows}
-    count = Counter(short.values())
+    names = case_names(found[0])
     cases: list[Case] = []
-    for name, images in rows.items():
-        unique = count[short[name]] == 1 or folders[name] == "."
-        case_name = short[name] if unique else f"{folders[name]}_{_stem(name)}"
-        paths = [str(root / image) for image in images]
-        case: Case = {"case": case_name, "patient": case_name}
+    for match in sorted(found[0], key=names.__getitem__):
+        case: Case = {"case": names[match], "patient": names[match]}
+        paths = [str(root / image.name) for image in rows[match]]
         case["image"] = paths[0] if isinstance(image_pattern, str) else paths
-        if name in labels:
-            case["label"] = str(root / labels[name])
-        if name in organs:
-            case["organ"] = str(root / organs[name])
+        case |= {key: str(root / pairs[match].name) for key, pairs in masks.items() if match in pairs}
         cases.append(case)
     check_names(cases, str(root))
-    return sorted(cases, key=lambda case: case["case"])
+    first: dict[str, str] = {}
+    ids = {names[match]: match.patient for match in found[0]}
+    for case in cases:
+        if ids[case["case"]]:
+            case["patient"] = first.setdefault(ids[case["case"]], case["case"])
+    return cases
+
+
+def pair(first: Sequence[Match], other: Sequence[Match], pattern: str) -> tuple[dict[Match, Match], list[str]]:
+    """Pair files of a case by their folder, else by their wildcards; also return what is left over in `other`.
+
+    Raises:
+        ValueError: two files of `other` fit one of `first`.
+    """
+    for keys_of in (_by_folder, _by_wildcards):
+        width = min((len(key[-1]) for match in (*first, *other) for key in keys_of(match)), default=0)
+        index: dict[tuple, list[Match]] = {}
+        for match in other:
+            for key in keys_of(match):
+                index.setdefault((*key[:-1], key[-1][:width]), []).append(match)
+        pairs = {}
+        for match in first:
+            fitting = [index[k] for key in keys_of(match) if (k := (*key[:-1], key[-1][:width])) in index]
+            if fitting and len(fitting[0]) > 1:
+                names = " and ".join(m.name for m in fitting[0][:2])
+                raise ValueError(f"{pattern!r}: {names} fit one case; make the pattern narrower.")
+            if fitting:
+                pairs[match] = fitting[0][0]
+        if pairs:
+            break
+    taken = {match.name for match in pairs.values()}
+    return pairs, sorted(match.name for match in other if match.name not in taken)
+
+
+def _by_folder(match: Match) -> list[tuple]:
+    return list(match.homes)
+
+
+def _by_wildcards(match: Match) -> list[tuple]:
+    return [] if match.wildcards is None else [(match.wildcards,)]
+
+
+def case_names(found: Sequence[Match]) -> dict[Match, str]:
+    """A name for each case: of its folder, of its file, or of both, see `find_cases`."""
+    folders = {match: Path(match.name).parent.as_posix().replace("/", "_") for match in found}
+    short = {match: match.stem if folders[match] == "." else folders[match] for match in found}
+    count = Counter(short.values())
+    names = {}
+    for match in found:
+        unique = count[short[match]] == 1 or folders[match] == "."
+        name = match.case or (short[match] if unique else f"{folders[match]}_{match.stem}")
+        names[match] = match.short_uid if match.is_private(name) else name
+    return names
 
 
 def check_names(cases: Iterable[Case], source: str) -> None:

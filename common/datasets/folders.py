@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..data import Case, find_cases, slice_labels
 from ..files import PathLike
+from ..images import is_dicom
 
 
 def folder(
@@ -56,7 +57,8 @@ def folder(
         image = case["image"] if isinstance(case["image"], str) else case["image"][0]
         below = Path(image).relative_to(Path(root).absolute()).parts
         name = below[0] if len(below) > 1 else case["case"]
-        case["patient"] = name.split(patient_separator)[0] if patient_separator else name
+        if patient_separator or not is_dicom(image):  # a DICOM series says itself whose it is
+            case["patient"] = name.split(patient_separator)[0] if patient_separator else name
         if "label" in case:
             labels = slice_labels(case["label"], case["image"])
             case["cls"] = labels if cls_per == "slice" else max(labels)

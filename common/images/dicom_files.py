@@ -48,8 +48,8 @@ class Header:
         broken: whether it cannot be read.
         capture: whether it is a Secondary Capture without a position: a scan among its like, alone a screenshot.
         patient: its PatientID, only ever compared.
-        private: texts that no name may contain: the patient's id and the parts of the name, in lower case; none
-            where the file says that the patient's identity was removed.
+        private: the parts of the patient's name, in lower case, only ever compared.
+        identity_removed: whether the file says that name and id are not the patient's own.
     """
 
     series: str = ""
@@ -58,6 +58,7 @@ class Header:
     capture: bool = False
     patient: str = field(default="", repr=False)
     private: frozenset[str] = field(default=frozenset(), repr=False)
+    identity_removed: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,13 @@ def _read_header(path: str) -> Header | None:
         if start[128:] != b"DICM" and not series:
             return None
         patient, name = str(data.get("PatientID") or "").strip(), str(data.get("PatientName") or "")
-        removed = data.get("PatientIdentityRemoved") == "YES"
         return Header(
             series,
             _other(data, kind),
             capture=kind.startswith(_CAPTURE) and not data.get("ImagePositionPatient"),
             patient=patient,
-            private=frozenset() if removed else _private(patient, name),
+            private=frozenset(part for part in re.split(r"[\^=\s,]+", name.lower()) if part),
+            identity_removed=data.get("PatientIdentityRemoved") == "YES",
         )
     except ImportError:
         raise
@@ -161,11 +162,6 @@ def _other(data: Any, kind: str) -> str:
     if (data.get("SamplesPerPixel") or 1) != 1 or "MONOCHROME" not in str(data.get("PhotometricInterpretation")):
         return "picture in color"
     return "localizer" if "LOCALIZER" in [str(part).upper() for part in data.get("ImageType") or ()] else ""
-
-
-def _private(patient: str, name: str) -> frozenset[str]:
-    parts = [part for part in re.split(r"[\^=\s,]+", name.lower()) if len(part) > 2]
-    return frozenset([*parts, *([patient.lower()] if len(patient) > 2 else [])])
 
 
 def files_below(folder: PathLike) -> Iterator[str]:
@@ -267,3 +263,16 @@ def find_series(path: PathLike) -> Series:
 def _first(broken: dict[Path, str]) -> str:
     path, why = next(iter(broken.items()))
     return f"{path}: {why}"
+
+
+def first_scan(folder: PathLike) -> Header | None:
+    """The header of a scan in a folder (of a broken file if there is no scan), `None` where it holds no DICOM scan."""
+    if not os.path.isdir(folder):
+        return Header(other="a link to a folder that does not exist", broken=True)
+    broken = None
+    for path in files_below(folder):
+        header = header_of(path)
+        if header is not None and not header.other:
+            return header
+        broken = header if header is not None and header.broken else broken
+    return broken

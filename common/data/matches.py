@@ -1,0 +1,179 @@
+"""What a pattern matches below a folder: files, folders of DICOM series, or all series of a tree."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..images.dicom_files import Header, Series, first_scan, header_of, read_tree
+from .outputs import is_result
+
+DICOM = "dicom"
+_SLICES = (".dcm", ".ima", ".dicom")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Match:
+    """An image or mask that a pattern matched.
+
+    Attributes:
+        name: path relative to the data's folder: a file, the folder of a DICOM series, or `<folder>/<UID>`.
+        stem: file name without its folder and without `.nii`, `.nii.gz` or another single suffix; or of the folder.
+        wildcards: the texts that the pattern's wildcards stand for; `None` where there is no pattern.
+        homes: folders in which the other files of its case may lie, each with the wildcards of its name therein.
+        case: name of the case, where its path does not give it.
+        header: of a DICOM series.
+    """
+
+    name: str
+    stem: str
+    wildcards: tuple[str, ...] | None
+    homes: tuple[tuple[str, tuple[str, ...]], ...]
+    case: str = ""
+    header: Header = field(default=Header(), repr=False)
+
+    @property
+    def patient(self) -> str:
+        """PatientID, only to be compared."""
+        return self.header.patient
+
+    @property
+    def short_uid(self) -> str:
+        """A short form of the SeriesInstanceUID."""
+        return f"series_{hashlib.sha256(self.header.series.encode()).hexdigest()[:10]}"
+
+    def is_private(self, name: str) -> bool:
+        """Whether a case's name would tell who the patient is."""
+        texts = self.header.private | ({self.patient.lower()} - {""} if self.wildcards is None else set())
+        words = re.split(r"[^0-9a-z]+", name.lower())
+        identified = not self.header.identity_removed
+        return identified and any(text in words or (len(text) > 3 and text in name.lower()) for text in texts)
+
+
+def matches(root: Path, pattern: str, key: str) -> list[Match]:
+    """What a pattern matches below `root`, sorted; results of earlier runs are left out.
+
+    Args:
+        root: the data's folder.
+        pattern: glob relative to it; one that ends with `/` matches folders of DICOM series.
+        key: name of the pattern's setting, for messages.
+
+    Raises:
+        ValueError: the pattern matches single DICOM files, or folders within each other.
+    """
+    is_folder = pattern.endswith("/")
+    bare = pattern.rstrip("/")
+    names = [name.replace(os.sep, "/") for name in sorted(glob.glob(bare, root_dir=root, recursive=True))]
+    wanted = Path.is_dir if is_folder else Path.is_file
+    names = [name or "." for name in names if wanted(root / name) or _dangling(root / name)]
+    if not is_folder:
+        names = _without_results(root, names, pattern)
+        if names and (bare.lower().endswith(_SLICES) or _is_dicom(root / names[0])):
+            raise ValueError(
+                f"{key} {pattern!r} matches single files of DICOM series, e.g. {names[0]}; give the folders of the "
+                "series, as '*/', or 'dicom' for all series below dataset_dir; masks are read from NIfTI"
+            )
+        return [_match(name, bare) for name in names]
+    for name in names:
+        above = next((folder for folder in map(str, Path(name).parents) if folder in names and folder != name), None)
+        if above is not None:
+            raise ValueError(f"{key} {pattern!r} matches {above} and {name} within; use 'dicom'")
+    headers = {name: first_scan(root / name) for name in names}
+    empty = [name for name, header in headers.items() if header is None]
+    if empty:
+        logger.warning("%s: %d folder(s) without a DICOM scan left out: %s", root, len(empty), _some(empty))
+    return [_match(name, bare, header) for name, header in headers.items() if header is not None]
+
+
+def _match(name: str, pattern: str, header: Header | None = None) -> Match:
+    parent = Path(name).parent.as_posix()
+    expression = re.fullmatch(_expression(pattern), name)
+    texts = expression.groups() if expression else ()
+    own = texts[re.compile(_expression(os.path.dirname(pattern))).groups :]
+    if header is None:
+        stem = re.sub(r"(\.nii(\.gz)?|\.[^.]+)$", "", Path(name).name)
+        return Match(name, stem, texts, ((parent, own),))
+    return Match(name, Path(name).name, texts, ((name, ()), (parent, own)), header=header)
+
+
+def _expression(pattern: str) -> str:
+    """A regular expression with one group for each wildcard of a glob pattern."""
+    regex = ""
+    for part in re.split(r"(\*\*/|\*+|\?|\[[^\]]+\])", pattern):
+        if part == "**/":
+            regex += "((?:.*/)?)"
+        elif part[:1] == "*":
+            regex += "([^/]*)"
+        elif part == "?":
+            regex += "([^/])"
+        elif part[:1] == "[":
+            regex += "(" + part.replace("[!", "[^") + ")"
+        else:
+            regex += re.escape(part)
+    return regex
+
+
+def _dangling(path: Path) -> bool:
+    """A link to nothing: taken, so that it is named where it is read."""
+    return path.is_symlink() and not path.exists()
+
+
+def _without_results(root: Path, names: list[str], pattern: str) -> list[str]:
+    results = {name for name in names if is_result(root / name)}
+    if results:
+        logger.warning(
+            "%s: %d file(s) that match %r are results of an earlier run and left out: %s; to use them, move them to a "
+            "folder of their own, without predictions.csv",
+            root,
+            len(results),
+            pattern,
+            _some(sorted(results)),
+        )
+    return [name for name in names if name not in results]
+
+
+def _is_dicom(path: Path) -> bool:
+    with_signature = path.suffix in ("", *_SLICES) and path.is_file()
+    return with_signature and header_of(str(path)) is not None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def series_of_tree(root: Path) -> list[Match]:
+    """All series below `root`: each as the folder that holds it alone, or as `<folder>/<SeriesInstanceUID>`."""
+    tree = read_tree(root)
+    if tree.others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(tree.others.values()).items())
+        logger.warning("%s: %d series that are no scans left out: %s", root, len(tree.others), kinds)
+    if tree.broken:
+        broken = [f"{path.relative_to(root)} ({why})" for path, why in tree.broken.items()]
+        logger.warning("%s: %d broken DICOM file(s): %s", root, len(broken), _some(broken))
+    owners: dict[Path, set[str]] = {}
+    for series in tree.series.values():
+        for folder in {file.parent for file in series.files}:
+            for above in (folder, *folder.parents):
+                owners.setdefault(above, set()).add(series.uid)
+    found = [_series_match(root, series, len(owners[series.folder]) == 1) for series in tree.series.values()]
+    return sorted(found, key=lambda match: match.name)
+
+
+def _series_match(root: Path, series: Series, alone: bool) -> Match:
+    if not alone and not series.uid:
+        raise ValueError(f"{series.files[0]}: no SeriesInstanceUID, and other series in its folder; give it a folder")
+    folder = series.folder.relative_to(root)
+    name = folder if alone else folder / series.uid
+    homes = ((folder.as_posix(), ()), (folder.parent.as_posix(), ()))
+    match = Match(name.as_posix(), folder.name, None, homes, header=series.header)
+    in_words = folder.as_posix().replace("/", "_")
+    case = in_words if alone and in_words != "." else f"{in_words}_{match.short_uid}".removeprefix("._")
+    return Match(match.name, match.stem, None, homes, case, series.header)
