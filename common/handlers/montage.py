@@ -8,6 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage.transform import resize
 
+from ..images import in_axes_of
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MASK_COLOR = (0, 229, 255)
 TRUTH_COLOR = (124, 252, 0)
 
@@ -35,9 +38,9 @@ def draw_montage(
         An RGB picture; the color bar spans 0 to the largest heat of the volume (magma, never inverted).
     """
     volumes = [image, np.maximum(heatmap, 0), mask > 0, np.zeros_like(mask, bool) if truth is None else truth > 0]
-    volumes = [_axial(v, affine) for v in volumes]
-    image, heat, mask, shown_truth = volumes
-    spacing = nib.affines.voxel_sizes(affine)[list(_axes(affine))]
+    # To left, posterior, superior: transposed later, this shows the patient's right on the left.
+    image, heat, mask, shown_truth = (in_axes_of(volume, affine, LPS)[0] for volume in volumes)
+    spacing = nib.affines.voxel_sizes(in_axes_of(volumes[0], affine, LPS)[1])
     width = max(1, round(height * spacing[0] * image.shape[0] / (spacing[1] * image.shape[1])))
     low, high = np.percentile(image, [1, 99.8])
     peak = float(heat.max())
@@ -52,18 +55,6 @@ def draw_montage(
         rows[1].append((255 * colored).astype(np.uint8))
     canvas = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
     return with_colorbar(canvas, peak, truth is not None)
-
-
-def _axes(affine: np.ndarray) -> tuple[int, ...]:
-    orientation = nib.orientations.io_orientation(affine)
-    return tuple(int(i) for i in np.argsort(orientation[:, 0]))
-
-
-def _axial(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Reorient to `[left, posterior, superior]`; transposed later, this shows the patient's right on the left."""
-    start = nib.orientations.io_orientation(affine)
-    end = nib.orientations.axcodes2ornt(("L", "P", "S"))
-    return nib.orientations.apply_orientation(volume, nib.orientations.ornt_transform(start, end))
 
 
 def _strongest(score: np.ndarray, count: int) -> np.ndarray:
