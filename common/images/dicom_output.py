@@ -27,9 +27,10 @@ MANUFACTURER = "weakseg-bundles"
 _PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
 _STUDY = ("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName")
 _PLACE = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID")
+_FRAMES = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _LOSS = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-_REST = (*_UIDS, *_LOSS, "Modality", "SliceThickness", "PositionReferenceIndicator")
+_REST = (*_FRAMES, *_UIDS, *_LOSS, "Modality", "SliceThickness", "PositionReferenceIndicator")
 
 
 def dicom_results(
@@ -56,15 +57,15 @@ def dicom_results(
         ImportError: highdicom is not installed.
         ValueError: the arrays do not belong to the series.
     """
-    from .dicom import series_files
+    from .dicom import ASSUME_AXIAL, series_files
 
-    headers = read_headers(series_files(series))
-    if missing := sorted({name for header in headers for name in _PLACE if header.get(name) in (None, "")}):
+    headers = read_headers(series_files(series, dicom_geometry=ASSUME_AXIAL))
+    demanded = ("FrameOfReferenceUID",) if _multiframe(headers) else _PLACE
+    if missing := sorted({name for header in headers for name in demanded if header.get(name) in (None, "")}):
         return {}, f"no DICOM results: the series has no {', '.join(missing)}"
-    check_series(headers, affine, series=series)
     return {
-        "seg.dcm": segmentation(headers, mask, classes=classes, codes=codes),
-        "heatmap.dcm": parametric_map(headers, heatmap, codes=codes),
+        "seg.dcm": segmentation(headers, mask, affine, classes=classes, codes=codes),
+        "heatmap.dcm": parametric_map(headers, heatmap, affine, codes=codes),
     }, ""
 
 
@@ -83,23 +84,25 @@ def read_headers(files: Sequence[PathLike]) -> list[Dataset]:
         return [dcmread(file, stop_before_pixels=True, specific_tags=tags) for file in files]
 
 
-def segmentation(headers: Sequence[Dataset], mask: np.ndarray, *, classes: Sequence[str], codes: Codes) -> Segmentation:
+def segmentation(
+    headers: Sequence[Dataset], mask: np.ndarray, affine: np.ndarray, *, classes: Sequence[str], codes: Codes
+) -> Segmentation:
     """A mask as Segmentation, a segment a class. All frames are kept: an empty mask, too, covers the whole series.
 
     Args:
-        headers: of the series, one a slice, see `read_headers`.
+        headers: of the series, see `read_headers`: one a slice, or that of a multi-frame file.
         mask: `[columns, rows, slices]`, `k` where class `k` is.
+        affine: of the image, `[4, 4]` RAS+ millimeters.
         classes: names; the first is "nothing there" and gets no segment.
         codes: see there.
 
     Raises:
-        ValueError: the mask has another shape than the series, or values without a class.
+        ValueError: the mask has another shape or place than the series, or values without a class.
     """
     hd = _highdicom()
     from pydicom.sr.codedict import codes as dicom
 
-    frames = _frames(headers, mask, "mask")
-    if unknown := sorted(set(np.unique(frames).tolist()) - set(range(len(classes)))):
+    if unknown := sorted(set(np.unique(mask).tolist()) - set(range(len(classes)))):
         raise ValueError(f"the mask holds {unknown[0]}, expected 0…{len(classes) - 1} for {list(classes)}")
     family = dicom.DCM.ArtificialIntelligence
     algorithm = hd.AlgorithmIdentificationSequence(name=codes.name, version=codes.version, family=family)
@@ -111,32 +114,32 @@ def segmentation(headers: Sequence[Dataset], mask: np.ndarray, *, classes: Seque
         descriptions.append(hd.seg.SegmentDescription(*described, anatomic_regions=regions))
     result = hd.seg.Segmentation(
         _anonymous(headers),
-        frames.astype(np.uint8),
-        "BINARY",
-        descriptions,
-        **_common(headers, codes, number=9001, description="Segmentation"),
+        **_placed(headers, mask.astype(np.uint8), affine),
+        segmentation_type="BINARY",
+        segment_descriptions=descriptions,
+        **_common(codes, number=9001, description="Segmentation"),
         omit_empty_frames=False,
         content_label="MASK",
     )
     return _identified(result, headers[0])
 
 
-def parametric_map(headers: Sequence[Dataset], heatmap: np.ndarray, *, codes: Codes) -> ParametricMap:
+def parametric_map(
+    headers: Sequence[Dataset], heatmap: np.ndarray, affine: np.ndarray, *, codes: Codes
+) -> ParametricMap:
     """A heatmap as Parametric Map, its values as they are (32-bit floats without a unit).
 
     Args:
-        headers: of the series, one a slice, see `read_headers`.
+        headers, affine, codes: see `segmentation`.
         heatmap: `[columns, rows, slices]`.
-        codes: see there.
 
     Raises:
-        ValueError: the heatmap has another shape than the series.
+        ValueError: the heatmap has another shape or place than the series.
     """
     hd = _highdicom()
     from pydicom.sr.codedict import codes as dicom
 
-    frames = _frames(headers, heatmap, "heatmap").astype(np.float32)
-    low, high = float(frames.min()), float(frames.max())
+    low, high = float(heatmap.min()), float(heatmap.max())
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="EVIDENCE",
         lut_explanation="Evidence for a finding",
@@ -150,8 +153,8 @@ def parametric_map(headers: Sequence[Dataset], heatmap: np.ndarray, *, codes: Co
     )
     result = hd.pm.ParametricMap(
         _anonymous(headers),
-        frames,
-        **_common(headers, codes, number=9002, description="Heatmap"),
+        **_placed(headers, heatmap.astype(np.float32), affine),
+        **_common(codes, number=9002, description="Heatmap"),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[window],
@@ -160,27 +163,6 @@ def parametric_map(headers: Sequence[Dataset], heatmap: np.ndarray, *, codes: Co
     )
     result.Laterality = ""  # type 2C, which highdicom leaves out
     return _identified(result, headers[0])
-
-
-def check_series(headers: Sequence[Dataset], affine: np.ndarray, *, series: str) -> None:
-    """Refuse slices that do not lie where the image is.
-
-    Args:
-        headers: see `read_headers`, in the order of the image's slices.
-        affine: of the image, `[4, 4]` RAS+ millimeters.
-        series: its name, for the message.
-
-    Raises:
-        ValueError: they are further apart than 0.1 voxel.
-    """
-    first = headers[0]
-    across, down = np.reshape(np.asarray(first.ImageOrientationPatient, dtype=float), (2, 3))
-    row_mm, column_mm = map(float, first.PixelSpacing)
-    placed = np.eye(4)
-    placed[:3] = np.stack([across * column_mm, down * row_mm, _step(headers), _position(headers[0])], axis=1)
-    placed = np.diag([-1.0, -1.0, 1.0, 1.0]) @ placed  # from DICOM's LPS+ to RAS+
-    shape = (int(first.Columns), int(first.Rows), len(headers))
-    check_one_grid(shape, affine, shape, placed, what=f"the image and the files of {series}")
 
 
 def write_dicom(path: PathLike, result: Dataset) -> None:
@@ -199,34 +181,38 @@ def _highdicom() -> Any:
     return highdicom
 
 
-def _frames(headers: Sequence[Dataset], array: np.ndarray, what: str) -> np.ndarray:
-    """`[slices, rows, columns]`, as DICOM has it."""
-    shape = (int(headers[0].Columns), int(headers[0].Rows), len(headers))
-    if array.shape != shape:
-        raise ValueError(f"the {what} has the shape {list(array.shape)}, the series {list(shape)}")
-    return np.ascontiguousarray(array.T)
+def _multiframe(headers: Sequence[Dataset]) -> bool:
+    return len(headers) == 1 and "PerFrameFunctionalGroupsSequence" in headers[0]
 
 
-def _position(header: Dataset) -> np.ndarray:
-    """Center of a slice's first pixel in millimeters of LPS+."""
-    return np.asarray(header.ImagePositionPatient, dtype=float)
+def _placed(headers: Sequence[Dataset], array: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+    """Where the array `[columns, rows, slices]` lies, as highdicom wants it: `[slices, rows, columns]`, in LPS+.
 
-
-def _normal(header: Dataset) -> np.ndarray:
-    return np.cross(*np.reshape(np.asarray(header.ImageOrientationPatient, dtype=float), (2, 3)))
-
-
-def _step(headers: Sequence[Dataset]) -> np.ndarray:
-    """From slice to slice, likewise; a single slice is as thick as it says, or 1 mm."""
-    if len(headers) == 1:
-        return _normal(headers[0]) * float(headers[0].get("SliceThickness") or 1)
-    return (_position(headers[-1]) - _position(headers[0])) / (len(headers) - 1)
-
-
-def _common(headers: Sequence[Dataset], codes: Codes, *, number: int, description: str) -> dict[str, Any]:
+    Slices that are files have the positions of these. Frames of one file may have any order there: they get positions
+    by the affine, and highdicom finds the frame at each.
+    """
     hd = _highdicom()
     first = headers[0]
-    step = abs(float(np.dot(_step(headers), _normal(first))))
+    frames = np.ascontiguousarray(array.T)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    if _multiframe(headers):
+        system = {"coordinate_system": "PATIENT", "frame_of_reference_uid": first.FrameOfReferenceUID}
+        return {"pixel_array": hd.Volume(frames, lps[:, [2, 1, 0, 3]], **system)}
+    across, down = np.reshape(np.asarray(first.ImageOrientationPatient, dtype=float), (2, 3))
+    start, end = (np.asarray(header.ImagePositionPatient, dtype=float) for header in (first, headers[-1]))
+    row_mm, column_mm = map(float, first.PixelSpacing)
+    step = (end - start) / (len(headers) - 1) if len(headers) > 1 else lps[:3, 2]
+    placed = np.eye(4)
+    placed[:3] = np.stack([across * column_mm, down * row_mm, step, start], axis=1)
+    shape = (int(first.Columns), int(first.Rows), len(headers))
+    check_one_grid(array.shape, lps, shape, placed, what="the image and the files of its series")
+    distance = abs(float(step @ np.cross(across, down)))
+    thickness = float(first.get("SliceThickness") or distance)
+    return {"pixel_array": frames, "pixel_measures": hd.PixelMeasuresSequence(first.PixelSpacing, thickness, distance)}
+
+
+def _common(codes: Codes, *, number: int, description: str) -> dict[str, Any]:
+    hd = _highdicom()
     return {
         "series_instance_uid": hd.UID(),
         "sop_instance_uid": hd.UID(),
@@ -237,9 +223,6 @@ def _common(headers: Sequence[Dataset], codes: Codes, *, number: int, descriptio
         "software_versions": codes.version,
         "device_serial_number": f"{codes.name[:40]}-{codes.version}"[:64],
         "series_description": f"{description} ({codes.name})"[:64],
-        "pixel_measures": hd.PixelMeasuresSequence(
-            first.PixelSpacing, float(first.get("SliceThickness") or step), step
-        ),
     }
 
 

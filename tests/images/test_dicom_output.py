@@ -3,69 +3,41 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
 
-from common.images import dicom_output
+from common.images import dicom_output, read_volume
 from common.images.dicom_codes import ABNORMAL, LESION, Codes
 
 hd = pytest.importorskip("highdicom", reason="the extra [dicom] is not installed")
 import pydicom  # noqa: E402
 
+from tests.images.placed_series import ORIENTATIONS, PIXELS, SHAPE, affine_of, expected, in_the_world, series  # noqa: E402
+
 CODES = Codes("gp_unet_brats", "0.1.0", ("12738006", "SCT", "Brain"), {"tumor": ("108369006", "SCT", "Neoplasm")})
-SHAPE = (7, 6, 5)  # columns, rows, slices
-SPACING = (0.7, 0.8, 2.5)  # between columns, rows, slices
-ORIENTATIONS = {
-    "axial": ((1, 0, 0), (0, 1, 0)),
-    "sagittal": ((0, 1, 0), (0, 0, -1)),
-    "oblique": ((0.8, 0.6, 0), (0.0, 0.0, -1.0)),
-    "feet first": ((-1, 0, 0), (0, 1, 0)),  # the normal points to the feet
-}
-
-
-def axes(orientation: str) -> np.ndarray:
-    """Steps from voxel to voxel along columns, rows and slices in millimeters of LPS+, a column each."""
-    across, down = np.asarray(ORIENTATIONS[orientation], dtype=float)
-    return np.stack([across, down, np.cross(across, down)], axis=1) * SPACING
+PROSTATE = (("91723000", "SCT", "Anatomical Structure"), ("41216001", "SCT", "Prostate"))
 
 
 def headers(tmp_path, orientation: str = "axial", /, **changed) -> list:
     return dicom_output.read_headers(series(tmp_path, orientation, **changed))
 
 
-def series(tmp_path, orientation: str, **changed) -> list:
-    """The files of a series, in the order of its slices."""
-    study, whole, frame = (pydicom.uid.generate_uid() for _ in range(3))
-    files = []
-    for number in range(SHAPE[2]):
-        meta = pydicom.dataset.FileMetaDataset()
-        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        one = pydicom.Dataset()
-        one.file_meta = meta
-        one.SOPClassUID, one.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
-        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, whole, frame
-        one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = "Doe^Jane", "id7", "19700102", "F"
-        one.StudyDate, one.StudyTime, one.StudyID, one.Modality = "20200304", "101112", "study5", "CT"
-        one.InstitutionName, one.PatientComments = "Hospital", "free text"
-        one.private_block(0x0099, "Vendor", create=True).add_new(1, "LO", "private")
-        one.Columns, one.Rows, one.PixelSpacing, one.SliceThickness = *SHAPE[:2], [SPACING[1], SPACING[0]], 2.0
-        one.ImageOrientationPatient = [x for cosines in ORIENTATIONS[orientation] for x in cosines]
-        one.ImagePositionPatient = (np.array([-12.5, 20.0, 31.0]) + number * axes(orientation)[:, 2]).tolist()
-        for name, value in changed.items():
-            setattr(one, name, value)
-        file = tmp_path / f"{number}.dcm"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that are wrong on purpose
-            one.save_as(file, enforce_file_format=True)
-        files.append(file)
-    return files
+def seg(source, mask, *, affine=None, classes=("none", "a", "b"), codes=CODES):
+    return dicom_output.segmentation(
+        source, mask, affine_of() if affine is None else affine, classes=classes, codes=codes
+    )
+
+
+def heat(source, heatmap, *, affine=None):
+    return dicom_output.parametric_map(source, heatmap, affine_of() if affine is None else affine, codes=CODES)
 
 
 def mask_and_heatmap() -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(3)
-    return generator.integers(0, 3, SHAPE).astype(np.uint8), generator.normal(size=SHAPE).astype(np.float32)
+    mask = generator.integers(0, 3, SHAPE).astype(np.uint8)
+    mask[:, :, [0, 2]] = 0
+    return mask, generator.normal(size=SHAPE).astype(np.float32)
 
 
 def written(tmp_path, result) -> pydicom.Dataset:
@@ -73,28 +45,12 @@ def written(tmp_path, result) -> pydicom.Dataset:
     return pydicom.dcmread(tmp_path / "result.dcm")
 
 
-def in_the_world(volume) -> dict[tuple[float, ...], float]:
-    """Values by position, in millimeters of LPS+."""
-    indices = np.indices(volume.spatial_shape).reshape(3, -1).T
-    positions = (volume.affine @ np.c_[indices, np.ones(len(indices))].T)[:3].T.round(3) + 0.0
-    return dict(zip(map(tuple, positions), volume.array.ravel().tolist(), strict=True))
-
-
-def expected(array: np.ndarray, orientation: str) -> dict[tuple[float, ...], float]:
-    indices = np.indices(array.shape).reshape(3, -1).T
-    positions = (indices @ axes(orientation).T + [-12.5, 20.0, 31.0]).round(3) + 0.0
-    return dict(zip(map(tuple, positions), array.ravel().tolist(), strict=True))
-
-
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 class TestPlace:
     def test_a_mask_opens_again_with_the_same_voxels_in_the_same_places(self, tmp_path, orientation):
         mask, _ = mask_and_heatmap()
         source = headers(tmp_path, orientation)
-        dicom_output.write_dicom(
-            tmp_path / "seg.dcm",
-            dicom_output.segmentation(source, mask, classes=["none", "tumor", "cyst"], codes=CODES),
-        )
+        dicom_output.write_dicom(tmp_path / "seg.dcm", seg(source, mask, affine=affine_of(orientation)))
         read = hd.seg.segread(tmp_path / "seg.dcm")
         assert in_the_world(read.get_volume(combine_segments=True)) == expected(mask, orientation)
         assert read.FrameOfReferenceUID == source[0].FrameOfReferenceUID
@@ -103,19 +59,69 @@ class TestPlace:
 
     def test_a_heatmap_opens_again_with_the_same_values_in_the_same_places(self, tmp_path, orientation):
         _, heatmap = mask_and_heatmap()
-        result = dicom_output.parametric_map(headers(tmp_path, orientation), heatmap, codes=CODES)
+        result = heat(headers(tmp_path, orientation), heatmap, affine=affine_of(orientation))
         dicom_output.write_dicom(tmp_path / "heatmap.dcm", result)
         read = hd.imread(tmp_path / "heatmap.dcm")
         assert in_the_world(read.get_volume(dtype=np.float32)) == expected(heatmap, orientation)
 
     def test_slices_that_lie_elsewhere_than_the_image_are_refused(self, tmp_path, orientation):
         source = headers(tmp_path, orientation)
-        affine = np.eye(4)
-        affine[:3, :3], affine[:3, 3] = axes(orientation), [-12.5, 20.0, 31.0]
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-        dicom_output.check_series(source, affine, series="s")
-        with pytest.raises(ValueError, match="the image and the files of s do not lie on one grid"):
-            dicom_output.check_series(source[::-1], affine, series="s")
+        for make, array in zip((seg, heat), mask_and_heatmap(), strict=True):
+            with pytest.raises(ValueError, match="the image and the files of its series do not lie on one grid"):
+                make(source[::-1], array, affine=affine_of(orientation))
+
+
+def height(frame) -> float:
+    """Of a frame of the oblique series, whose slices go towards negative x."""
+    return -frame.PlanePositionSequence[0].ImagePositionPatient[0]
+
+
+def test_frames_of_one_file_get_the_voxels_at_their_place_in_whatever_order_they_are(tmp_path):
+    mask, heatmap = mask_and_heatmap()
+    files = series(tmp_path, "oblique", Manufacturer="x", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], **PIXELS)
+    many = hd.legacy.LegacyConvertedEnhancedCTImage([pydicom.dcmread(f) for f in files], hd.UID(), 1, hd.UID(), 1)
+    order = [2, 0, 4, 1, 3]
+    by_height = sorted(many.PerFrameFunctionalGroupsSequence, key=height)
+    many.PerFrameFunctionalGroupsSequence = [by_height[i] for i in order]
+    (tmp_path / "many").mkdir()
+    many.save_as(tmp_path / "many" / "a.dcm", enforce_file_format=True)
+    results, warning = dicom_output.dicom_results(
+        str(tmp_path / "many"), affine_of("oblique"), mask, heatmap, classes=("none", "a", "b"), codes=CODES
+    )
+    assert warning == ""
+    for name, result in results.items():
+        dicom_output.write_dicom(tmp_path / name, result)
+    read = hd.seg.segread(tmp_path / "seg.dcm")
+    assert in_the_world(read.get_volume(combine_segments=True)) == expected(mask, "oblique")
+    frames = read.get_pixels_by_source_frame(many.SOPInstanceUID, [1, 2, 3, 4, 5], combine_segments=True)
+    np.testing.assert_array_equal(frames.T, mask[:, :, order])
+    read = hd.imread(tmp_path / "heatmap.dcm")
+    assert in_the_world(read.get_volume(dtype=np.float32)) == expected(heatmap, "oblique")
+
+
+class TestSeries:
+    def test_results_of_a_series_are_in_the_order_of_the_image_that_is_read(self, tmp_path):
+        mask, heatmap = mask_and_heatmap()
+        folder = tmp_path / "scan"
+        folder.mkdir()
+        for number, file in enumerate(reversed(series(tmp_path, "sagittal", **PIXELS))):
+            file.rename(folder / f"z{number}.dcm")
+        image = read_volume(folder)
+        results, _ = dicom_output.dicom_results(
+            str(folder), image.affine, mask, heatmap, classes=("none", "a", "b"), codes=CODES
+        )
+        dicom_output.write_dicom(tmp_path / "seg.dcm", results["seg.dcm"])
+        volume = hd.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+        assert in_the_world(volume) == expected(mask, "sagittal")
+
+    @pytest.mark.parametrize("name", ["ImagePositionPatient", "FrameOfReferenceUID"])
+    def test_a_series_without_place_gets_none_and_a_warning(self, tmp_path, name):
+        (tmp_path / "scan").mkdir()
+        series(tmp_path / "scan", "axial", **PIXELS, **{name: None})
+        results, warning = dicom_output.dicom_results(
+            str(tmp_path / "scan"), affine_of(), *mask_and_heatmap(), classes=("none", "a", "b"), codes=CODES
+        )
+        assert (results, warning) == ({}, f"no DICOM results: the series has no {name}")
 
 
 class TestContent:
@@ -125,7 +131,7 @@ class TestContent:
         source = headers(tmp_path)
         read = written(
             tmp_path,
-            dicom_output.segmentation(source, mask, classes=["none", "tumor", "prostate", "other"], codes=codes),
+            seg(source, mask, classes=["none", "tumor", "prostate", "other"], codes=codes),
         )
         labels = [segment.SegmentLabel for segment in read.SegmentSequence]
         types = [segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for segment in read.SegmentSequence]
@@ -158,9 +164,7 @@ class TestContent:
             assert tuple(code) == (entry.value, entry.scheme_designator, entry.meaning)
 
     def test_an_empty_mask_opens_and_covers_the_series(self, tmp_path):
-        result = dicom_output.segmentation(
-            headers(tmp_path), np.zeros(SHAPE, np.uint8), classes=["none", "tumor"], codes=CODES
-        )
+        result = seg(headers(tmp_path), np.zeros(SHAPE, np.uint8))
         dicom_output.write_dicom(tmp_path / "seg.dcm", result)
         volume = hd.seg.segread(tmp_path / "seg.dcm").get_volume()
         assert volume.spatial_shape == SHAPE[::-1]
@@ -168,14 +172,12 @@ class TestContent:
 
     def test_a_single_slice_keeps_its_thickness(self, tmp_path):
         source = headers(tmp_path)[:1]
-        result = dicom_output.segmentation(
-            source, np.ones((*SHAPE[:2], 1), np.uint8), classes=["none", "tumor"], codes=CODES
-        )
+        result = seg(source, np.ones((*SHAPE[:2], 1), np.uint8))
         measures = written(tmp_path, result).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-        assert (measures.SliceThickness, measures.SpacingBetweenSlices) == (2.0, 2.0)
+        assert measures.SliceThickness == 2.0
 
     def test_a_constant_heatmap_can_be_written(self, tmp_path):
-        result = dicom_output.parametric_map(headers(tmp_path), np.full(SHAPE, -2.5, np.float32), codes=CODES)
+        result = heat(headers(tmp_path), np.full(SHAPE, -2.5, np.float32))
         dicom_output.write_dicom(tmp_path / "heatmap.dcm", result)
         assert (hd.imread(tmp_path / "heatmap.dcm").get_volume(dtype=np.float32).array == -2.5).all()
 
@@ -186,9 +188,9 @@ class TestContent:
         mask, heatmap = mask_and_heatmap()
         source = headers(tmp_path, orientation)
         results = {
-            "seg": dicom_output.segmentation(source, mask, classes=["none", "tumor", "cyst"], codes=CODES),
-            "empty": dicom_output.segmentation(source, 0 * mask, classes=["none", "tumor", "cyst"], codes=CODES),
-            "heatmap": dicom_output.parametric_map(source, heatmap, codes=CODES),
+            "seg": seg(source, mask, affine=affine_of(orientation)),
+            "empty": seg(source, 0 * mask, affine=affine_of(orientation)),
+            "heatmap": heat(source, heatmap, affine=affine_of(orientation)),
         }
         for name, result in results.items():
             dicom_output.write_dicom(tmp_path / f"{name}.dcm", result)
@@ -201,10 +203,7 @@ class TestPatient:
     def test_patient_and_study_are_taken_over_and_nothing_private(self, tmp_path):
         mask, heatmap = mask_and_heatmap()
         source = headers(tmp_path)
-        for result in (
-            dicom_output.segmentation(source, mask, classes=["none", "a", "b"], codes=CODES),
-            dicom_output.parametric_map(source, heatmap, codes=CODES),
-        ):
+        for result in (seg(source, mask), heat(source, heatmap)):
             read = written(tmp_path, result)
             assert (read.PatientName, read.PatientID, read.PatientBirthDate, read.PatientSex) == (
                 "Doe^Jane",
@@ -227,7 +226,7 @@ class TestPatient:
     )
     def test_names_keep_their_character_set(self, tmp_path, name):
         source = headers(tmp_path, SpecificCharacterSet=name[0], PatientName=name[1])
-        result = dicom_output.segmentation(source, np.ones(SHAPE, np.uint8), classes=["none", "tumor"], codes=CODES)
+        result = seg(source, np.ones(SHAPE, np.uint8))
         assert written(tmp_path, result).PatientName == name[1]
 
     def test_values_that_dicom_forbids_become_empty_and_appear_in_no_message(self, tmp_path, caplog, recwarn):
@@ -238,10 +237,7 @@ class TestPatient:
         caplog.set_level("DEBUG")
         recwarn.clear()
         source = dicom_output.read_headers(files)
-        for result in (
-            dicom_output.segmentation(source, mask, classes=["none", "a", "b"], codes=CODES),
-            dicom_output.parametric_map(source, heatmap, codes=CODES),
-        ):
+        for result in (seg(source, mask), heat(source, heatmap)):
             dicom_output.write_dicom(tmp_path / "result.dcm", result)
         told = caplog.text + " ".join(str(one.message) for one in recwarn)
         assert not any(value in told for value in (*secret.values(), "Doe") if value != "x")
@@ -255,18 +251,18 @@ class TestPatient:
         for one in source:
             for name in absent:
                 delattr(one, name)
-        result = dicom_output.segmentation(source, np.ones(SHAPE, np.uint8), classes=["none", "tumor"], codes=CODES)
+        result = seg(source, np.ones(SHAPE, np.uint8))
         assert written(tmp_path, result).PatientName == ""
 
 
 class TestErrors:
     def test_arrays_of_another_shape_or_with_unknown_values_are_refused(self, tmp_path):
         source = headers(tmp_path)
-        with pytest.raises(ValueError, match=r"the mask has the shape \[5, 6, 7\], the series \[7, 6, 5\]"):
-            dicom_output.segmentation(source, np.zeros(SHAPE[::-1], np.uint8), classes=["none", "a"], codes=CODES)
+        with pytest.raises(ValueError, match=r"their shapes are \[5, 6, 7\] and \[7, 6, 5\]"):
+            seg(source, np.zeros(SHAPE[::-1], np.uint8))
         for value in (2, 256, -1, 0.5):  # 256 is 0 as a byte
             with pytest.raises(ValueError, match=rf"the mask holds {value}, expected 0…1 for \['none', 'a'\]"):
-                dicom_output.segmentation(source, np.full(SHAPE, value), classes=["none", "a"], codes=CODES)
+                seg(source, np.full(SHAPE, value), classes=["none", "a"])
 
     def test_codes_are_three_texts(self):
         with pytest.raises(ValueError, match="anatomy: a code is three texts"):
@@ -278,6 +274,3 @@ class TestErrors:
         monkeypatch.setitem(sys.modules, "highdicom", None)
         with pytest.raises(ImportError, match=r"needs highdicom: pip install 'weakseg-bundles\[dicom\]'"):
             dicom_output.read_headers([])
-
-
-PROSTATE = (("91723000", "SCT", "Anatomical Structure"), ("41216001", "SCT", "Prostate"))
