@@ -7,6 +7,7 @@ gradient of a weight is computed: a map costs little more than a forward, in tim
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,10 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import checkpoint
 
 from ..checkpoint import unwrapped
 
 Target = int | Sequence[int] | Tensor | str
+INSTEAD = "whose layers cannot be watched: give the module from before, which has the same weights"
+WITHOUT_CHECKPOINTS = (
+    "checkpointing only saves memory in training: switch it off for explaining, which changes no weight, or use "
+    "ScoreCAM, which needs no gradient"
+)
 FLOAT16_SCALE = 1024.0  # a power of two: float16 gradients keep their digits above 1e-10 instead of 1e-7
 
 
@@ -54,6 +61,27 @@ def find_layer(network: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Modu
         near = difflib.get_close_matches(layer, modules, n=5, cutoff=0.4) or [n for n, _ in network.named_children()]
         raise ValueError(f"{type(network).__name__} has no layer {layer!r}; did you mean one of {near}?")
     return layer, modules[layer]
+
+
+def _sealed_by(network: nn.Module, name: str, layer: nn.Module) -> str:
+    """What compiled a layer or a module around it, where hooks do not run; empty if nothing did."""
+    parts = name.split(".")[:-1]
+    around = [network.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
+    if any(isinstance(part, torch.jit.ScriptModule) for part in around):
+        return "torch.jit"
+    if isinstance(layer, torch.jit.RecursiveScriptModule):
+        return "torch.jit"
+    if any(hasattr(part, "_orig_mod") for part in around):
+        return "torch.compile"
+    in_place = any(getattr(part, "_compiled_call_impl", None) is not None for part in (*around, layer))
+    return "torch.compile" if in_place else ""
+
+
+def _cut_off_by() -> str:
+    """What keeps the gradient from a layer that is running now; empty where nothing does."""
+    if any(frame.f_globals.get("__name__") == checkpoint.__name__ for frame, _ in traceback.walk_stack(None)):
+        return checkpoint.__name__
+    return "" if torch.is_grad_enabled() else "torch.no_grad()"
 
 
 def resolve_target(target: Target, logits: Tensor) -> Tensor:
@@ -130,7 +158,7 @@ class BaseCAM:
         logits: `[B, K]` of the last call, detached.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: no such layer, or one of a traced, scripted or compiled module.
     """
 
     relu_in_paper = True
@@ -145,15 +173,21 @@ class BaseCAM:
         normalize: bool = False,
     ) -> None:
         self.network = unwrapped(network)
+        if isinstance(self.network, torch.jit.ScriptModule):
+            raise ValueError(f"the network is traced or scripted (torch.jit), {INSTEAD}")
         self.single = isinstance(layer, (str, nn.Module))
         given: Any = [layer] if self.single else layer
         self.layers = [find_layer(self.network, one) for one in given]
         if not self.layers:
             raise ValueError("name at least one layer")
+        for name, module in self.layers:
+            if compiler := _sealed_by(self.network, name, module):
+                raise ValueError(f"layer {name!r} is part of a module compiled by {compiler}, {INSTEAD}")
         self.relu = self.relu_in_paper if relu is None else relu
         self.upsample = upsample
         self.normalize = normalize
         self.logits: Tensor | None = None
+        self._cut_off: dict[str, str] = {}
 
     def __enter__(self) -> Any:
         return self
@@ -203,6 +237,7 @@ class BaseCAM:
     def _forward(self, images: Tensor, *, differentiable: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Logits `[B, K]` and the layers' activations; with a graph from the activations on if asked for."""
         found: dict[str, Tensor] = {}
+        self._cut_off = {}
 
         def keep(name: str, output: Any) -> Tensor:
             if name in found:
@@ -210,6 +245,8 @@ class BaseCAM:
             if not isinstance(output, Tensor) or output.dim() not in (4, 5) or output.shape[0] != images.shape[0]:
                 got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(f"layer {name!r} must return [{images.shape[0]}, C, *spatial] in 2D or 3D; got {got}")
+            if differentiable:
+                self._cut_off[name] = _cut_off_by()
             # A second layer already hangs on the first one's graph. The network continues with a copy: an in-place
             # operation after the layer would raise on the leaf, and would change the activation.
             with torch.set_grad_enabled(differentiable):
@@ -248,9 +285,20 @@ class GradientCAM(BaseCAM):
             # The samples are independent in evaluation mode, so one backward of the sum serves them all.
             reached: Sequence[Tensor | None] = [None] * len(activations)
             if logits.requires_grad:
-                reached = torch.autograd.grad(logits, activations, (scale * selected).to(logits), allow_unused=True)
+                try:
+                    reached = torch.autograd.grad(logits, activations, (scale * selected).to(logits), allow_unused=True)
+                except RuntimeError as error:
+                    if checkpoint.__name__ not in str(error):
+                        raise
+                    names = [name for name, _ in self.layers]
+                    reason = f"the network runs {checkpoint.__name__}, which gives no gradient of layer(s) {names}"
+                    raise ValueError(f"{reason}; {WITHOUT_CHECKPOINTS}") from error
         gradients = []
         for (name, _), gradient in zip(self.layers, reached, strict=True):
+            if gradient is None and (inside := self._cut_off[name]):
+                reason = f"layer {name!r} runs inside {inside}, which keeps the gradient from it"
+                advice = WITHOUT_CHECKPOINTS if inside == checkpoint.__name__ else "remove that, or use ScoreCAM"
+                raise ValueError(f"{reason}; {advice}")
             if gradient is None:
                 raise ValueError(f"the logits do not depend on layer {name!r}; name a layer on the way to them")
             gradients.append(as_float(gradient) / scale if scale != 1.0 else as_float(gradient))

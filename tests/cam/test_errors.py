@@ -4,9 +4,25 @@ import pytest
 import torch
 from monai.networks.nets import resnet10
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from common.cam import CAM, GradCAM, ScoreCAM, SmoothGradCAMpp, upsample_maps
 from tests.cam.networks import Wrapped, pooled, random_images, small_network
+
+
+def checkpointed(reentrant: bool | None) -> Wrapped:
+    """A network whose `block` runs inside `torch.utils.checkpoint` (None: does not)."""
+
+    def function(network, x):
+        features = network.early(x)
+        if reentrant is None:
+            return network.head(pooled(network.block(features)))
+        return network.head(pooled(checkpoint(network.block, features, use_reentrant=reentrant)))
+
+    torch.manual_seed(0)
+    network = Wrapped(function)
+    network.block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
+    return network
 
 
 class TestErrors:
@@ -38,6 +54,57 @@ class TestErrors:
         for layers in ("other", ["early", "other"]):
             with pytest.raises(ValueError, match="the logits do not depend on layer 'other'"):
                 GradCAM(Wrapped(function), layers)(random_images(), 1)
+
+    @pytest.mark.parametrize(
+        ("reentrant", "layer"), [(True, "early"), (True, "block"), (True, "block.0"), (False, "block.0")]
+    )
+    def test_a_checkpoint_that_keeps_the_gradient_from_a_layer(self, reentrant, layer):
+        network = checkpointed(reentrant)
+        with pytest.raises(ValueError, match=r"torch\.utils\.checkpoint.*switch it off.*or use ScoreCAM") as error:
+            GradCAM(network, layer)(random_images(), 1)
+        assert f"'{layer}'" in str(error.value)
+        maps = [ScoreCAM(one, layer)(random_images(), 1) for one in (network, checkpointed(None))]
+        torch.testing.assert_close(*maps)
+
+    @pytest.mark.parametrize("layer", ["early", "block"])
+    def test_a_checkpoint_that_keeps_no_gradient_back_changes_nothing(self, layer):
+        maps = [GradCAM(checkpointed(reentrant), layer)(random_images(), 1) for reentrant in (False, None)]
+        torch.testing.assert_close(*maps)
+
+    def test_a_layer_that_runs_without_gradients(self):
+        def function(network, x):
+            with torch.no_grad():
+                return network.head(pooled(network.early(x)))
+
+        with pytest.raises(ValueError, match=r"layer 'early' runs inside torch\.no_grad\(\)"):
+            GradCAM(Wrapped(function), "early")(random_images(), 1)
+
+    @pytest.mark.parametrize("method", [GradCAM, ScoreCAM])
+    def test_layers_of_compiled_modules_are_refused_with_what_to_give_instead(self, method):
+        images = random_images()
+        for whole in (
+            torch.jit.trace(small_network(), images),
+            torch.jit.freeze(torch.jit.trace(small_network(), images)),
+        ):
+            with pytest.raises(ValueError, match=r"the network is traced.*\(torch\.jit\).*give the module from before"):
+                method(whole, "late")
+        network = Wrapped(lambda n, x: n.head(pooled(n.part(n.early(x)))))
+        for compiled, layer, compiler in (
+            (torch.jit.script, "part.1", "torch.jit"),
+            (torch.compile, "part._orig_mod.1", "torch.compile"),
+        ):
+            network.part = compiled(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+            with pytest.raises(ValueError, match=f"layer '{layer}' is part of a module compiled by {compiler}"):
+                method(network, layer)
+        network = small_network()
+        network.compile()
+        with pytest.raises(ValueError, match=r"layer 'late' is part of a module compiled by torch\.compile"):
+            method(network, "late")
+
+    def test_of_a_compiled_network_the_original_is_explained(self):
+        network = small_network()
+        maps = GradCAM(torch.compile(network), "late")(random_images(), 1)
+        torch.testing.assert_close(maps, GradCAM(network, "late")(random_images(), 1))
 
     def test_a_layer_that_runs_twice(self):
         network = Wrapped(lambda n, x: n.head(pooled(n.relu(n.relu(n.early(x)) - 0.1))))
