@@ -37,7 +37,15 @@ class BrightnessNet(torch.nn.Module):
         return self.explain(image)[1]
 
 
-def evaluator(cases: Sequence[dict], handlers: Sequence[Any], *, level: float = 2.0, **overrides: Any) -> CaseEvaluator:
+def evaluator(
+    cases: Sequence[dict],
+    handlers: Sequence[Any],
+    *,
+    level: float = 2.0,
+    network: torch.nn.Module | None = None,
+    num_workers: int = 0,
+    **overrides: Any,
+) -> CaseEvaluator:
     """The evaluator of `inference.json` with `BrightnessNet`; `overrides` change the config's top-level keys."""
     parser = ConfigParser()
     parser.read_config(CONFIG)
@@ -49,7 +57,8 @@ def evaluator(cases: Sequence[dict], handlers: Sequence[Any], *, level: float = 
     return CaseEvaluator(
         "cpu",
         CaseDataset(cases, preprocessing),
-        BrightnessNet(level),
+        network or BrightnessNet(level),
+        num_workers=num_workers,
         inferer=inferer,
         postprocessing=postprocessing,
         val_handlers=list(handlers),

@@ -29,7 +29,10 @@ PUBLIC = {
         phantom_case read_cases substacks write_phantom
     """,
     "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",
-    "engines": "CaseDataset CaseEvaluator SliceMapInferer cause check_settings gathered gathered_rows weighted_sampler",
+    "engines": """
+        CaseDataset CaseEvaluator SliceMapInferer cause check_settings gathered gathered_rows raise_together
+        weighted_sampler
+    """,
     "features": "Entry EntryLocked FeatureStore bag_of encode extract file_key find volume_entry",
     "images": """
         Volume as_array axial check_affine check_one_grid corners file_of in_axes_of is_dicom like_image meta_tensor

@@ -3,7 +3,7 @@
 from .cases import CaseDataset, CaseEvaluator
 from .inferers import SliceMapInferer
 from .launch import cause, check_settings
-from .processes import gathered, gathered_rows, weighted_sampler
+from .processes import gathered, gathered_rows, raise_together, weighted_sampler
 
 __all__ = [
     "CaseDataset",
@@ -13,5 +13,6 @@ __all__ = [
     "check_settings",
     "gathered",
     "gathered_rows",
+    "raise_together",
     "weighted_sampler",
 ]

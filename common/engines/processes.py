@@ -11,16 +11,21 @@ from torch.distributed import all_gather_object, is_initialized
 from torch.utils.data import Dataset, Sampler, Subset, WeightedRandomSampler
 
 
-def shard(dataset: Dataset) -> Dataset:
+def shard(dataset: Dataset, indices: Sequence[int] | None = None) -> Dataset:
     """This process's cases, every n-th of n processes; all of them where there is one process.
 
+    Args:
+        dataset: of all cases.
+        indices: of those to share out; None: all. Some processes may get none of these.
+
     Raises:
-        ValueError: more processes than cases.
+        ValueError: more processes than cases in the dataset.
     """
     processes, cases = get_world_size(), len(dataset)  # type: ignore[arg-type]
     if processes > max(cases, 1):
         raise ValueError(f"{processes} processes for {cases} case(s): start at most {cases} with --nproc_per_node")
-    return dataset if processes == 1 else Subset(dataset, range(get_rank(), cases, processes))
+    mine = range(cases) if indices is None else indices
+    return Subset(dataset, mine[get_rank() :: processes])
 
 
 def weighted_sampler(dataset: Dataset, weights: Sequence[float], draws: int) -> Sampler:
@@ -45,6 +50,18 @@ def gathered(values: Any) -> list[Any]:
     return parts
 
 
+def raise_together(error: Exception | None) -> None:
+    """Raise in every process what one of them met, so that none waits for another that has stopped.
+
+    All of them must call it. The one that met the error raises it, the others a `RuntimeError` that quotes it.
+    """
+    met = [message for message in gathered(error and f"{type(error).__name__}: {error}") if message]
+    if error is not None:
+        raise error
+    if met:
+        raise RuntimeError(f"another process failed: {met[0]}")
+
+
 def gathered_rows(rows: Sequence[dict], cases: Sequence[str]) -> list[dict]:
     """The rows of all processes, as one process would have them: in the order of `cases`.
 
@@ -52,7 +69,6 @@ def gathered_rows(rows: Sequence[dict], cases: Sequence[str]) -> list[dict]:
         rows: each with its `case`; a case may have several.
         cases: names, in the order of the run.
     """
-    if get_world_size() == 1:
-        return list(rows)
     order = {case: index for index, case in enumerate(cases)}
-    return sorted((row for part in gathered(list(rows)) for row in part), key=lambda row: order[row["case"]])
+    together = [row for part in gathered(list(rows)) for row in part]
+    return sorted(together, key=lambda row: order.get(row["case"], len(order)))

@@ -10,7 +10,7 @@ from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
-from ..engines import gathered_rows
+from ..engines import gathered_rows, raise_together
 
 
 def iterate_cases(engine: Engine) -> Iterator[tuple[dict, dict]]:
@@ -49,8 +49,21 @@ class CaseHandler:
     def _finish(self, engine: Engine) -> None:
         self._gather(getattr(engine, "cases", ()))
         self._check()
-        if get_rank() == 0:
-            self._write()
+        error = None
+        try:
+            if get_rank() == 0:
+                self._write()
+        except Exception as met:
+            error = met
+        raise_together(error)
+
+    def finished(self, engine: Any) -> set[str]:
+        """Cases that a run may skip because an earlier one left all that this handler would; asked before it begins.
+
+        Returns:
+            Their names; none where every case is needed, as for scores.
+        """
+        return set()
 
     def _start(self) -> None:
         """Begin afresh, whatever an earlier run has left."""

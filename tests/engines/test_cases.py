@@ -3,17 +3,20 @@ from __future__ import annotations
 import csv
 import errno
 import gzip
+import threading
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from ignite.engine import Events
+from monai.engines import IterationEvents
 
 from common.engines import CaseDataset
 from common.handlers import CaseScores, CaseWriter
-from tests.pipeline import evaluator, save
+from tests.pipeline import BrightnessNet, evaluator, save
 
 CLASSES = ["none", "tumor"]
 
@@ -137,3 +140,85 @@ def test_dataset_gives_the_error_in_place_of_a_case_it_cannot_read_and_hides_cls
     a, b = CaseDataset([{"case": "a", "image": "x.nii", "cls": [0, 1]}, {"case": "b", "image": "y.nii"}], transform)
     assert a.keys() == {"case", "image", "load_seconds"}
     assert b == {"case": "b", "error": "KeyError: 'inner' (in y.nii)"}
+
+
+class Counting(BrightnessNet):
+    """Counts its calls, and fails in the second one."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+        self.calls = 0
+        self.second = threading.Event()
+
+    def explain(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 1
+        if self.calls == 2:
+            self.second.set()
+            if self.fails:
+                raise ValueError("out of memory")
+        assert not torch.is_grad_enabled()
+        return super().explain(image)
+
+
+class TestAhead:
+    """With workers the network runs ahead of what follows it."""
+
+    def test_what_is_written_and_what_is_said_of_bad_cases_is_the_same(self, cases, tmp_path):
+        said, tables = [], []
+        for workers in (0, 1):
+            out = tmp_path / str(workers)
+            engine = evaluator(list(cases.values()), [CaseWriter(out, classes=CLASSES)], num_workers=workers)
+            with pytest.raises(RuntimeError, match="7 of 9 cases failed") as failure:
+                engine.run()
+            said.append(str(failure.value))
+            with open(out / "predictions.csv", newline="") as file:
+                tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+        assert said[0] == said[1]
+        assert tables[0] == tables[1]
+        one, other = (tmp_path / str(workers) for workers in (0, 1))
+        assert written(one) == written(other)
+        for name in files_of("first", "last"):
+            contents = [(folder / name).read_bytes() for folder in (one, other)]
+            if name.endswith(".gz"):
+                contents = [gzip.decompress(content) for content in contents]
+            assert contents[0] == contents[1]
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_the_next_case_goes_through_the_network_before_this_one_is_written(self, cases, tmp_path, workers):
+        network = Counting()
+        three = [cases["first"], cases["first"] | {"case": "middle"}, cases["last"]]
+        engine = evaluator(three, [], network=network, num_workers=workers)
+        waited: list[bool] = []
+
+        @engine.on(IterationEvents.MODEL_COMPLETED)
+        def wait_for_the_second() -> None:
+            waited.append(network.second.wait(20 * workers))
+
+        engine.run()
+        assert waited[0] == (workers == 1)
+        assert network.calls == 3
+
+    def test_a_case_on_which_the_network_fails_is_named_and_the_next_ones_keep_their_own_results(self, cases, tmp_path):
+        dark = save(tmp_path / "dark.nii.gz", np.where(blob() > 2, 1.0, blob()).astype(np.float32))
+        four = [cases["first"], cases["first"] | {"case": "middle"}, {"case": "dark", "image": dark}, cases["last"]]
+        out = tmp_path / "out"
+        engine = evaluator(four, [CaseWriter(out, classes=CLASSES)], network=Counting(fails=True), num_workers=1)
+        with pytest.raises(RuntimeError, match=r"1 of 4 cases failed:\n  middle: ValueError: out of memory"):
+            engine.run()
+        with open(out / "predictions.csv", newline="") as file:
+            found = {row["case"]: float(row["volume_ml"]) > 0 for row in csv.DictReader(file)}
+        assert found == {"first": True, "dark": False, "last": True}
+
+    def test_threads_are_given_back_and_interrupting_ends_what_is_under_way(self, cases):
+        before, threads = threading.active_count(), torch.get_num_threads()
+        engine = evaluator([cases["first"], cases["last"]], [], num_workers=1)
+
+        @engine.on(Events.ITERATION_STARTED)
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            engine.run()
+        assert [thread.name for thread in threading.enumerate() if "forward" in thread.name] == []
+        assert (threading.active_count() - before, torch.get_num_threads()) == (0, threads)

@@ -120,3 +120,21 @@ def test_more_processes_than_cases_are_refused(data, trained, tmp_path):
     ranks = two_processes(*run("inference", "phantom", "multi_gpu_evaluate", **options), check=False)
     assert all(done.returncode != 0 for done in ranks)
     assert "2 processes for 1 case(s): start at most 1" in "".join(done.stderr for done in ranks)
+
+
+def test_no_process_waits_for_one_that_has_stopped():
+    """Rank 1 meets the bad case and the failed reading, rank 0 the failed writing, which another handler follows."""
+    ways = ["nothing", "writing", "reading", "bad", "bad writing", "bad reading"]
+    ranks = run_ranks("tests.engines.stopping", *ways)
+    assert [done.returncode for done in ranks] == [0, 0], "".join(done.stderr[-3000:] for done in ranks)
+    first, second = (dict(line.split(" | ") for line in done.stdout.splitlines()) for done in ranks)
+    assert first["nothing"] == second["nothing"] == "['a', 'b', 'c', 'd']"
+    assert first["writing"] == "OSError: disk full"
+    assert second["writing"] == "RuntimeError: another process failed: OSError: disk full"
+    assert first["reading"] == "RuntimeError: another process failed: RuntimeError: a worker was killed"
+    assert second["reading"] == "RuntimeError: a worker was killed"
+    failed = "RuntimeError: 1 of 4 cases failed: bad: ValueError: cannot be read"
+    assert first["bad"] == second["bad"] == failed
+    assert first["bad writing"] == f"{failed} and then: OSError: disk full"
+    assert second["bad writing"] == f"{failed} and then: {second['writing']}"
+    assert second["bad reading"] == f"{failed} and then: {second['reading']}"

@@ -184,6 +184,8 @@ class SlideEvaluator(CaseEvaluator):
         kwargs: see `CaseEvaluator`.
     """
 
+    runs_ahead = False  # what was found on a slide lies in files until the next one
+
     def __init__(self, *args: Any, inferer: SlideInferer, **kwargs: Any) -> None:
         options = {"prepare_batch": prepare_slide, "decollate": False} | kwargs
         super().__init__(*args, inferer=inferer, **options)  # type: ignore[arg-type]
