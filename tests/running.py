@@ -100,7 +100,11 @@ def _run(module: str, arguments: Sequence[str], cwd: str, variables: Mapping[str
     added = [path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [cwd, *added, *(path for path in sys.path if path not in ("", str(REPOSITORY), *added))]
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # the module may have set one
+        sys.exit(1)
 
 
 def _scatter_random_states() -> None:

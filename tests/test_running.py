@@ -45,6 +45,7 @@ def test_two_runs_without_a_seed_differ(tmp_path):
         ("raise SystemExit(3)", 3, ""),
         ("raise SystemExit('no data here')", 1, "no data here"),
         ("raise ValueError('4 axes')", 1, "ValueError: 4 axes"),
+        ("import sys\nsys.excepthook = lambda *_: print('the end', file=sys.stderr)\n1 / 0", 1, "the end"),
     ],
 )
 def test_the_exit_code_and_the_last_line_are_those_of_python(line, code, last, tmp_path):

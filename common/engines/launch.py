@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -31,7 +32,8 @@ def check_settings() -> None:
     other for a text), `true` and `false` are what they are in JSON.
 
     Where a workflow was made in Python, not by `monai.bundle.run`, nothing tells its files from its settings. Refused
-    is then a key that no config of the bundle has and nothing refers to, and a type that no config of the bundle has.
+    is then a key to which nothing refers and which nearly is one of a config of the bundle, and a value of a type that
+    the key has in none of them.
 
     Raises:
         ValueError: naming every setting that is wrong.
@@ -93,9 +95,10 @@ def _told(caller: FrameType, workflow: ConfigWorkflow) -> tuple[dict[str, Any], 
 
 
 def _found(workflow: ConfigWorkflow, others: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All that configs of the bundle have, or anything in a workflow's refers to; and the workflow's config."""
+    """What may be known of a workflow that was made in Python, and all that is in its config."""
     found: Any = workflow.parser.config
-    known = {*_references(found)}.union(*map(tops, others.values()))
+    known = set().union(*map(tops, others.values()))
+    known |= {key for key in found if not get_close_matches(key, known, n=1)} | {*_references(found)}
     return dict.fromkeys(known) | {key: value for other in others.values() for key, value in other.items()}, found
 
 

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from monai.bundle import ConfigWorkflow, run, run_workflow
+
+from common.engines import cause, check_settings
+from common.engines.launch import end_with_the_cause
+from tests.running import run_module
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
+seen: list = []  # what the last step of a run was given
+CONFIG = {
+    "imports": ["$import os", "$import common.engines as engines", "$import tests.engines.test_launch as here"],
+    "threshold": 0.5,
+    "refine": {"dilate_mm": 3.0, "largest": True},
+    "sizes": [1, 2],
+    "folder": "$os.path.join('a', 'b')",
+    "run": ["$engines.check_settings()", "$here.seen.append([@threshold, @refine, @sizes, @folder])"],
+}
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    seen.clear()
+    (tmp_path / "other.json").write_text(json.dumps({"epochs": 3, "threshold": "otsu"}))
+    (tmp_path / "metadata.json").write_text(json.dumps({"version": "0.1"}))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return str(path)
+
+
+def workflow(file: str, **settings: object) -> None:
+    made = ConfigWorkflow(config_file=file, workflow_type="inference", **settings)
+    made.initialize()
+    made.run()
+
+
+STARTS = [lambda file, **settings: run(config_file=file, **settings), workflow]
+
+
+def refusal(start, file, **settings: object) -> str:
+    with pytest.raises(RuntimeError) as refused:
+        start(file, **settings)
+    assert seen == []
+    assert isinstance(cause(refused.value), ValueError)
+    return str(cause(refused.value))
+
+
+@pytest.mark.parametrize("start", [*STARTS, lambda file, **settings: run_workflow(config_file=file, **settings)])
+def test_a_run_with_a_wrong_setting_ends_before_its_next_step(start, file):
+    assert refusal(start, file, treshold=1) == (
+        "--treshold: the configs of this run have no such key; did you mean threshold?"
+    )
+    assert "write ./2024" in refusal(start, file, folder=2024)
+    assert "2 settings are wrong" in refusal(start, file, folder=2024, sizes=3)
+
+
+def test_a_key_of_a_config_that_is_no_part_of_the_run_is_refused(file):
+    assert refusal(STARTS[0], file, epochs=3).endswith("no such key; it is one of other.json")
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_null_reaches_a_run_for_keys_and_what_lies_in_them(start, file):
+    start(file, **{"threshold": None, "refine#largest": None, "sizes": "null"})
+    assert seen == [[None, {"dilate_mm": 3.0, "largest": None}, None, "a/b"]]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_good_settings_reach_a_run(start, file):
+    start(file, **{"threshold": "otsu", "refine#dilate_mm": 2, "sizes#1": "$1 + 2", "folder": Path("c")})
+    assert seen == [["otsu", {"dilate_mm": 2, "largest": True}, [1, 3], Path("c")]]
+
+
+def test_settings_of_an_args_file_are_checked_and_give_way(file, tmp_path):
+    (tmp_path / "args.json").write_text(json.dumps({"config_file": file, "threshold": 0.1, "sizes": None}))
+    run(args_file=str(tmp_path / "args.json"), threshold=0.2)
+    assert seen[0][0] == 0.2
+    assert seen[0][2] is None
+    seen.clear()
+    assert "did you mean sizes" in refusal(
+        lambda _, **given: run(args_file=str(tmp_path / "args.json"), **given), "", size=1
+    )
+
+
+def test_files_of_the_users_own_may_bring_keys_and_merge(file, tmp_path):
+    own = tmp_path / "elsewhere" / "own.json"
+    own.parent.mkdir()
+    own.write_text(json.dumps({"more": 4, "+refine": {"smooth_mm": "@more"}, "sizes": "%spare", "spare": [7]}))
+    run(config_file=[file, str(own)], more=5)
+    workflow([file, str(own)], more=6)
+    assert [given[1]["smooth_mm"] for given in seen] == [5, 6]
+    assert [given[2] for given in seen] == [[7], [7]]
+
+
+def test_a_file_beside_the_configs_that_is_none_does_no_harm(file, tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "list.json").write_text("[1]")
+    run(config_file=file)
+    assert len(seen) == 1
+
+
+def test_a_run_inside_another_is_checked_by_its_own_settings(file, tmp_path):
+    outer = tmp_path / "outer.json"
+    step = "$here.workflow(@inner, threshold=0.1)"
+    outer.write_text(json.dumps(CONFIG | {"inner": file, "run": ["$engines.check_settings()", step]}))
+    run(config_file=str(outer), sizes=[4])
+    assert seen == [[0.1, CONFIG["refine"], [1, 2], "a/b"]]
+
+
+def test_outside_of_a_run_there_is_nothing_to_check():
+    with pytest.raises(RuntimeError, match="`run` of a bundle's config"):
+        check_settings()
+
+
+def wrapped() -> RuntimeError:
+    """An error as it leaves a config: ours, which has a cause of its own, in two wrappings of MONAI."""
+    ours = ValueError("the image has 5 axes")
+    ours.__cause__ = KeyError("ndim")
+    inner, outer = (
+        RuntimeError("Failed to instantiate component 'a'"),
+        RuntimeError("Failed to evaluate ConfigExpression"),
+    )
+    inner.__cause__, outer.__cause__ = ours, inner
+    return outer
+
+
+def test_the_cause_is_what_is_inside_of_monais_wrappings():
+    assert str(cause(wrapped())) == "the image has 5 axes"
+    plain = RuntimeError("Failed to evaluate, without a cause")
+    assert cause(plain) is plain
+
+
+def test_only_the_command_gets_another_last_line(monkeypatch, capsys):
+    hook = sys.excepthook
+    monkeypatch.setattr(sys, "excepthook", hook)  # and put back
+    end_with_the_cause()
+    assert sys.excepthook is hook
+    monkeypatch.setitem(
+        sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="monai.bundle.__main__"))
+    )
+    end_with_the_cause()
+    for error, last in ((wrapped(), "ValueError: the image has 5 axes"), (KeyboardInterrupt(), "KeyboardInterrupt")):
+        sys.excepthook(type(error), error, None)
+        shown = capsys.readouterr().err.splitlines()
+        assert shown[-1] == last
+        assert shown.count(last) <= 2
+
+
+def test_torchrun_is_told_the_cause(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)
+    monkeypatch.setitem(
+        sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="monai.bundle.__main__"))
+    )
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    end_with_the_cause()
+    sys.excepthook(RuntimeError, wrapped(), None)
+    told = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert told["message"] == "ValueError: the image has 5 axes"
+    assert told["extraInfo"]["py_callstack"].endswith("ValueError: the image has 5 axes\n")
+
+
+def test_a_command_takes_words_of_json_and_ends_with_the_cause(file, tmp_path):
+    step = "$here.Path(@folder).write_text(repr([@threshold, @refine, @sizes]))"
+    Path(file).write_text(json.dumps(CONFIG | {"run": ["$engines.check_settings()", step]}))
+    told = ("--threshold", "None", "--refine#largest", "false", "--sizes", "[null, 2]", "--folder", str(tmp_path / "a"))
+    assert run_module("monai.bundle", "run", "--config_file", file, *told).returncode == 0
+    assert (tmp_path / "a").read_text() == "[None, {'dilate_mm': 3.0, 'largest': False}, [None, 2]]"
+    done = run_module("monai.bundle", "run", "--config_file", file, "--folder", str(tmp_path / "no" / "where"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("FileNotFoundError: ")
