@@ -90,6 +90,7 @@ class TestErrors:
                 method(whole, "late")
         network = Wrapped(lambda n, x: n.head(pooled(n.part(n.early(x)))))
         for compiled, layer, compiler in (
+            (torch.jit.script, "part", "torch.jit"),
             (torch.jit.script, "part.1", "torch.jit"),
             (torch.compile, "part._orig_mod.1", "torch.compile"),
         ):
