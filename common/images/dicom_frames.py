@@ -112,13 +112,12 @@ def _read(file: Path, **options: Any) -> Dataset:
 
 def _frames(data: Dataset, file: Path) -> list[Frame]:
     count = int(data.get("NumberOfFrames") or 1)
-    per_frame = data.get("PerFrameFunctionalGroupsSequence")
-    if per_frame is not None and len(per_frame) != count:
-        raise ValueError(f"{file}: {count} frames, but {len(per_frame)} functional groups")
+    per_frame = data.get("PerFrameFunctionalGroupsSequence") or [None] * count
+    if len(per_frame) != count:
+        raise ValueError(f"{count} frames, but {len(per_frame)} functional groups")
     frames = []
     for index in range(count):
-        own = per_frame[index] if per_frame is not None else None
-        place, rescale = _Lookup(data, own, count), _Lookup(data, own, 1)
+        place, rescale = _Lookup(data, per_frame[index], count), _Lookup(data, per_frame[index], 1)
         modality = str(data.get("Modality") or "unknown")
         frames.append(
             Frame(
@@ -209,7 +208,10 @@ def _decoded(data: Dataset, file: Path) -> np.ndarray:
             raise ValueError(f"{file}: the pixels cannot be read ({error}); copy the file again") from error
         packages = {
             "pyjpegls": uid.JPEGLSTransferSyntaxes,
-            "pylibjpeg pylibjpeg-openjpeg": (*uid.JPEG2000TransferSyntaxes, *uid.HTJ2KTransferSyntaxes),
+            "pylibjpeg pylibjpeg-openjpeg": (
+                *uid.JPEG2000TransferSyntaxes,
+                *(uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL),
+            ),
             "pylibjpeg pylibjpeg-libjpeg": uid.JPEGTransferSyntaxes,
         }
         fitting = [package for package, syntaxes in packages.items() if syntax in syntaxes]
