@@ -71,7 +71,8 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
     """
     is_folder = pattern.endswith("/")
     bare = pattern.rstrip("/")
-    names = [name.replace(os.sep, "/") for name in sorted(glob.glob(bare, root_dir=root, recursive=True))]
+    globbed = sorted(glob.glob(bare, root_dir=root, recursive=True))
+    names = [name.replace(os.sep, "/").rstrip("/") for name in globbed]
     wanted = Path.is_dir if is_folder else Path.is_file
     names = [name or "." for name in names if wanted(root / name) or _dangling(root / name)]
     if not is_folder:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.data import cases, find_cases
+from common.images import read_volume
 
 
 def touch(root: Path, *names: str) -> None:
@@ -78,3 +79,63 @@ def test_refuses_two_masks_for_one_case(tmp_path):
     touch(tmp_path, "a/flair.nii", "a/mask1.nii", "a/mask2.nii")
     with pytest.raises(ValueError, match="fit one case"):
         find_cases(tmp_path, "*/flair.nii", label_pattern="*/mask?.nii")
+
+
+def test_files_of_one_case_are_paired_by_their_folder(tmp_path):
+    touch(tmp_path, "site_1/ct.nii.gz", "site_1/lung.nii.gz", "site_2/ct.nii.gz", "site_2/lung.nii.gz", "1/lung.nii.gz")
+    found = find_cases(tmp_path, "site_*/ct.nii.gz", organ_pattern="*/lung.nii.gz", label_pattern="s*_2/lung.nii.gz")
+    assert [c["organ"] for c in found] == [str(tmp_path / f"site_{i}/lung.nii.gz") for i in (1, 2)]
+    assert [c.get("label") for c in found] == [None, str(tmp_path / "site_2/lung.nii.gz")]
+    (tmp_path / "site_2/lung.nii.gz").unlink()
+    touch(tmp_path, "2/lung.nii.gz")  # of another case
+    with pytest.raises(FileNotFoundError, match=r"'\*/lung.nii.gz' beside site_2/ct.nii.gz"):
+        find_cases(tmp_path, "site_*/ct.nii.gz", organ_pattern="*/lung.nii.gz")
+
+
+def test_names_of_one_folder_are_told_apart_by_their_wildcards(tmp_path):
+    touch(tmp_path, "s1/x_ct.nii", "s1/y_ct.nii", "s1/y_lung.nii", "s1/x_lung.nii")
+    found = find_cases(tmp_path, "s*/*_ct.nii", organ_pattern="*/*_lung.nii")
+    assert {Path(c["image"]).name: Path(c["organ"]).name for c in found} == {
+        "x_ct.nii": "x_lung.nii",
+        "y_ct.nii": "y_lung.nii",
+    }
+
+
+def test_links_to_nothing_stay_cases_so_that_they_are_named(tmp_path):
+    touch(tmp_path, "a/flair.nii.gz", "b/mask.nii.gz")
+    (tmp_path / "a/mask.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    (tmp_path / "b/flair.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    found = find_cases(tmp_path, "*/flair.nii.gz", label_pattern="*/mask.nii.gz")
+    assert [(c["case"], Path(c["label"]).parent.name) for c in found] == [("a", "a"), ("b", "b")]
+    with pytest.raises(FileNotFoundError, match=r"a/mask\.nii\.gz does not exist"):
+        read_volume(found[0]["label"])
+
+
+class TestResultsOfRuns:
+    RESULTS = ("p1_seg.nii.gz", "p1_heatmap.nii.gz", "p1_montage.png")
+
+    def run_of(self, folder: Path, *cases: str) -> None:
+        touch(folder, "predictions.csv")
+        (folder / "predictions.csv").write_text("\n".join(["case,probability_none", *(f"{c},0.5" for c in cases)]))
+
+    @pytest.mark.parametrize("out", [".", "out"])
+    def test_are_no_input_of_the_next(self, tmp_path, caplog, out):
+        touch(tmp_path, "p1.nii.gz", "p2_seg.nii.gz")
+        touch(tmp_path / out, *self.RESULTS, "p1_seg.dcm", "p1_heatmap_tumor.tif", "p1_heatmap.ome.tif")
+        self.run_of(tmp_path / out, "p1", "p1_b")
+        found = find_cases(tmp_path, "**/*.nii.gz", label_pattern="**/*_seg.nii.gz")
+        assert [(c["case"], "label" in c) for c in found] == [("p1", False), ("p2_seg", False)]
+        assert "2 file(s) that match '**/*.nii.gz' are results of an earlier run and left out: " in caplog.text
+        assert [c["case"] for c in find_cases(tmp_path, "**/p[12]*")] == ["p1", "p2_seg"]
+
+    def test_are_known_after_a_killed_run_too(self, tmp_path):
+        touch(tmp_path, "p1.nii.gz", *self.RESULTS)
+        assert [c["case"] for c in find_cases(tmp_path, "*.nii.gz")] == ["p1"]
+
+    def test_a_mask_of_that_name_is_one_where_no_run_wrote_it(self, tmp_path):
+        touch(tmp_path, "p1.nii.gz", "p1_seg.nii.gz", "p2.nii.gz", "p2_seg.nii.gz", "p2_heatmap.nii.gz")
+        self.run_of(tmp_path, "p3")
+        found = find_cases(tmp_path, "p?.nii.gz", label_pattern="p?_seg.nii.gz")
+        assert [Path(c["label"]).name for c in found] == ["p1_seg.nii.gz", "p2_seg.nii.gz"]
+        (tmp_path / "predictions.csv").write_text("id,p1\np1,1")  # somebody else's table
+        assert len(find_cases(tmp_path, "p?_seg.nii.gz")) == 2
