@@ -58,6 +58,7 @@ class Slide:
             self._reader = WSIReader(backend)
         except ImportError:
             raise ImportError(f"reading slides needs {backend}: pip install 'weakseg-bundles[wsi]'") from None
+        self._backend = backend
         self._whole: np.ndarray | None = None
         with self._named_errors():
             self._wsi = self._reader.read(self.path)
@@ -72,14 +73,14 @@ class Slide:
         self.mpp = self._resolution(mpp_of_file)
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _named_errors(self, part: str = "") -> Iterator[None]:
         # "from None", here and below: an evaluator reports the first cause of an error, which names no file.
         try:
             yield
         except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"{self.path}: cannot be read as a slide ({type(error).__name__}: {error}); it is damaged, cut off, "
-                "or of a format that the backend does not know (try backend 'tifffile')."
+                f"{self.path}: {part or 'it'} cannot be read ({reason}); {_advice(error, self._backend)}"
             ) from None
 
     def _resolution(self, given: float | None) -> tuple[float, float]:
@@ -140,7 +141,7 @@ class Slide:
             missing = ((0, height - part.shape[0]), (0, width - part.shape[1]), (0, 0))
             return np.pad(part, missing, constant_values=255)
         dx, dy = self._downsamples[level]
-        with self._named_errors():
+        with self._named_errors(f"its part at x {round(left * dx)}, y {round(top * dy)}"):
             # RGBA: asked for RGB, the reader would turn what was not scanned black.
             location = (round(top * dy), round(left * dx))
             rgba = self._reader.get_data(self._wsi, location, (height, width), level, mode="RGBA")[0]
@@ -169,6 +170,17 @@ class Slide:
                 h, w = part.shape[:2]
                 part[...] = self.region(j * px, i * py, w * px, h * py, (h, w))
         return result
+
+
+def _advice(error: Exception, backend: str) -> str:
+    """What to do about an error of a reader."""
+    if isinstance(error, ImportError) or "imagecodecs" in str(error):
+        return "its compression needs imagecodecs: pip install 'weakseg-bundles[wsi]'"
+    if type(error).__name__ == "OpenSlideUnsupportedFormatError":
+        return "it is no slide, or of a format that OpenSlide does not know: use backend tifffile for a small TIFF file"
+    if "not a TIFF file" in str(error):
+        return f"backend {backend} reads TIFF files alone: use backend openslide"
+    return "it is damaged or cut off: copy it anew, or leave it out"
 
 
 def find_tissue(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 from skimage.measure import block_reduce
 
 from tests.bundles.conftest import load_script
@@ -91,13 +93,61 @@ class TestBadSlides:
         with pytest.raises(FileNotFoundError, match=r"a.tif does not exist"):
             Slide(tmp_path / "a.tif")
         (tmp_path / "b.svs").write_bytes(b"no slide")
-        with pytest.raises(ValueError, match=r"b.svs: cannot be read as a slide .*damaged"):
+        with pytest.raises(ValueError, match=r"b.svs: .*cannot be read .*it is no slide, or .*: use backend tifffile"):
             Slide(tmp_path / "b.svs")
+        with pytest.raises(
+            ValueError, match=r"b.svs: .*backend tifffile reads TIFF files alone: use backend openslide"
+        ):
+            Slide(tmp_path / "b.svs", backend="tifffile")
         whole = write_levels(tmp_path / "c.tif", [noise((600, 600))], mpp=0.5)
         whole.write_bytes(whole.read_bytes()[:-2000])
-        with pytest.raises(ValueError, match=r"c.tif: cannot be read as a slide"):  # noqa: SIM117
+        with pytest.raises(ValueError, match=r"c.tif: .*cannot be read .*damaged or cut off: copy it anew"):  # noqa: SIM117
             with Slide(whole) as slide:
                 slide.region(0, 0, 600, 600, (600, 600))
+
+    def test_names_the_place_of_a_broken_tile_and_offers_no_other_reader(self, tmp_path):
+        path = write_levels(tmp_path / "a.tif", [noise((256, 256))], mpp=0.5)
+        with tifffile.TiffFile(path) as file:
+            start, size = file.pages[0].dataoffsets[3], file.pages[0].databytecounts[3]
+        content = bytearray(path.read_bytes())
+        content[start : start + size] = bytes(size)
+        path.write_bytes(content)
+        with Slide(path) as slide:
+            slide.region(0, 0, 64, 64, (64, 64))
+            with pytest.raises(ValueError, match=r"a.tif: its part at x 140, y 150 cannot be read") as error:
+                slide.region(140, 150, 64, 64, (64, 64))
+        with pytest.raises(ValueError, match=r"a.tif: it cannot be read") as other:
+            Slide(path, backend="tifffile")
+        for one in (error, other):
+            assert "it is damaged or cut off: copy it anew" in str(one.value)
+            assert not any(word in str(one.value) for word in ("backend", "imagecodecs"))
+
+    @pytest.mark.parametrize(
+        "error",  # of tifffile with and without a module in the place of imagecodecs
+        [
+            ImportError("could not import name 'jpeg8_decode' from 'imagecodecs'"),
+            ValueError("<COMPRESSION.JPEG: 7> requires the 'imagecodecs' package"),
+        ],
+    )
+    def test_names_the_extra_when_a_decoder_is_missing(self, tmp_path, monkeypatch, error):
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        path = write_slide(tmp_path / "a.tif", (600, 600), levels=1)
+        monkeypatch.setattr(slides.WSIReader, "get_data", fail)
+        with pytest.raises(ValueError, match=r"a.tif: .*needs imagecodecs: pip install 'weakseg-bundles\[wsi\]'"):
+            Slide(path, backend="tifffile")
+
+    @pytest.mark.parametrize("backend", ["openslide", "tifffile"])
+    def test_reads_tiles_in_jpeg(self, tmp_path, backend):
+        picture, jpeg = waves(256, 400), io.BytesIO()
+        Image.fromarray(picture).save(jpeg, "JPEG", quality=95)
+        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+            options = {"tile": (256, 256), "compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
+            known = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER", "metadata": None}
+            file.write(iter([jpeg.getvalue()]), shape=picture.shape, dtype=np.uint8, **options, **known)
+        with Slide(tmp_path / "a.tif", backend=backend) as slide:
+            assert np.abs(slide.region(0, 0, 256, 256, (256, 256)).astype(int) - picture).mean() < 5
 
     @pytest.mark.parametrize("backend", ["openslide", "tifffile"])
     def test_asks_for_a_resolution_that_the_file_lacks(self, tmp_path, backend):
