@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .ahead import FORWARD, Ahead, one_thread_ahead, shared_cores
+from .launch import cause
 from .processes import gathered, raise_together, shard
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,8 @@ class CaseDataset(Dataset):
 
 
 def _root_message(error: BaseException) -> str:
-    """The first cause: MONAI wraps what a transform raises in "applying transform ..." errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What a transform raised, with its own words about it: MONAI wraps it in "applying transform ..." errors."""
+    error = cause(error)
     return f"{type(error).__name__}: {error}"
 
 
