@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..data import SECTIONS, make_datalist, write_datalist
+from ..data import SECTIONS, Case, make_datalist, write_datalist
 from ..datasets import read_cases
 from .run import names
 
@@ -20,6 +21,7 @@ def prepare(
     fractions: tuple[float, float, float] = (0.6, 0.15, 0.25),
     seed: int = 0,
     for_scoring: bool = False,
+    stratify: bool | None = None,
     **options: Any,
 ) -> None:
     """Read a data set, derive yes/no labels, split by patient and write the datalist.
@@ -37,29 +39,51 @@ def prepare(
         seed: of the split.
         for_scoring: thresholds will be chosen and masks scored on these cases, nothing will be trained: they need not
             hold negatives.
+        stratify: split patients with and without a positive label apart, so that every section holds its share of
+            both, and refuse a section without either. By default only tables are: the documented splits of the
+            public data sets were drawn without.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`.
     """
     if "modalities" in options:
         options["modalities"] = names(options["modalities"])
+    if classes and adapter == "table":
+        options["classes"] = names(classes)
     try:
         cases, default_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
+        content = make_datalist(
+            cases,
+            name=home.name,
+            classes=names(classes) if classes else default_classes,
+            modalities=modalities,
+            dataset_dir=home,
+            fractions=fractions,
+            seed=seed,
+            for_scoring=for_scoring,
+            stratify=adapter == "table" if stratify is None else stratify,
+        )
+        path = Path(datalist) if datalist else home / "datalist.json"
+        write_datalist(path, content)
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
-    home = Path(dataset_dir or root)
-    fixed = {case["patient"]: case.pop("section") for case in cases if "section" in case}
-    content = make_datalist(
-        cases,
-        name=home.name,
-        classes=names(classes) if classes else default_classes,
-        modalities=modalities,
-        dataset_dir=home,
-        fractions=fractions,
-        seed=seed,
-        for_scoring=for_scoring,
-    )
-    drawn = [(section, case) for section in SECTIONS for case in content[section]]
     for section in SECTIONS:
-        content[section] = [case for part, case in drawn if fixed.get(case["patient"], part) == section]
-    path = Path(datalist) if datalist else home / "datalist.json"
-    write_datalist(path, content)
+        print(_counts(section, content[section], content["classes"]))
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
+
+
+def _counts(section: str, cases: list[Case], classes: list[str]) -> str:
+    """One line: how many cases, patients and labels a section has."""
+    by_case, by_slice = Counter[str](), Counter[str]()
+    for case in cases:
+        cls = case.get("cls")
+        if isinstance(cls, int):
+            by_case[classes[cls]] += 1
+        elif cls and isinstance(cls[0], int):
+            by_slice.update(classes[c] for c in cls)
+        elif cls is not None:
+            by_case.update(cls or [classes[0]])
+    parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
+    for what, count in (("", by_case), ("slices: ", by_slice)):
+        if count:
+            parts.append(what + ", ".join(f"{name} {count[name]}" for name in classes))
+    return f"{section}: " + "; ".join(parts)

@@ -31,7 +31,7 @@ from ..files import PathLike, write_json
 from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
 from .find import Case, check_names, find_cases
-from .splits import split_patients
+from .splits import split_patients, stratified_split
 
 SECTIONS = ("training", "validation", "test")
 
@@ -221,8 +221,11 @@ def make_datalist(
     fractions: Sequence[float] = (0.6, 0.15, 0.25),
     seed: int = 0,
     for_scoring: bool = False,
+    stratify: bool = False,
 ) -> dict[str, Any]:
     """Split cases by patient and assemble a datalist with paths relative to `dataset_dir`.
+
+    Cases with the key `section` go there, with all others of their patient.
 
     Args:
         cases: cases with absolute paths, `patient` and `cls`, as adapters return them.
@@ -233,9 +236,12 @@ def make_datalist(
         fractions: shares of training, validation and test.
         seed: seed of the split, recorded in the datalist.
         for_scoring: nothing will be trained on these cases, so they need not hold negatives.
+        stratify: split patients with and without a positive label apart, see `stratified_split`, so that each section
+            has its share of both; one without positives or negatives is an error then.
 
     Raises:
-        ValueError: a case has another number of images than `modalities`, or training lacks positives or negatives.
+        ValueError: a case has another number of images than `modalities`, or training (with `stratify` any section)
+            lacks positives or negatives.
 
     Warns:
         UserWarning: validation or test lacks positives or negatives, so that some scores there are undefined.
@@ -246,16 +252,31 @@ def make_datalist(
     root = Path(dataset_dir).absolute()
     relative = [_map_paths(case, lambda p: Path(os.path.relpath(p, root)).as_posix()) for case in cases]
     datalist: dict[str, Any] = {"name": name, "classes": list(classes), "modalities": list(modalities), "seed": seed}
-    parts = split_patients([case["patient"] for case in cases], fractions=fractions, seed=seed)
-    for section, patients in zip(SECTIONS, map(set, parts), strict=True):
-        datalist[section] = [case for case in relative if case["patient"] in patients]
+    fixed = {case["patient"]: SECTIONS.index(case["section"]) for case in cases if "section" in case}
+    signs: dict[str, set[bool]] = {case["patient"]: set() for case in cases}
+    for case in cases:
+        signs[case["patient"]] |= _signs(case["cls"]) if "cls" in case else set()
+    if stratify:
+        positive = {patient: True in found for patient, found in signs.items()}
+        parts = stratified_split(positive, fractions=fractions, seed=seed, fixed=fixed)
+    else:
+        parts = split_patients(signs, fractions=fractions, seed=seed)
+    drawn = {patient: k for k, patients in enumerate(parts) for patient in patients} | fixed
+    for k, section in enumerate(SECTIONS):
+        own = [case for case in relative if drawn[case["patient"]] == k]
+        datalist[section] = [{key: value for key, value in case.items() if key != "section"} for case in own]
     _check(datalist, name)
     for section in () if for_scoring else SECTIONS:
         labels = {sign for case in datalist[section] if "cls" in case for sign in _signs(case["cls"])}
-        for positive, word in ((True, "positive"), (False, "negative")):
-            if datalist[section] and positive not in labels:
-                message = f"{name}: {section!r} holds no {word} label; add such cases or choose another seed."
-                if section == "training":
+        for sign, word in ((True, "positive"), (False, "negative")):
+            if datalist[section] and sign not in labels:
+                count = {kind: sum(kind in found for found in signs.values()) for kind in (True, False)}
+                message = (
+                    f"{name}: {section!r} holds no {word} label; of {len(signs)} patients {count[True]} have positive "
+                    f"labels and {count[False]} negative ones, and each of {np.count_nonzero(fractions)} sections "
+                    "needs one of both: add cases, choose other fractions (0 leaves a section out) or another seed."
+                )
+                if section == "training" or stratify:
                     raise ValueError(message)
                 warnings.warn(message, stacklevel=2)
     return datalist

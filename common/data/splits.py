@@ -25,21 +25,77 @@ def split_patients(
     Raises:
         ValueError: fractions negative or not summing to 1, or fewer patients than parts.
     """
-    share = np.asarray(fractions, dtype=float)
-    if (share < 0).any() or not np.isclose(share.sum(), 1):
-        raise ValueError(f"fractions must be 0 or more and sum to 1; got {tuple(fractions)}.")
+    share = _shares(fractions)
     ids = sorted(set(patients))
     if len(ids) < np.count_nonzero(share):
         raise ValueError(f"{len(ids)} patient(s) cannot fill {np.count_nonzero(share)} parts; add patients.")
-    counts = np.floor(share * len(ids) + 1e-9).astype(int)
-    while counts.sum() < len(ids):  # largest remainder first
-        counts[np.argmax(share * len(ids) - counts)] += 1
-    for part in np.flatnonzero((counts == 0) & (share > 0)):
-        counts[np.argmax(counts)] -= 1
-        counts[part] = 1
+    return _draw(ids, _sizes(len(ids), share), seed)
+
+
+def stratified_split(
+    positive: Mapping[str, bool],
+    *,
+    fractions: Sequence[float] = (0.6, 0.15, 0.25),
+    seed: int = 0,
+    fixed: Mapping[str, int] | None = None,
+) -> list[list[str]]:
+    """Split patients as `split_patients` does, those with and those without a finding apart.
+
+    So each part has its share of both, and one or more where there are as many as parts. Where there are fewer of one
+    kind (none, where every patient has a finding and negatives are slices), all are split as one.
+
+    Args:
+        positive: whether each patient has a finding.
+        fractions: share of each part; they sum to 1.
+        seed: of the draw.
+        fixed: the part of patients that are not drawn; the others fill up the shares of all.
+
+    Returns:
+        One sorted list of ids per fraction.
+
+    Raises:
+        ValueError: fractions negative or not summing to 1, or fewer patients than parts.
+    """
+    share, fixed = _shares(fractions), fixed or {}
+    kinds = [[p for p in sorted(positive) if positive[p] == kind] for kind in (True, False)]
+    if min(map(len, kinds)) < np.count_nonzero(share):
+        kinds = [sorted(positive)]
+    parts: list[list[str]] = [[] for _ in share]
+    for ids in kinds:
+        free = [p for p in ids if p not in fixed]
+        if free and len(ids) < np.count_nonzero(share):
+            raise ValueError(f"{len(ids)} patient(s) cannot fill {np.count_nonzero(share)} parts; add patients.")
+        held = np.bincount([fixed[p] for p in ids if p in fixed], minlength=len(share))
+        missing = np.maximum(_sizes(len(ids), share) - held, 0)
+        drawn = _draw(free, _sizes(len(free), missing / max(missing.sum(), 1)), seed)
+        for k, part in enumerate(parts):
+            part += drawn[k] + [p for p in ids if fixed.get(p) == k]
+    return [sorted(part) for part in parts]
+
+
+def _shares(fractions: Sequence[float]) -> np.ndarray:
+    share = np.asarray(fractions, dtype=float)
+    if (share < 0).any() or not np.isclose(share.sum(), 1):
+        raise ValueError(f"fractions must be 0 or more and sum to 1; got {tuple(fractions)}.")
+    return share
+
+
+def _sizes(count: int, share: np.ndarray) -> np.ndarray:
+    """Sizes of the parts: the nearest whole numbers, none of them 0 where there are enough."""
+    sizes = np.floor(share * count + 1e-9).astype(int)
+    while share.any() and sizes.sum() < count:  # largest remainder first
+        sizes[np.argmax(share * count - sizes)] += 1
+    if count >= np.count_nonzero(share):
+        for part in np.flatnonzero((sizes == 0) & (share > 0)):
+            sizes[np.argmax(sizes)] -= 1
+            sizes[part] = 1
+    return sizes
+
+
+def _draw(ids: Sequence[str], sizes: np.ndarray, seed: int) -> list[list[str]]:
     # The last part is drawn first, so that the test patients stay the same when training and validation trade places.
     order = np.random.default_rng(seed).permutation(len(ids))
-    parts = np.split(order, np.cumsum(counts[::-1])[:-1])[::-1]
+    parts = np.split(order, np.cumsum(sizes[::-1])[:-1])[::-1]
     return [sorted(ids[i] for i in part) for part in parts]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
+from zipfile import BadZipFile
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +16,71 @@ from ..files import PathLike, atomic_path
 from ..images import in_axes_of, on_grid, read_volume
 
 
+def read_rows(path: PathLike) -> list[tuple[int, list[str]]]:
+    """Rows of a table as texts without surrounding blanks; rows without a text are left out.
+
+    Text in UTF-8, or in UTF-16 with its mark, cells between commas, semicolons or tabs: whichever gives the first row
+    most cells. Or the first sheet of an Excel file (`.xlsx`).
+
+    Args:
+        path: the file.
+
+    Returns:
+        The number of each row, counted from 1 as a spreadsheet does, and its cells.
+
+    Raises:
+        ImportError: `.xlsx` without openpyxl.
+        ValueError: it is no table of text.
+    """
+    path = Path(path)
+    rows = _read_xlsx(path) if path.suffix.lower() in (".xlsx", ".xlsm") else _read_text(path)
+    stripped = [(number, [cell.strip() for cell in row]) for number, row in enumerate(rows, 1)]
+    return [(number, row) for number, row in stripped if any(row)]
+
+
+def _read_text(path: Path) -> list[list[str]]:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8; save the table as 'CSV UTF-8' or as .xlsx.") from error
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: {error}; are there quotes that do not close?") from error
+
+
+def _read_xlsx(path: Path) -> list[list[str]]:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: reading .xlsx needs openpyxl: pip install 'weakseg-bundles[xlsx]', or save the sheet as CSV."
+        ) from error
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except (BadZipFile, KeyError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as .xlsx ({error}); save the table again, or as CSV.") from error
+    sheet = book.worksheets[0]
+    sheet.reset_dimensions()  # some programs write a size that is not the sheet's
+    rows = [[_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]
+    book.close()
+    return rows
+
+
+def _text(value: object) -> str:
+    """A cell of a sheet, where every number may be a float."""
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def read_table(path: PathLike, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, or of the first sheet of an `.xlsx` file, as texts by column name.
+    """Rows of a table that a data set comes with, as texts by column name, see `read_rows`.
 
     Args:
         path: the file; the first row names the columns.
@@ -25,29 +91,13 @@ def read_table(path: PathLike, columns: Sequence[str]) -> list[dict[str, str]]:
         ImportError: `.xlsx` without openpyxl.
         ValueError: a column is missing, or there is no row.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a table with the columns {tuple(columns)}.")
-    if path.suffix == ".xlsx":
-        rows = _read_xlsx(path)
-    else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
+    header, *rows = [row for _, row in read_rows(path)] or [[]]
     for column in columns:
-        if not rows or column not in rows[0]:
+        if column not in header or not rows:
             raise ValueError(f"{path}: the column {column!r} is missing, or no row follows; expected the owners' file.")
-    return rows
-
-
-def _read_xlsx(path: Path) -> list[dict[str, str]]:
-    try:
-        import openpyxl
-    except ImportError as error:
-        raise ImportError(f"{path}: reading .xlsx needs openpyxl; install it, or save the sheet as CSV.") from error
-    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    sheet = [["" if v is None else str(v) for v in row] for row in book.worksheets[0].iter_rows(values_only=True)]
-    book.close()
-    return [dict(zip(sheet[0], row, strict=False)) for row in sheet[1:] if any(row)]
+    return [{k: v for k, v in zip_longest(header, row[: len(header)], fillvalue="") if k} for row in rows]
 
 
 def first_file(path: Path, *patterns: str) -> str:

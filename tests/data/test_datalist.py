@@ -174,6 +174,23 @@ class TestMakeDatalist:
         with pytest.warns(UserWarning, match="'test' holds no negative label"):
             self.make(tmp_path, cases, fractions=(0.5, 0, 0.5))
 
+    def test_stratified_sections_hold_both_and_cases_with_a_section_lie_there(self, tmp_path):
+        cases = [case(f"p{i}", int(i % 5 == 0)) for i in range(20)]
+        cases[0]["section"] = cases[1]["section"] = "validation"
+        made = self.make(tmp_path, cases, stratify=True)
+        assert [len(made[s]) for s in ("training", "validation", "test")] == [12, 3, 5]
+        assert [sum(c["cls"] for c in made[s]) for s in ("training", "validation", "test")] == [2, 1, 1]
+        assert {"p0", "p1"} <= {c["case"] for c in made["validation"]}
+        assert all("section" not in c for s in ("training", "validation", "test") for c in made[s])
+
+    def test_refuses_a_stratified_section_without_negatives_and_counts_them(self, tmp_path):
+        cases = [case(f"p{i}", int(i > 1)) for i in range(20)]
+        with pytest.raises(
+            ValueError, match=r"of 20 patients 18 have positive labels and 2 negative ones, and each of 3"
+        ):
+            self.make(tmp_path, cases, stratify=True)
+        assert len(self.make(tmp_path, cases, stratify=True, fractions=(0.6, 0, 0.4))["test"]) == 8
+
     def test_refuses_another_number_of_images_than_modalities(self, tmp_path):
         with pytest.raises(ValueError, match="case 'a': 1 image"):
             self.make(tmp_path, [case("a")], modalities=["flair", "t1"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.data import matched_weights, patient_folds, split_patients, stratified_weights
+from common.data.splits import stratified_split
 
 
 class TestSplits:
@@ -37,6 +38,35 @@ class TestSplits:
             split_patients(["a", "b", "a"])
         with pytest.raises(ValueError, match=r"number of patients \(2\); got 3"):
             patient_folds(["a", "b"], folds=3)
+
+    @pytest.mark.parametrize(
+        ("positives", "negatives", "expected"),
+        [(40, 60, [(24, 36), (6, 9), (10, 15)]), (4, 60, [(2, 36), (1, 9), (1, 15)]), (3, 3, [(1, 1)] * 3)],
+    )
+    def test_each_stratified_part_has_its_share_of_both(self, positives, negatives, expected):
+        positive = {f"P{i * 37 % 101}": i < positives for i in range(positives + negatives)}
+        parts = stratified_split(positive, seed=2)
+        assert sorted(chain(*parts)) == sorted(positive)
+        assert [(sum(positive[p] for p in part), sum(not positive[p] for p in part)) for part in parts] == expected
+        assert parts == stratified_split(dict(reversed(positive.items())), seed=2) != stratified_split(positive, seed=3)
+
+    def test_patients_of_one_kind_are_split_as_without_strata(self):
+        patients = [f"P{i}" for i in range(30)]
+        for few in (0, 2):
+            assert stratified_split({p: i >= few for i, p in enumerate(patients)}) == split_patients(patients)
+        with pytest.raises(ValueError, match=r"2 patient\(s\) cannot fill 3 parts"):
+            stratified_split({"a": True, "b": False})
+
+    def test_drawn_patients_fill_up_what_fixed_ones_leave(self):
+        positive = {f"P{i:02d}": i % 2 == 0 for i in range(40)}
+        fixed = {f"P{i:02d}": 2 for i in range(8)} | {"P10": 0, "P13": 1}
+        parts = stratified_split(positive, fixed=fixed)
+        assert [len(part) for part in parts] == [24, 6, 10]
+        assert [sum(positive[p] for p in part) for part in parts] == [12, 3, 5]
+        assert all(patient in parts[k] for patient, k in fixed.items())
+        assert stratified_split({"a": True, "b": False}, fixed={"a": 0, "b": 0}) == [["a", "b"], [], []]
+        many = stratified_split(positive, fixed={f"P{i:02d}": 2 for i in range(30)})
+        assert [len(part) for part in many] == [8, 2, 30]
 
     @pytest.mark.parametrize(("count", "folds"), [(11, 5), (10, 5), (4, 4)])
     def test_each_patient_is_in_one_fold_and_folds_are_even(self, count, folds):

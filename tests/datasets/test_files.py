@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.datasets.files import first_file, load_volume, read_table
+from common.datasets.files import first_file, load_volume, read_rows, read_table
 from tests.pipeline import affine_of, save, world
 
 
@@ -31,10 +31,44 @@ class TestReadTable:
         columns = ("Patient ID", "Start Row")
         assert read_table(tmp_path / "table.xlsx", columns) == read_table(tmp_path / "table.csv", columns)
 
+    @pytest.mark.parametrize(
+        ("encoding", "separator"), [("utf-8", ";"), ("utf-8-sig", ","), ("utf-16", "\t"), ("utf-8", "\t")]
+    )
+    def test_rows_keep_their_numbers_whatever_separates_their_cells(self, tmp_path: Path, encoding, separator):
+        rows = (("Größe", " label "), (), ('"a, b; c"', "\xa0yes"), ("", ""), ('"two\nlines"', ""), ("d", "no"))
+        (tmp_path / "a.csv").write_bytes("\r\n".join(map(separator.join, rows)).encode(encoding))
+        expected = [(1, ["Größe", "label"]), (3, ["a, b; c", "yes"]), (5, ["two\nlines", ""]), (6, ["d", "no"])]
+        assert read_rows(tmp_path / "a.csv") == expected
+
+    def test_numbers_of_a_sheet_are_texts_without_a_point(self, tmp_path: Path):
+        openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
+        book = openpyxl.Workbook()
+        for row in (("label", "score"), (), (1.0, 2.5), (True, None)):
+            book.active.append(row)
+        book.save(tmp_path / "a.XLSX")
+        assert read_rows(tmp_path / "a.XLSX") == [(1, ["label", "score"]), (3, ["1", "2.5"]), (4, ["True"])]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.csv", "a\nb\nGröße".encode("cp1252"), "a.csv: line 3 is not UTF-8; save the table as 'CSV UTF-8'"),
+            ("a.csv", b'a,b\n"1,2\n', "a.csv: line 2: .*; are there quotes that do not close"),
+            ("a.xlsx", b"a,b\n", "a.xlsx: cannot be read as .xlsx"),
+        ],
+    )
+    def test_names_a_file_that_is_no_table(self, tmp_path: Path, name, content, message):
+        if name.endswith("xlsx"):
+            pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_rows(tmp_path / name)
+
     def test_says_how_to_go_on_without_openpyxl(self, tmp_path: Path, monkeypatch):
         monkeypatch.setitem(sys.modules, "openpyxl", None)
         (tmp_path / "table.xlsx").write_bytes(b"")
-        with pytest.raises(ImportError, match=r"table.xlsx: reading .xlsx needs openpyxl; install it, or save"):
+        with pytest.raises(
+            ImportError, match=r"table.xlsx: reading .xlsx needs openpyxl: pip install .*xlsx.*, or save"
+        ):
             read_table(tmp_path / "table.xlsx", ("a",))
 
     def test_names_the_file_and_the_column(self, tmp_path: Path):

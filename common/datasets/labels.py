@@ -1,0 +1,193 @@
+"""Labels as people write them: yes and no, grades, scores, names of classes, several at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from ..files import PathLike
+
+Places = Sequence[tuple[str, str]]  # where a text stands, for messages, and the text
+
+_YES = ("yes", "y", "true", "positive", "1")
+_NO = ("no", "n", "false", "negative", "0", "none", "-", "normal", "healthy")
+_NO_NAMES = ("none", "normal", "healthy", "negative")  # those of them that name a class
+_UNKNOWN = ("unknown", "?", "n/a", "na", "nan", "null", "missing", "unclear")
+_MOST_GRADES = 20
+_WORDS = "yes, true, positive or 1; no, false, negative, none, - or 0"
+
+
+def refuse(source: PathLike, problems: Sequence[str]) -> None:
+    """Raise `ValueError` where there are problems: how many, and the first three."""
+    if problems:
+        count = f"{len(problems)} errors, the first: " if len(problems) > 3 else ""
+        raise ValueError(f"{source}: {count}" + "; ".join(problems[:3]))
+
+
+def parse_labels(
+    texts: Places,
+    source: PathLike,
+    *,
+    classes: Sequence[str] | None = None,
+    positive_from: float | None = None,
+    multi_label: bool = False,
+) -> tuple[list[int] | list[list[str]], tuple[str, ...]]:
+    """Labels of a datalist from the texts of a column, all of one kind.
+
+    Yes and no in English words or as 1 and 0; grades 0, 1, 2 …; scores of which those from `positive_from` on are
+    positive; names of classes; several names with `;`. Words that mean no, and `-`, stand for the negative class. Upper
+    and lower case are the same.
+
+    Args:
+        texts: place and text of each label.
+        source: the file.
+        classes: names, the negative one first; by default those that are found, in this order. Their numbers may stand
+            for them.
+        positive_from: the least score that is positive.
+        multi_label: labels are lists of names, as they are where any text holds several.
+
+    Returns:
+        Labels as a datalist has them (class indices, or lists of names), and the class names.
+
+    Raises:
+        ValueError: a text is empty, unknown or fits no other; the message says where, and what is accepted.
+    """
+    refuse(
+        source,
+        [f"{place}: the label is empty; write no or none where nothing was found" for place, t in texts if not t],
+    )
+    if classes is not None and (len(classes) < 2 or len({name.lower() for name in classes}) < len(classes)):
+        raise ValueError(f"classes must be two or more names, the negative one first, all different; got {classes}.")
+    if positive_from is not None:
+        return _scores(texts, source, positive_from), _two(classes)
+    parts = [[part.strip() for part in text.split(";") if part.strip()] or [""] for _, text in texts]
+    several = multi_label or any(len(names) > 1 for names in parts)
+    tokens = [(place, name) for (place, _), names in zip(texts, parts, strict=True) for name in names]
+    names = tuple(classes) if classes else _found_classes(tokens, source, several)
+    index = _numbers_by_text(names)
+    refuse(source, [f"{place}: {_unknown(text, names)}" for place, text in tokens if text.lower() not in index])
+    found = [sorted({index[name.lower()] for name in row}) for row in parts]
+    both = [
+        f"{place}: {text!r} says both {names[0]} and more"
+        for (place, text), row in zip(texts, found, strict=True)
+        if row[0] == 0 and len(row) > 1
+    ]
+    refuse(source, both)
+    if several:
+        return [[names[k] for k in row if k] for row in found], names
+    return [row[0] for row in found], names
+
+
+def _two(classes: Sequence[str] | None) -> tuple[str, ...]:
+    if classes is not None and len(classes) != 2:
+        raise ValueError(f"with positive_from there are two classes, the negative one first; got {tuple(classes)}.")
+    return tuple(classes or ("none", "finding"))
+
+
+def _scores(texts: Places, source: PathLike, positive_from: float) -> list[int]:
+    scores = [_number(text) for _, text in texts]
+    wrong = [
+        f"{place}: {t!r} is no number, and positive_from is given"
+        for (place, t), x in zip(texts, scores, strict=True)
+        if x is None
+    ]
+    refuse(source, wrong)
+    return [int(score >= positive_from) for score in scores if score is not None]
+
+
+def _number(text: str) -> float | None:
+    """A number with a point, or with a comma that cannot stand between thousands."""
+    try:
+        value = float(text.replace(",", ".") if re.fullmatch(r"[-+]?\d+,\d{1,2}", text) else text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _numbers_by_text(names: Sequence[str]) -> dict[str, int]:
+    """The class that each accepted text stands for, in lower case."""
+    index = dict.fromkeys(_NO, 0)
+    if len(names) == 2:
+        index |= dict.fromkeys(_YES, 1)
+    if any(name.isdecimal() for name in names):  # where names are numbers, no other number stands for them
+        index = {text: k for text, k in index.items() if not text.isdecimal() or (k == 0 and not names[0].isdecimal())}
+    else:
+        index |= {str(k): k for k in range(len(names))}
+    return index | {name.lower(): k for k, name in enumerate(names)}
+
+
+def _unknown(text: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(text.lower(), [name.lower() for name in names], 1)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    accepted = f"; or {_WORDS}" if len(names) == 2 else f"; or 0 to {len(names) - 1}"
+    return f"{text!r}{meant} is unknown; accepted: {', '.join(names)}{accepted}"
+
+
+def _found_classes(tokens: Places, source: PathLike, several: bool) -> tuple[str, ...]:
+    """The classes of a column whose names were not given."""
+    texts = {text.lower() for _, text in tokens}
+    unknown = [
+        f"{place}: {text!r} is no label; leave the row out, or name all classes by --classes"
+        for place, text in tokens
+        if text.lower() in _UNKNOWN
+    ]
+    refuse(source, unknown)
+    if texts <= {*_YES, *_NO}:
+        return ("none", "finding")
+    if not several and all(text.isdecimal() or text in _NO for text in texts):
+        return _grades(tokens, source)
+    named = [(place, text) for place, text in tokens if text.lower() not in (*_NO, *_YES) and not text.isdecimal()]
+    plain = [(place, text) for place, text in tokens if text.lower() in _YES or (text.isdecimal() and text != "0")]
+    if named and plain:
+        (place, odd), (_, rest) = (named[0], plain[0]) if len(named) <= len(plain) else (plain[0], named[0])
+        raise ValueError(
+            f"{source}: {place}: {odd!r} does not go with {rest!r} of other rows; accepted are {_WORDS}; or grades 0, "
+            "1, 2 …; or names of classes in all rows"
+        )
+    return _names(tokens, source)
+
+
+def _grades(tokens: Places, source: PathLike) -> tuple[str, ...]:
+    highest, place = max((int(text), place) for place, text in tokens if text.isdecimal())
+    if highest > _MOST_GRADES:
+        raise ValueError(
+            f"{source}: {place}: {highest} is no grade (0 to {_MOST_GRADES}); if these are scores, say from which on "
+            "they are positive: --positive_from 1"
+        )
+    if not any(text.lower() in _NO for _, text in tokens):
+        raise ValueError(
+            f"{source}: the labels are numbers up to {highest}, and none is 0: name the classes, the negative one "
+            "first (--classes 1,2,3), or say from which on they are positive (--positive_from 2)"
+        )
+    return tuple(map(str, range(highest + 1)))
+
+
+def _names(tokens: Places, source: PathLike) -> tuple[str, ...]:
+    written: dict[str, str] = {}
+    for _, text in tokens:
+        written.setdefault(text.lower(), text)
+    count = Counter(text.lower() for _, text in tokens)
+    held = ", ".join(f"{written[text]} ({n})" for text, n in count.most_common(10))
+    if not any(text in _NO for text in written):
+        raise ValueError(
+            f"{source}: the labels are {held}: say which of them is the negative one by naming all, that one first: "
+            f"--classes {','.join(list(written.values())[:10])}"
+        )
+    positive = [text for text in written if text not in _NO]
+    for text in positive:
+        # Long names alike but for a letter are one name and a slip; names that differ by a number are not.
+        others = [o for o in positive if count[o] > count[text] and re.sub(r"\D", "", o) == re.sub(r"\D", "", text)]
+        near = difflib.get_close_matches(text, others, 1, cutoff=0.85) if len(text) > 5 else []
+        if near:
+            place = next(place for place, t in tokens if t.lower() == text)
+            raise ValueError(
+                f"{source}: {place}: {written[text]!r} looks like {written[near[0]]!r}; correct it, or name all "
+                f"classes: --classes {','.join(['none', *(written[t] for t in positive)])}"
+            )
+    if all(text.isdecimal() for text in positive):
+        positive.sort(key=int)
+    negative = next((written[text] for text in written if text in _NO_NAMES), "none")
+    return (negative, *(written[text] for text in positive))

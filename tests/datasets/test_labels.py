@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.datasets.labels import parse_labels
+
+
+def parse(*texts: str, **options: Any) -> tuple[list, tuple[str, ...]]:
+    return parse_labels([(f"row {number}", text) for number, text in enumerate(texts, 2)], "a.csv", **options)
+
+
+class TestParseLabels:
+    @pytest.mark.parametrize(
+        ("texts", "classes", "expected"),
+        [
+            ("Yes no TRUE false positive Negative 1 0 y N - none", None, [1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 0]),
+            ("yes no", ["none", "infection"], [1, 0]),
+            ("malignant Benign 1 no", ["benign", "malignant"], [1, 0, 1, 0]),
+            ("severe mild none 1", ["none", "mild", "severe"], [2, 1, 0, 1]),
+            ("2 1 3", ["1", "2", "3"], [1, 0, 2]),
+            ("3 no no", ["0", "1", "2", "3"], [3, 0, 0]),
+        ],
+    )
+    def test_words_numbers_and_names_become_class_indices(self, texts, classes, expected):
+        assert parse(*texts.split(), classes=classes) == (expected, tuple(classes or ("none", "finding")))
+
+    @pytest.mark.parametrize(
+        ("texts", "expected", "classes"),
+        [
+            ("0 3 1", [0, 3, 1], ("0", "1", "2", "3")),
+            ("2 none 1", [2, 0, 1], ("0", "1", "2")),
+            ("severe Normal mild Severe", [1, 0, 2, 1], ("Normal", "severe", "mild")),
+            ("no pneumonia", [0, 1], ("none", "pneumonia")),
+            ("none CT-1 CT-2 CT-2", [0, 1, 2, 2], ("none", "CT-1", "CT-2")),
+        ],
+    )
+    def test_grades_and_names_are_found(self, texts, expected, classes):
+        assert parse(*texts.split()) == (expected, classes)
+
+    @pytest.mark.parametrize(
+        ("texts", "classes", "expected"),
+        [
+            ("FEA;ADH none FEA -", None, [["FEA", "ADH"], [], ["FEA"], []]),
+            ("FEA;ADH none FEA -", ["none", "ADH", "FEA"], [["ADH", "FEA"], [], ["FEA"], []]),
+            ("adh;ADH; 0 2", ["none", "ADH", "FEA"], [["ADH"], [], ["FEA"]]),
+            ("3;1 0 1", None, [["1", "3"], [], ["1"]]),
+        ],
+    )
+    def test_several_names_become_lists(self, texts, classes, expected):
+        assert parse(*texts.split(), classes=classes, multi_label=True)[0] == expected
+        if ";" in texts.replace("; ", ""):
+            assert parse(*texts.split(), classes=classes)[0] == expected
+
+    def test_scores_are_positive_from_a_number_on(self):
+        texts = ("0", "2.9", "3", "1e3", "3,5")
+        assert parse(*texts, positive_from=3, classes=["low", "high"]) == ([0, 0, 1, 1, 1], ("low", "high"))
+
+    @pytest.mark.parametrize(
+        ("texts", "options", "message"),
+        [
+            ("yes||no", {}, r"a.csv: row 3: the label is empty; write no or none where nothing was found"),
+            (
+                "yes|no|ja",
+                {},
+                r"row 4: 'ja' does not go with 'yes' of other rows; accepted are yes, true, positive or 1; ",
+            ),
+            ("none|flu|flu|2", {}, r"row 5: '2' does not go with 'flu'"),
+            ("yes|no|unknown", {}, r"row 4: 'unknown' is no label; leave the row out"),
+            ("0|93", {}, r"row 3: 93 is no grade \(0 to 20\); .* --positive_from 1"),
+            (
+                "1|2|3",
+                {},
+                r"numbers up to 3, and none is 0: name the classes, the negative one first \(--classes 1,2,3\)",
+            ),
+            ("benign|cancer|benign", {}, r"benign \(2\), cancer \(1\): say which .* --classes benign,cancer"),
+            ("ADH;FEA|benign", {}, r"say which of them is the negative one"),
+            (
+                "none|infection|infection|infecton",
+                {},
+                r"row 5: 'infecton' looks like 'infection'; .* --classes none,infection,infecton",
+            ),
+            (
+                "none|infecton",
+                {"classes": ["none", "infection"]},
+                r"row 3: 'infecton' \(did you mean 'infection'\?\) is unknown; accepted: none, infection; or yes, true",
+            ),
+            ("yes", {"classes": ["none", "mild", "severe"]}, r"row 2: 'yes' .*accepted: none, mild, severe; or 0 to 2"),
+            ("0", {"classes": ["1", "2", "3"]}, r"row 2: '0' is unknown"),
+            ("3", {"classes": ["none", "mild", "severe"]}, r"row 2: '3' is unknown"),
+            ("ADH;none", {}, r"row 2: 'ADH;none' says both none and more"),
+            ("2|n/a", {"positive_from": 1}, r"row 3: 'n/a' is no number, and positive_from is given"),
+            ("nan", {"positive_from": 1}, r"row 2: 'nan' is no number"),
+            ("1,000", {"positive_from": 1}, r"row 2: '1,000' is no number"),
+            ("1", {"positive_from": 1, "classes": ["a", "b", "c"]}, r"with positive_from there are two classes"),
+            ("1", {"classes": ["a", "A"]}, r"classes must be two or more names, the negative one first, all different"),
+            (
+                "|||||yes",
+                {},
+                r"a.csv: 5 errors, the first: row 2: .*; row 3: .*; row 4: [^;]*; write no or none [^;]*$",
+            ),
+        ],
+    )
+    def test_says_where_a_text_is_unclear_and_what_is_accepted(self, texts, options, message):
+        with pytest.raises(ValueError, match=message):
+            parse(*texts.split("|"), **options)
