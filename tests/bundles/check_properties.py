@@ -1,6 +1,7 @@
 """What MONAI misses in combinations of a bundle's configs, in one process in the bundle's root.
 
-Its argument is a JSON list of kind, names of configs and overrides; its last line says what is missing in each.
+Its argument is a JSON list of kind, names of configs and overrides; its last line says what is missing in each. Of the
+kind "run" it is why the run ends at once.
 """
 
 from __future__ import annotations
@@ -8,20 +9,35 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from monai.bundle import run
 
 from common.commands.verify_build import missing_properties
+from common.engines import cause
+
+
+def end(names: list[str], **overrides: Any) -> str:
+    """What `monai.bundle run` ends with."""
+    try:
+        run(config_file=[f"configs/{name}.json" for name in names], **overrides)
+    except RuntimeError as error:
+        return str(cause(error))
+    return "nothing was wrong"
+
 
 if __name__ == "__main__":
     found = {}
     for kind, names, overrides in json.loads(sys.argv[1]):
-        if "multi_gpu_train" in names:
+        if "multi_gpu_train" in names and kind != "run":
             os.environ["LOCAL_RANK"] = "0"
             torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         try:
-            found[f"{kind} {names}"] = missing_properties(Path.cwd(), kind, names.split("+"), **overrides)
+            checked = end if kind == "run" else partial(missing_properties, Path.cwd(), kind)
+            found[f"{kind} {names}"] = checked(names.split("+"), **overrides)
         except Exception as error:
-            found[f"{kind} {names}"] = f"{type(error).__name__}: {error}"
+            found[f"{kind} {names}"] = f"{type(cause(error)).__name__}: {cause(error)}"
     print(json.dumps(found))
