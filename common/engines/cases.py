@@ -136,8 +136,12 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def _finished(self) -> set[str]:
         """Cases that no handler needs any more."""
-        done = [handler.finished(self) if hasattr(handler, "finished") else set() for handler in self.case_handlers]
-        return set.intersection(*done) & set(self.cases) if done else set()
+        done = {h: h.finished(self) if hasattr(h, "finished") else set() for h in self.case_handlers}
+        finished = set.intersection(*done.values()) if done else set()
+        if any(done.values()) and not finished:
+            names = [type(handler).__name__ for handler, cases in done.items() if not cases]
+            logger.warning("every case is made anew: %s has to see all of them", " and ".join(names))
+        return finished
 
     def _run(self, global_epoch: int) -> None:
         loader = DataLoader(shard(self.dataset, self._left()), batch_size=1, num_workers=self.num_workers)

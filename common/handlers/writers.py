@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ignite.distributed import get_rank
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from ..files import atomic_path, write_csv
 from ..images import file_of, write_nifti
 from .base import CaseHandler
+from .finished import FinishedCases, case_stamp, run_settings
 from .montage import draw_montage
+
+logger = logging.getLogger(__name__)
 
 
 class PredictionWriter(CaseHandler):
@@ -23,21 +29,82 @@ class PredictionWriter(CaseHandler):
     Args:
         output_dir: folder, made when needed.
         classes: class names; one probability column each, the first is "nothing there".
+        overwrite: make every case anew. False: a case is skipped, and its row kept, where an earlier run with the same
+            weights, settings and input left all its files; so an interrupted run goes on where it was.
     """
 
-    def __init__(self, output_dir: str | Path, *, classes: Sequence[str]) -> None:
+    def __init__(self, output_dir: str | Path, *, classes: Sequence[str], overwrite: bool = True) -> None:
         super().__init__(output_dir)
         self.classes = list(classes)
+        self.overwrite = overwrite
+        self._done = FinishedCases(self.output_dir)
+        self._settings: str | None = None
+        self._names: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, self._take_over)
+
+    def finished(self, engine: Any) -> set[str]:
+        if self.overwrite:
+            return set()
+        self._settings = run_settings(engine, self._options())
+        kept = {case for case, entry in engine.cases.items() if self._row_of(case, entry) is not None}
+        other = sum(case in self._done for case in engine.cases) - len(kept)
+        if other:
+            logger.warning(
+                "%d cases in %s are of other weights, settings or input, or not whole: they are made anew",
+                other,
+                self.output_dir,
+            )
+        return kept
+
+    def _row_of(self, case: str, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        return self._done.row(case, case_stamp(self._settings or "", entry))
+
+    def _options(self) -> dict[str, Any]:
+        """The writer's own settings, as far as they decide on what is written."""
+        free = ("output_dir", "overwrite", "rows")
+        return {k: v for k, v in vars(self).items() if k not in free and not k.startswith("_")}
 
     def _start(self) -> None:
         super()._start()
         self.output_dir.mkdir(parents=True, exist_ok=True)
 
+    def _take_over(self, engine: Any) -> None:
+        """Rows of the cases that are skipped; and what the others are made with."""
+        try:
+            self._settings = run_settings(engine, self._options())
+        except ValueError as error:
+            self._settings = None
+            logger.info("a run that is interrupted cannot be taken up: %s", error)
+        if get_rank() == 0:
+            cases = getattr(engine, "cases", {})
+            rows = (self._row_of(case, cases[case]) for case in cases if case in getattr(engine, "skipped", ()))
+            self.rows += [row for row in rows if row is not None]
+
+    def _iterate(self, engine: Engine) -> None:
+        before = len(self.rows)
+        super()._iterate(engine)
+        cases: Mapping[str, Any] = getattr(engine, "cases", {})
+        new, self.rows = self.rows[before:], self.rows[:before]
+        for row in new:
+            if self._settings is not None and row["case"] in cases:
+                self._done.add(row["case"], case_stamp(self._settings, cases[row["case"]]), self._names, row)
+            self.rows.append(row)
+
     @contextmanager
     def _files(self, case: str) -> Iterator[Callable[[str], Path]]:
         """Gives the path of a case's file by its suffix, in a block at whose end all of them appear, or none does."""
+        self._done.remove(case)
+        self._names = []
+
+        def file(suffix: str) -> Path:
+            self._names.append(f"{case}_{suffix}")
+            return finished.enter_context(atomic_path(self.output_dir / self._names[-1]))
+
         with ExitStack() as finished:
-            yield lambda suffix: finished.enter_context(atomic_path(self.output_dir / f"{case}_{suffix}"))
+            yield file
 
     def _probabilities(self, case: str, probability: Iterable[Any]) -> dict[str, Any]:
         """The beginning of a row."""
@@ -54,7 +121,7 @@ class CaseWriter(PredictionWriter):
     A handler and not a transform, so that a server which does its own saving can use the same postprocessing.
 
     Args:
-        output_dir, classes: see `PredictionWriter`.
+        output_dir, classes, overwrite: see `PredictionWriter`.
         save_heatmap, save_mask, save_montage: what to write.
     """
 
@@ -63,11 +130,12 @@ class CaseWriter(PredictionWriter):
         output_dir: str | Path,
         *,
         classes: Sequence[str],
+        overwrite: bool = True,
         save_heatmap: bool = True,
         save_mask: bool = True,
         save_montage: bool = True,
     ) -> None:
-        super().__init__(output_dir, classes=classes)
+        super().__init__(output_dir, classes=classes, overwrite=overwrite)
         self.save_heatmap = save_heatmap
         self.save_mask = save_mask
         self.save_montage = save_montage

@@ -48,7 +48,7 @@ def cases(tmp_path: Path) -> dict[str, dict[str, Any]]:
 
 
 def written(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.glob("[!.]*")}
 
 
 def files_of(*names: str) -> set[str]:

@@ -139,7 +139,7 @@ def test_what_is_not_wanted_is_not_written(tmp_path):
     image = np.random.default_rng(0).random((20, 20, 4)).astype(np.float32)
     writer = CaseWriter(tmp_path / "out", classes=CLASSES, save_heatmap=False, save_montage=False)
     out = run(tmp_path, [{"case": "a", "image": save(tmp_path / "a.nii.gz", image)}], writer)
-    assert sorted(path.name for path in out.iterdir()) == ["a_seg.nii.gz", "predictions.csv"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["a_seg.nii.gz", "predictions.csv"]
 
 
 def test_files_get_their_name_only_when_complete(tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_files_get_their_name_only_when_complete(tmp_path, monkeypatch):
     out = run(tmp_path, [case])
     assert len(seen) == 2
     assert all(name.startswith(".") and not finished for name, finished in seen)
-    assert sorted(p.name for p in out.iterdir()) == [
+    assert sorted(p.name for p in out.glob("[!.]*")) == [
         "a_heatmap.nii.gz", "a_montage.png", "a_seg.nii.gz", "predictions.csv",
     ]  # fmt: skip
 

@@ -208,7 +208,7 @@ class SlideWriter(PredictionWriter):
     The TIFF files have the slide's upper left corner, and the size of a cell in their resolution tags.
 
     Args:
-        output_dir, classes: see `PredictionWriter`.
+        output_dir, classes, overwrite: see `PredictionWriter`.
         save_heatmap, save_mask, save_overlay: what to write.
     """
 
@@ -217,11 +217,12 @@ class SlideWriter(PredictionWriter):
         output_dir: str | Path,
         *,
         classes: Sequence[str],
+        overwrite: bool = True,
         save_heatmap: bool = True,
         save_mask: bool = True,
         save_overlay: bool = True,
     ) -> None:
-        super().__init__(output_dir, classes=classes)
+        super().__init__(output_dir, classes=classes, overwrite=overwrite)
         self.save_heatmap = save_heatmap
         self.save_mask = save_mask
         self.save_overlay = save_overlay

@@ -52,7 +52,7 @@ class TestRun:
         case = slide_case(tmp_path)
         case["label"] = str(write_annotation(tmp_path / "a.xml", [("Tumor", corners_of(box)) for box in LESIONS]))
         run_slides([case], tmp_path / "out")
-        out = sorted(path.name for path in (tmp_path / "out").iterdir())
+        out = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
         files = ["heatmap.ome.tif", "heatmap_tumor.tif", "overlay.png", "seg.tif", "tiles.png"]
         assert out == sorted([f"a_{name}" for name in files] + ["predictions.csv", "metrics.csv", "summary.json"])
         heat, mask = (tifffile.imread(tmp_path / "out" / f"a_{name}.tif") for name in ("heatmap.ome", "seg"))

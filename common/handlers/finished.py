@@ -1,0 +1,94 @@
+"""Which cases a run has finished, so that it goes on where it was: `.cases/<case>.json` beside the results.
+
+Each says what was written for the case, its row of `predictions.csv`, and a stamp of what these were made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import unwrapped
+from ..features.fingerprint import describe
+from ..files import write_json
+
+FOLDER = ".cases"  # hidden: globs for results do not see it
+INPUTS = ("image", "organ", "label")  # keys of a case whose files decide on what is written
+
+
+def run_settings(engine: Any, options: Mapping[str, Any]) -> str:
+    """Digest of all that decides on a case's results, its files apart: network with its weights, transforms, options.
+
+    Args:
+        engine: `common.engines.CaseEvaluator`.
+        options: of the writer.
+
+    Raises:
+        ValueError: something cannot be told from another of its kind, see `common.features.fingerprint.describe`.
+    """
+    parts = {name: getattr(engine, name, None) for name in ("preprocessing", "inferer", "postprocessing")}
+    network = getattr(engine, "network", None)
+    parts |= {"network": network if network is None else unwrapped(network), "options": dict(options)}
+    return hashlib.sha256(describe(parts).encode()).hexdigest()
+
+
+def case_stamp(settings: str, case: Mapping[str, Any]) -> str:
+    """Digest of a run's settings and of size and time of a case's files, wherever they lie."""
+    digest = hashlib.sha256(settings.encode())
+    for key in INPUTS:
+        value = case.get(key) or []
+        for path in [value] if isinstance(value, str | Path) else value:
+            for file in _files_at(Path(path)):
+                about = file.stat()
+                digest.update(f"{key} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _files_at(path: Path) -> list[Path]:
+    """The file; all of a folder with a series, or of the one above where `path` ends with a series' UID."""
+    if path.is_file():
+        return [path]
+    folder = path if path.is_dir() else path.parent
+    return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+
+
+class FinishedCases:
+    """The records of a folder of results.
+
+    Args:
+        output_dir: that folder.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self.folder = output_dir / FOLDER
+
+    def row(self, case: str, stamp: str) -> dict[str, Any] | None:
+        """The row of a case that is whole: made from what `stamp` says, and all its files still there; else None."""
+        try:
+            record = json.loads(self._path(case).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        whole = record["stamp"] == stamp and all((self.output_dir / name).is_file() for name in record["files"])
+        return record["row"] if whole else None
+
+    def __contains__(self, case: str) -> bool:
+        return self._path(case).is_file()
+
+    def add(self, case: str, stamp: str, files: Iterable[str], row: Mapping[str, Any]) -> None:
+        """Say that a case is whole; last, when its files have their names.
+
+        Raises:
+            NotWritten: the disk is full, or the folder is not ours.
+        """
+        write_json(self._path(case), {"stamp": stamp, "files": list(files), "row": dict(row)})
+
+    def remove(self, case: str) -> None:
+        """Say that a case is not whole; before anything of it is written."""
+        self._path(case).unlink(missing_ok=True)
+
+    def _path(self, case: str) -> Path:
+        return self.folder / f"{case}.json"
