@@ -122,6 +122,7 @@ class TestResultsOfRuns:
     def test_are_no_input_of_the_next(self, tmp_path, caplog, out):
         touch(tmp_path, "p1.nii.gz", "p2_seg.nii.gz")
         touch(tmp_path / out, *self.RESULTS, "p1_seg.dcm", "p1_heatmap_tumor.tif", "p1_heatmap.ome.tif")
+        (tmp_path / out / "p1_montage.png").unlink()
         self.run_of(tmp_path / out, "p1", "p1_b")
         found = find_cases(tmp_path, "**/*.nii.gz", label_pattern="**/*_seg.nii.gz")
         assert [(c["case"], "label" in c) for c in found] == [("p1", False), ("p2_seg", False)]

@@ -77,6 +77,9 @@ class TestTree:
         series(tmp_path / "mixed", "1.2.826.3", "MRN-2", Modality="CT")
         series(tmp_path, "1.2.826.4", "MRN-3")
         series(tmp_path / "p1", "1.2.826.5", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+        series(tmp_path / "p1", "1.2.826.6", SOPClassUID="1.2.840.10008.5.1.4.1.1.30")
+        screen = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImagePositionPatient": None}
+        save(tmp_path / "p1", datasets(stack(1), series="1.2.826.7", **screen), "screen{}.dcm".format)
         (tmp_path / "p1" / "seg.dcm").write_bytes(packaged("liver_1frame.dcm").read_bytes())
         (tmp_path / "notes.txt").write_text("no DICOM")
         cases = found(tmp_path, "dicom")
@@ -86,7 +89,8 @@ class TestTree:
         assert names["mixed/1.2.826.2"].startswith("mixed_series_")
         assert names["1.2.826.4"].startswith("series_")
         assert len(cases) == 4
-        assert "2 series that are no scans left out: 1 localizer, 1 Segmentation" in caplog.text
+        left_out = "4 series that are no scans left out: 1 localizer, 1 Parametric Map, 1 Segmentation, 1 screenshot"
+        assert left_out in caplog.text
         assert found(tmp_path, "dicom") == cases
 
     def test_cases_of_one_patient_share_the_patient_and_nothing_else(self, tmp_path):
@@ -148,7 +152,7 @@ def test_a_datalist_names_folders_and_series_and_says_which_are_missing(tmp_path
     path = tmp_path / "list.json"
 
     def write(*images: str) -> None:
-        cases = [{"case": image, "patient": image, "image": image} for image in images]
+        cases = [{"case": f"c{i}", "patient": f"c{i}", "image": image} for i, image in enumerate(images)]
         path.write_text(json.dumps({"classes": ["none", "tumor"], "test": cases}))
 
     write("p1", "mixed/1.2.826.2")

@@ -177,6 +177,9 @@ class TestMultiFrame:
         assert series_files(folder) == [folder / "000.dcm"]
 
     def test_frames_without_positions_of_their_own_are_refused(self, tmp_path):
-        slices = self.enhanced(stack(), Modality="NM", PerFrameFunctionalGroupsSequence=None)
+        place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": list(OBLIQUE)}  # of which frame?
+        slices = self.enhanced(
+            stack(), Modality="NM", PerFrameFunctionalGroupsSequence=[], SharedFunctionalGroupsSequence=[], **place
+        )
         with pytest.raises(ValueError, match=r"no image \(Modality NM\) has ImagePositionPatient"):
             read_series(save(tmp_path / "p1", slices))
