@@ -8,10 +8,11 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..images.dicom_files import Header, Series, first_scan, header_of, read_tree
+from ..images.dicom_files import COLOR, Header, Series, Tree, first_scan, header_of, read_tree
 from .outputs import is_result
 
 DICOM = "dicom"
@@ -77,7 +78,7 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
     names = [name or "." for name in names if wanted(root / name) or _dangling(root / name)]
     if not is_folder:
         names = _without_results(root, names, pattern)
-        if names and (bare.lower().endswith(_SLICES) or _is_dicom(root / names[0])):
+        if names and _is_slice(root / names[0]):
             raise ValueError(
                 f"{key} {pattern!r} matches single files of DICOM series, e.g. {names[0]}; give the folders of the "
                 "series, as '*/', or 'dicom' for all series below dataset_dir; masks are read from NIfTI"
@@ -92,6 +93,27 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
     if empty:
         logger.warning("%s: %d folder(s) without a DICOM scan left out: %s", root, len(empty), _some(empty))
     return [_match(name, bare, header) for name, header in headers.items() if header is not None]
+
+
+def listed(root: Path, paths: Sequence[Path]) -> list[Match]:
+    """Images named one by one, which exist: files, folders of a DICOM series, or `<folder>/<SeriesInstanceUID>`.
+
+    One that does not lie below `root` is called by its folder and its own name.
+    """
+    trees: dict[Path, Tree] = {}
+    found = []
+    for path in paths:
+        base = root if path.is_relative_to(root) else path.parent.parent
+        name = path.relative_to(base).as_posix()
+        if path.is_dir():
+            found.append(_match(name, glob.escape(name), first_scan(path) or Header()))
+        elif path.exists():
+            found.append(_match(name, glob.escape(name)))
+        else:
+            if path.parent not in trees:
+                trees[path.parent] = read_tree(path.parent)
+            found.append(_series_match(base, trees[path.parent].series[path.name], False))
+    return found
 
 
 def _match(name: str, pattern: str, header: Header | None = None) -> Match:
@@ -141,9 +163,10 @@ def _without_results(root: Path, names: list[str], pattern: str) -> list[str]:
     return [name for name in names if name not in results]
 
 
-def _is_dicom(path: Path) -> bool:
-    with_signature = path.suffix in ("", *_SLICES) and path.is_file()
-    return with_signature and header_of(str(path)) is not None
+def _is_slice(path: Path) -> bool:
+    """Whether a file is DICOM and no picture in color, which may be a slide."""
+    header = header_of(str(path)) if path.suffix.lower() in ("", *_SLICES) and path.is_file() else None
+    return header is not None and header.other != COLOR
 
 
 def _some(names: list[str]) -> str:

@@ -27,6 +27,7 @@ _TAGS = (
     "PatientName",
     "PatientIdentityRemoved",
 )
+COLOR = "picture in color"
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture
 # These hold pixels and are no scans: what was computed from scans, or planned on them.
 _RESULTS = {
@@ -160,7 +161,7 @@ def _other(data: Any, kind: str) -> str:
     if not data.get("Rows"):
         return "object without pixels"
     if (data.get("SamplesPerPixel") or 1) != 1 or "MONOCHROME" not in str(data.get("PhotometricInterpretation")):
-        return "picture in color"
+        return COLOR
     return "localizer" if "LOCALIZER" in [str(part).upper() for part in data.get("ImageType") or ()] else ""
 
 

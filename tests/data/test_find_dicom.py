@@ -64,6 +64,10 @@ class TestFolders:
         with pytest.raises(ValueError, match=r"image_pattern .* single files of DICOM series.* as '\*/', or 'dicom'"):
             find_cases(tmp_path, pattern)
 
+    def test_slides_in_dicom_are_files(self, tmp_path):
+        (tmp_path / "p1.dcm").write_bytes(packaged("SC_rgb_small_odd.dcm").read_bytes())
+        assert found(tmp_path, "*.dcm") == {"p1": "p1.dcm"}
+
     def test_folders_within_each_other_are_refused(self, tmp_path):
         series(tmp_path / "p1" / "s1")
         with pytest.raises(ValueError, match=r"matches p1 and p1/s1 within; use 'dicom'"):
