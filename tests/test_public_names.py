@@ -25,8 +25,8 @@ PUBLIC = {
         split_patients stratified_weights write_datalist
     """,
     "datasets": """
-        ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m mosmed
-        phantom_case read_cases substacks write_phantom
+        ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m labeled_table
+        mosmed phantom_case read_cases substacks write_phantom
     """,
     "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",
     "engines": """

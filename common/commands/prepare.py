@@ -8,12 +8,13 @@ from typing import Any
 
 from ..data import SECTIONS, Case, make_datalist, write_datalist
 from ..datasets import read_cases
+from ..datasets.template import write_template
 from .run import names
 
 
 def prepare(
     adapter: str,
-    root: str,
+    root: str = "",
     *,
     dataset_dir: str | None = None,
     datalist: str | None = None,
@@ -22,19 +23,23 @@ def prepare(
     seed: int = 0,
     for_scoring: bool = False,
     stratify: bool | None = None,
+    template: str | bool = False,
     **options: Any,
 ) -> None:
     """Read a data set, derive yes/no labels, split by patient and write the datalist.
 
     Args:
-        adapter: `folder` (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020`, `kaggle_3m`,
-            `decathlon_brain`, `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `substacks`,
-            `half_lungs`, `camelyon16` or `bracs`: functions of `common.datasets`, which document layouts and options.
-        root: the data set as its owners publish it.
-        dataset_dir: what paths in the datalist are relative to; by default `root`. Adapters that write files of
-            their own (converted slices, parts of volumes) write them there, so it must be given.
+        adapter: `table` (images and labels of a `.csv`, `.tsv` or `.xlsx` file), `folder`
+            (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020`, `kaggle_3m`, `decathlon_brain`,
+            `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `substacks`, `half_lungs`,
+            `camelyon16` or `bracs`: functions of `common.datasets` (`labeled_table` for `table`), which document
+            layouts and options.
+        root: the data set as its owners publish it, or the table.
+        dataset_dir: what paths in the datalist are relative to, and those in a table; by default `root`, or the
+            table's folder. Adapters that write files of their own (converted slices, parts of volumes) write them
+            there, so it must be given.
         datalist: the file to write; by default `datalist.json` in `dataset_dir`.
-        classes: names, class 0 first; by default the adapter's.
+        classes: names, class 0 first; by default the adapter's, or those found in the table.
         fractions: of patients in training, validation, test.
         seed: of the split.
         for_scoring: thresholds will be chosen and masks scored on these cases, nothing will be trained: they need not
@@ -42,8 +47,15 @@ def prepare(
         stratify: split patients with and without a positive label apart, so that every section holds its share of
             both, and refuse a section without either. By default only tables are: the documented splits of the
             public data sets were drawn without.
-        options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`.
+        template: write an empty table to this file (`prepare table --template labels.csv`) and do nothing else.
+        options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`,
+            `--positive_from 3`.
     """
+    if template:
+        _template(adapter, root if template is True else str(template))
+        return
+    if not root:
+        raise SystemExit(f"say where the data are: python -m common prepare {adapter} PATH")
     if "modalities" in options:
         options["modalities"] = names(options["modalities"])
     if classes and adapter == "table":
@@ -69,6 +81,16 @@ def prepare(
     for section in SECTIONS:
         print(_counts(section, content[section], content["classes"]))
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
+
+
+def _template(adapter: str, path: str) -> None:
+    if adapter != "table" or not path:
+        raise SystemExit("a template is of a table: python -m common prepare table --template labels.csv")
+    try:
+        write_template(path)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(str(error)) from error
+    print(f"{path}: fill in a row a case, then: python -m common prepare table {path}")
 
 
 def _counts(section: str, cases: list[Case], classes: list[str]) -> str:

@@ -6,6 +6,7 @@ from .parts import half_lungs, substacks
 from .phantom import phantom_case, write_phantom
 from .registry import ADAPTERS, Adapter, read_cases
 from .slides import bracs, camelyon16
+from .table import labeled_table
 from .volumes import autopet, duke, mosmed
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "folder",
     "half_lungs",
     "kaggle_3m",
+    "labeled_table",
     "mosmed",
     "phantom_case",
     "read_cases",

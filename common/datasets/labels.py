@@ -34,7 +34,7 @@ def parse_labels(
     classes: Sequence[str] | None = None,
     positive_from: float | None = None,
     multi_label: bool = False,
-) -> tuple[list[int] | list[list[str]], tuple[str, ...]]:
+) -> tuple[Sequence[int | list[str]], tuple[str, ...]]:
     """Labels of a datalist from the texts of a column, all of one kind.
 
     Yes and no in English words or as 1 and 0; grades 0, 1, 2 …; scores of which those from `positive_from` on are

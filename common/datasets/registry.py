@@ -19,7 +19,10 @@ from .folders import folder
 from .mri import BRATS_MODALITIES, brats2020, decathlon, kaggle_3m
 from .parts import half_lungs, substacks
 from .slides import BRACS_CLASSES, bracs, camelyon16
+from .table import labeled_table
 from .volumes import MOSMED_CATEGORIES, autopet, duke, mosmed
+
+_PLACES = ("root", "out_dir", "path", "dataset_dir")
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,20 @@ class Adapter:
 
     Attributes:
         read: function from `root` (and `out_dir`, where it converts files) and options to cases.
-        classes: names, the negative one first.
+        classes: names, the negative one first; none where the data say them themselves.
         modalities: names of the images of a case, by default.
     """
 
-    read: Callable[..., list[Case]]
+    read: Callable[..., Any]
     classes: tuple[str, ...]
     modalities: tuple[str, ...]
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """Keyword arguments of `read` beyond `root` and `out_dir`, which say where files are."""
+        """Keyword arguments of `read` beyond those that say where files are."""
         fixed = self.read.keywords if isinstance(self.read, partial) else {}
         parameters = inspect.signature(self.read).parameters
-        return {name: p for name, p in parameters.items() if name not in ("root", "out_dir", *fixed)}
+        return {name: p for name, p in parameters.items() if name not in (*_PLACES, *fixed)}
 
     @property
     def converts(self) -> bool:
@@ -50,6 +53,7 @@ class Adapter:
 
 
 ADAPTERS: dict[str, Adapter] = {
+    "table": Adapter(labeled_table, (), ()),
     "folder": Adapter(folder, ("none", "tumor"), ("flair",)),
     "brats2020": Adapter(brats2020, ("healthy", "LGG", "HGG"), BRATS_MODALITIES),
     "kaggle_3m": Adapter(kaggle_3m, ("none", "tumor"), ("flair",)),
@@ -73,8 +77,8 @@ def read_cases(
 
     Args:
         adapter: a key of `ADAPTERS`.
-        root: the data set.
-        out_dir: where adapters that convert files write them.
+        root: the data set, or the table.
+        out_dir: where adapters that convert files write them; of a table, the folder that its paths are relative to.
         options: of the adapter's function.
 
     Returns:
@@ -89,6 +93,8 @@ def read_cases(
     unknown = sorted(set(options) - set(row.options))
     if unknown:
         raise ValueError(f"{adapter} has no option {', '.join(unknown)}; it has {', '.join(row.options) or 'none'}.")
+    if adapter == "table":
+        return row.read(root, out_dir, **options)
     if "modalities" in row.options:
         options.setdefault("modalities", row.modalities)
     if not row.converts:

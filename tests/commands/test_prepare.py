@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import fire
 import numpy as np
 import pytest
 
+from common.__main__ import COMMANDS
 from common.commands.prepare import prepare
 from common.data import SECTIONS, load_datalist
+from common.datasets import write_phantom
 from tests.pipeline import save
 
 
@@ -70,10 +73,75 @@ class TestPrepare:
         assert sum(map(len, sections)) == len(set.union(*sections)) == 6
         assert "training" in capsys.readouterr().out
 
+    def test_a_table_of_a_spreadsheet_becomes_a_stratified_datalist(self, tmp_path, capsys):
+        cases = write_phantom(
+            tmp_path / "data", cases=10, shape=(24, 24, 8), healthy_fraction=0.4, axcodes=("LPS", "PIR")
+        )
+        rows = ["image;label;patient;slice;mask"]
+        for case in cases[:-1]:
+            name = case["case"]
+            label = "Infection" if any(case["cls"]) else "none"
+            rows.append(rf"{name}\flair.nii.gz;{label};{name};;{name}\mask.nii.gz")
+        last = cases[-1]["case"]
+        for number, cls in reversed(list(enumerate(cases[-1]["cls"], 1))):
+            rows.append(f"{last}/flair.nii.gz;{'infection' if cls else 'no'};{last};{number};")
+        (tmp_path / "labels.csv").write_text("\r\n".join(rows), encoding="utf-16")
+        command = ["prepare", "table", str(tmp_path / "labels.csv"), "--dataset_dir", str(tmp_path / "data")]
+        fire.Fire(COMMANDS, command=[*command, "--classes", "none,infection", "--first_slice", "1"])
+        *counts, end = capsys.readouterr().out.splitlines()
+        assert end == f"{tmp_path / 'data' / 'datalist.json'}: 6 training, 2 validation, 2 test"
+        assert counts[2] == "test: 2 cases of 2 patients; none 1, infection 1"
+        assert contents(tmp_path / "data")["classes"] == ["none", "infection"]
+        found = {
+            section: load_datalist(tmp_path / "data" / "datalist.json", section, dataset_dir=tmp_path / "data")
+            for section in SECTIONS
+        }
+        truth = {case["case"]: case for case in cases}
+        for case in (case for section in SECTIONS for case in found[section]):
+            whole = truth[case["case"]]
+            assert case["cls"] == (whole["cls"] if case["case"] == last else int(any(whole["cls"])))
+            assert case["image"] == whole["image"]
+            assert case.get("label") == (None if case["case"] == last else whole["label"])
+        for section in SECTIONS:
+            assert {bool(np.any(case["cls"])) for case in found[section]} == {True, False}
+
+    def test_a_table_whose_sections_cannot_hold_both_is_refused_with_the_counts(self, tmp_path):
+        for n in range(8):
+            (tmp_path / f"{n}.tif").touch()
+        rows = [f"{n}.tif,{'yes' if n < 2 else 'no'},P{n}" for n in range(8)]
+        (tmp_path / "a.csv").write_text("\n".join(["image,label,patient", *rows]))
+        message = "of 8 patients 2 have positive labels and 6 negative ones, and each of 3 sections needs one of both"
+        with pytest.raises(SystemExit, match=message):
+            prepare("table", str(tmp_path / "a.csv"))
+        assert not (tmp_path / "datalist.json").exists()
+        prepare("table", str(tmp_path / "a.csv"), fractions=(0.5, 0, 0.5))
+        assert [sum(c["cls"] for c in contents(tmp_path)[section]) for section in SECTIONS] == [1, 0, 1]
+
+    def test_sections_of_a_table_are_kept_and_the_rest_is_drawn(self, tmp_path, capsys):
+        rows = [f"{n}.tif,{'ADH;DCIS' if n % 2 else '-'},P{n // 2},{'test' if n < 4 else ''}" for n in range(20)]
+        for n in range(20):
+            (tmp_path / f"{n}.tif").touch()
+        (tmp_path / "a.csv").write_text("\n".join(["image,label,patient,split", *rows]))
+        prepare("table", str(tmp_path / "a.csv"), classes="none,ADH,FEA,DCIS", fractions=(0.75, 0.25, 0))
+        datalist = contents(tmp_path)
+        assert [c["case"] for c in datalist["test"]] == ["0", "1", "2", "3"]
+        assert [len(datalist[section]) for section in SECTIONS] == [12, 4, 4]
+        assert "test: 4 cases of 2 patients; none 2, ADH 2, FEA 0, DCIS 2" in capsys.readouterr().out
+
+    def test_a_template_is_written_where_asked_for(self, tmp_path, capsys):
+        for command in (["--template", str(tmp_path / "a.csv")], [str(tmp_path / "b.tsv"), "--template"]):
+            fire.Fire(COMMANDS, command=["prepare", "table", *command])
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.tsv"]
+        assert f"then: python -m common prepare table {tmp_path / 'b.tsv'}" in capsys.readouterr().out
+        with pytest.raises(SystemExit, match=r"a.csv exists; name a new file"):
+            prepare("table", template=str(tmp_path / "a.csv"))
+        with pytest.raises(SystemExit, match="say where the data are: python -m common prepare folder PATH"):
+            prepare("folder")
+
     @pytest.mark.parametrize(
         ("adapter", "options", "message"),
         [
-            ("mosmd", {}, "unknown adapter 'mosmd'; use one of folder"),
+            ("mosmd", {}, "unknown adapter 'mosmd'; use one of table, folder"),
             ("mosmed", {"label": "x"}, "mosmed has no option label; it has severity, registry, masked_section"),
             ("mosmed", {}, r"no file studies/CT-"),
             ("kaggle_3m", {}, "say where with --dataset_dir"),

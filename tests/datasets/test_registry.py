@@ -13,7 +13,7 @@ from tests.pipeline import save
 def test_names_every_public_function():
     read = {getattr(row.read, "func", row.read) for row in ADAPTERS.values()}
     public = [getattr(common.datasets, name) for name in common.datasets.__all__]
-    functions = {f for f in public if callable(f) and next(iter(signature(f).parameters), "") == "root"}
+    functions = {f for f in public if callable(f) and next(iter(signature(f).parameters), "") in ("root", "path")}
     assert read == functions
 
 
@@ -31,7 +31,7 @@ def test_fixed_options_cannot_be_given_twice():
 @pytest.mark.parametrize(
     ("adapter", "options", "message"),
     [
-        ("brats", {}, "unknown adapter 'brats'; use one of folder, brats2020, kaggle_3m, "),
+        ("brats", {}, "unknown adapter 'brats'; use one of table, folder, brats2020, kag"),
         ("brats2020", {"modalities": ("t1",)}, "brats2020 has no option modalities; it has none"),
         ("folder", {"mask": "a", "sort": 1}, "folder has no option mask, sort; it has modalities, label, org"),
         ("substacks", {}, "substacks writes files of its own: say where with --dataset_dir"),

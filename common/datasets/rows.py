@@ -1,0 +1,163 @@
+"""Rows of a table of labels: its columns, their texts, and the files that they name."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..images.dicom_files import first_scan, has_series, header_of
+from .files import read_rows
+from .labels import refuse
+
+COLUMNS = ("image", "label", "patient", "case", "slice", "organ", "mask", "split")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Row:
+    """A row: its number in the spreadsheet, texts by column, its label, and the files it names by column."""
+
+    number: int
+    texts: dict[str, str]
+    cls: int | list[str] = 0
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def at(self, column: str) -> str:
+        return f"row {self.number}, column {column!r}"
+
+    def __getitem__(self, column: str) -> str:
+        return self.texts.get(column, "")
+
+
+def read_labeled_rows(path: Path) -> tuple[dict[str, str], list[Row]]:
+    """Columns that hold texts (in lower case, and as written), and rows; one that begins with `#` is a comment.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no row, a column twice, or a row with more cells than columns.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a table with the columns image and label.")
+    (first, written), *lines = read_rows(path) or [(1, [])]
+    rest = [(number, cells) for number, cells in lines if not cells[0].startswith("#")]
+    if len(rest) < len(lines):
+        logger.warning("%s: %d row(s) that begin with # left out", path, len(lines) - len(rest))
+    header = [name.lower() for name in written]
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: row {first}: the column {twice[0]!r} occurs more than once; rename one.")
+    long = [n for n, cells in rest if any(cells[len(header) :])]
+    wide = "more cells than the header has columns; a text that holds the separator needs quotes"
+    refuse(path, [f"row {n}: {wide}" for n in long])
+    rows = [Row(n, {k: v for k, v in zip(header, cells, strict=False) if k and v}) for n, cells in rest]
+    if not rows:
+        raise ValueError(f"{path}: no row with an image and its label follows the header.")
+    return {k: v for k, v in zip(header, written, strict=True) if any(row[k] for row in rows)}, rows
+
+
+def image_columns(columns: dict[str, str], modalities: Sequence[str] | None, path: Path) -> dict[str, str]:
+    """Names of the modalities by the column that holds their images.
+
+    Raises:
+        ValueError: there is no such column, or it is unclear which ones are.
+    """
+    prefix = "image_"
+    prefixed = [name for name in columns if name.startswith(prefix)]
+    if modalities:
+        found = {}
+        for modality in modalities:
+            fitting = [name for name in (prefix + modality.lower(), modality.lower()) if name in columns]
+            if not fitting and len(modalities) == 1 and "image" in columns:
+                fitting = ["image"]
+            if not fitting:
+                raise ValueError(
+                    f"{path}: no column {prefix}{modality} or {modality}; {_held(columns, prefix + modality)}"
+                )
+            found[fitting[0]] = modality
+        return found
+    if "image" in columns and prefixed:
+        raise ValueError(
+            f"{path}: image and {', '.join(prefixed)} are both columns of images; say which are the modalities: "
+            f"--modalities {','.join(columns[name][len(prefix) :] for name in prefixed)}"
+        )
+    if prefixed:
+        return {name: columns[name][len(prefix) :] for name in prefixed}
+    if "image" not in columns:
+        raise ValueError(f"{path}: the column 'image' (or 'image_<modality>') is missing; {_held(columns, 'image')}")
+    return {"image": "image"}
+
+
+def _held(columns: dict[str, str], wanted: str) -> str:
+    near = difflib.get_close_matches(wanted, columns, 1, cutoff=0.7)
+    meant = f"; is {columns[near[0]]!r} meant?" if near else ""
+    return f"columns with texts are {', '.join(columns.values())}{meant}"
+
+
+def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -> None:
+    """Say which columns are left out.
+
+    Raises:
+        ValueError: no labels, or a column whose name is nearly that of patients or sections.
+    """
+    if "label" not in columns:
+        raise ValueError(f"{path}: the column 'label' is missing; {_held(columns, 'label')}")
+    absent = [name for name in COLUMNS if name not in columns]
+    others = []
+    for name in [name for name in columns if name not in (*COLUMNS[1:], *images)]:
+        near = difflib.get_close_matches(name, absent, 1, cutoff=0.75)
+        if near and near[0] in ("patient", "split"):  # left out, they would change who is in which section
+            raise ValueError(f"{path}: the column {columns[name]!r} looks like {near[0]!r}; rename it, or take it out.")
+        others.append(repr(columns[name]) + (f" (is {near[0]!r} meant?)" if near else ""))
+    if others:
+        logger.warning("%s: columns left out: %s", path, ", ".join(others))
+
+
+def find_files(rows: Sequence[Row], images: Sequence[str], root: Path, path: Path) -> None:
+    """Give each row its files.
+
+    Raises:
+        FileNotFoundError: some do not exist; says how many, and where the first three are named.
+        ValueError: an image is not named, or is neither a file nor a DICOM series.
+    """
+    refuse(path, [f"{row.at(column)}: empty" for row in rows for column in images if not row[column]])
+    named: dict[Path, str] = {}
+    for row in rows:
+        for column in (*images, "organ", "mask"):
+            if row[column]:
+                row.files[column] = _place(row[column], root)
+                named.setdefault(row.files[column], row.at(column))
+    there = dict.fromkeys([file for file in named if file.exists()])
+    absent = [file for file in named if file not in there]
+    missing = [file for file, found in zip(absent, has_series(absent), strict=True) if not found]
+    if missing:
+        shown = "; ".join(f"{named[file]}: {file}" for file in missing[:3])
+        raise FileNotFoundError(
+            f"{path}: {len(missing)} of {len(named)} files do not exist: {shown}{'; …' if len(missing) > 3 else ''}. "
+            f"Paths are relative to {root}: is it the right --dataset_dir?"
+        )
+    scans = {row.files[column] for row in rows for column in images}
+    refuse(path, [f"{named[file]}: {file} {why}" for file in there if file in scans and (why := _no_image(file))])
+
+
+def _place(text: str, root: Path) -> Path:
+    """The file that a text names; it may be written with the separators of Windows."""
+    file = root / text
+    if "\\" in text and not file.exists():
+        file = root / text.replace("\\", "/")
+    return Path(os.path.normpath(file))
+
+
+def _no_image(file: Path) -> str:
+    """Why a path that exists is no image; empty where it is one."""
+    if file.is_dir():
+        header = first_scan(file)
+        if header is None or header.other:
+            return "is a folder without a DICOM scan; name a file, or the folder of a series"
+        return ""
+    header = header_of(str(file))
+    return "is one file of a DICOM series; name its folder" if header is not None and not header.other else ""
