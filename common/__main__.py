@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import fire
 
 from .commands.ablate import ablate
+from .commands.arguments import checked, ending_in_words
 from .commands.crossvalidate import crossvalidate
 from .commands.demo import demo
 from .commands.export import export
@@ -15,7 +18,7 @@ from .commands.phantom import phantom
 from .commands.prepare import prepare
 from .commands.verify import verify
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "phantom": phantom,
     "prepare": prepare,
@@ -28,5 +31,12 @@ COMMANDS = {
     "format": format_configs,
 }
 
+
+def main(command: list[str] | None = None) -> None:
+    """Run a command, by default that of the command line."""
+    with ending_in_words():
+        fire.Fire({name: checked(run) for name, run in COMMANDS.items()}, command=command, name="python -m common")
+
+
 if __name__ == "__main__":
-    fire.Fire(COMMANDS, name="python -m common")
+    main()

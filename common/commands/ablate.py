@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import json_text, write, write_csv
+from .arguments import read_json
 from .crossvalidate import crossvalidate
 from .run import names
 
@@ -46,7 +46,7 @@ def ablate(
         ValueError: `only` names a variant that there is not, or a variant was begun with other settings.
         RuntimeError: (after all others are done) some variants failed.
     """
-    settings: dict[str, dict[str, Any]] = json.loads(Path(variants).read_text(encoding="utf-8"))
+    settings: dict[str, dict[str, Any]] = read_json(variants)
     if unknown := set(names(only)) - set(settings):
         raise ValueError(f"{variants} has no variants {sorted(unknown)}; it has {list(settings)}")
     home = Path(output_dir)
@@ -61,7 +61,7 @@ def ablate(
         except subprocess.CalledProcessError:  # the run has said why
             failed.append(name)
             continue
-        results[name] = json.loads((home / name / "crossvalidation.json").read_text(encoding="utf-8"))
+        results[name] = read_json(home / name / "crossvalidation.json")
     shown = [score for score in names(scores) if any(score in result for result in results.values())]
     write_csv(home / "table.csv", [{"variant": name, **_row(result, shown)} for name, result in results.items()])
     print(table(results, shown))

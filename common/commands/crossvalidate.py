@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 
 from ..data import SECTIONS, write_datalist
 from ..files import PathLike, write_csv, write_json
+from .arguments import read_json
 from .folds import write_folds
-from .run import names, run_bundle
+from .run import for_configs, names, run_bundle
 
 
 def crossvalidate(
@@ -59,7 +59,7 @@ def crossvalidate(
         rounds: of training on pseudo-masks after the first training; 0: none.
         refine: config files laid over `train`, and over these what was chosen for the teacher; `teacher_ckpt` is its
             weights.
-        overrides: top-level keys for all runs, e.g. `max_epochs`.
+        overrides: top-level keys, e.g. `max_epochs`, each for all runs whose configs have it.
     """
     home = Path(output_dir).resolve()
     source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
@@ -104,17 +104,17 @@ def crossvalidate(
 
 
 def _once(result: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:
-    """Run a bundle, its output into the folder of `result`, unless that file is there."""
+    """Run a bundle, its output into the folder of `result`, unless that file is there; settings as `for_configs`."""
     if not result.is_file():
         print(title)
-        run_bundle(bundle, configs, output_dir=str(result.parent), **overrides)
+        run_bundle(bundle, configs, output_dir=str(result.parent), **for_configs(bundle, configs, overrides))
 
 
 def _scores(folder: Path) -> dict[str, Any]:
     """What the handlers of an evaluation wrote: by case, and where there are any by volume."""
-    scores = json.loads((folder / "summary.json").read_text())
+    scores = read_json(folder / "summary.json")
     volumes = folder / "volumes.json"
-    return scores | ({"volumes": json.loads(volumes.read_text())} if volumes.is_file() else {})
+    return scores | ({"volumes": read_json(volumes)} if volumes.is_file() else {})
 
 
 def _of_patients(scans: PathLike, fold: Path) -> Path:
@@ -123,7 +123,7 @@ def _of_patients(scans: PathLike, fold: Path) -> Path:
     Raises:
         ValueError: a scan of a patient who is in no section of the fold.
     """
-    content, parts = (json.loads(Path(path).read_text(encoding="utf-8")) for path in (scans, fold))
+    content, parts = map(read_json, (scans, fold))
     everything = [case for section in SECTIONS for case in content.get(section, [])]
     patients = {section: {case["patient"] for case in parts[section]} for section in SECTIONS}
     unknown = {case["patient"] for case in everything} - set().union(*patients.values())

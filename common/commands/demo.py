@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from .arguments import read_json
 from .phantom import phantom_dataset
-from .run import run_bundle
+from .run import bundle_root, run_bundle
 
 
 def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 24, epochs: int = 0) -> None:
@@ -18,6 +18,7 @@ def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 2
         cases: phantom volumes.
         epochs: of training; 0 takes those of the bundle's `phantom.json`.
     """
+    bundle_root(bundle)  # before anything is written
     home = Path(output_dir).resolve()
     print(f"1/4  phantom data: {cases} volumes with known truth")
     data = str(phantom_dataset(home / "data", cases=cases))
@@ -32,7 +33,7 @@ def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 2
     )
     print("4/4  inference on all volumes, as on new ones")
     run_bundle(bundle, ["inference.json", "phantom.json"], dataset_dir=data, output_dir=inference, ckpt=ckpt)
-    print(table(json.loads((Path(evaluation) / "summary.json").read_text())))
+    print(table(read_json(Path(evaluation) / "summary.json")))
     print(f"heatmaps, masks, montage pictures and predictions.csv: {inference}")
     print(f"scores by case, with the truth outlined in the pictures: {evaluation}")
 

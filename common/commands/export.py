@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from ..files import atomic_path
-from .run import BUNDLES
+from .run import BUNDLES, bundle_root
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONTENT = ("LICENSE", "large_files.*", "configs/**/*", "docs/**/*", "models/**/*", "scripts/**/*")
@@ -35,7 +35,7 @@ def export(name: str = "", *, all: bool = False, output_dir: str = "dist") -> No
         raise SystemExit("name one bundle, or say --all")
     names = sorted(path.parent.parent.name for path in BUNDLES.glob("*/models/model.pt")) if all else [name]
     for bundle in names:
-        path = export_bundle(BUNDLES / bundle, output_dir)
+        path = export_bundle(bundle_root(bundle), output_dir)
         print(f"{path} ({path.stat().st_size / 2**20:.1f} MB)")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data import SECTIONS
+from .arguments import read_json
 from .run import names, run_bundle
 
 
@@ -37,15 +36,12 @@ def features(
         cases: names of the cases to take, comma-separated; by default all.
         overrides: top-level keys, e.g. `--encoder_name dinov2_vitl14 --size 518`.
     """
-    home = Path(dataset_dir).resolve()
+    home = Path(dataset_dir).resolve(strict=True)
     listed = Path(datalist) if datalist else home / "datalist.json"
     if datalist or listed.is_file():
-        content = json.loads(listed.read_text(encoding="utf-8"))
+        content = read_json(listed)
         overrides |= {"datalist": str(listed.resolve())}
         overrides |= {"section": section or "+".join(name for name in SECTIONS if content.get(name))}
     overrides |= {"store_dir": str(Path(store).resolve())} if store else {}
     overrides |= {"subset": names(cases)} if cases else {}
-    try:
-        run_bundle(bundle, [*names(configs), "features.json"], dataset_dir=str(home), **overrides)
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(error.returncode) from error
+    run_bundle(bundle, [*names(configs), "features.json"], dataset_dir=str(home), **overrides)

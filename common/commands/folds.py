@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..data import SECTIONS, patient_folds, split_patients, write_datalist
 from ..files import PathLike
+from .arguments import read_json
 
 
 def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
@@ -20,7 +20,7 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
         seed: of the folds.
     """
     for path in write_folds(datalist, Path(datalist).parent, count=count, seed=seed):
-        content = json.loads(path.read_text())
+        content = read_json(path)
         print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
 
 
@@ -36,7 +36,7 @@ def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: i
     Returns:
         The files.
     """
-    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+    content = read_json(datalist)
     everything = [case for section in SECTIONS for case in content.get(section, [])]
     patients = [case["patient"] for case in everything]
     files = []

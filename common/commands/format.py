@@ -21,6 +21,8 @@ def format_configs(bundles: str = str(BUNDLES), *, check: bool = False) -> None:
         check: write nothing; end with an error that names the files whose layout is another.
     """
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(Path(bundles).glob("*/configs/*.json"))}
+    if not texts:
+        raise FileNotFoundError(f"no bundle in {bundles} has configs")
     wanting = {path: text for path, old in texts.items() if (text := format_json(json.loads(old))) != old}
     if check and wanting:
         raise SystemExit("\n".join(["run `python -m common format`; the layout differs in", *map(str, wanting)]))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+from ..engines.settings import tops
+from .arguments import read_json
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -16,6 +21,64 @@ def names(value: str | Sequence[str]) -> list[str]:
     return [name for name in value.split(",") if name] if isinstance(value, str) else list(map(str, value))
 
 
+def bundle_root(bundle: str | Path) -> Path:
+    """Folder of a bundle.
+
+    Args:
+        bundle: name under `bundles/`, or a path.
+
+    Raises:
+        ValueError: there is none; the message has the nearest name.
+    """
+    root = BUNDLES / bundle
+    if not (root / "configs").is_dir():
+        bundles = (path.parent for path in BUNDLES.glob("*/configs"))
+        raise ValueError(f"there is no bundle {bundle}; {_nearest(bundle, bundles)}")
+    return root
+
+
+def config_files(bundle: str | Path, configs: Iterable[str]) -> list[Path]:
+    """Paths of config files.
+
+    Args:
+        bundle: name under `bundles/`, or a path.
+        configs: file names in the bundle's `configs/`, or paths.
+
+    Raises:
+        FileNotFoundError: the message has the nearest name.
+    """
+    folder = bundle_root(bundle) / "configs"
+    for path in (files := [folder / name for name in configs]):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no config {path}; {_nearest(path, folder.glob('*.json'))}")
+    return files
+
+
+def _nearest(path: str | Path, there: Iterable[Path]) -> str:
+    found = sorted(other.name for other in there)
+    near = get_close_matches(Path(path).name, found, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(found)}"
+
+
+def for_configs(bundle: str | Path, configs: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that only other configs of the bundle have: `max_epochs` where nothing is trained.
+
+    What no config of the bundle has stays, for the run to name it.
+
+    Args:
+        bundle: name under `bundles/`, or a path.
+        configs: of the run, as for `run_arguments`.
+        settings: by key.
+    """
+    here = _keys(config_files(bundle, configs))
+    elsewhere = _keys((bundle_root(bundle) / "configs").glob("*.json")) - here
+    return {key: value for key, value in settings.items() if not tops({key: value}) & elsewhere}
+
+
+def _keys(files: Iterable[Path]) -> set[str]:
+    return set().union(*(tops(read_json(path)) for path in files))
+
+
 def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -> list[str]:
     """What follows `python -m monai.bundle` on the command line.
 
@@ -23,11 +86,14 @@ def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -
         bundle: name under `bundles/`, or a path.
         configs: file names in the bundle's `configs/`, later ones override earlier ones.
         overrides: top-level keys.
+
+    Raises:
+        ValueError: there is no such bundle.
+        FileNotFoundError: it has no such config.
     """
-    root = BUNDLES / bundle
-    files = [str(root / "configs" / name) for name in configs]
+    files = [str(path) for path in config_files(bundle, configs)]
     arguments = ["run", "--config_file", files[0] if len(files) == 1 else str(files)]
-    arguments += ["--logging_file", str(root / "configs" / "logging.conf")]
+    arguments += ["--logging_file", str(bundle_root(bundle) / "configs" / "logging.conf")]
     for key, value in overrides.items():
         # The command line reads Python literals, and drops what is None.
         arguments += [f"--{key}", "$None" if value is None else str(value)]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .export import bundle_files, third_party
-from .run import BUNDLES
+from .run import bundle_root
 
 SCHEMA = Path(__file__).with_name("schema_20240725.json")
 FILES = (
@@ -232,9 +232,7 @@ def verify(name: str, *, schema_file: str = "", quick: bool = False) -> None:
         schema_file: a JSON schema of the metadata in place of the one kept here.
         quick: leave out the rules that build networks.
     """
-    root = BUNDLES / name
-    if not root.is_dir():
-        raise SystemExit(f"there is no bundle {root}")
+    root = bundle_root(name)
     rules, slow = list(QUICK), () if quick else SLOW
     if schema_file:
         rules[rules.index(schema)] = lambda root: schema(root, schema_file)

@@ -10,7 +10,7 @@ import ast
 import inspect
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pydoc import locate
@@ -96,9 +96,19 @@ def _unknown(parts: Sequence[str], config: Any, others: Mapping[str, Config]) ->
 def _mistyped(parts: Sequence[str], value: Any, config: Config, others: Mapping[str, Config]) -> str:
     """Why a value cannot be meant; empty if it can."""
     asked = {kind(_entry(parts, one), one) for one in (config, *others.values())} - {NULL}
+    return mismatch(value, asked) if asked else ""
+
+
+def mismatch(value: Any, asked: Set[str]) -> str:
+    """Why a value is of none of these kinds; empty if it is of one, or may turn out to be.
+
+    Args:
+        value: as it was given; None, expressions, references and `%file` may stand for everything.
+        asked: as `kind` names them.
+    """
     got = ANY if isinstance(value, str) and value.startswith(("$", "@", "%")) else kind(value)
     several = got == "a list" and "a text" in asked and all(isinstance(entry, str) for entry in value)
-    if not asked or ANY in asked or got in {NULL, ANY, *asked} or any((got, one) in FITS for one in asked) or several:
+    if ANY in asked or got in {NULL, ANY, *asked} or any((got, one) in FITS for one in asked) or several:
         return ""
     advice = ""
     if got in ("a whole number", "a number") and asked & {"a path", "a text"}:

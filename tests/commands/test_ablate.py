@@ -48,6 +48,7 @@ def runs(monkeypatch) -> list[dict]:
             (output / "metrics.csv").write_text(f"case,dice\na,{dice}\n")
 
     monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", fake)
+    monkeypatch.setattr(common.commands.crossvalidate, "for_configs", lambda bundle, configs, settings: settings)
     return calls
 
 

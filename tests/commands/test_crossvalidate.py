@@ -46,6 +46,7 @@ def runs(monkeypatch) -> list[dict]:
             (output / "volumes.json").write_text(json.dumps({"method": {"auc": auc}}))
 
     monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", fake)
+    monkeypatch.setattr(common.commands.crossvalidate, "for_configs", lambda bundle, configs, settings: settings)
     return calls
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import Any
 
 import pytest
@@ -40,11 +39,7 @@ def test_a_datalist_in_the_folder_is_taken_with_all_its_sections(call, tmp_path)
     assert call["overrides"] == {"dataset_dir": str(tmp_path), **expected}
 
 
-def test_the_exit_status_is_that_of_the_run(monkeypatch, tmp_path):
-    def run_bundle(*_: Any, **__: Any) -> None:
-        raise subprocess.CalledProcessError(3, "run")
-
-    monkeypatch.setattr(common.commands.features, "run_bundle", run_bundle)
-    with pytest.raises(SystemExit) as stopped:
-        features("insight_ct", str(tmp_path))
-    assert stopped.value.code == 3
+def test_a_folder_that_is_not_there_is_refused_before_anything_runs(call, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        features("insight_ct", str(tmp_path / "nowhere"))
+    assert call == {}

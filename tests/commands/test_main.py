@@ -10,10 +10,10 @@ import fire
 import pytest
 
 import common.commands
-from common.__main__ import COMMANDS
+from common.__main__ import COMMANDS, main
 
 # Modules of `common.commands` that serve the others.
-HELPERS = {"run", "verify_build"}
+HELPERS = {"arguments", "run", "verify_build"}
 
 
 def test_every_command_has_its_file_and_every_file_its_command():
@@ -32,3 +32,37 @@ def test_help_describes_every_argument_of_a_command(name, capsys):
     arguments = documented.partition("Args:\n")[2].partition("\n\n")[0]
     described = set(re.findall(r"^ {8}(\w+): ", arguments, re.MULTILINE))
     assert described == set(inspect.signature(COMMANDS[name]).parameters)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("verify gp_unet_brat --quick", "ValueError: there is no bundle gp_unet_brat; did you mean gp_unet_brats?"),
+        ("export insight --output_dir OUT", "ValueError: there is no bundle insight; did you mean insight_ct?"),
+        ("demo OUT --bundle tonno_mosme", "ValueError: there is no bundle tonno_mosme; did you mean tonno_mosmed?"),
+        ("demo OUT --epochs few", "ValueError: --epochs: expected a whole number, got a text: 'few'"),
+        ("phantom 2024", "ValueError: --output_dir: expected a text, got a whole number: 2024; write \"'2024'\""),
+        ("prepare foldr OUT", "unknown adapter 'foldr'; use one of "),
+        ("prepare folder OUT/in", "OUT/in"),
+        ("folds OUT/datalist.json", "FileNotFoundError: [Errno 2] No such file or directory: 'OUT/datalist.json'"),
+        ("folds OUT/broken.json", "ValueError: OUT/broken.json is not a JSON file: "),
+        ("features insight_ct OUT/in", "FileNotFoundError: [Errno 2] No such file or directory: 'OUT/in'"),
+        ("crossvalidate gp_unet_brats OUT OUT", "No such file or directory: 'OUT/datalist.json'"),
+        ("crossvalidate gp_unet_brats OUT OUT --folds 2.5", "--folds: expected a whole number, got a number: 2.5"),
+        ("ablate gp_unet_brats OUT OUT --variants OUT/broken.json", "ValueError: OUT/broken.json is not a JSON file: "),
+        ("format OUT", "FileNotFoundError: no bundle in OUT has configs"),
+    ],
+)
+def test_wrong_input_is_said_in_a_line_that_names_it(typed, said, tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        main(typed.replace("OUT", str(tmp_path)).split())
+    assert said.replace("OUT", str(tmp_path)) in str(stopped.value.code)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.json"]
+
+
+def test_an_unknown_option_is_refused_with_the_usage(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["phantom", "somewhere", "--case", "3"])
+    assert stopped.value.code == 2
+    assert "--case" in capsys.readouterr().err

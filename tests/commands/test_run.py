@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 import common.commands.run
-from common.commands.run import BUNDLES, run_bundle
+from common.commands.run import BUNDLES, for_configs, run_bundle
 
 
 def test_overrides_reach_the_command_line_and_none_is_not_dropped_there(monkeypatch):
@@ -18,7 +20,28 @@ def test_overrides_reach_the_command_line_and_none_is_not_dropped_there(monkeypa
 def test_config_files_keep_their_order_and_a_path_stays_as_it_is(monkeypatch, tmp_path):
     commands = []
     monkeypatch.setattr(common.commands.run.subprocess, "run", lambda command, **_: commands.append(command))
+    (tmp_path / "calibrated.json").write_text("{}")
     run_bundle("gp_unet_brats", ["inference.json", "evaluate.json", str(tmp_path / "calibrated.json")])
     configs = BUNDLES / "gp_unet_brats" / "configs"
     files = [str(configs / "inference.json"), str(configs / "evaluate.json"), str(tmp_path / "calibrated.json")]
     assert commands[0][5] == str(files)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "config", "error", "message"),
+    [
+        ("gp_unet", "train.json", ValueError, "there is no bundle gp_unet; did you mean gp_unet_brats?"),
+        ("gp_unet_brats", "evalute.json", FileNotFoundError, r"configs/evalute\.json; did you mean evaluate\.json?"),
+        ("gp_unet_brats", "0123456789", FileNotFoundError, r"0123456789; there are calibrate\.json, evaluate\.json, "),
+    ],
+)
+def test_a_bundle_or_config_that_is_not_there_is_named_with_the_nearest(bundle, config, error, message):
+    with pytest.raises(error, match=message):
+        run_bundle(bundle, [config])
+
+
+def test_of_settings_for_several_runs_each_gets_those_that_it_knows_and_those_that_none_knows():
+    settings = {"max_epochs": 1, "treshold": 2, "gate": 0.5, "refine#intensity": 1.0, "sweep": []}
+    evaluation = for_configs("gp_unet_brats", ["inference.json", "evaluate.json"], settings)
+    assert evaluation.keys() == settings.keys() - {"max_epochs"}
+    assert for_configs("gp_unet_brats", ["train.json"], settings).keys() == {"max_epochs", "treshold"}

@@ -273,7 +273,7 @@ def test_the_schema_can_be_given(small, tmp_path):
 
 
 def test_an_unknown_bundle_is_named():
-    with pytest.raises(SystemExit, match=r"there is no bundle .*nowhere"):
+    with pytest.raises(ValueError, match="there is no bundle nowhere; there are ensemble_gradcam_brats, gp_unet_brats"):
         verify("nowhere")
 
 

@@ -1,0 +1,80 @@
+"""What is typed after `python -m common COMMAND`: checked before the command runs; what ends it is said in one line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from ..engines.settings import ANY, NULL, mismatch, plain
+from ..files import PathLike
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# Kinds of values, by the first word of an annotation.
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "tuple": "a list",
+    "Sequence": "a list",
+    "None": NULL,
+}
+
+
+def checked(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with its arguments compared with their annotations, and `null`, `true` and `false` as in JSON.
+
+    Raises:
+        ValueError: (from the command) an argument of another type, by name.
+    """
+    signature = inspect.signature(command)
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            parameter = signature.parameters[name]
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                given.arguments[name] = plain(value)
+                asked = {KINDS.get(part.partition("[")[0], ANY) for part in str(parameter.annotation).split(" | ")}
+                if line := mismatch(given.arguments[name], asked):
+                    raise ValueError(f"--{name}: {line}")
+        command(*given.args, **given.kwargs)
+
+    return run
+
+
+def read_json(path: PathLike) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is none; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+@contextmanager
+def ending_in_words() -> Iterator[None]:
+    """An error that says what is wrong with the input ends the command in these words, without a traceback.
+
+    Such are those that this project raises, and files that cannot be read or written.
+    """
+    try:
+        yield
+    except subprocess.CalledProcessError as error:  # the run has said why
+        raise SystemExit(error.returncode) from None
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not isinstance(error, OSError) and not raised_in.is_relative_to(PACKAGE):
+            raise
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
