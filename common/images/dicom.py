@@ -58,7 +58,7 @@ def read_series(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
     series = find_series(path)
     frames, affine, warnings = _stack(series, str(path), dicom_geometry)
     first = frames[0]
-    array = np.empty((first.columns, first.rows, len(frames)), dtype=np.float32)
+    array = np.empty((first.columns, first.rows, len(frames)), dtype=np.float32, order="F")
     slices: dict[Path, list[int]] = {}
     for i, frame in enumerate(frames):
         slices.setdefault(frame.file, []).append(i)
