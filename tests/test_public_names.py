@@ -20,20 +20,20 @@ PUBLIC = {
         normalize_maps upsample_maps
     """,
     "data": """
-        SECTIONS Case SliceDataset cases check_patients find_cases label_of load_datalist make_datalist
-        matched_sampler matched_weights multi_hot patient_folds read_unmasked runs slice_classes slice_labels
-        split_patients stratified_weights write_datalist
+        SECTIONS CacheEntry Case SliceDataset VolumeCache cases check_patients find_cases in_turns label_of
+        load_datalist make_datalist matched_sampler matched_weights multi_hot patient_folds read_unmasked runs
+        slice_classes slice_labels split_patients stratified_weights write_datalist
     """,
     "datasets": """
-        ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m labeled_table
-        mosmed phantom_case read_cases substacks write_phantom
+        ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m mosmed
+        phantom_case read_cases substacks write_phantom
     """,
     "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",
     "engines": """
         CaseDataset CaseEvaluator SliceMapInferer cause check_settings gathered gathered_rows raise_together
         weighted_sampler
     """,
-    "features": "Entry EntryLocked FeatureStore bag_of encode extract file_key find volume_entry",
+    "features": "Entry EntryLocked FeatureStore bag_of case_files encode extract file_key find volume_entry",
     "images": """
         Volume as_array axial check_affine check_one_grid corners file_of in_axes_of is_dicom like_image meta_tensor
         nifti_affine on_grid read_grid read_mask read_volume spacing_of tensor_bytes window_pads write_nifti

@@ -1,5 +1,6 @@
 """Cases: found in folders or listed in a datalist, split by patient, cut into slices."""
 
+from .cache import CacheEntry, VolumeCache, in_turns
 from .datalist import (
     SECTIONS,
     cases,
@@ -17,11 +18,14 @@ from .splits import matched_weights, patient_folds, split_patients, stratified_w
 
 __all__ = [
     "SECTIONS",
+    "CacheEntry",
     "Case",
     "SliceDataset",
+    "VolumeCache",
     "cases",
     "check_patients",
     "find_cases",
+    "in_turns",
     "label_of",
     "load_datalist",
     "make_datalist",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,11 @@ from monai.transforms import apply_transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
 
 from ..engines import weighted_sampler
+from ..features import case_files
 from ..images import window_pads
+from .cache import Stored, VolumeCache, in_turns, warn_of_memory
 from .datalist import label_of, slice_labels
 from .splits import matched_weights
 
@@ -61,7 +64,7 @@ def read_unmasked(case: dict, preprocessing: Callable) -> Tensor:
 
 
 class SliceDataset(Dataset):
-    """Axial slices of preprocessed volumes, held in memory in half precision.
+    """Axial slices of preprocessed volumes, in half precision: held in memory, or in a cache on disk.
 
     An item is `{"image": [C, H, W] float32, "cls": int}`, and with an organ channel `"organ": [1, H, W]` apart from
     the image, so that `augment` can treat them differently; it ends with concatenating them again.
@@ -76,6 +79,8 @@ class SliceDataset(Dataset):
         window: `[h, w]` of the part around each volume's organ that is kept, see `window_pads`.
         targets: function of a case and its preprocessed image (whole, in full precision) that gives what items have
             beside image and label: tensors `[C, H, W, Z]` or, a number for each slice, `[Z]`, by name.
+        cache_dir: folder of a `VolumeCache`, for volumes that do not fit into memory, and for a second run that does
+            not preprocess them again; None: in memory.
         progress: show a progress bar while reading.
 
     Attributes:
@@ -97,36 +102,66 @@ class SliceDataset(Dataset):
         organ_channel: bool = True,
         window: Sequence[int] | None = None,
         targets: Callable[[dict, Tensor], Mapping[str, Tensor]] | None = None,
+        cache_dir: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         self.data = list(data)
+        self.preprocessing = preprocessing
         self.augment = augment
         self.organ_channel = organ_channel
         self.window = window
-        self.volumes: list[Tensor] = []
-        self.targets: list[dict[str, Tensor]] = []
+        self.make_targets = targets
         self.classes: list[int] = []
         self.positions: list[float] = []
         self.where: list[tuple[int, int]] = []
-        for case in tqdm(self.data, desc="reading", unit="case", disable=not progress):
-            image = read_unmasked(case, preprocessing)
-            self._add_slices(case, image)
-            more = targets(case, image) if targets is not None else {}
-            volume = convert_to_tensor(image, track_meta=False)
-            pads = self._pads(volume)
-            self.volumes.append(_padded(volume, pads).half())
-            self.targets.append({name: _padded(target, pads) for name, target in more.items()})
+        settings = (preprocessing, organ_channel, window)
+        self._caches = [VolumeCache(cache_dir, *settings, more) for more in (None, targets)] if cache_dir else None
+        read: dict[int, tuple[Stored, list[int]]] = {}
+        for index in in_turns(self.data, progress=progress):
+            case = self.data[index]
+            tensors = self._hold(case) if self._caches is None else self._store(case, *self._caches)
+            read[index] = tensors, slice_classes(case, len(tensors["shown"]))
+            if self._caches is None and len(read) == 1:
+                warn_of_memory(tensors.values(), len(self.data))
+        # Each `[Z, …]`: the volume under `image`, and what goes with it.
+        self.volumes = [read[index][0] for index in range(len(self.data))]
+        for number, (tensors, labels) in sorted(read.items()):
+            for z, (label, shown) in enumerate(zip(labels, tensors.pop("shown")[:], strict=True)):
+                if shown:
+                    self.classes.append(label)
+                    self.positions.append(z / max(len(labels) - 1, 1))
+                    self.where.append((number, z))
+        if self._caches is not None and progress:
+            print(*(cache.report() for cache in self._caches if cache.entries), sep="\n")
         if not self.where:
             raise RuntimeError("no slice is left to train on: are the images empty, or is the organ mask?")
 
-    def _add_slices(self, case: dict, image: Tensor) -> None:
-        depth = image.shape[-1]
-        shown = image[-1:] > 0.5 if self.organ_channel else image != image[:, :1, :1]  # an empty slice has one value
-        for z, label in enumerate(slice_classes(case, depth)):
-            if bool(shown[..., z].any()):
-                self.classes.append(label)
-                self.positions.append(z / max(depth - 1, 1))
-                self.where.append((len(self.volumes), z))
+    def _hold(self, case: dict) -> Stored:
+        image = read_unmasked(case, self.preprocessing)
+        return {**self._packed(image), **self._packed_targets(case, image)}
+
+    def _store(self, case: dict, images: VolumeCache, targets: VolumeCache) -> Stored:
+        image = functools.cache(lambda: read_unmasked(case, self.preprocessing))  # once, and only where it is needed
+        found = images.entry(case_files(case), lambda: self._packed(image())).stored()
+        if self.make_targets is not None:
+            files = case_files(case, ("image", "organ", "label"))
+            found |= targets.entry(files, lambda: self._packed_targets(case, image()), case.get("cls")).stored()
+        return found
+
+    def _packed(self, image: Tensor) -> dict[str, Tensor]:
+        """What is kept of a preprocessed image: slices `[Z, C, H, W]`, and `[Z]`, whether there is anything on them."""
+        volume = convert_to_tensor(image, track_meta=False)
+        # Without an organ a slice is empty where it has one value.
+        shown = volume[-1:] > 0.5 if self.organ_channel else volume != volume[:, :1, :1]
+        slices = _slices(volume, self._pads(volume))
+        return {"image": slices.half().contiguous(), "shown": shown.flatten(0, 2).any(dim=0)}
+
+    def _packed_targets(self, case: dict, image: Tensor) -> dict[str, Tensor]:
+        if self.make_targets is None:
+            return {}
+        pads = self._pads(convert_to_tensor(image, track_meta=False))
+        made = self.make_targets(case, image)
+        return {name: _slices(torch.as_tensor(target), pads).contiguous() for name, target in made.items()}
 
     def _pads(self, volume: Tensor) -> list[int] | None:
         """What `F.pad` adds to the slices (or, negative, takes away) for the window."""
@@ -139,19 +174,20 @@ class SliceDataset(Dataset):
         return len(self.where)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        volume, z = self.where[index]
-        plane = self.volumes[volume][..., z].float()
-        item: Any = {"image": plane[:-1], "organ": plane[-1:]} if self.organ_channel else {"image": plane}
+        number, z = self.where[index]
+        item: Any = {name: slices[z].float() for name, slices in self.volumes[number].items()}
+        if self.organ_channel:
+            item |= {"image": item["image"][:-1], "organ": item["image"][-1:]}
         item["cls"] = self.classes[index]
-        item |= {name: target[..., z].float() for name, target in self.targets[volume].items()}
         if self.augment is not None:
             item = apply_transform(self.augment, item)
         return item
 
 
-def _padded(volume: Tensor, pads: list[int] | None) -> Tensor:
-    """The slices of `[C, H, W, Z]`, padded; numbers for each slice, `[Z]`, as they are."""
-    return volume if pads is None or volume.dim() == 1 else F.pad(volume.movedim(-1, 0), pads).movedim(0, -1)
+def _slices(volume: Tensor, pads: list[int] | None) -> Tensor:
+    """The slices `[Z, C, H, W]` of `[C, H, W, Z]`, padded; numbers for each slice, `[Z]`, as they are."""
+    slices = volume.movedim(-1, 0)
+    return slices if pads is None or volume.dim() == 1 else F.pad(slices, pads)
 
 
 def slice_classes(case: dict, depth: int) -> list[int]:

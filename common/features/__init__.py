@@ -1,13 +1,14 @@
 """Features of a frozen encoder: computed once, kept on disk, found again by what they were computed from."""
 
 from .extraction import bag_of, extract, find, volume_entry
-from .store import Entry, EntryLocked, FeatureStore, encode, file_key
+from .store import Entry, EntryLocked, FeatureStore, case_files, encode, file_key
 
 __all__ = [
     "Entry",
     "EntryLocked",
     "FeatureStore",
     "bag_of",
+    "case_files",
     "encode",
     "extract",
     "file_key",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
@@ -20,10 +19,9 @@ from ..encoders import Encoder
 from ..engines import CaseDataset
 from ..files import NotWritten, write_json
 from .fingerprint import describe
-from .store import Entry, EntryLocked, FeatureStore, content_key, file_key
+from .store import Entry, EntryLocked, FeatureStore, case_files, content_key, file_key
 
 logger = logging.getLogger(__name__)
-FILES = ("image", "organ")  # keys of a case whose files a volume's features are made from
 
 
 def bag_of(image: Tensor) -> tuple[Tensor, Tensor, list[int]]:
@@ -82,13 +80,7 @@ def find(case: dict, preprocessing: Callable, encoder: Encoder, store: FeatureSt
 
 
 def _alias(case: dict, preprocessing: str, fingerprint: str) -> str:
-    return file_key(fingerprint, _files(case), preprocessing)
-
-
-def _files(case: dict) -> list[str]:
-    """Those that a case's features are made from."""
-    parts = [case[key] for key in FILES if key in case]
-    return [str(path) for part in parts for path in ([part] if isinstance(part, str | os.PathLike) else part)]
+    return file_key(fingerprint, case_files(case), preprocessing)
 
 
 class _Inputs(Dataset):
@@ -238,7 +230,7 @@ class _Run:
             self.record["found"].append(name)
         else:
             case = self.inputs.cases[item["index"]]
-            about = {"case": name, "files": [Path(path).name for path in _files(case)]}
+            about = {"case": name, "files": [Path(path).name for path in case_files(case)]}
             entry = volume_entry(item["image"], self.encoder, self.store, about=about, **self.work)
             self.store.set_alias(item["alias"], entry.about["key"])
             self.record["computed"].append(name)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from tqdm import tqdm
 
 from ..encoders import Encoder
 from ..files import PathLike, write, write_json, writing
-from ..images import tensor_bytes
+from ..images import is_dicom, tensor_bytes
+from ..images.dicom_files import find_series
 
 FORMAT = "features 2"  # in every key: what is stored, and how
 LARGEST = float(np.finfo(np.float16).max)
@@ -67,6 +69,17 @@ def file_key(fingerprint: str, files: Iterable[PathLike], preprocessing: str) ->
                 part.update(block)
         digest.update(part.digest())
     return digest.hexdigest()
+
+
+def case_files(case: Mapping[str, Any], keys: Sequence[str] = ("image", "organ")) -> list[Path]:
+    """The files that a case's preprocessed volume is made from, those of a DICOM series one by one.
+
+    Raises:
+        FileNotFoundError, ValueError: see `common.images.dicom_files.find_series`; a single file need not exist.
+    """
+    parts = [case[key] for key in keys if case.get(key) is not None]
+    paths = [Path(path) for part in parts for path in ([part] if isinstance(part, str | os.PathLike) else part)]
+    return [file for path in paths for file in (find_series(path).files if is_dicom(path) else [path])]
 
 
 class Entry:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import unwrapped
+from ..features import case_files
 from ..features.fingerprint import describe
 from ..files import write_json
 
@@ -38,21 +40,11 @@ def run_settings(engine: Any, options: Mapping[str, Any]) -> str:
 def case_stamp(settings: str, case: Mapping[str, Any]) -> str:
     """Digest of a run's settings and of size and time of a case's files, wherever they lie."""
     digest = hashlib.sha256(settings.encode())
-    for key in INPUTS:
-        value = case.get(key) or []
-        for path in [value] if isinstance(value, str | Path) else value:
-            for file in _files_at(Path(path)):
-                about = file.stat()
-                digest.update(f"{key} {about.st_size} {about.st_mtime_ns}\n".encode())
+    with suppress(OSError, ValueError):  # a case whose files cannot be read is never finished
+        for path in case_files(case, INPUTS):
+            about = path.stat()
+            digest.update(f"{about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _files_at(path: Path) -> list[Path]:
-    """The file; all of a folder with a series, or of the one above where `path` ends with a series' UID."""
-    if path.is_file():
-        return [path]
-    folder = path if path.is_dir() else path.parent
-    return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
 
 
 class FinishedCases:
