@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,11 +62,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """What `torch.save` wrote, tensors on the CPU, no code run.
 
     Raises:
-        ValueError: the file is something else, or cut off.
+        ValueError: the file is something else, holds more than tensors and plain values, or is cut off.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        held = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if held and ("." in held[1] or hasattr(builtins, held[1])):  # else a text that begins with the code for GLOBAL
+            raise ValueError(
+                f"{path} holds {held[1]} and is refused, since reading that would run code; keep tensors alone: "
+                "torch.save(network.state_dict(), path)"
+            ) from error
         reason = f"{type(error).__name__}: truncated, or not written by torch.save"
         raise ValueError(f"{path} is not a readable checkpoint ({reason}); copy it anew or remove it") from error
 

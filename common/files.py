@@ -91,12 +91,24 @@ def _strict(value: Any) -> Any:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the union of their keys as columns, in order of first appearance."""
+    """Write rows with the union of their keys as columns, in order of first appearance.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with writing(path), atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@")):
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+    return value
 
 
 def rounded(row: Mapping[str, Any]) -> dict[str, Any]:

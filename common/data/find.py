@@ -141,7 +141,11 @@ def case_names(found: Sequence[Match]) -> dict[Match, str]:
 
 
 def check_names(cases: Iterable[Case], source: str) -> None:
-    """Raise `ValueError` where two cases have one name: files of one would replace the other's."""
-    twice = [name for name, n in Counter(case["case"] for case in cases).items() if n > 1]
+    """Raise `ValueError` where two cases have one name, or a path for a name: files would replace others."""
+    names = Counter(str(case["case"]) for case in cases)
+    for name in names:
+        if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+            raise ValueError(f"{source}: the case name {name!r} names a file's path; give a name without / and \\.")
+    twice = [name for name, n in names.items() if n > 1]
     if twice:
         raise ValueError(f"{source}: the case name(s) {twice[:3]} occur more than once; names must be unique.")

@@ -49,6 +49,6 @@ def cases_of_run(folder: Path) -> frozenset[str]:
 def _read_cases(table: str, changed: int) -> frozenset[str]:
     try:
         with open(table, newline="", encoding="utf-8") as file:
-            return frozenset(row["case"] for row in csv.DictReader(file) if row.get("case"))
+            return frozenset(row["case"].removeprefix("'") for row in csv.DictReader(file) if row.get("case"))
     except (OSError, ValueError, csv.Error):
         return frozenset()
