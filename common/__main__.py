@@ -10,6 +10,7 @@ from .commands.ablate import ablate
 from .commands.arguments import checked, ending_in_words
 from .commands.crossvalidate import crossvalidate
 from .commands.demo import demo
+from .commands.describe import describe
 from .commands.export import export
 from .commands.features import features
 from .commands.folds import folds
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "features": features,
     "crossvalidate": crossvalidate,
     "ablate": ablate,
+    "describe": describe,
     "export": export,
     "verify": verify,
     "format": format_configs,

@@ -49,7 +49,7 @@ def evaluator(
     """The evaluator of `inference.json` with `BrightnessNet`; `overrides` change the config's top-level keys."""
     parser = ConfigParser()
     parser.read_config(CONFIG)
-    for key, value in {"organ": "none", "refine": None, **overrides}.items():
+    for key, value in {"organ": "none", "refine": None, "seen": None, **overrides}.items():
         parser[key] = value
     preprocessing, postprocessing, inferer = (
         parser.get_parsed_content(key) for key in ("preprocessing", "postprocessing", "inferer")

@@ -53,8 +53,8 @@ PUBLIC = {
         paper_dsc pooled_miou roc_auc slice_dice summarize voxel_counts
     """,
     "preprocessing": """
-        ORGANS LoadCased NormalizeByOrgand OrganMaskd brain_mask check_image head_mask learned_lung_mask lung_mask
-        normalize_by_median normalize_by_mode organ_mask
+        ORGANS CheckSeend LoadCased NormalizeByOrgand OrganMaskd SeenWriter brain_mask check_image head_mask
+        learned_lung_mask lung_mask normalize_by_median normalize_by_mode organ_mask read_seen
     """,
     "radon": """
         MapReconstruction by_azimuth directions extreme_points half_diagonal oblique_slices paper_geometry

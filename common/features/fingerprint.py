@@ -68,7 +68,8 @@ def _describe(value: Any, where: str, parents: tuple[int, ...]) -> str:
     if isinstance(value, set | frozenset):
         return "{" + ", ".join(sorted(inner(part, "element") for part in value)) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(inner(part, number) for number, part in enumerate(value)) + "]"
+        parts = [part for part in value if not getattr(part, "only_looks", False)]  # those change nothing
+        return "[" + ", ".join(inner(part, number) for number, part in enumerate(parts)) + "]"
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, FunctionType | BuiltinFunctionType):

@@ -1,5 +1,6 @@
 """From an image file to what a network sees: reading and checks, organ mask, normalization."""
 
+from .checking import CheckSeend, SeenWriter, read_seen
 from .loading import LoadCased, check_image
 from .organ import (
     ORGANS,
@@ -15,9 +16,11 @@ from .transforms import NormalizeByOrgand, OrganMaskd
 
 __all__ = [
     "ORGANS",
+    "CheckSeend",
     "LoadCased",
     "NormalizeByOrgand",
     "OrganMaskd",
+    "SeenWriter",
     "brain_mask",
     "check_image",
     "head_mask",
@@ -26,4 +29,5 @@ __all__ = [
     "normalize_by_median",
     "normalize_by_mode",
     "organ_mask",
+    "read_seen",
 ]

@@ -1,0 +1,48 @@
+"""`python -m common describe BUNDLE DATASET_DIR`: what weights saw in training, for those that were trained before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai.bundle import ConfigParser
+
+from .run import BUNDLES, names
+
+WRITER = "common.preprocessing.SeenWriter"
+
+
+def describe(
+    bundle: str,
+    dataset_dir: str,
+    *,
+    datalist: str | None = None,
+    configs: str | Sequence[str] = "train.json",
+    output: str | None = None,
+) -> None:
+    """Describe the training section of a datalist and write it beside a bundle's weights, as training does itself.
+
+    Images and organ masks are read, labels and masks of the finding are not.
+
+    Args:
+        bundle: name under `bundles/`, or a path.
+        dataset_dir: folder of the data.
+        datalist: that the weights were trained with; by default `datalist.json` in `dataset_dir`.
+        configs: config files of the training, later ones override earlier ones.
+        output: by default `models/model.json` of the bundle.
+    """
+    root = BUNDLES / bundle
+    listed = Path(datalist) if datalist else Path(dataset_dir) / "datalist.json"
+    path = Path(output) if output else root / "models" / "model.json"
+    parser = ConfigParser()
+    parser.read_config([str(root / "configs" / name) for name in names(configs)])
+    parser["dataset_dir"], parser["datalist"] = str(Path(dataset_dir).resolve()), str(listed.resolve())
+    places = [i for i, handler in enumerate(parser["train"]["handlers"]) if handler["_target_"] == WRITER]
+    if not places:
+        raise SystemExit(f"the training of {bundle} does not write what it saw: it has no {WRITER} among its handlers")
+    handler = f"train#handlers#{places[0]}"
+    parser[f"{handler}#path"] = str(path)
+    parser.get_parsed_content(handler).write()
+    seen = json.loads(path.read_text(encoding="utf-8"))["seen"]
+    print(f"{path}: {seen['cases']} cases of {seen['patients']} patients")

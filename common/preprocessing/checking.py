@@ -1,0 +1,203 @@
+"""Each case against what its weights saw in training, which is kept beside them: `model.json` for `model.pt`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from ignite.distributed import one_rank_only
+from ignite.engine import Engine, Events
+from monai.config import KeysCollection
+from monai.transforms import Compose, MapTransform
+from tqdm import tqdm
+
+from ..files import PathLike, write_json
+from ..images import as_array, file_of, spacing_of
+from .seen import Description, compare, describe_case, summarize
+
+logger = logging.getLogger(__name__)
+
+
+def read_seen(ckpt: PathLike, *, check_range: bool = True) -> dict[str, Any]:
+    """What weights saw in training, from the `.json` of the same name beside them.
+
+    Args:
+        ckpt: the weights.
+        check_range: whether a case that certainly does not fit is an error; else a warning.
+
+    Returns:
+        For `CheckSeend`: a description, see `common.preprocessing.seen.summarize`, and `check_range`; empty, with a
+        line in the console, where the file does not exist or does not say.
+
+    Raises:
+        ValueError: the file is no JSON.
+    """
+    path = Path(ckpt).with_suffix(".json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        content = {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); write it anew or remove it") from error
+    if not isinstance(content, dict) or "seen" not in content:
+        logger.warning("%s does not say what the weights saw in training: images are not compared with it", path)
+        return {}
+    return {**content["seen"], "check_range": check_range}
+
+
+class CheckSeend(MapTransform):
+    """Compare a case with what the weights saw in training; in training, note what they see. Images stay as they are.
+
+    Belongs after the organ mask and before intensities are scaled. What is unlike, but may be right, is added to the
+    text under `warnings`.
+
+    Args:
+        keys: one image key, `[C, H, W, D]`, axial slices along the last axis.
+        seen: of `read_seen`; empty: nothing is compared; None, in training: cases are described and kept for
+            `SeenWriter`.
+        window: `[low, high]` that a later transform scales to [0, 1]; None where the organ's own intensities scale.
+        organ_key: the organ mask.
+
+    Attributes:
+        described: description of each case by its name, where `seen` is None.
+
+    Raises:
+        ValueError: the case certainly does not fit, e.g. Hounsfield units where the training had 0 to 255; the message
+            names the file.
+    """
+
+    only_looks = True  # features and caches of images do not depend on it
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        seen: Mapping[str, Any] | None,
+        window: Sequence[float] | None = None,
+        organ_key: str = "organ",
+    ) -> None:
+        super().__init__(keys)
+        self.seen = seen
+        self.window = window
+        self.organ_key = organ_key
+        self.described: dict[str, Description] = {}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            if self.seen is None:
+                self.described[str(data.get("case"))] = self.describe(data, key)
+            elif self.seen:
+                self._compare(data, key)
+        return data
+
+    def describe(self, data: Mapping[Hashable, Any], key: Hashable | None = None) -> Description:
+        """Of a case that has its organ mask."""
+        image = data[self.keys[0] if key is None else key]
+        organ = as_array(data[self.organ_key])[0] > 0.5
+        spacing = spacing_of(image)
+        native = _axial_spacing(image.meta.get("original_affine")) if hasattr(image, "meta") else None
+        return describe_case(
+            as_array(image), organ, spacing=spacing, native_spacing=native or spacing, window=self.window
+        )
+
+    def _compare(self, data: dict[Hashable, Any], key: Hashable) -> None:
+        assert self.seen is not None
+        errors, warnings = compare(self.describe(data, key), dict(self.seen), window=self.window)
+        if errors and self.seen.get("check_range", True):
+            raise ValueError(f"{file_of(data[key])}: {'; '.join(errors)}, or go on with --check_range false")
+        said = [str(data["warnings"])] if data.get("warnings") else []
+        data["warnings"] = "; ".join([*said, *errors, *warnings])
+
+
+def _axial_spacing(affine: Any) -> list[float] | None:
+    """Spacing to the left, to the back and upwards of an image with its axes in any order."""
+    if affine is None:
+        return None
+    affine = np.asarray(affine)
+    axes = np.argsort(nib.io_orientation(affine)[:, 0])
+    return [float(s) for s in nib.affines.voxel_sizes(affine)[axes]]
+
+
+class SeenWriter:
+    """Handler: write, before the first epoch, what the training's images look like, beside the weights to come.
+
+    Cases that the preprocessing has already described as they were read are not read again; of those that come from a
+    cache, up to `most` patients are.
+
+    Args:
+        path: of the file, e.g. `model.json` for `model.pt`; other parts of it are kept.
+        data: the training cases.
+        preprocessing: of the training.
+        datalist: file whose `modalities` name the channels.
+        most: so many patients, evenly drawn, are described.
+        progress: show a progress bar while reading.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        data: Sequence[dict],
+        preprocessing: Any,
+        datalist: PathLike | None = None,
+        most: int = 64,
+        progress: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.data = list(data)
+        self.preprocessing = preprocessing
+        self.datalist = datalist
+        self.most = most
+        self.progress = progress
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.write)
+
+    @one_rank_only()
+    def write(self, engine: Engine | None = None) -> None:
+        """Describe the cases and write the file; nothing where the preprocessing has no `CheckSeend` (slides)."""
+        transforms: Any = getattr(self.preprocessing, "transforms", ())
+        places = [i for i, transform in enumerate(transforms) if isinstance(transform, CheckSeend)]
+        if not places:
+            return
+        check, before = transforms[places[0]], Compose(transforms[: places[0]])
+        cases = self._some()
+        described = []
+        for case in tqdm(cases, desc="describing", unit="case", disable=not self.progress):
+            known = check.described.get(case["case"])
+            described.append(known or check.describe(_read(case, before)))
+        patients = [_patient(case) for case in cases]
+        seen = summarize(described, patients, channels=_modalities(self.datalist), window=check.window)
+        write_json(self.path, _content(self.path) | {"seen": seen})
+
+    def _some(self) -> list[dict]:
+        """All cases of at most `most` patients."""
+        patients = list(dict.fromkeys(map(_patient, self.data)))
+        drawn = np.linspace(0, len(patients) - 1, min(self.most, len(patients))).round().astype(int)
+        kept = {patients[i] for i in drawn}
+        return [case for case in self.data if _patient(case) in kept]
+
+
+def _patient(case: dict) -> str:
+    return str(case.get("patient", case["case"]))
+
+
+def _read(case: dict, transform: Callable) -> Any:
+    """A case up to its organ mask; ground truth is not even opened."""
+    return transform({key: value for key, value in case.items() if key != "label"})
+
+
+def _modalities(datalist: PathLike | None) -> list[str] | None:
+    if datalist is None or not Path(datalist).is_file():
+        return None
+    return json.loads(Path(datalist).read_text(encoding="utf-8")).get("modalities")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

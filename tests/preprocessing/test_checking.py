@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ignite.engine import Engine
+from monai.transforms import Compose, Orientationd, Spacingd
+
+from common.features.fingerprint import describe
+from common.preprocessing import CheckSeend, LoadCased, OrganMaskd, SeenWriter, read_seen
+from tests.pipeline import affine_of, save
+
+SHAPE = (6, 20, 24)  # sagittal slices
+AFFINE = affine_of("LPS", (4.0, 1.0, 1.0), SHAPE)
+
+
+def volume(folder: Path, name: str, *, slope: float = 1.0, offset: float = 0.0) -> dict[str, str]:
+    """A case with an organ; its image lies between 20 and 200 inside, or on a line of that."""
+    values = np.random.default_rng(len(name)).uniform(20, 200, SHAPE)
+    organ = np.zeros(SHAPE, np.float32)
+    organ[1:5, 2:18, 2:22] = 1
+    image = save(folder / f"{name}.nii.gz", (slope * values + offset).astype(np.float32), AFFINE)
+    mask = save(folder / f"{name}_lung.nii.gz", organ, AFFINE)
+    return {"case": name, "patient": name[0], "image": image, "organ": mask}
+
+
+def preprocessing(seen: dict | None, **options: object) -> Compose:
+    keys = ["image", "organ"]
+    return Compose(
+        [
+            LoadCased(channels=1),
+            Orientationd(keys=keys, axcodes="LPS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+            Spacingd(keys=keys, pixdim=(2.0, 2.0, -1.0), mode=["bilinear", "nearest"]),
+            OrganMaskd(keys="image", organ="none"),
+            CheckSeend(keys="image", seen=seen, **{"window": [0, 255]} | options),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """`model.pt` with its `model.json`, as training on three patients leaves them."""
+    folder = tmp_path_factory.mktemp("trained")
+    cases = [volume(folder, name) for name in ("a1", "b2", "b34")]
+    (folder / "datalist.json").write_text(json.dumps({"modalities": ["ct"]}))
+    (folder / "model.json").write_text(json.dumps({"gate": 0.5, "seen": "of another training"}))
+    transform = preprocessing(None)
+    transform(cases[0])  # one is read for the training, the others come from a cache
+    data = [case | {"label": "is not opened"} for case in cases]
+    options = {"datalist": folder / "datalist.json", "progress": False}
+    writer = SeenWriter(folder / "model.json", data=data, preprocessing=transform, **options)
+    trainer = Engine(lambda *_: None)
+    writer.attach(trainer)
+    trainer.run([0], max_epochs=1)
+    return folder / "model.pt"
+
+
+def test_training_leaves_what_it_saw_beside_its_weights_and_other_parts_of_the_file_alone(trained):
+    content = json.loads(trained.with_suffix(".json").read_text())
+    assert content["gate"] == 0.5
+    seen = content["seen"]
+    assert (seen["cases"], seen["patients"], seen["channels"], seen["window"]) == (3, 2, ["ct"], [0.0, 255.0])
+    assert seen["spacing"]["median"] == pytest.approx([4.0, 1.0, 1.0])  # of the file, along left, back and up
+    assert 20 <= seen["quantiles"][0]["min"][0] < seen["quantiles"][0]["max"][-1] <= 200
+    assert 100 < seen["quantiles"][0]["median"][3] < 120
+    assert seen["organ_ml"]["max"] == pytest.approx(2 * seen["organ_ml"]["min"])
+
+
+def test_a_case_as_in_training_passes_unchanged(trained, tmp_path):
+    case = volume(tmp_path, "c")
+    plain = preprocessing({})(dict(case))
+    checked = preprocessing(read_seen(trained))(dict(case))
+    assert checked["warnings"] == ""
+    np.testing.assert_array_equal(checked["image"].numpy(), plain["image"].numpy())
+
+
+def test_what_certainly_does_not_fit_is_an_error_that_names_the_file_or_on_request_a_warning(trained, tmp_path):
+    case = volume(tmp_path, "c", slope=5.0, offset=-1000.0)
+    with pytest.raises(RuntimeError) as raised:
+        preprocessing(read_seen(trained))(dict(case))
+    message = str(raised.value.__cause__)
+    assert message.startswith(f"{case['image']}: ")
+    assert re.search(r"\d+% of the organ's voxels lie outside .* --window, or go on with --check_range false$", message)
+    data = preprocessing(read_seen(trained, check_range=False))(dict(case))
+    assert "lie outside" in data["warnings"]
+
+
+def test_warnings_are_added_to_those_there_are(trained, tmp_path):
+    case = volume(tmp_path, "c")
+    loaded = preprocessing(None)(dict(case)) | {"warnings": "it is said to be doubtful"}
+    seen = json.loads(trained.with_suffix(".json").read_text())["seen"]
+    seen["organ_ml"] = {"min": 1000.0, "median": 1000.0, "max": 1000.0}
+    data = CheckSeend(keys="image", seen=seen, window=[0, 255])(loaded)
+    assert data["warnings"].startswith("it is said to be doubtful; organ of ")
+
+
+def test_weights_without_the_file_are_used_with_a_line_that_says_so(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert read_seen(tmp_path / "own.pt") == {}
+    assert f"{tmp_path / 'own.json'} does not say what the weights saw" in caplog.text
+    (tmp_path / "own.json").write_text("{")
+    with pytest.raises(ValueError, match=r"own.json: not a JSON file"):
+        read_seen(tmp_path / "own.pt")
+
+
+def test_of_many_patients_some_are_described_with_all_their_cases(tmp_path):
+    cases = [{"case": f"{patient}_{part}", "patient": patient} for patient in "abcdefg" for part in (1, 2)]
+    writer = SeenWriter(tmp_path / "model.json", data=cases, preprocessing=None, most=3)
+    assert [case["case"] for case in writer._some()] == ["a_1", "a_2", "d_1", "d_2", "g_1", "g_2"]
+    writer.write()  # slides: nothing to describe
+    assert not (tmp_path / "model.json").exists()
+
+
+def test_features_do_not_depend_on_what_is_only_looked_at(trained):
+    plain = Compose(preprocessing(None).transforms[:-1])
+    assert describe(preprocessing(read_seen(trained))) == describe(preprocessing(None)) == describe(plain)
