@@ -16,7 +16,7 @@ LESION: Code = ("52988006", "SCT", "Lesion")
 
 
 @dataclass(frozen=True)
-class Codes:
+class DicomCodes:
     """What a bundle's results are called in DICOM.
 
     Args:
@@ -47,7 +47,7 @@ class Codes:
                 )
 
     @classmethod
-    def of_bundle(cls, bundle_root: PathLike, **codes: Any) -> Codes:
+    def of_bundle(cls, bundle_root: PathLike, **codes: Any) -> DicomCodes:
         """Those of a bundle, with the name of its folder and the version in its `configs/metadata.json`."""
         metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
         return cls(Path(bundle_root).resolve().name, metadata["version"], **codes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..files import PathLike, atomic_path, writing
-from .dicom_codes import Codes
+from .dicom_codes import DicomCodes
 from .geometry import check_one_grid
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def dicom_results(
     heatmap: np.ndarray,
     *,
     classes: Sequence[str],
-    codes: Codes,
+    codes: DicomCodes,
 ) -> tuple[dict[str, Dataset], str]:
     """Mask and heatmap of a series as DICOM objects.
 
@@ -85,7 +85,7 @@ def read_headers(files: Sequence[PathLike]) -> list[Dataset]:
 
 
 def segmentation(
-    headers: Sequence[Dataset], mask: np.ndarray, affine: np.ndarray, *, classes: Sequence[str], codes: Codes
+    headers: Sequence[Dataset], mask: np.ndarray, affine: np.ndarray, *, classes: Sequence[str], codes: DicomCodes
 ) -> Segmentation:
     """A mask as Segmentation, a segment a class. All frames are kept: an empty mask, too, covers the whole series.
 
@@ -125,7 +125,7 @@ def segmentation(
 
 
 def parametric_map(
-    headers: Sequence[Dataset], heatmap: np.ndarray, affine: np.ndarray, *, codes: Codes
+    headers: Sequence[Dataset], heatmap: np.ndarray, affine: np.ndarray, *, codes: DicomCodes
 ) -> ParametricMap:
     """A heatmap as Parametric Map, its values as they are (32-bit floats without a unit).
 
@@ -211,7 +211,7 @@ def _placed(headers: Sequence[Dataset], array: np.ndarray, affine: np.ndarray) -
     return {"pixel_array": frames, "pixel_measures": hd.PixelMeasuresSequence(first.PixelSpacing, thickness, distance)}
 
 
-def _common(codes: Codes, *, number: int, description: str) -> dict[str, Any]:
+def _common(codes: DicomCodes, *, number: int, description: str) -> dict[str, Any]:
     hd = _highdicom()
     return {
         "series_instance_uid": hd.UID(),

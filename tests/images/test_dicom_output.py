@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from common.images import dicom_output, read_volume
-from common.images.dicom_codes import ABNORMAL, LESION, Codes
+from common.images.dicom_codes import ABNORMAL, LESION, DicomCodes
 
 hd = pytest.importorskip("highdicom", reason="the extra [dicom] is not installed")
 import pydicom  # noqa: E402
 
 from tests.images.placed_series import ORIENTATIONS, PIXELS, SHAPE, affine_of, expected, in_the_world, series  # noqa: E402
 
-CODES = Codes("gp_unet_brats", "0.1.0", ("12738006", "SCT", "Brain"), {"tumor": ("108369006", "SCT", "Neoplasm")})
+CODES = DicomCodes("gp_unet_brats", "0.1.0", ("12738006", "SCT", "Brain"), {"tumor": ("108369006", "SCT", "Neoplasm")})
 PROSTATE = (("91723000", "SCT", "Anatomical Structure"), ("41216001", "SCT", "Prostate"))
 
 
@@ -126,7 +126,7 @@ class TestSeries:
 
 class TestContent:
     def test_the_mask_says_what_it_shows_and_who_made_it(self, tmp_path):
-        codes = Codes("bundle", "0.2.0", CODES.anatomy, {**CODES.findings, "prostate": PROSTATE})
+        codes = DicomCodes("bundle", "0.2.0", CODES.anatomy, {**CODES.findings, "prostate": PROSTATE})
         mask, _ = mask_and_heatmap()
         source = headers(tmp_path)
         read = written(
@@ -230,7 +230,7 @@ class TestPatient:
         assert written(tmp_path, result).PatientName == name[1]
 
     def test_values_that_dicom_forbids_become_empty_and_appear_in_no_message(self, tmp_path, caplog, recwarn):
-        secret = {"PatientBirthDate": "2. Jan 1970", "PatientSex": "woman", "PatientID": "7" * 70, "StudyDate": "x"}
+        secret = {"PatientBirthDate": "2. Jan 1970", "PatientSex": "FEMALE", "PatientID": "7" * 70, "StudyDate": "x"}
         files = series(tmp_path, "axial", **secret, PatientName="Doe")
         mask, heatmap = mask_and_heatmap()
         caplog.clear()
@@ -266,9 +266,9 @@ class TestErrors:
 
     def test_codes_are_three_texts(self):
         with pytest.raises(ValueError, match="anatomy: a code is three texts"):
-            Codes("a", "1", ("12738006", "SCT"))
+            DicomCodes("a", "1", ("12738006", "SCT"))
         with pytest.raises(ValueError, match=r"findings.tumor: a code is three texts.*got \(108369006, "):
-            Codes("a", "1", findings={"tumor": (108369006, "SCT", "Neoplasm")})
+            DicomCodes("a", "1", findings={"tumor": (108369006, "SCT", "Neoplasm")})
 
     def test_the_extra_is_named_where_highdicom_is_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "highdicom", None)
