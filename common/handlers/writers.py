@@ -118,6 +118,8 @@ class PredictionWriter(CaseHandler):
 class CaseWriter(PredictionWriter):
     """Handler: writes `<case>_heatmap.nii.gz`, `<case>_seg.nii.gz`, `<case>_montage.png` and `predictions.csv`.
 
+    What is doubtful about a case (`warnings` of the batch) is said in the console, too.
+
     A handler and not a transform, so that a server which does its own saving can use the same postprocessing.
 
     Args:
@@ -155,7 +157,11 @@ class CaseWriter(PredictionWriter):
                 scan = np.asarray(batch["scan"])[0]
                 truth = np.asarray(batch["label"])[0] > 0 if "label" in batch else None
                 draw_montage(scan, heatmap, mask, truth, affine=affine).save(file("montage.png"))
-        self.rows.append(self._row(case, mask, affine, output, time.perf_counter() - engine.started))
+        row = self._row(case, mask, affine, output, time.perf_counter() - engine.started)
+        row["warnings"] = str(batch.get("warnings", ""))
+        if row["warnings"]:
+            logger.warning("case %s: %s", case, row["warnings"])
+        self.rows.append(row)
 
     def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
         milliliter = abs(np.linalg.det(affine[:3, :3])) / 1000.0

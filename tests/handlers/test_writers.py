@@ -117,7 +117,8 @@ def test_predictions_have_one_row_a_case_with_probabilities_threshold_volume_and
     out = run(tmp_path, cases, threshold=0.25, spacing=[-1.0, -1.0, -1.0])
     with open(out / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["case", "probability_none", "probability_tumor", "threshold", "volume_ml", "seconds"]
+    numbers = ["probability_none", "probability_tumor", "threshold", "volume_ml", "seconds"]
+    assert list(rows[0]) == ["case", *numbers, "warnings"]
     assert [row["case"] for row in rows] == ["dark", "bright"]
     # The medians are 1 and the brightest voxels 1.1 and 4, so that the logits are 8 (1.1 - 2) and 8 (4 - 2).
     assert float(rows[0]["probability_tumor"]) == pytest.approx(1 / (1 + np.exp(7.2)), abs=1e-4)
@@ -125,6 +126,19 @@ def test_predictions_have_one_row_a_case_with_probabilities_threshold_volume_and
     assert [float(row["threshold"]) for row in rows] == [0.25, 0.25]
     assert [float(row["volume_ml"]) for row in rows] == [0.0, 0.2]
     assert 0 < float(rows[0]["seconds"]) + 0.01 < 60
+
+
+def test_what_is_doubtful_about_a_case_is_said_once_in_the_console_and_in_its_row(tmp_path, caplog):
+    image = np.random.default_rng(0).random((20, 20, 4)).astype(np.float32)
+    paths = {"good": save(tmp_path / "good.nii.gz", image, affine_of("LPS", (2, 2, 4), image.shape))}
+    paths["doubtful"] = save(tmp_path / "doubtful.nii.gz", image, np.eye(4))
+    writer = CaseWriter(tmp_path / "out", classes=CLASSES, save_montage=False)
+    out = run(tmp_path, [{"case": case, "image": path} for case, path in paths.items()], writer)
+    with open(out / "predictions.csv", newline="") as file:
+        told = {row["case"]: row["warnings"] for row in csv.DictReader(file)}
+    assert told["good"] == ""
+    assert told["doubtful"].startswith("doubtful.nii.gz: the affine is the identity")
+    assert [record.getMessage() for record in caplog.records] == [f"case doubtful: {told['doubtful']}"]
 
 
 def test_montage_is_an_rgb_picture(tmp_path):
