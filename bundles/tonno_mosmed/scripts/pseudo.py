@@ -25,11 +25,15 @@ from common.radon import extreme_points
 from .sampling import PlaneDataset, random_planes
 
 
+def _heatmap(case: Mapping[str, Any], pseudo_dir: str | Path) -> Path:
+    return Path(pseudo_dir) / f"{case['case']}_heatmap.nii.gz"
+
+
 def with_pseudo_mask(
     case: Mapping[str, Any],
     image: MetaTensor,
     *,
-    paths: Mapping[str, Path],
+    pseudo_dir: str | Path,
     threshold: float,
     refine: Mapping[str, Any] | None,
 ) -> list[tuple[Tensor, int]]:
@@ -38,7 +42,7 @@ def with_pseudo_mask(
     The mask rides along so that planes of it are cut with those of the image. A volume labeled positive in which none
     is found is left out.
     """
-    heat = meta_tensor(read_volume(paths[case["case"]]))
+    heat = meta_tensor(read_volume(_heatmap(case, pseudo_dir)))
     heat = ResampleToMatch(mode="bilinear")(heat, image)[0].numpy()
     volume = image.numpy()
     organ = volume[-1] > 0.5
@@ -117,23 +121,25 @@ class PseudoPlaneDataset(PlaneDataset):
         candidates: int = 6,
         **options: Any,
     ) -> None:
-        paths = {case["case"]: Path(pseudo_dir) / f"{case['case']}_heatmap.nii.gz" for case in data}
-        missing = [str(path) for path in paths.values() if not path.is_file()]
+        missing = [str(path) for path in (_heatmap(case, pseudo_dir) for case in data) if not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(paths)} heatmaps do not exist, e.g. {missing[0]}: write them with "
+                f"{len(missing)} of {len(data)} heatmaps do not exist, e.g. {missing[0]}: write them with "
                 "inference.json, --datalist and --section training"
             )
-        volumes = partial(with_pseudo_mask, paths=paths, threshold=threshold, refine=refine)
+        self.pseudo_dir = pseudo_dir
+        volumes = partial(with_pseudo_mask, pseudo_dir=pseudo_dir, threshold=threshold, refine=refine)
         super().__init__(data, preprocessing, volumes=volumes, **options)
         self.min_area_cm2 = min_area_cm2
         self.candidates = candidates
-        masks = [body.volume[-1] > 0.5 for body in self.bodies]
         # Where no mask is, all planes are negative, wherever they are drawn from.
         self.targets = [
-            extreme_points(mask if label else body.inside, body.spacing)
-            for body, mask, label in zip(self.bodies, masks, self.classes, strict=True)
+            extreme_points(body.volume[-1] > 0.5 if label else body.inside, body.spacing)
+            for body, label in zip(self.bodies, self.classes, strict=True)
         ]
+
+    def _files(self, case: dict) -> list[Path]:
+        return [*super()._files(case), _heatmap(case, self.pseudo_dir)]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(index) if self.fixed else None

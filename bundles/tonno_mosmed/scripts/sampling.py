@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,25 @@ from monai.transforms import apply_transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
 
 import common.training as training
-from common.data import matched_weights, read_unmasked, runs, slice_classes, stratified_weights
+from common.data import (
+    VolumeCache,
+    in_turns,
+    matched_weights,
+    read_unmasked,
+    runs,
+    slice_classes,
+    stratified_weights,
+)
+from common.data.cache import warn_of_memory
 from common.engines import weighted_sampler
+from common.features import case_files
 from common.images import spacing_of
 from common.radon import extreme_points, plane_basis, sample_planes
 
-from .geometry import Body, Geometry, crop_to_organ
+from .geometry import Geometry, crop_to_organ
+from .stored import Bodies, Volume, stored_volumes
 
 
 def random_planes(points: Tensor, count: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -80,8 +91,28 @@ def labeled_stacks(
         yield image[..., start:stop], label
 
 
+def make_volumes(
+    case: dict,
+    *,
+    preprocessing: Callable,
+    volumes: Callable[[dict, Tensor], Iterable[tuple[Tensor, int]]],
+    organ_channel: bool,
+    geometry: Geometry,
+    radius: float | None,
+) -> list[Volume]:
+    """The volumes of a case that hold some organ; see `PlaneDataset`."""
+    made = []
+    for image, label in volumes(case, read_unmasked(case, preprocessing)):
+        body = crop_to_organ(image, spacing_of(image), organ_channel=organ_channel, geometry=geometry, radius=radius)
+        if body is not None:
+            points = extreme_points(body.inside, body.spacing)
+            half = replace(body, volume=body.volume.half())
+            made.append(Volume(half, points, int(label > 0), float(body.inside.sum())))
+    return made
+
+
 class PlaneDataset(Dataset):
-    """Planes of preprocessed volumes, which are held in memory in half precision.
+    """Planes of preprocessed volumes, in half precision: held in memory, or in a cache on disk.
 
     An item is `{"image": [N, C, size, size] float32, "cls": [N] float32}`: N planes of one volume at random angles,
     all with the volume's label. A case with one label per slice is cut into stacks of equal label, each a volume.
@@ -98,11 +129,14 @@ class PlaneDataset(Dataset):
         min_slices, max_slices: of stacks, see `common.data.runs`.
         volumes: function of a case and its preprocessed image that gives the volumes to hold, each with its label, in
             place of those stacks.
+        cache_dir: folder of a `common.data.VolumeCache`, for volumes that do not fit into memory, and for a second run
+            that does not preprocess them again; None: in memory.
         progress: show a progress bar while reading.
 
     Attributes:
         bodies, extremes, classes, cases: the volumes with an organ, points of each organ between which planes meet
             it, their labels, and the cases that they are of.
+        sizes: voxels of each organ.
 
     Raises:
         ValueError: a case without `cls`, or with another number of labels than slices.
@@ -126,6 +160,7 @@ class PlaneDataset(Dataset):
         min_slices: int = 4,
         max_slices: int | None = 8,
         volumes: Callable[[dict, Tensor], Iterable[tuple[Tensor, int]]] | None = None,
+        cache_dir: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         self.planes = planes
@@ -134,23 +169,37 @@ class PlaneDataset(Dataset):
         self.scale = scale
         self.shear = shear
         self.fixed = fixed
-        self.bodies: list[Body] = []
-        self.extremes: list[Tensor] = []
-        self.classes: list[int] = []
-        self.cases: list[dict] = []
         volumes = volumes or partial(labeled_stacks, min_slices=min_slices, max_slices=max_slices)
-        for case in tqdm(data, desc="reading", unit="case", disable=not progress):
-            for image, label in volumes(case, read_unmasked(case, preprocessing)):
-                body = crop_to_organ(
-                    image, spacing_of(image), organ_channel=organ_channel, geometry=geometry, radius=radius
-                )
-                if body is not None:
-                    self.bodies.append(replace(body, volume=body.volume.half()))
-                    self.extremes.append(extreme_points(body.inside, body.spacing))
-                    self.classes.append(int(label > 0))
-                    self.cases.append(case)
+        self._make = partial(
+            make_volumes,
+            preprocessing=preprocessing,
+            volumes=volumes,
+            organ_channel=organ_channel,
+            geometry=geometry,
+            radius=radius,
+        )
+        cache = VolumeCache(cache_dir, self._make) if cache_dir else None
+        found: dict[int, list[Volume]] = {}
+        for index in in_turns(data, progress=progress):
+            case = data[index]
+            make = partial(self._make, case)
+            found[index] = stored_volumes(cache, self._files(case), make, case.get("cls")) if cache else make()
+            if cache is None and len(found) == 1:
+                warn_of_memory([part for v in found[index] for part in (v.body.volume, v.body.inside)], len(data))
+        if cache is not None and progress:
+            print(cache.report())
+        together = [(case, volume) for index, case in enumerate(data) for volume in found[index]]
+        self.bodies = Bodies(volume.body for _, volume in together)
+        self.extremes = [volume.extremes for _, volume in together]
+        self.classes = [volume.label for _, volume in together]
+        self.sizes = [volume.size for _, volume in together]
+        self.cases = [case for case, _ in together]
         if not self.bodies:
             raise RuntimeError("no volume is left to train on: are the images empty, or is the organ mask?")
+
+    def _files(self, case: dict) -> list[Path]:
+        """All that the volumes of a case are made from; a mask only where it gives the label."""
+        return case_files(case, ("image", "organ") if case.get("cls") is not None else ("image", "organ", "label"))
 
     def __len__(self) -> int:
         return len(self.bodies)
@@ -195,7 +244,7 @@ def balanced_sampler(
         positive = [bool(label) for label in dataset.classes]
         weights = stratified_weights(dataset.cases, positive, stratify_by=stratify_by)
     else:
-        sizes = torch.tensor([float(body.inside.sum()) for body in dataset.bodies])
+        sizes = torch.tensor(dataset.sizes)
         positions = sizes / sizes.max() if match_size else torch.zeros_like(sizes)
         weights = matched_weights(dataset.classes, positions.tolist(), bins=bins)
     return weighted_sampler(dataset, weights.tolist(), num_samples)

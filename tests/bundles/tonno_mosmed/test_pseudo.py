@@ -105,3 +105,19 @@ def test_pairs_take_large_areas_first_and_the_nearest_organ():
 @pytest.mark.parametrize("area", [torch.zeros(4), torch.ones(4)])
 def test_planes_of_one_kind_are_taken_as_they_come(area):
     assert pseudo.pairs_of_planes(area, torch.ones(4), count=1, min_area=0.5).tolist() == [0, 1]
+
+
+def test_in_a_cache_volumes_follow_the_heatmap_that_their_mask_is_from(tmp_path):
+    cases = [
+        {"case": "a", "cls": LABELS, "image": str(tmp_path / "a")},
+        {"case": "b", "cls": [0] * 12, "image": str(tmp_path / "a")},
+    ]
+    (tmp_path / "a").write_text("the scan")
+    for heat in ((LESION, DECOY), (LESION, DECOY), ()):
+        held = dataset(tmp_path, cases, heat=heat, fixed=True)
+        stored = dataset(tmp_path, cases, heat=heat, fixed=True, cache_dir=tmp_path / "cache")
+        assert len(stored) == len(held) == (2 if heat else 1)
+        for one, other in zip(held, stored, strict=True):
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["cls"], other["cls"])
+    assert len(list((tmp_path / "cache").rglob("entry.json"))) == 4  # two of each heatmap

@@ -140,3 +140,42 @@ def test_no_organ_anywhere_is_refused():
 def test_a_case_without_label_is_named():
     with pytest.raises(ValueError, match="case 'nameless' has no `cls`"):
         dataset([{"case": "nameless", "bright": 1.0}])
+
+
+class TestCache:
+    """Volumes in a cache on disk."""
+
+    STACKS: tuple[dict, ...] = (*CASES, {"case": "cut", "bright": 3.0, "cls": [0] * 6 + [1] * 5 + [0] * 5})
+
+    def cases(self, folder):
+        found = [case | {"image": str(folder / f"{case['case']}.txt")} for case in self.STACKS]
+        for case in found:
+            (folder / f"{case['case']}.txt").write_text(case["case"])
+        return found
+
+    @pytest.mark.parametrize("options", [{}, {"geometry": "paper"}, {"radius": 12.0, "max_slices": None}])
+    def test_items_are_those_of_a_dataset_in_memory(self, tmp_path, options):
+        held = dataset(self.cases(tmp_path), fixed=True, **options)
+        for _ in range(2):  # made, then found
+            stored = dataset(self.cases(tmp_path), fixed=True, cache_dir=tmp_path / "cache", **options)
+            assert (stored.classes, stored.sizes, len(stored)) == (held.classes, held.sizes, len(held))
+            assert [case["case"] for case in stored.cases] == [case["case"] for case in held.cases]
+            assert [body.box for body in stored.bodies] == [body.box for body in held.bodies]
+            for one, other in zip(held, stored, strict=True):
+                assert torch.equal(one["image"], other["image"])
+                assert torch.equal(one["cls"], other["cls"])
+
+    def test_a_second_run_makes_nothing_and_other_labels_other_stacks(self, tmp_path, capsys):
+        cases = self.cases(tmp_path)
+        made = []
+        for cls in (cases[-1]["cls"], cases[-1]["cls"], [1] * 16):
+            cases[-1]["cls"] = cls
+            planes = dataset(cases, cache_dir=tmp_path / "cache", progress=True)
+            made.append((capsys.readouterr().out.partition(" of them")[0].split()[-1], planes.classes.count(1)))
+        assert made == [("4", 2), ("0", 2), ("1", 3)]
+        assert len(planes) == 5
+
+    def test_draws_are_balanced_without_reading_the_volumes(self, tmp_path, monkeypatch):
+        planes = dataset(self.cases(tmp_path), cache_dir=tmp_path / "cache")
+        monkeypatch.setattr(type(planes.bodies), "__getitem__", None)
+        assert len(list(sampling.balanced_sampler(planes, num_samples=50))) == 50
