@@ -25,8 +25,8 @@ PUBLIC = {
         slice_classes slice_labels split_patients stratified_weights write_datalist
     """,
     "datasets": """
-        ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m mosmed
-        phantom_case read_cases substacks write_phantom
+        ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m labeled_table
+        mosmed phantom_case read_cases substacks write_phantom
     """,
     "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",
     "engines": """
@@ -35,8 +35,9 @@ PUBLIC = {
     """,
     "features": "Entry EntryLocked FeatureStore bag_of case_files encode extract file_key find volume_entry",
     "images": """
-        Volume as_array axial check_affine check_one_grid corners file_of in_axes_of is_dicom like_image meta_tensor
-        nifti_affine on_grid read_grid read_mask read_volume spacing_of tensor_bytes window_pads write_nifti
+        DicomCodes Volume as_array axial check_affine check_one_grid corners dicom_results file_of in_axes_of is_dicom
+        like_image meta_tensor nifti_affine on_grid read_grid read_mask read_volume spacing_of tensor_bytes window_pads
+        write_dicom write_nifti
     """,
     "handlers": """
         MASK_COLOR TRUTH_COLOR Calibration CaseHandler CaseScores CaseWriter Panel PredictionWriter

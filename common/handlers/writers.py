@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from ..files import atomic_path, write_csv
-from ..images import file_of, write_nifti
+from ..images import DicomCodes, dicom_results, file_of, is_dicom, write_dicom, write_nifti
 from .base import CaseHandler
 from .finished import FinishedCases, case_stamp, run_settings
 from .montage import draw_montage
@@ -125,6 +126,8 @@ class CaseWriter(PredictionWriter):
     Args:
         output_dir, classes, overwrite: see `PredictionWriter`.
         save_heatmap, save_mask, save_montage: what to write.
+        dicom: of an image that is a DICOM series, mask and heatmap are written as DICOM, too: `<case>_seg.dcm`,
+            `<case>_heatmap.dcm`. Arguments of `common.images.DicomCodes.of_bundle`; None writes none.
     """
 
     def __init__(
@@ -136,11 +139,13 @@ class CaseWriter(PredictionWriter):
         save_heatmap: bool = True,
         save_mask: bool = True,
         save_montage: bool = True,
+        dicom: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(output_dir, classes=classes, overwrite=overwrite)
         self.save_heatmap = save_heatmap
         self.save_mask = save_mask
         self.save_montage = save_montage
+        self.dicom = None if dicom is None else asdict(DicomCodes.of_bundle(**dicom))
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         case = batch["case"]
@@ -157,11 +162,25 @@ class CaseWriter(PredictionWriter):
                 scan = np.asarray(batch["scan"])[0]
                 truth = np.asarray(batch["label"])[0] > 0 if "label" in batch else None
                 draw_montage(scan, heatmap, mask, truth, affine=affine).save(file("montage.png"))
+            unwritten = self._write_dicom(file, file_of(image), affine, mask, heatmap)
         row = self._row(case, mask, affine, output, time.perf_counter() - engine.started)
-        row["warnings"] = str(batch.get("warnings", ""))
+        row["warnings"] = "; ".join(text for text in (str(batch.get("warnings", "")), unwritten) if text)
         if row["warnings"]:
             logger.warning("case %s: %s", case, row["warnings"])
         self.rows.append(row)
+
+    def _write_dicom(
+        self, file: Callable[[str], Path], path: str, affine: np.ndarray, mask: np.ndarray, heatmap: np.ndarray
+    ) -> str:
+        """Results of a DICOM series as DICOM; why there are none, else an empty text."""
+        if self.dicom is None or not is_dicom(path):
+            return ""
+        codes = DicomCodes(**self.dicom)
+        results, unwritten = dicom_results(path, affine, mask, heatmap, classes=self.classes, codes=codes)
+        for suffix, wanted in (("seg.dcm", self.save_mask), ("heatmap.dcm", self.save_heatmap)):
+            if wanted and suffix in results:
+                write_dicom(file(suffix), results[suffix])
+        return unwritten
 
     def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
         milliliter = abs(np.linalg.det(affine[:3, :3])) / 1000.0

@@ -1,5 +1,7 @@
 """Images in the world: read from NIfTI and DICOM, placed by one rule, written where they came from."""
 
+from .dicom_codes import DicomCodes
+from .dicom_output import dicom_results, write_dicom
 from .geometry import check_affine, check_one_grid, corners, in_axes_of, nifti_affine
 from .reading import is_dicom, on_grid, read_grid, read_mask, read_volume
 from .tensors import as_array, axial, file_of, like_image, meta_tensor, spacing_of, tensor_bytes, window_pads
@@ -7,12 +9,14 @@ from .volume import Volume
 from .writing import write_nifti
 
 __all__ = [
+    "DicomCodes",
     "Volume",
     "as_array",
     "axial",
     "check_affine",
     "check_one_grid",
     "corners",
+    "dicom_results",
     "file_of",
     "in_axes_of",
     "is_dicom",
@@ -26,5 +30,6 @@ __all__ = [
     "spacing_of",
     "tensor_bytes",
     "window_pads",
+    "write_dicom",
     "write_nifti",
 ]
