@@ -163,6 +163,14 @@ def weights(root: Path) -> Iterator[str]:
             yield f"models/{path.name} is no plain state dict; save network.state_dict()"
 
 
+def seen(root: Path) -> Iterator[str]:
+    """Beside weights stands what they saw in training, so that cases can be compared with it."""
+    for path in sorted((root / "models").glob("*.pt")):
+        beside = path.with_suffix(".json")
+        if not beside.is_file() or "seen" not in json.loads(beside.read_text(encoding="utf-8")):
+            yield f"models/{beside.name} does not say what {path.name} saw: python -m common describe {root.name} DIR"
+
+
 def readme(root: Path) -> Iterator[str]:
     """The sections of the zoo's template."""
     text = (root / "docs" / "README.md").read_text(encoding="utf-8")
@@ -185,7 +193,7 @@ def licenses(root: Path) -> Iterator[str]:
 
 QUICK: tuple[Rule, ...] = (
     *(files, large_files, sizes, changelog, schema, interface, channels, paths, keys, stands_alone, packages),
-    *(weights, readme, licenses),
+    *(weights, seen, readme, licenses),
 )
 SLOW = ("properties", "network", "torchscript")
 

@@ -97,6 +97,7 @@ def small(tmp_path) -> Path:
         "scripts/__init__.py": "",
         "scripts/networks.py": NETWORK,
         "models/model.pt": "",
+        "models/model.json": '{"seen": {}}',
     }
     for name, text in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -188,6 +189,8 @@ BREAKS = [
     ),
     ("weights", write("models/model.pt", "no weights"), "cannot be loaded with weights_only=True"),
     ("weights", lambda root: torch.save({"epoch": 3}, root / "models" / "more.pt"), "more.pt is no plain state dict"),
+    ("seen", remove("models/model.json"), "models/model.json does not say what model.pt saw"),
+    ("seen", write("models/model.json", '{"gate": 0.5}'), "models/model.json does not say what model.pt saw"),
     *(
         ("readme", replace("docs/README.md", f"## {name}\n", "## Other\n"), f"no section {name!r}")
         for name in SECTIONS.split(", ")

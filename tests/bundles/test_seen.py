@@ -1,0 +1,58 @@
+"""What the shipped weights say that they saw, and what they make of other images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.preprocessing.seen import compare
+from tests.bundles.conftest import read_json
+from tests.bundles.test_configs import config, parsed
+from tests.running import REPOSITORY
+
+BUNDLES = REPOSITORY / "bundles"
+SPLITS = {
+    "ensemble_gradcam_brats": "ensemble_gradcam_brats/docs/lgg_fold0.json",
+    "gp_unet_brats": "gp_unet_brats/docs/lgg_split.json",
+    "insight_ct": "insight_ct/docs/covid_fold0.json",
+    "tonno_mosmed": "gp_unet_brats/docs/lgg_split.json",
+}
+
+
+def shipped(bundle: str) -> dict[str, Any]:
+    return read_json(BUNDLES / bundle / "models" / "model.json")["seen"]
+
+
+@pytest.mark.parametrize("bundle", SPLITS)
+def test_shipped_weights_say_what_they_saw_of_the_documented_patients(bundle):
+    seen, inference = shipped(bundle), config(bundle, "inference")
+    assert seen["patients"] == len(read_json(BUNDLES / SPLITS[bundle])["training"])
+    assert len(seen["channels"]) == inference["channels"]
+    check = next(t for t in inference["preprocessing"]["transforms"] if t["_target_"].endswith("CheckSeend"))
+    assert seen["window"] == (inference["window"] if "window" in check else None)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1024.0, 32768.0])
+def test_shipped_weights_of_insight_refuse_hounsfield_units(offset):
+    """Quantiles of a healthy lung, and what an offset (air at 0, unsigned) makes of them."""
+    quantiles = np.array([-960.0, -930.0, -890.0, -850.0, -780.0, -450.0, 0.0]) + offset
+    outside = float(np.interp(255.0, quantiles, [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]))
+    share = 1.0 if offset != 1024.0 else 1.0 - outside
+    case = {"spacing": [0.7, 0.7, 1.0], "organ_ml": 3000.0, "quantiles": [quantiles.tolist()], "contrast": [None]}
+    errors, _ = compare(case | {"outside": [share]}, shipped("insight_ct"), window=(0.0, 255.0))
+    assert len(errors) == 1
+    assert "--window" in errors[0]
+
+
+def test_shipped_weights_know_flair_of_other_scanners_and_not_t1(real_data):
+    parser = parsed("gp_unet_brats", "inference")
+    parser["ckpt"] = str(BUNDLES / "gp_unet_brats" / "models" / "model.pt")
+    preprocessing = parser.get_parsed_content("preprocessing")
+    folder: Path = real_data("ms")
+    for name, unlike in (("flair", False), ("t1post", True)):
+        path = sorted(folder.glob(f"*/{name}.nii.gz"))[0]
+        warnings = preprocessing({"case": name, "image": str(path)})["warnings"]
+        assert ("contrast unlike 'flair' of the training" in warnings) == unlike
