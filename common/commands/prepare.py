@@ -61,12 +61,12 @@ def prepare(
     if classes and adapter == "table":
         options["classes"] = names(classes)
     try:
-        cases, default_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
+        cases, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
         home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
         content = make_datalist(
             cases,
             name=home.name,
-            classes=names(classes) if classes else default_classes,
+            classes=names(classes) if classes and adapter != "table" else found_classes,
             modalities=modalities,
             dataset_dir=home,
             fractions=fractions,

@@ -252,6 +252,8 @@ def make_datalist(
     root = Path(dataset_dir).absolute()
     relative = [_map_paths(case, lambda p: Path(os.path.relpath(p, root)).as_posix()) for case in cases]
     datalist: dict[str, Any] = {"name": name, "classes": list(classes), "modalities": list(modalities), "seed": seed}
+    if np.shape(fractions) != (len(SECTIONS),):
+        raise ValueError(f"fractions must be three numbers, for {', '.join(SECTIONS)}; got {fractions}.")
     fixed = {case["patient"]: SECTIONS.index(case["section"]) for case in cases if "section" in case}
     signs: dict[str, set[bool]] = {case["patient"]: set() for case in cases}
     for case in cases:

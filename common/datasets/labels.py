@@ -59,10 +59,11 @@ def parse_labels(
         source,
         [f"{place}: the label is empty; write no or none where nothing was found" for place, t in texts if not t],
     )
+    classes = None if classes is None else [name.strip() for name in classes]
     if classes is not None and (len(classes) < 2 or len({name.lower() for name in classes}) < len(classes)):
         raise ValueError(f"classes must be two or more names, the negative one first, all different; got {classes}.")
     if positive_from is not None:
-        return _scores(texts, source, positive_from), _two(classes)
+        return _scores(texts, source, float(positive_from)), _two(classes)
     parts = [[part.strip() for part in text.split(";") if part.strip()] or [""] for _, text in texts]
     several = multi_label or any(len(names) > 1 for names in parts)
     tokens = [(place, name) for (place, _), names in zip(texts, parts, strict=True) for name in names]

@@ -195,6 +195,11 @@ class TestMakeDatalist:
         with pytest.raises(ValueError, match="case 'a': 1 image"):
             self.make(tmp_path, [case("a")], modalities=["flair", "t1"])
 
+    def test_refuses_another_number_of_fractions_than_sections(self, tmp_path):
+        for fractions in ((0.5, 0.5), (0.4, 0.2, 0.2, 0.2), 0.8):
+            with pytest.raises(ValueError, match="fractions must be three numbers, for training, validation, test"):
+                self.make(tmp_path, [case(name, [0, 1]) for name in "abcdef"], fractions=fractions)
+
 
 class TestSeveralLabels:
     CLASSES = ("none", "ADH", "FEA", "DCIS")

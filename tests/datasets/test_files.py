@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.datasets.files import first_file, load_volume, read_rows, read_table
+from common.datasets.files import _text, first_file, load_volume, read_rows, read_table
 from tests.pipeline import affine_of, save, world
 
 
@@ -46,6 +46,7 @@ class TestReadTable:
         for row in (("label", "score"), (), (1.0, 2.5), (True, None)):
             book.active.append(row)
         book.save(tmp_path / "a.XLSX")
+        assert [_text(value) for value in (3.0, 3.5, None)] == ["3", "3.5", ""]
         assert read_rows(tmp_path / "a.XLSX") == [(1, ["label", "score"]), (3, ["1", "2.5"]), (4, ["True"])]
 
     @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ class TestCases:
             "c": "P3",
         }
         assert cases["c"]["image"] == str(tmp_path / "data" / "c.nii.gz")
+        write(tmp_path, "", "far/x.nii.gz", name="far.csv")
+        (tmp_path / "labels.csv").write_text("\n".join((*rows[:2], "../far/x.nii.gz,0,P3,")))
+        assert by_name(labeled_table(tmp_path / "labels.csv", tmp_path / "data"))["far"]["patient"] == "P3"
 
     def test_a_column_a_modality_gives_a_list_of_images_in_the_order_asked_for(self, tmp_path):
         table = write(tmp_path, "image_flair,image_T1ce,label", "a/f.nii.gz,a/t.nii.gz,yes", "b/f.nii.gz,b/t.nii.gz,no")
@@ -104,7 +107,7 @@ class TestSlices:
 
         def fill(*slices: tuple[Any, Any]) -> Path:
             rows = [
-                f"a/ct.nii.gz,{label},{number},{'P1' if n == 0 else ''}" for n, (number, label) in enumerate(slices)
+                f"a/ct.nii.gz,{label},{number},{'P1' if n == 2 else ''}" for n, (number, label) in enumerate(slices)
             ]
             write(tmp_path, "image,label,slice,patient", "b.nii.gz,no,,P2")
             (tmp_path / "a.csv").write_text(
@@ -142,9 +145,9 @@ class TestSlices:
         path = table((0, "no"), (1, "A;B"), (2, "A"), (3, "no"))
         with pytest.raises(ValueError, match=r"row 3, column 'label': several labels at once are for whole cases"):
             labeled_table(path, classes=["no", "A", "B"])
-        path.write_text(path.read_text().replace("A;B,1,", "no,1,P3"))
+        path.write_text(path.read_text().replace("A;B,1,", "no,1,P3").replace(",A,", ",no,"))
         with pytest.raises(
-            ValueError, match=r"row 3, column 'patient': 'P3', but 'P1' in row 2; rows of one image must"
+            ValueError, match=r"row 5, column 'patient': 'P1', but 'P3' in row 3; rows of one image must"
         ):
             labeled_table(path)
 
