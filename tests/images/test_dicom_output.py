@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import pydicom  # noqa: E402
 
 from tests.images.placed_series import ORIENTATIONS, PIXELS, SHAPE, affine_of, expected, in_the_world, series  # noqa: E402
 
+REPOSITORY = Path(__file__).parents[2]
 CODES = DicomCodes("gp_unet_brats", "0.1.0", ("12738006", "SCT", "Brain"), {"tumor": ("108369006", "SCT", "Neoplasm")})
 PROSTATE = (("91723000", "SCT", "Anatomical Structure"), ("41216001", "SCT", "Prostate"))
 
@@ -151,17 +154,19 @@ class TestContent:
         assert read.StudyInstanceUID == source[0].StudyInstanceUID
         assert read.SeriesInstanceUID != source[0].SeriesInstanceUID
 
-    def test_codes_are_those_of_dicom(self):
+    def test_codes_of_the_configs_mean_in_snomed_what_they_say(self):
         from pydicom.sr.codedict import codes
 
-        known = codes.SCT
-        for code, entry in [
-            (ABNORMAL, known.MorphologicallyAbnormalStructure),
-            (LESION, known.Lesion),
-            (PROSTATE[0], known.AnatomicalStructure),
-            (PROSTATE[1], known.Prostate),
-        ]:
-            assert tuple(code) == (entry.value, entry.scheme_designator, entry.meaning)
+        files = sorted((REPOSITORY / "bundles").glob("*/configs/*.json"))
+        given = [one for file in files if (one := json.loads(file.read_text(encoding="utf-8")).get("dicom"))]
+        used = {ABNORMAL, LESION, *PROSTATE}
+        for one in given:
+            named = DicomCodes("", "", one["anatomy"], one["findings"])
+            used |= {tuple(code) for name in one["findings"] for code in named.finding(name)} | {tuple(one["anatomy"])}
+        entries = [getattr(codes.SCT, name) for name in codes.SCT.dir()]
+        known = {(entry.value, "SCT", entry.meaning.partition(" (")[0]) for entry in entries}
+        assert used <= known
+        assert len(given) >= 4
 
     def test_an_empty_mask_opens_and_covers_the_series(self, tmp_path):
         result = seg(headers(tmp_path), np.zeros(SHAPE, np.uint8))
