@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fire
 
+from .cache import benchmark_cache
 from .cam import benchmark_cam
+from .many import benchmark_many
 from .radon import benchmark_radon
 from .volume import benchmark_volume
 
 if __name__ == "__main__":
-    fire.Fire({"cam": benchmark_cam, "radon": benchmark_radon, "volume": benchmark_volume}, name="python -m benchmarks")
+    commands = {"cam": benchmark_cam, "radon": benchmark_radon, "volume": benchmark_volume}
+    commands |= {"cache": benchmark_cache, "many": benchmark_many}
+    fire.Fire(commands, name="python -m benchmarks")

@@ -1,7 +1,8 @@
-"""How long a volume takes, and how much of that is the network: `python -m benchmarks volume`."""
+"""How long a volume takes, how much of that is the network, and what workers gain: `python -m benchmarks volume`."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
@@ -26,9 +27,14 @@ def benchmark_volume(
     repeats: int = 3,
     threads: int = 0,
     weights: bool = True,
+    num_workers: int = 0,
+    cases: int = 10,
     **overrides: Any,
 ) -> dict[str, float]:
     """Time a bundle's inference on one phantom volume, from file to files, and the bare forwards inside it.
+
+    With `num_workers` also the volumes a minute of a run over `cases` copies of it, without workers and with them, in
+    turn.
 
     Args:
         bundle: name under `bundles/`.
@@ -37,24 +43,25 @@ def benchmark_volume(
         repeats: the fastest run counts.
         threads: CPU threads; 0 leaves torch's default.
         weights: load the config's `ckpt`; False leaves random weights.
+        num_workers: of the second run; 0: there is none.
+        cases: of each run for volumes a minute.
         overrides: top-level keys of the config.
 
     Returns:
-        `total` and `forward` in seconds and `beside`, the share that everything beside the forwards adds to them.
+        `total` and `forward` in seconds and `beside`, the share that everything beside the forwards adds to them. With
+        workers also `per_minute`, `per_minute_workers` and their ratio, `gain` (the medians of the repeats).
     """
     if threads:
         torch.set_num_threads(threads)
     root = BUNDLES / bundle
     sys.path.insert(0, str(root))
-    with tempfile.TemporaryDirectory() as folder:
-        _write_large_phantom(Path(folder), shape)
-        parser = ConfigParser()
-        parser.read_config([str(root / "configs" / name) for name in config.split(",")])
-        parser.update({"dataset_dir": folder, "output_dir": str(Path(folder) / "out"), "progress": False, **overrides})
-        evaluator: Any = parser.get_parsed_content("evaluator")
-        network = parser.get_parsed_content("network")
-        if weights:
-            load_weights(network, parser.get_parsed_content("ckpt"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_large_phantom(folder, shape)
+        files = [str(root / "configs" / file) for file in config.split(",")]
+        settings = {"dataset_dir": name, "output_dir": str(folder / "out"), "progress": False}
+        settings |= {"check_range": False, **overrides}  # a phantom is not what weights were trained on
+        evaluator, network = _evaluator(files, settings, weights)
         spent = _timed(network)
         runs = []
         for _ in range(repeats):
@@ -62,13 +69,52 @@ def benchmark_volume(
             start = time.perf_counter()
             evaluator.run()
             runs.append((time.perf_counter() - start, sum(spent)))
-    total, forward = min(runs)
-    result = {"total": round(total, 2), "forward": round(forward, 2), "beside": round(total / forward - 1, 3)}
-    print(f"{bundle} {config} {shape}: {total:.2f} s a volume, {forward:.2f} s of it in the network")
+        total, forward = min(runs)
+        result = {"total": round(total, 2), "forward": round(forward, 2), "beside": round(total / forward - 1, 3)}
+        print(f"{bundle} {config} {shape}: {total:.2f} s a volume, {forward:.2f} s of it in the network")
+        if num_workers:
+            for number in range(1, cases):
+                shutil.copytree(folder / "phantom_000", folder / f"phantom_{number:03d}")
+            pair = [_evaluator(files, settings | {"num_workers": n}, weights)[0] for n in (0, num_workers)]
+            result |= _rates(pair, cases, repeats)
+            print(
+                f"{cases} volumes: {result['per_minute']} a minute, with num_workers {num_workers} "
+                f"{result['per_minute_workers']}: {result['gain']} times as many"
+            )
     return result
 
 
-def _write_large_phantom(folder: Path, shape: tuple[int, int, int]) -> None:
+def _evaluator(files: list[str], settings: dict[str, Any], weights: bool) -> tuple[Any, torch.nn.Module]:
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser.update(settings)
+    evaluator: Any = parser.get_parsed_content("evaluator")
+    network = parser.get_parsed_content("network")
+    if weights:
+        load_weights(network, parser.get_parsed_content("ckpt"))
+    return evaluator, network
+
+
+def _rates(evaluators: list[Any], cases: int, repeats: int) -> dict[str, float]:
+    """Volumes a minute of two evaluators that take turns, so that a machine that others use is no slower for one."""
+    rates = []
+    for _ in range(repeats):
+        seconds = []
+        for evaluator in evaluators:
+            start = time.perf_counter()
+            evaluator.run()
+            seconds.append(time.perf_counter() - start)
+        rates.append([60 * cases / s for s in seconds])
+    alone, workers = np.median(rates, axis=0)
+    gain = float(np.median([b / a for a, b in rates]))
+    return {
+        "per_minute": round(float(alone), 1),
+        "per_minute_workers": round(float(workers), 1),
+        "gain": round(gain, 2),
+    }
+
+
+def write_large_phantom(folder: Path, shape: tuple[int, int, int]) -> None:
     """A phantom enlarged from a third of `shape`: drawing one at full size would take longer than the benchmark."""
     small = (-(-shape[0] // 3), -(-shape[1] // 3), -(-shape[2] // 3))
     write_phantom(folder, cases=1, shape=small, spacing=(3.0, 3.0, 3.0), healthy_fraction=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -109,7 +110,7 @@ class CaseEvaluator(SupervisedEvaluator):
         self.preprocessing = getattr(dataset, "transform", None)
         self.postprocessing = kwargs.get("postprocessing")
         self.case_handlers = ensure_tuple(kwargs.get("val_handlers") or ())
-        loader = DataLoader(shard(dataset), batch_size=1, num_workers=num_workers)
+        loader = self._loader(shard(dataset))
         super().__init__(device=torch.device(device), val_data_loader=loader, network=network, **kwargs)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_together)
 
@@ -144,7 +145,7 @@ class CaseEvaluator(SupervisedEvaluator):
         return finished
 
     def _run(self, global_epoch: int) -> None:
-        loader = DataLoader(shard(self.dataset, self._left()), batch_size=1, num_workers=self.num_workers)
+        loader = self._loader(shard(self.dataset, self._left()))
         self.state.epoch_length = len(loader)
         total = len(loader) + len(self.skipped)
         bar = tqdm(total=total, initial=len(self.skipped), desc="cases", unit="case", disable=not self.progress)
@@ -159,6 +160,11 @@ class CaseEvaluator(SupervisedEvaluator):
                 self.fire_event(Events.STARTED)
                 self._end_together()
                 self.fire_event(Events.COMPLETED)
+
+    def _loader(self, cases: Dataset) -> DataLoader:
+        # MONAI inverts a transform by its `id`, which it keeps in a worker that is forked.
+        start = "fork" if self.num_workers and "fork" in multiprocessing.get_all_start_methods() else None
+        return DataLoader(cases, batch_size=1, num_workers=self.num_workers, multiprocessing_context=start)
 
     def _left(self) -> list[int]:
         """Indices of the cases that are not skipped."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import errno
 import gzip
+import multiprocessing
 import threading
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,17 @@ class TestAhead:
         with open(out / "predictions.csv", newline="") as file:
             found = {row["case"]: float(row["volume_ml"]) > 0 for row in csv.DictReader(file)}
         assert found == {"first": True, "dark": False, "last": True}
+
+    def test_workers_are_forked_whatever_is_usual(self, cases, tmp_path):
+        """MONAI finds a transform that it inverts by its `id`, which is another one in a process that is not forked."""
+        usual = multiprocessing.get_start_method()
+        multiprocessing.set_start_method("forkserver", force=True)
+        try:
+            writer = CaseWriter(tmp_path / "out", classes=CLASSES, save_montage=False)
+            evaluator([cases["first"]], [writer], num_workers=1).run()
+        finally:
+            multiprocessing.set_start_method(usual, force=True)
+        assert (tmp_path / "out" / "first_seg.nii.gz").is_file()
 
     def test_threads_are_given_back_and_interrupting_ends_what_is_under_way(self, cases):
         before, threads = threading.active_count(), torch.get_num_threads()
