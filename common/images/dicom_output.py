@@ -7,6 +7,7 @@ study is copied, nothing else, least of all private or free text.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,7 @@ def _highdicom() -> Any:
         import highdicom
     except ImportError:
         raise ImportError("writing DICOM results needs highdicom: pip install 'weakseg-bundles[dicom]'") from None
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
     return highdicom
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.handlers import CaseWriter
+from common.images import write_dicom
 from tests.pipeline import evaluator, save
 
 hd = pytest.importorskip("highdicom", reason="the extra [dicom] is not installed")
@@ -100,8 +101,10 @@ def test_a_series_without_frame_of_reference_gets_nifti_alone_and_a_warning(tmp_
 
 
 def test_nothing_of_a_case_is_left_where_its_dicom_cannot_be_written(tmp_path, dicom, bright, monkeypatch):
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(path: Path, result: Any) -> None:
+        write_dicom(path, result)
+        if "heatmap" in path.name:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("common.handlers.writers.write_dicom", full)
     with pytest.raises(RuntimeError, match=r"a: .*No space left on device"):
@@ -115,6 +118,7 @@ def test_the_patient_is_named_in_the_dicom_results_and_nowhere_else(tmp_path, di
     holds = {path.name for path in out.iterdir() if path.is_file() and b"Doe" in _content(path)}
     assert holds == {"a_seg.dcm", "a_heatmap.dcm"}
     assert not any(text in caplog.text for text in ("Doe", "Jane", "19700102", "id7"))
+    assert not [record for record in caplog.records if record.name.startswith("highdicom")]
 
 
 def _content(path: Path) -> bytes:
