@@ -227,7 +227,7 @@ def test_neither_outputs_nor_caches_nor_hidden_files_travel(small):
 def test_common_travels_with_its_license_and_only_as_far_as_it_is_imported(small):
     inside = {file.removeprefix("scripts/") for file in bundle_files(small) if file.startswith("scripts/common/")}
     show = "print(*(m.__file__ for name, m in sorted(sys.modules.items()) if name.split('.')[0] == 'common'))"
-    code = f"import sys, common.data, common.handlers, common.masks, common.pooling; {show}"
+    code = f"import sys, common.data, common.handlers, common.images.dicom, common.masks, common.pooling; {show}"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert inside == {"common/LICENSE"} | {Path(file).relative_to(BUNDLES.parent).as_posix() for file in loaded}
 
@@ -301,7 +301,7 @@ def test_a_bundle_without_weights_is_refused(small, tmp_path):
 
 def test_modules_are_followed_through_from_dot_imports():
     files = set(common_modules({"a.py": "from common import masks"}))
-    assert {"__init__.py", "masks/__init__.py", "masks/refine.py", "metrics/bootstrap.py", "tensors.py"} <= files
+    assert {"__init__.py", "masks/__init__.py", "masks/refine.py", "metrics/bootstrap.py", "images/tensors.py"} <= files
     assert not {file for file in files if file.startswith(("cam/", "commands/"))}
 
 
