@@ -2,12 +2,11 @@
 
 from .checking import CheckSeend, SeenWriter, read_seen
 from .loading import LoadCased, check_image
+from .lungs import learned_lung_mask, lung_mask
 from .organ import (
     ORGANS,
     brain_mask,
     head_mask,
-    learned_lung_mask,
-    lung_mask,
     normalize_by_median,
     normalize_by_mode,
     organ_mask,

@@ -8,16 +8,14 @@ on one channel `[H, W, D]`, axial slices along the last axis (LPS), lengths in m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from scipy import ndimage as ndi
-from skimage.filters import threshold_otsu
 from skimage.morphology import disk
-from skimage.segmentation import clear_border
 
 from ..masks import each_slice, largest_component
+from .lungs import learned_lung_mask, lung_mask
 
 
 def organ_mask(image: np.ndarray, *, spacing: Sequence[float], organ: str, **options: Any) -> np.ndarray:
@@ -190,59 +188,6 @@ def _follow_from_widest(cores: np.ndarray, spacing: Sequence[float], neck_mm: fl
             followed[..., z] = ndi.binary_opening(cores[..., z] & near, small)
             before = ndi.binary_dilation(followed[..., z], grow)
     return followed
-
-
-def lung_mask(image: np.ndarray, spacing: Sequence[float], *, closing_mm: float = 8.0) -> np.ndarray:
-    """Both lungs in a chest CT: dark regions inside the body, closed over vessels and consolidations at their rim.
-
-    A fallback for where no lung segmentation is at hand; dense consolidations that touch the chest wall are lost.
-    """
-    dark = image < threshold_otsu(image)
-    inside = np.zeros_like(dark)
-    for z in range(dark.shape[2]):
-        inside[..., z] = clear_border(dark[..., z])
-    labels, count = ndi.label(inside)
-    if count == 0:
-        return inside
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    lungs = np.zeros_like(dark)
-    for label in np.flatnonzero(sizes >= 0.1 * sizes.max()):  # one by one: closed together, they enclose the heart
-        lungs |= _closed(labels == label, closing_mm, spacing)
-    return lungs
-
-
-def learned_lung_mask(
-    image: np.ndarray, spacing: Sequence[float], *, weights: str | None = None, name: str = "R231"
-) -> np.ndarray:
-    """Both lungs by the package lungmask (Hofmanninger et al. 2020), consolidations included.
-
-    Args:
-        image: Hounsfield units, LPS.
-        weights: local file of the U-Net; None: the package downloads those called `name` once.
-        name: `R231` or `R231CovidWeb`.
-
-    Raises:
-        ImportError: the package is missing.
-        FileNotFoundError: no such file, or the weights cannot be downloaded.
-    """
-    slices = np.ascontiguousarray(image.transpose(2, 1, 0))  # the package's order: z, y (to posterior), x (to left)
-    return (_lungmask(weights, name).apply(slices) > 0).transpose(2, 1, 0)
-
-
-@lru_cache(maxsize=1)
-def _lungmask(weights: str | None, name: str) -> Any:
-    try:
-        from lungmask import LMInferer
-    except ImportError as error:
-        raise ImportError("organ 'lungmask' needs a package: pip install 'weakseg-bundles[lung]'") from error
-    try:
-        return LMInferer(modelname=name, modelpath=weights, tqdm_disable=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"the weights {weights or name} of lungmask are not to be had ({error}); give a local file with "
-            "--organ_options \"{'weights': 'unet_r231-d5d2fc3d.pth'}\""
-        ) from error
 
 
 def _depth(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

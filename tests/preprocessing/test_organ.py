@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
-
-import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage as ndi
 
 from common.datasets import phantom_case
 from common.metrics import dice
-from common.preprocessing import ORGANS, brain_mask, head_mask, lung_mask, normalize_by_median, organ_mask
+from common.preprocessing import ORGANS, brain_mask, head_mask, normalize_by_median, organ_mask
 
 SPACING = (3.0, 3.0, 5.0)
 
@@ -105,51 +100,6 @@ class TestHead:
         assert not head_mask(image, (2.0, 2.0, 5.0))[:10, :10].any()
 
 
-def chest(size: int = 96, depth: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Body, two lungs with vessels, a table below; and the lungs."""
-    rng = np.random.default_rng(2)
-    x, y = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
-    body = (x / 0.85) ** 2 + (y / 0.6) ** 2 < 1
-    lungs = (((np.abs(x) - 0.42) / 0.27) ** 2 + (y / 0.42) ** 2) < 1
-    volume = np.full((size, size, depth), 5.0)
-    volume[body] = 180.0
-    volume[np.abs(y - 0.8) < 0.06] = 140.0
-    volume[lungs] = 40.0
-    for z in range(depth):
-        for i, j in rng.permutation(np.argwhere(lungs))[:25]:
-            volume[i : i + 2, j : j + 2, z] = 170.0
-    noisy = volume + rng.normal(0, 4, volume.shape)
-    return np.maximum(noisy, 0).astype(np.float32), np.repeat(lungs[..., None], depth, axis=2)
-
-
-class TestLung:
-    def test_both_lungs_of_a_chest_are_found_with_their_vessels(self):
-        image, lungs = chest()
-        mask = lung_mask(image, (3.0, 3.0, 5.0))
-        assert dice(mask, lungs) > 0.95
-        assert ndi.label(mask)[1] == 2
-
-    def test_air_around_the_body_is_no_lung(self):
-        image, lungs = chest()
-        assert not lung_mask(image, (3.0, 3.0, 5.0))[:4].any()
-        assert not lung_mask(np.where(lungs, 180.0, image), (3.0, 3.0, 5.0))[24:72, 30:66].any()
-
-    def test_gain_and_offset_change_nothing(self):
-        image, _ = chest()
-        np.testing.assert_array_equal(lung_mask(4 * image + 1000, SPACING), lung_mask(image, SPACING))
-
-    def test_agrees_with_the_lungs_of_real_scans(self, real_data):
-        scores, folders = [], sorted(real_data("covid_ct").glob("*/"))
-        assert folders
-        for folder in folders:
-            ct, lung = (nib.Nifti1Image.from_filename(folder / f"{name}.nii.gz") for name in ("ct", "lung"))
-            middle = slice(ct.shape[2] // 2 - 2, ct.shape[2] // 2 + 3)
-            image = np.asarray(ct.dataobj[..., middle], dtype=np.float32)
-            scores.append(dice(lung_mask(image, ct.header.get_zooms()), np.asarray(lung.dataobj[..., middle]) > 0))
-        assert np.median(scores) > 0.93
-        assert min(scores) > 0.7
-
-
 class TestOrganMask:
     def test_none_is_every_voxel(self):
         assert organ_mask(np.zeros((4, 5, 2)), spacing=SPACING, organ="none").all()
@@ -193,50 +143,3 @@ class TestNormalizeByMedian:
     def test_nothing_positive_inside_leaves_the_units(self):
         image = np.array([[[0.0, 0.0, 2.0]]])
         np.testing.assert_array_equal(normalize_by_median(image, image == 0), image)
-
-
-class TestLearnedLungMask:
-    @pytest.fixture
-    def weights(self, tmp_path) -> str:
-        unet = pytest.importorskip("lungmask.resunet", reason="the extra [lung] is not installed")
-        torch.manual_seed(0)
-        net = unet.UNet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
-        with torch.no_grad():  # "lung" wherever the (normalized) image is dark, whatever the rest makes of it
-            net.last.weight.zero_()
-            net.last.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
-        torch.save(net.state_dict(), tmp_path / "unet.pth")
-        return str(tmp_path / "unet.pth")
-
-    def test_comes_back_in_the_order_of_the_image(self, monkeypatch):
-        calls = []
-
-        class LMInferer:
-            def __init__(self, **options):
-                calls.append(options)
-
-            def apply(self, slices):
-                calls.append(slices.shape)
-                return (slices < -700).astype(np.uint8) * 2
-
-        monkeypatch.setitem(sys.modules, "lungmask", SimpleNamespace(LMInferer=LMInferer))
-        image = np.random.default_rng(0).uniform(-1000, 400, (5, 6, 7))
-        mask = organ_mask(image, spacing=(1, 1, 1), organ="lungmask", weights="a.pth")
-        np.testing.assert_array_equal(mask, image < -700)
-        assert calls[1] == (7, 6, 5)
-        assert calls[0]["modelpath"] == "a.pth"
-
-    def test_the_package_runs_on_weights_from_a_file(self, weights):
-        image = np.full((40, 36, 3), -900.0, dtype=np.float32)
-        mask = organ_mask(image, spacing=(1, 1, 1), organ="lungmask", weights=weights)
-        assert mask.shape == image.shape
-        assert mask.any()
-
-    def test_missing_weights_are_named(self, tmp_path):
-        pytest.importorskip("lungmask", reason="the extra [lung] is not installed")
-        with pytest.raises(FileNotFoundError, match=r"nowhere\.pth of lungmask are not to be had"):
-            organ_mask(np.zeros((4, 4, 2)), spacing=(1, 1, 1), organ="lungmask", weights=str(tmp_path / "nowhere.pth"))
-
-    def test_missing_package_names_the_extra(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "lungmask", None)
-        with pytest.raises(ImportError, match=r"weakseg-bundles\[lung\]"):
-            organ_mask(np.zeros((4, 4, 2)), spacing=(1, 1, 1), organ="lungmask", weights="b.pth")
