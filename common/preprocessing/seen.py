@@ -26,6 +26,7 @@ CONTRAST = 1.25  # of the distance that 95 % of the training's own cases keep, e
 FEW_PATIENTS = 10  # no spread of contrasts can be told from less
 STRAY = 0.05  # share of voxels outside of a range in which all of the training's lay
 NOTHING_OUTSIDE = 0.001
+FILLED = 0.1  # share of its window that training must fill before values inside it mean anything
 
 
 def contrast(channel: np.ndarray, organ: np.ndarray, pixel: Sequence[float]) -> list[float] | None:
@@ -213,6 +214,12 @@ def _scaled(values: Any, window: Sequence[float] | None) -> np.ndarray:
     return (np.asarray(values, dtype=float) - low) / (high - low)
 
 
+def _filled(before: Mapping[str, Any], window: Sequence[float]) -> float:
+    """Share of its window that training's intensities took."""
+    low, high = _scaled([before["min"][0], before["max"][-1]], window)
+    return float(high - low)
+
+
 def _out_of_range(case: Description, seen: Description, i: int, window: Sequence[float] | None) -> str:
     """Why intensities cannot be in the units of the training's; empty if they can."""
     own, before = case["quantiles"][i], seen["quantiles"][i]
@@ -223,10 +230,10 @@ def _out_of_range(case: Description, seen: Description, i: int, window: Sequence
         if usual <= NOTHING_OUTSIDE and outside > STRAY:
             return f"{outside:.0%} of the organ's voxels are negative ({found}); training saw {trained}"
         return ""
-    low, high = (_scaled(before[end][at], seen["window"]) for end, at in (("min", 0), ("max", -1)))
+    low, high = _scaled([before["min"][0], before["max"][-1]], seen["window"])
     below, above = np.interp([low, high], _scaled(own, window), np.array(LEVELS) / 100.0)
     allowed = STRAY if usual <= NOTHING_OUTSIDE else max(0.5, (1.0 + usual) / 2)
-    if outside <= allowed and 1.0 - (above - below) <= 0.5:
+    if outside <= allowed and (_filled(before, seen["window"]) < FILLED or 1.0 - (above - below) <= 0.5):
         return ""
     where, share = ("the window", outside) if outside > allowed else ("what training saw", 1.0 - (above - below))
     return (
@@ -243,7 +250,7 @@ def _strange_median(case: Description, seen: Description, i: int, window: Sequen
     own, before = _scaled(case["quantiles"][i][middle], window), seen["quantiles"][i]
     low = _scaled(before["min"][middle - 1], seen["window"])
     high = _scaled(before["max"][middle + 1], seen["window"])
-    if low <= own <= high:
+    if low <= own <= high or _filled(before, seen["window"]) < FILLED:
         return ""
     return (
         f"median inside the organ {case['quantiles'][i][middle]:g}; in training {before['min'][middle]:g} to "

@@ -14,15 +14,15 @@ from common.features.fingerprint import describe
 from common.preprocessing import CheckSeend, LoadCased, OrganMaskd, SeenWriter, read_seen
 from tests.pipeline import affine_of, save
 
-SHAPE = (6, 20, 24)  # sagittal slices
-AFFINE = affine_of("LPS", (4.0, 1.0, 1.0), SHAPE)
+SHAPE = (20, 24, 6)  # sagittal slices
+AFFINE = affine_of("PIL", (1.0, 1.0, 4.0), SHAPE)
 
 
 def volume(folder: Path, name: str, *, slope: float = 1.0, offset: float = 0.0) -> dict[str, str]:
     """A case with an organ; its image lies between 20 and 200 inside, or on a line of that."""
     values = np.random.default_rng(len(name)).uniform(20, 200, SHAPE)
     organ = np.zeros(SHAPE, np.float32)
-    organ[1:5, 2:18, 2:22] = 1
+    organ[2:18, 2:22, 1:5] = 1
     image = save(folder / f"{name}.nii.gz", (slope * values + offset).astype(np.float32), AFFINE)
     mask = save(folder / f"{name}_lung.nii.gz", organ, AFFINE)
     return {"case": name, "patient": name[0], "image": image, "organ": mask}
@@ -49,7 +49,8 @@ def trained(tmp_path_factory) -> Path:
     (folder / "datalist.json").write_text(json.dumps({"modalities": ["ct"]}))
     (folder / "model.json").write_text(json.dumps({"gate": 0.5, "seen": "of another training"}))
     transform = preprocessing(None)
-    transform(cases[0])  # one is read for the training, the others come from a cache
+    transform(cases[0])  # one was read for the training, the others come from a cache
+    Path(cases[0]["image"]).unlink()
     data = [case | {"label": "is not opened"} for case in cases]
     options = {"datalist": folder / "datalist.json", "progress": False}
     writer = SeenWriter(folder / "model.json", data=data, preprocessing=transform, **options)

@@ -52,7 +52,8 @@ def test_contrast_is_that_of_the_organ_and_neither_scale_nor_offset_changes_it()
     plain = described(head(3))["contrast"][0]
     around = head(3, scale=-7.0, shift=900.0)
     around[~ORGAN] = 1e4
-    np.testing.assert_allclose(described(around)["contrast"][0], -np.array(plain), rtol=1e-3, atol=1e-3)
+    around[24, 28] = -1e5  # a vessel
+    np.testing.assert_allclose(described(around)["contrast"][0], -np.array(plain), atol=0.01)
     assert plain[0] > 0.3
 
 
@@ -90,6 +91,12 @@ EIGHT_BIT = seen_in([described(lung(seed), window=(0, 255)) for seed in range(3)
 HOUNSFIELD = {"slope": 5.0, "offset": -1200.0}  # of the same lungs, as a window of [-1200, 75] would have made them
 
 
+def test_some_voxels_outside_of_a_window_in_which_all_of_the_training_lay_are_an_error():
+    case = described(lung(5, slope=2.2), window=(0, 255))
+    assert 0.05 < case["outside"][0] < 0.5
+    assert len(compare(case, EIGHT_BIT, window=(0, 255))[0]) == 1
+
+
 @pytest.mark.parametrize("offset", [0.0, 1024.0, 32768.0])
 def test_hounsfield_units_for_weights_of_eight_bit_are_an_error_with_the_window_and_the_range(offset):
     hounsfield = lung(5, **HOUNSFIELD) + offset
@@ -116,6 +123,11 @@ def test_eight_bit_for_weights_of_hounsfield_units_is_an_error():
     errors, _ = compare(described(lung(5), window=window), seen, window=window)
     assert len(errors) == 1
     assert "lie outside of what training saw" in errors[0]
+
+
+def test_a_window_far_beyond_all_values_says_nothing_about_their_scale():
+    seen = seen_in([described(lung(seed), window=(0, 1e6)) for seed in range(3)], window=(0, 1e6))
+    assert compare(described(lung(5, slope=20.0), window=(0, 1e6)), seen, window=(0, 1e6)) == ([], [])
 
 
 def test_a_median_beyond_the_trainings_quartiles_is_a_warning():
