@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoint import unwrapped
 from ..features import case_files
 from ..features.fingerprint import describe
@@ -31,10 +33,19 @@ def run_settings(engine: Any, options: Mapping[str, Any]) -> str:
     Raises:
         ValueError: something cannot be told from another of its kind, see `common.features.fingerprint.describe`.
     """
-    parts = {name: getattr(engine, name, None) for name in ("preprocessing", "inferer", "postprocessing")}
-    network = getattr(engine, "network", None)
-    parts |= {"network": network if network is None else unwrapped(network), "options": dict(options)}
+    parts: dict[str, Any] = {name: getattr(engine, name, None) for name in ("preprocessing", "postprocessing")}
+    parts |= {"inferer": _told(getattr(engine, "inferer", None), "__call__"), "options": dict(options)}
+    if isinstance(network := getattr(engine, "network", None), torch.nn.Module):
+        network = unwrapped(network)
+        modules = {name: _told(module, "forward") for name, module in network.named_modules()}
+        parts |= {"modules": modules, "weights": network.state_dict()}
     return hashlib.sha256(describe(parts).encode()).hexdigest()
+
+
+def _told(value: Any, method: str) -> Any:
+    """What a class does, and with which settings; what an object keeps to itself is of the case that it is at."""
+    public = {name: part for name, part in vars(value).items() if not name.startswith("_")} if value is not None else {}
+    return [getattr(type(value), method, None), public]
 
 
 def case_stamp(settings: str, case: Mapping[str, Any]) -> str:

@@ -25,6 +25,10 @@ class Seen(BrightnessNet):
 
     calls = 0
 
+    def __init__(self, level: float) -> None:
+        super().__init__(level)
+        self._place = id(self)  # another one in every run, as what a network keeps to itself may be
+
     def explain(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         Seen.calls += 1
         return super().explain(image)
