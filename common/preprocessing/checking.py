@@ -110,7 +110,7 @@ class CheckSeend(MapTransform):
         assert self.seen is not None
         errors, warnings = compare(self.describe(data, key), dict(self.seen), window=self.window)
         if errors and self.seen.get("check_range", True):
-            raise ValueError(f"{file_of(data[key])}: {'; '.join(errors)}, or go on with --check_range false")
+            raise ValueError(f"{file_of(data[key])}: {'; '.join(errors)}; --check_range false goes on")
         said = [str(data["warnings"])] if data.get("warnings") else []
         data["warnings"] = "; ".join([*said, *errors, *warnings])
 

@@ -183,6 +183,7 @@ def small(tmp_path) -> Path:
         "configs/metadata.json": json.dumps(metadata, indent=4),
         "docs/README.md": "`common.masks` stays as it is in prose",
         "models/model.pt": "weights",
+        "models/model.json": "{}",
         "scripts/networks.py": "import common.pooling\nfrom common.masks import gate_slices\n\n"
         "x = common.pooling.POOLINGS\n",
         "scripts/__pycache__/networks.pyc": "",
@@ -221,7 +222,7 @@ def test_zip_is_named_by_version_and_holds_one_folder_named_as_the_bundle(small,
 def test_neither_outputs_nor_caches_nor_hidden_files_travel(small):
     files = bundle_files(small)
     assert not [file for file in files if "eval" in file or "__pycache__" in file or "/." in file]
-    assert {"LICENSE", "docs/README.md", "models/model.pt", "scripts/__init__.py"} <= set(files)
+    assert {"LICENSE", "docs/README.md", "models/model.pt", "models/model.json", "scripts/__init__.py"} <= set(files)
 
 
 def test_common_travels_with_its_license_and_only_as_far_as_it_is_imported(small):

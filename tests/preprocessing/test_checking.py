@@ -85,7 +85,7 @@ def test_what_certainly_does_not_fit_is_an_error_that_names_the_file_or_on_reque
         preprocessing(read_seen(trained))(dict(case))
     message = str(raised.value.__cause__)
     assert message.startswith(f"{case['image']}: ")
-    assert re.search(r"\d+% of the organ's voxels lie outside .* --window, or go on with --check_range false$", message)
+    assert re.search(r"\d+% of the organ's voxels lie outside .* --window; --check_range false goes on$", message)
     data = preprocessing(read_seen(trained, check_range=False))(dict(case))
     assert "lie outside" in data["warnings"]
 

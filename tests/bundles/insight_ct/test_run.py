@@ -138,9 +138,12 @@ def test_the_organs_mask_is_taken_from_its_file(data, trained, tmp_path):
     organ = np.zeros(image.shape, np.uint8)
     organ[20:37, 25:44, 3:9] = 1
     nib.save(nib.Nifti1Image(organ, image.affine), tmp_path / "data" / case / "lung.nii.gz")
-    everything = {"threshold": "-1.0", "gate": "-1.0", "refine": "null"}
+    everything = {"threshold": "-1.0", "gate": "-1.0", "refine": "null", "check_range": "false"}
     infer(BUNDLE, tmp_path / "data", trained / "model.pt", tmp_path, lung_pattern="*/lung.nii.gz", **everything)
     np.testing.assert_array_equal(nib.load(tmp_path / f"{case}_seg.nii.gz").get_fdata(), organ)
+    with open(tmp_path / "predictions.csv") as file:
+        row = next(csv.DictReader(file))
+    assert row["warnings"].startswith("organ of 87 ml, in training ")  # as model.json beside the weights says
 
 
 def test_weights_of_another_encoder_are_refused(data, trained, tmp_path):
