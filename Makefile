@@ -8,7 +8,7 @@ LABEL := .venv-label
 OLDEST_TESTS := $(patsubst %,tests/%/test_run.py::test_masks_beat_the_empty_mask_and_the_threshold,$(wildcard bundles/*)) \
 	$(patsubst %,tests/%.py,data/test_datalist data/test_find data/test_slices engines/test_cases engines/test_inferers \
 	features/test_entry features/test_keys features/test_locks features/test_store handlers/test_case_scores \
-	handlers/test_writers preprocessing/test_transforms test_files test_tensors test_training)
+	handlers/test_writers images/test_tensors preprocessing/test_transforms test_files test_training)
 
 # A file's tests run in one process, which trains once for them; the bundles' files, which take longest, come early.
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

@@ -134,6 +134,11 @@ def stands_alone(root: Path) -> Iterator[str]:
     for where, text in _strings(config):
         if "_meta_" in text or text.startswith("%"):
             yield f"inference.json, {where}: {text!r} needs another file"
+    for step in config.get("preprocessing", {}).get("transforms", []):
+        loaded = step.get("keys", []) if step.get("_target_") == "LoadImaged" else []
+        for key in {loaded} if isinstance(loaded, str) else set(loaded):
+            if key != "image":
+                yield f"inference.json: LoadImaged asks for {key!r} too, and MONAI Label insists; wrap it in a Compose"
 
 
 def packages(root: Path) -> Iterator[str]:
