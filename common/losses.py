@@ -5,12 +5,15 @@ The weighted cross-entropy of GP-UNet is `torch.nn.CrossEntropyLoss(weight=class
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from monai.losses import DiceLoss
+from torch import nn
 from torch.nn import functional as F
+
+from .pooling import GlobalPool
 
 
 def class_weights(labels: torch.Tensor | np.ndarray | Sequence[int], *, num_classes: int) -> torch.Tensor:
@@ -112,3 +115,56 @@ def soft_bce_dice(
     # MONAI's MaskedDiceLoss masks the logits, whose sigmoid is then 1/2; hence the masked probabilities.
     dice = DiceLoss(batch=True)(margin.sigmoid().masked_fill(~counts, 0.0), target)
     return bce / counts.sum().clamp(min=1) + dice_weight * dice
+
+
+def pool_bags(
+    logits: torch.Tensor, cls: torch.Tensor, bag: torch.Tensor, pool: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One prediction and one label for each bag: multiple-instance learning from the label of a whole volume.
+
+    The evidence of a slice for a class is its logit minus that of class 0; a bag's is the pool of its slices'. A
+    slice on its own keeps its logits as they are, and its place.
+
+    Args:
+        logits: `[B, C]`, or `[B, members, C]` of several networks.
+        cls: `[B]`, the same within a bag.
+        bag: `[B]`, number of each slice's bag; -1: the slice is on its own.
+        pool: `common.pooling.GlobalPool`.
+
+    Returns:
+        Logits of the bags, in the order in which they first appear, and their labels.
+    """
+    members: dict[tuple[int, int], list[int]] = {}
+    for index, number in enumerate(bag.tolist()):
+        members.setdefault((number, index if number < 0 else 0), []).append(index)
+    if len(members) == len(bag):
+        return logits, cls
+    evidence = logits - logits[..., :1]
+    rows = []
+    for slices in members.values():
+        if len(slices) == 1:
+            rows.append(logits[slices[0]])
+        else:
+            rows.append(pool(evidence[slices].flatten(1).T[None]).view_as(logits[0]))
+    return torch.stack(rows), cls[[slices[0] for slices in members.values()]]
+
+
+class BagLoss(nn.Module):
+    """A loss of bags of slices, see `pool_bags`; of slices that are on their own, the loss as it is.
+
+    Args:
+        loss: of logits `[B, ..., C]` and classes `[B]`.
+        pool: name of a pool in `common.pooling`.
+        pool_options: keyword arguments of the pool, e.g. `{"alpha": 1}` for `smooth_max`.
+    """
+
+    def __init__(
+        self, loss: nn.Module, *, pool: str = "smooth_max", pool_options: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.pool = GlobalPool(pool, **(pool_options or {}))
+
+    def forward(self, logits: torch.Tensor, target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Scalar from `[B, ..., C]` and the target's `cls` and `bag`, both `[B]`."""
+        return self.loss(*pool_bags(logits, target["cls"], target["bag"], self.pool))

@@ -209,3 +209,11 @@ def prepare_batch(
     image = convert_to_tensor(batch["image"], track_meta=False)
     image = image.to(device, non_blocking=non_blocking).contiguous(memory_format=torch.channels_last)
     return image, batch["cls"].to(device, non_blocking=non_blocking)
+
+
+def prepare_bags(
+    batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`(image, {"cls", "bag"})` of a batch, for `common.losses.BagLoss`; see `prepare_batch`."""
+    image, cls = prepare_batch(batch, device, non_blocking)
+    return image, {"cls": cls, "bag": batch["bag"].to(device, non_blocking=non_blocking)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from common.losses import class_weights, label_smoothing, soft_bce_dice
+from common.losses import BagLoss, class_weights, label_smoothing, soft_bce_dice
 
 
 def random_batch(shape=(3, 1, 5, 6), seed=0):
@@ -141,3 +141,41 @@ def test_shape_errors_quote_the_shapes():
         soft_bce_dice(margin, target[:, 0])
     with pytest.raises(ValueError, match=r"\[3, 1, 5, 6\].*got \[3\]"):
         soft_bce_dice(margin, target, valid=torch.ones(3))
+
+
+class TestBagLoss:
+    logits = torch.tensor([[0.5, 1.0], [2.0, -1.0], [0.0, 3.0], [1.0, 1.5]], requires_grad=True)
+
+    def target(self, cls: list[int], bag: list[int]) -> dict[str, torch.Tensor]:
+        return {"cls": torch.tensor(cls), "bag": torch.tensor(bag)}
+
+    def test_slices_on_their_own_have_the_plain_loss_to_the_bit(self):
+        plain = torch.nn.CrossEntropyLoss(weight=torch.tensor([0.3, 0.7]))
+        target = self.target([0, 1, 1, 0], [-1, -1, -1, -1])
+        losses = [plain(self.logits, target["cls"]), BagLoss(plain)(self.logits, target)]
+        assert torch.equal(*losses)
+        assert torch.equal(*(torch.autograd.grad(loss, self.logits)[0] for loss in losses))
+
+    def test_a_bag_is_as_suspicious_as_its_pool(self):
+        loss = BagLoss(torch.nn.CrossEntropyLoss(), pool="max")(self.logits, self.target([1, 0, 1, 0], [5, 2, 5, 2]))
+        # Margins are 0.5, -3, 3 and 0.5: the largest of the positive bag is 3, of the negative one 0.5.
+        assert float(loss) == pytest.approx((np.log1p(np.exp(-3.0)) + np.log1p(np.exp(0.5))) / 2, rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, self.logits)
+        assert (gradient.abs().sum(1) > 0).tolist() == [False, False, True, True]
+
+    def test_bags_and_single_slices_of_a_batch_weigh_the_same(self):
+        target = self.target([1, 0, 1, 0], [5, -1, 5, -1])
+        loss = BagLoss(torch.nn.CrossEntropyLoss(reduction="none"), pool="max")(self.logits, target)
+        single = torch.nn.functional.cross_entropy(self.logits[[2, 1, 3]], torch.tensor([1, 0, 0]), reduction="none")
+        torch.testing.assert_close(loss, single)
+
+    def test_each_class_and_member_is_pooled_on_its_own(self):
+        logits = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))  # 6 slices, 2 networks, 3 classes
+
+        def loss(pooled: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+            assert cls.tolist() == [2, 0]
+            return pooled
+
+        pooled = BagLoss(loss, pool="avg")(logits, self.target([2, 2, 2, 0, 0, 0], [0, 0, 0, 1, 1, 1]))
+        margins = (logits - logits[..., :1]).view(2, 3, 2, 3)
+        torch.testing.assert_close(pooled, margins.mean(dim=1))

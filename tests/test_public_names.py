@@ -20,9 +20,9 @@ PUBLIC = {
         normalize_maps upsample_maps
     """,
     "data": """
-        SECTIONS CacheEntry Case SliceDataset VolumeCache cases check_patients find_cases in_turns label_of
-        load_datalist make_datalist matched_sampler matched_weights multi_hot patient_folds read_unmasked runs
-        slice_classes slice_labels split_patients stratified_weights write_datalist
+        SECTIONS BagSampler CacheEntry Case SliceDataset VolumeCache case_label cases check_patients find_cases
+        in_turns label_of load_datalist make_datalist matched_sampler matched_weights multi_hot patient_folds
+        read_unmasked runs slice_classes slice_labels split_patients stratified_weights write_datalist
     """,
     "datasets": """
         ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m labeled_table
@@ -40,7 +40,7 @@ PUBLIC = {
         write_dicom write_nifti
     """,
     "handlers": """
-        MASK_COLOR TRUTH_COLOR Calibration CaseHandler CaseScores CaseWriter Panel PredictionWriter
+        MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter Panel PredictionWriter
         VolumeScores draw_montage iterate_cases position_prior with_colorbar
     """,
     "masks": """

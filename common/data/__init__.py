@@ -1,5 +1,6 @@
 """Cases: found in folders or listed in a datalist, split by patient, cut into slices."""
 
+from .bags import BagSampler, matched_sampler
 from .cache import CacheEntry, VolumeCache, in_turns
 from .datalist import (
     SECTIONS,
@@ -13,15 +14,17 @@ from .datalist import (
     write_datalist,
 )
 from .find import Case, find_cases
-from .slices import SliceDataset, matched_sampler, read_unmasked, runs, slice_classes
+from .slices import SliceDataset, case_label, read_unmasked, runs, slice_classes
 from .splits import matched_weights, patient_folds, split_patients, stratified_weights
 
 __all__ = [
     "SECTIONS",
+    "BagSampler",
     "CacheEntry",
     "Case",
     "SliceDataset",
     "VolumeCache",
+    "case_label",
     "cases",
     "check_patients",
     "find_cases",

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ignite.distributed import get_rank
 from monai.transforms import apply_transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from ..engines import weighted_sampler
 from ..features import case_files
 from ..images import window_pads
 from .cache import Stored, VolumeCache, in_turns, warn_of_memory
 from .datalist import label_of, slice_labels
-from .splits import matched_weights
 
 
 def runs(
@@ -66,10 +65,13 @@ def read_unmasked(case: dict, preprocessing: Callable) -> Tensor:
 class SliceDataset(Dataset):
     """Axial slices of preprocessed volumes, in half precision: held in memory, or in a cache on disk.
 
-    An item is `{"image": [C, H, W] float32, "cls": int}`, and with an organ channel `"organ": [1, H, W]` apart from
-    the image, so that `augment` can treat them differently; it ends with concatenating them again.
+    An item is `{"image": [C, H, W] float32, "cls": int, "bag": int}`, and with an organ channel `"organ": [1, H, W]`
+    apart from the image, so that `augment` can treat them differently; it ends with concatenating them again.
 
-    The label of a slice is the datalist's `cls`; a mask is read only to derive it where the datalist has none.
+    The label of a slice is the datalist's `cls`; a mask is read only to derive it where the datalist has none. A
+    volume with one label that is positive does not tell which of its slices are: where there is such a volume, the
+    slices of a volume with one label, or with none that is positive, share a `bag`, and the label is the bag's.
+    The `bag` of every other slice is -1: it is on its own.
 
     Args:
         data: cases with `image` and `cls` (an int for all slices, or one per slice, inferior to superior).
@@ -84,7 +86,10 @@ class SliceDataset(Dataset):
         progress: show a progress bar while reading.
 
     Attributes:
-        classes: the label of each slice.
+        classes: the label of each slice, or of its volume.
+        bags: number of the bag of each slice, that of its volume; -1: none.
+        whole: whether the slices of each volume are a bag.
+        pooled: whether any are.
         positions: z / (Z − 1) of each slice.
         where: index of the volume and z of each slice.
 
@@ -112,29 +117,51 @@ class SliceDataset(Dataset):
         self.window = window
         self.make_targets = targets
         self.classes: list[int] = []
+        self.bags: list[int] = []
         self.positions: list[float] = []
         self.where: list[tuple[int, int]] = []
         settings = (preprocessing, organ_channel, window)
         self._caches = [VolumeCache(cache_dir, *settings, more) for more in (None, targets)] if cache_dir else None
-        read: dict[int, tuple[Stored, list[int]]] = {}
+        read: dict[int, tuple[Stored, int | list[int]]] = {}
         for index in in_turns(self.data, progress=progress):
             case = self.data[index]
             tensors = self._hold(case) if self._caches is None else self._store(case, *self._caches)
-            read[index] = tensors, slice_classes(case, len(tensors["shown"]))
+            read[index] = tensors, case_label(case, len(tensors["shown"]))
             if self._caches is None and len(read) == 1:
                 warn_of_memory(tensors.values(), len(self.data))
         # Each `[Z, …]`: the volume under `image`, and what goes with it.
         self.volumes = [read[index][0] for index in range(len(self.data))]
-        for number, (tensors, labels) in sorted(read.items()):
-            for z, (label, shown) in enumerate(zip(labels, tensors.pop("shown")[:], strict=True)):
-                if shown:
-                    self.classes.append(label)
-                    self.positions.append(z / max(len(labels) - 1, 1))
-                    self.where.append((number, z))
+        found = [read[index][1] for index in range(len(self.data))]
+        self.pooled = any(isinstance(label, int) and label > 0 for label in found)
+        self.whole = [self.pooled and (isinstance(label, int) or not any(label)) for label in found]
+        for number, (tensors, label) in sorted(read.items()):
+            shown = tensors.pop("shown")[:]
+            labels = [label] * len(shown) if isinstance(label, int) else label
+            for z in torch.nonzero(shown).flatten().tolist():
+                self.classes.append(labels[z])
+                self.positions.append(z / max(len(labels) - 1, 1))
+                self.bags.append(number if self.whole[number] else -1)
+                self.where.append((number, z))
         if self._caches is not None and progress:
             print(*(cache.report() for cache in self._caches if cache.entries), sep="\n")
         if not self.where:
             raise RuntimeError("no slice is left to train on: are the images empty, or is the organ mask?")
+        if get_rank() == 0:
+            print(self._about_labels())
+
+    def _about_labels(self) -> str:
+        """What labels there are, in one line for the console."""
+        labeled = list(zip((number for number, _ in self.where), self.classes, strict=True))
+        volumes = {number: label for number, label in labeled if self.whole[number]}
+        own = [label for number, label in labeled if not self.whole[number]]
+        parts = []
+        if volumes:
+            ill = sum(label > 0 for label in volumes.values())
+            parts.append(f"one label a volume: {len(volumes)} volumes, {ill} positive; slices are pooled")
+        if own:
+            ill, count = sum(label > 0 for label in own), len({number for number, _ in labeled} - set(volumes))
+            parts.append(f"one label a slice: {len(own)} slices of {count} volumes, {ill} positive")
+        return "; ".join(parts)
 
     def _hold(self, case: dict) -> Stored:
         image = read_unmasked(case, self.preprocessing)
@@ -178,7 +205,7 @@ class SliceDataset(Dataset):
         item: Any = {name: slices[z].float() for name, slices in self.volumes[number].items()}
         if self.organ_channel:
             item |= {"image": item["image"][:-1], "organ": item["image"][-1:]}
-        item["cls"] = self.classes[index]
+        item |= {"cls": self.classes[index], "bag": self.bags[index]}
         if self.augment is not None:
             item = apply_transform(self.augment, item)
         return item
@@ -191,7 +218,17 @@ def _slices(volume: Tensor, pads: list[int] | None) -> Tensor:
 
 
 def slice_classes(case: dict, depth: int) -> list[int]:
-    """Labels of the `depth` slices of a case.
+    """Labels of the `depth` slices of a case; one label of the volume is repeated.
+
+    Raises:
+        ValueError: see `case_label`.
+    """
+    label = case_label(case, depth)
+    return [label] * depth if isinstance(label, int) else label
+
+
+def case_label(case: dict, depth: int) -> int | list[int]:
+    """The label of a case, or the labels of its `depth` slices.
 
     Raises:
         ValueError: no `cls` and no mask, or another number of labels than slices.
@@ -199,21 +236,7 @@ def slice_classes(case: dict, depth: int) -> list[int]:
     # Servers such as MONAI Label know pairs of image and mask only.
     cls = slice_labels(case["label"], case["image"]) if case.get("cls") is None and "label" in case else label_of(case)
     if isinstance(cls, int | np.integer):
-        return [int(cls)] * depth
+        return int(cls)
     if len(cls) != depth:
         raise ValueError(f"case {case['case']!r} has {len(cls)} labels in `cls` for {depth} slices")
     return [int(c) for c in cls]
-
-
-def matched_sampler(dataset: SliceDataset, *, num_samples: int | None = None, bins: int = 10) -> Sampler:
-    """Draw positives and negatives 1:1, negatives from where positives lie, so that position is no shortcut.
-
-    Args:
-        dataset: the slices.
-        num_samples: draws per epoch, over all processes of a distributed run; by default twice the number of
-            positive slices.
-        bins: of slice position.
-    """
-    weights = matched_weights(dataset.classes, dataset.positions, bins=bins)
-    draws = num_samples or 2 * sum(label > 0 for label in dataset.classes)
-    return weighted_sampler(dataset, weights.tolist(), draws)

@@ -1,5 +1,6 @@
 """Handlers of a run: what it writes, scores and shows."""
 
+from .bags import BagAUC
 from .base import CaseHandler, iterate_cases
 from .calibration import Calibration
 from .case_scores import CaseScores, position_prior
@@ -11,6 +12,7 @@ from .writers import CaseWriter, PredictionWriter
 __all__ = [
     "MASK_COLOR",
     "TRUTH_COLOR",
+    "BagAUC",
     "Calibration",
     "CaseHandler",
     "CaseScores",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from common.data import SliceDataset, matched_sampler, runs, slice_classes
+from common.data import SliceDataset, case_label, matched_sampler, runs, slice_classes
 from tests.pipeline import save
 
 DEPTH = 6
@@ -37,7 +37,36 @@ def test_labels_are_those_of_the_list_and_slices_without_organ_are_left_out():
 
 def test_one_label_counts_for_every_slice():
     assert dataset([{"case": "a", "image": volume(), "cls": 2}]).classes == [2] * 4
+    assert case_label({"case": "a", "cls": np.int64(1)}, 3) == 1
     assert slice_classes({"case": "a", "cls": np.int64(1)}, 3) == [1, 1, 1]
+
+
+class TestBags:
+    def data(self, *labels: Any) -> SliceDataset:
+        return dataset([{"case": str(i), "image": volume(i), "cls": cls} for i, cls in enumerate(labels)])
+
+    def test_a_positive_label_of_a_volume_makes_bags_of_all_volumes_without_positive_slices(self, capsys):
+        data = self.data(1, 0, [0] * DEPTH)
+        assert data.bags == [0] * 4 + [1] * 4 + [2] * 4
+        assert [item["bag"] for item in data] == data.bags
+        assert data.pooled
+        assert data.whole == [True, True, True]
+        assert capsys.readouterr().out == "one label a volume: 3 volumes, 1 positive; slices are pooled\n"
+
+    def test_slices_of_a_mixed_datalist_that_have_their_own_labels_are_on_their_own(self, capsys):
+        data = self.data([0, 1, 0, 1, 0, 0], 2, 0)
+        assert data.bags == [-1] * 4 + [1] * 4 + [2] * 4
+        assert data.whole == [False, True, True]
+        assert capsys.readouterr().out == (
+            "one label a volume: 2 volumes, 1 positive; slices are pooled; "
+            "one label a slice: 4 slices of 1 volumes, 2 positive\n"
+        )
+
+    def test_without_a_positive_label_of_a_volume_every_slice_is_on_its_own(self, capsys):
+        data = self.data([0, 1, 0, 1, 0, 0], 0)
+        assert data.bags == [-1] * 8
+        assert not data.pooled
+        assert capsys.readouterr().out == "one label a slice: 8 slices of 2 volumes, 2 positive\n"
 
 
 def test_items_are_the_slices_in_half_precision_with_the_organ_apart():
@@ -45,7 +74,7 @@ def test_items_are_the_slices_in_half_precision_with_the_organ_apart():
     data = dataset([{"case": str(i), "image": v, "cls": [0, 1, 0, 1, 0, 1]} for i, v in enumerate(volumes)])
     assert len(data) == 9
     for item, (number, z) in zip(data, data.where, strict=True):
-        assert item.keys() == {"image", "organ", "cls"}
+        assert item.keys() == {"image", "organ", "cls", "bag"}
         assert item["cls"] == z % 2
         assert type(item["image"]) is torch.Tensor
         assert item["image"].dtype == torch.float32
@@ -58,7 +87,7 @@ def test_without_organ_channel_items_are_whole_and_flat_slices_are_left_out():
     image[..., 1] = 0.7
     data = dataset([{"case": "a", "image": image, "cls": 1}], organ_channel=False)
     assert [z for _, z in data.where] == [2, 3, 5]
-    assert data[0].keys() == {"image", "cls"}
+    assert data[0].keys() == {"image", "cls", "bag"}
     assert data[0]["image"].shape == (1, 5, 4)
 
 

@@ -1,6 +1,7 @@
 """Second stage: a network learns from the masks that the first stage's maps and the image suggest.
 
-The supervision stays the image-level label: it says which slices may hold a pseudo-mask at all.
+The supervision stays the image-level label: it says which slices may hold a pseudo-mask at all. Where one label stands
+for a volume, the first stage says which of a positive one do.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from monai.transforms import ResampleToMatch
 from torch import Tensor
 
 from common import training
-from common.data import SliceDataset, slice_classes
+from common.data import SliceDataset, case_label, slice_classes
 from common.images import file_of, meta_tensor, read_mask, spacing_of
-from common.losses import soft_bce_dice
+from common.losses import pool_bags, soft_bce_dice
 from common.masks import refine_by_intensity
+from common.pooling import GlobalPool
 
 
 @torch.no_grad()
@@ -31,19 +33,22 @@ def pseudo_masks(
     inferer: Callable,
     threshold: float = 0.0,
     refine: Mapping[str, Any] | None = None,
+    sure: Sequence[float] = (0.1, 0.5),
 ) -> dict[str, Tensor]:
     """What the slices of a volume learn from: the teacher's map, thresholded and refined by intensity.
 
     A slice labeled 0 has an empty mask. A positive one in which thresholding and refinement leave nothing counts for
-    classification only.
+    classification only; so does, in a volume with one label that is positive, a slice that the teacher is not sure of.
 
     Args:
-        case: with the labels of its slices.
+        case: with the labels of its slices, or one of the volume.
         image: `[C, H, W, Z]`, the last channel the organ.
         teacher: network of the first stage, with its weights, on the device where it shall run.
         inferer: `common.engines.SliceMapInferer`.
         threshold: of the teacher's tumor-minus-healthy map.
         refine: options of `common.masks.refine_by_intensity`.
+        sure: in a positive volume with one label, slices that the teacher gives a lower probability of a lesion than
+            the first have none, and those with a higher one than the second, and the most probable, have one.
 
     Returns:
         `pseudo` `[1, H, W, Z]` bool, and `counts` `[Z]`, whether the mask of a slice is to be learned from.
@@ -54,20 +59,32 @@ def pseudo_masks(
     margin = (output[1:classes] - output[:1]).max(axis=0)
     volume = image.numpy()
     organ = volume[-1] > 0.5
-    seed = (margin > threshold) & organ & [label > 0 for label in slice_classes(case, volume.shape[-1])]
+    probability = torch.as_tensor(1 - output[classes, 0, 0])
+    positive, negative = _labels(case, probability, sure)
+    seed = (margin > threshold) & organ & positive.numpy()
     refined = refine_by_intensity(seed, volume[0], organ, spacing=spacing_of(image), **(refine or {}))
-    return _targets(case, torch.as_tensor(refined))
+    return _targets(torch.as_tensor(refined), negative)
 
 
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
     """`pseudo` and `counts`, as of `pseudo_masks`, from the file of the true mask, resampled to the image."""
     mask = meta_tensor(read_mask(case["label"], file_of(image)))
-    return _targets(case, ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0)
+    mask = ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0
+    return _targets(mask, torch.tensor(slice_classes(case, mask.shape[-1])) == 0)
 
 
-def _targets(case: dict, mask: Tensor) -> dict[str, Tensor]:
-    positive = torch.tensor(slice_classes(case, mask.shape[-1])) > 0
-    return {"pseudo": mask[None], "counts": ~positive | mask.any(dim=0).any(dim=0)}
+def _labels(case: dict, probability: Tensor, sure: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Which slices are positive and which negative, bool `[Z]`; some of a volume with one label may be neither."""
+    label = case_label(case, len(probability))
+    if isinstance(label, int) and label > 0:
+        positive = (probability > sure[1]) | (probability == probability.max())
+        return positive, (probability < sure[0]) & ~positive
+    labels = torch.tensor(slice_classes(case, len(probability)))
+    return labels > 0, labels == 0
+
+
+def _targets(mask: Tensor, negative: Tensor) -> dict[str, Tensor]:
+    return {"pseudo": mask[None], "counts": negative | mask.any(dim=0).any(dim=0)}
 
 
 class PseudoMaskDataset(SliceDataset):
@@ -75,7 +92,7 @@ class PseudoMaskDataset(SliceDataset):
 
     Args:
         data, preprocessing, options: see `SliceDataset`.
-        teacher, inferer, threshold, refine: see `pseudo_masks`.
+        teacher, inferer, threshold, refine, sure: see `pseudo_masks`.
     """
 
     def __init__(
@@ -87,9 +104,11 @@ class PseudoMaskDataset(SliceDataset):
         inferer: Callable,
         threshold: float = 0.0,
         refine: Mapping[str, Any] | None = None,
+        sure: Sequence[float] = (0.1, 0.5),
         **options: Any,
     ) -> None:
-        targets = partial(pseudo_masks, teacher=teacher.eval(), inferer=inferer, threshold=threshold, refine=refine)
+        settings: dict[str, Any] = {"threshold": threshold, "refine": refine, "sure": sure}
+        targets = partial(pseudo_masks, teacher=teacher.eval(), inferer=inferer, **settings)
         super().__init__(data, preprocessing, targets=targets, **options)
 
 
@@ -117,24 +136,34 @@ class PseudoMaskLoss(torch.nn.Module):
 
     Args:
         segmentation, classification: weights of the two terms.
+        pool, pool_options: of the logits of volumes with one label, see `common.losses.BagLoss`.
     """
 
-    def __init__(self, *, segmentation: float = 1.0, classification: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        segmentation: float = 1.0,
+        classification: float = 1.0,
+        pool: str = "smooth_max",
+        pool_options: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self.segmentation = segmentation
         self.classification = classification
+        self.pool = GlobalPool(pool, **(pool_options or {}))
 
     def forward(self, output: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
         """
         Args:
             output: maps `[B, C, H, W]` and logits `[B, C]`.
-            target: `cls` `[B]`, `pseudo` and `organ` `[B, 1, H, W]`, `counts` `[B]`.
+            target: `cls` and `bag` `[B]`, `pseudo` and `organ` `[B, 1, H, W]`, `counts` `[B]`.
         """
         maps, logits = output
         margin = (maps[:, 1:] - maps[:, :1]).amax(dim=1, keepdim=True)
         valid = target["organ"] * target["counts"][:, None, None, None]
         segmentation = soft_bce_dice(margin, target["pseudo"] * target["organ"], valid=valid)
-        classification = torch.nn.functional.cross_entropy(logits, target["cls"])
+        pooled = pool_bags(logits, target["cls"], target["bag"], self.pool)
+        classification = torch.nn.functional.cross_entropy(*pooled)
         return self.segmentation * segmentation + self.classification * classification
 
 
@@ -142,6 +171,6 @@ def prepare_batch(
     batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`(image, targets of PseudoMaskLoss)` of a batch; the organ mask is the image's last channel."""
-    image, cls = training.prepare_batch(batch, device, non_blocking)
+    image, target = training.prepare_bags(batch, device, non_blocking)
     pseudo, counts = (torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("pseudo", "counts"))
-    return image, {"cls": cls, "pseudo": pseudo, "counts": counts.float(), "organ": (image[:, -1:] > 0.5).float()}
+    return image, target | {"pseudo": pseudo, "counts": counts.float(), "organ": (image[:, -1:] > 0.5).float()}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 
@@ -45,9 +46,9 @@ class Teacher(torch.nn.Module):
         return maps, maps.amax(dim=(2, 3))
 
 
-def dataset(*, teacher=None, **options):
+def dataset(*, teacher=None, cls=LABELS, **options):
     settings = {"teacher": teacher or Teacher(), "inferer": SliceMapInferer(margin=100), "refine": RAW}
-    cases = [{"case": "a", "image": "", "cls": LABELS, "label": "never opened.nii.gz"}]
+    cases = [{"case": "a", "image": "", "cls": cls, "label": "never opened.nii.gz"}]
     return pseudo.PseudoMaskDataset(cases, bright_boxes, progress=False, **(settings | options))
 
 
@@ -74,6 +75,32 @@ def test_a_positive_slice_without_a_mask_does_not_count_and_a_negative_one_does(
     assert [bool(item["counts"]) for item in dataset()] == [True, True, True, False, True, True]
 
 
+class TestOneLabelAVolume:
+    """The teacher's probabilities by slice are .27 (nothing bright) and .73 (a box)."""
+
+    def test_the_teacher_says_which_slices_of_a_positive_one_have_a_mask(self):
+        items = list(dataset(cls=1))
+        assert torch.equal(masks(items), marked(LESION, DECOY))
+        assert not masks(dataset(cls=0)).any()
+
+    @pytest.mark.parametrize(("sure", "sure_of_none"), [((0.2, 0.5), False), ((0.3, 0.5), True)])
+    def test_slices_between_sure_and_sure_of_none_do_not_count(self, sure, sure_of_none):
+        counts = [bool(item["counts"]) for item in dataset(cls=1, sure=sure)]
+        assert counts == [sure_of_none, True, True, sure_of_none, True, True]
+        assert all(item["counts"] for item in dataset(cls=0, sure=sure))
+
+    def test_the_most_probable_slice_has_one_however_unsure_the_teacher_is(self):
+        items = list(dataset(cls=1, sure=(0.1, 0.9)))
+        assert torch.equal(masks(items), marked(LESION, DECOY))  # all of its slices are as probable
+
+    def test_their_logits_are_pooled(self):
+        target = {"cls": torch.tensor([1, 1, 0]), "bag": torch.tensor([4, 4, 0]), "counts": torch.zeros(3)}
+        target |= {key: torch.zeros(3, 1, 4, 4) for key in ("pseudo", "organ")}
+        logits = torch.tensor([[0.0, -9.0], [0.0, 9.0], [9.0, 0.0]])
+        loss = pseudo.PseudoMaskLoss(pool="max")
+        assert float(loss((torch.zeros(3, 2, 4, 4), logits), target)) < 1e-3
+
+
 def test_the_image_refines_what_the_teacher_only_points_at():
     items = list(dataset(teacher=Teacher(corner=5), refine=RAW | {"dilate_mm": 15.0, "intensity": 1.5}))
     assert torch.equal(masks(items), marked(LESION))
@@ -93,8 +120,15 @@ def test_true_masks_are_brought_to_the_image(tmp_path):
     turned = AFFINE @ np.diag([-1.0, 1.0, 1.0, 1.0])
     turned[0, 3] = AFFINE[0, 0] * (SHAPE[0] - 1)
     nib.save(nib.Nifti1Image(mask.numpy(), turned), tmp_path / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE), AFFINE), tmp_path / "image.nii.gz")
     cases = [{"case": "a", "image": "", "cls": LABELS, "label": str(tmp_path / "mask.nii.gz")}]
-    items = list(pseudo.MaskDataset(cases, bright_boxes, progress=False))
+
+    def preprocessing(case):
+        image = bright_boxes(case)["image"]
+        image.meta["filename_or_obj"] = str(tmp_path / "image.nii.gz")
+        return {"image": image}
+
+    items = list(pseudo.MaskDataset(cases, preprocessing, progress=False))
     assert torch.equal(masks(items), marked(LESION))
     assert [bool(item["counts"]) for item in items] == [True, True, True, False, True, True]
 
@@ -117,6 +151,7 @@ def test_pseudo_mask_loss_counts_only_slices_that_have_a_mask_or_need_none():
     maps.requires_grad_()
     target = {
         "cls": torch.tensor([0, 1]),
+        "bag": torch.tensor([-1, -1]),
         "pseudo": torch.zeros(2, 1, 4, 4),
         "organ": torch.ones(2, 1, 4, 4),
         "counts": torch.tensor([1.0, 0.0]),
@@ -134,6 +169,7 @@ def test_pseudo_mask_loss_is_zero_for_certain_and_right_maps():
     logits = torch.tensor([[60.0, -60.0], [-60.0, 60.0]])
     target = {
         "cls": torch.tensor([0, 1]),
+        "bag": torch.tensor([-1, -1]),
         "pseudo": pseudo_mask,
         "organ": torch.ones_like(pseudo_mask),
         "counts": torch.ones(2),

@@ -1,0 +1,54 @@
+"""How well bags of slices are told apart in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.handlers import ROCAUC, from_engine
+from monai.metrics import compute_roc_auc
+from torch import Tensor
+
+
+class BagAUC(ROCAUC):
+    """Area under the ROC curve of bags: a volume with one label counts once, by its most suspicious slice.
+
+    Of slices that are on their own it is MONAI's `ROCAUC`. Batches hold `bag`, the number of each item's bag or -1;
+    outputs hold `pred`, class probabilities, and `label`, one-hot.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(output_transform=from_engine(["pred", "label"]))
+        self.bags: list[int] = []
+
+    def reset(self) -> None:
+        super().reset()
+        self.bags = []
+
+    def iteration_completed(self, engine: Engine) -> None:
+        super().iteration_completed(engine)
+        batch: Any = engine.state.batch
+        self.bags += [int(item["bag"]) for item in batch]
+
+    def compute(self) -> Any:
+        probabilities, labels = self.metric_fn.get_buffer()
+        bags = self.bags * (len(labels) // len(self.bags))  # of several processes each validates on all
+        return compute_roc_auc(*most_suspicious(probabilities, labels, bags))
+
+
+def most_suspicious(probabilities: Tensor, labels: Tensor, bags: list[int]) -> tuple[Tensor, Tensor]:
+    """The rows of the slice of each bag that is least likely of class 0, in the order of the bags.
+
+    Args:
+        probabilities, labels: `[slices, C]`.
+        bags: number of each slice's bag; -1: the slice is on its own.
+    """
+    chosen: dict[tuple[int, int], int] = {}
+    healthy = probabilities[:, 0].tolist()
+    for index, bag in enumerate(bags):
+        key = (bag, index if bag < 0 else 0)
+        if key not in chosen or healthy[index] < healthy[chosen[key]]:
+            chosen[key] = index
+    rows = torch.tensor(list(chosen.values()))
+    return probabilities[rows], labels[rows]
