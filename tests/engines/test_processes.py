@@ -124,7 +124,7 @@ def test_more_processes_than_cases_are_refused(data, trained, tmp_path):
 
 def test_no_process_waits_for_one_that_has_stopped():
     """Rank 1 meets the bad case and the failed reading, rank 0 the failed writing, which another handler follows."""
-    ways = ["nothing", "writing", "reading", "bad", "bad writing", "bad reading"]
+    ways = ["nothing", "writing", "reading", "bad", "bad writing", "bad reading", "finished abd", "finished abcd"]
     ranks = run_ranks("tests.engines.stopping", *ways)
     assert [done.returncode for done in ranks] == [0, 0], "".join(done.stderr[-3000:] for done in ranks)
     first, second = (dict(line.split(" | ") for line in done.stdout.splitlines()) for done in ranks)
@@ -138,3 +138,6 @@ def test_no_process_waits_for_one_that_has_stopped():
     assert first["bad writing"] == f"{failed} and then: OSError: disk full"
     assert second["bad writing"] == f"{failed} and then: {second['writing']}"
     assert second["bad reading"] == f"{failed} and then: {second['reading']}"
+    # What is left of a run is shared out anew; a process may get none of it.
+    assert first["finished abd"] == second["finished abd"] == "['c']"
+    assert first["finished abcd"] == second["finished abcd"] == "[]"
