@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint
-from .efficientnet import IMAGENET_MEAN, IMAGENET_STD, EfficientNetLite, freeze_statistics
+from .efficientnet import IMAGENET_MEAN, IMAGENET_STD, EfficientNetLite, adapt_first_filters, freeze_statistics
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
 LITES = ("efficientnet_lite0", "efficientnet_lite1")
@@ -25,7 +25,8 @@ class Classifier(nn.Module):
     Args:
         backbone: `resnet10`, `resnet18`, `resnet34`, `resnet50`, `resnet101` (MONAI's, laid out as torchvision's),
             `efficientnet_lite0`, `efficientnet_lite1` (up to stride 16, where maps are still fine), or `timm/NAME`.
-        in_channels: image channels; one is repeated three times, so that pretrained filters fit.
+        in_channels: image channels; one is repeated three times, so that pretrained filters fit; for other numbers
+            than three the first filters are adapted, see `common.encoders.efficientnet.adapt_first_filters`.
         num_classes: logits.
         pretrained: weights of the body: None (random), a local file (with torchvision's or timm's key names; heads and
             other surplus keys are ignored), or `imagenet` for EfficientNet-Lite.
@@ -114,9 +115,7 @@ class _LiteBody(nn.Module):
 
     def __init__(self, variant: str, in_channels: int, pretrained: str | os.PathLike[str] | None) -> None:
         super().__init__()
-        if in_channels != 3:
-            raise ValueError(f"EfficientNet-Lite takes 1 or 3 image channels, got {in_channels}")
-        self.encoder = EfficientNetLite(pretrained, variant=variant)
+        self.encoder = EfficientNetLite(pretrained, variant=variant, in_channels=in_channels)
         self.encoder.mean, self.encoder.std = 0.0, 1.0  # the classifier has normalized already
 
     def forward(self, image: Tensor) -> Tensor:
@@ -143,6 +142,8 @@ def _timm(name: str, in_channels: int) -> tuple[nn.Module, int, list[str]]:
 def load_body(body: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a body from a local file: a state dict, also one under `state_dict` or `model`, also of a wrapped module.
 
+    Filters for three colors are adapted to the channels of the body.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: parameters of the body are missing in the file, or of another shape.
@@ -155,6 +156,9 @@ def load_body(body: nn.Module, path: str | os.PathLike[str]) -> None:
             source = source[key]
     source = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in source.items()}
     own = body.state_dict()
+    first = next((name for name, module in body.named_modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and f"{first}.weight" in own:
+        adapt_first_filters(source, f"{first}.weight", own[f"{first}.weight"])
     wrong = [
         key
         for key, value in own.items()

@@ -27,6 +27,8 @@ class Encoder(nn.Module):
     It stays in evaluation mode and has no gradients. TorchScript compiles it if it compiles the body, and then
     computes in float32 whatever the precision.
 
+    Several modalities are encoded one by one, each as a gray image, and their features concatenated.
+
     Args:
         body: network, `[B, 3, H, W]` to `[B, channels, H / stride, W / stride]` for H and W multiples of `divisor`.
         name: goes into the fingerprint; should tell what the weights do not.
@@ -40,6 +42,10 @@ class Encoder(nn.Module):
             multiples of an organ's median.
         embedding: `tensor`, or `vector` for the mean over all cells as a grid of 1 × 1.
         precision: of the body; what comes out is float32.
+        modalities: channels of an image that are images of their own; 1: the image is gray, or has three colors.
+
+    Attributes:
+        channels: of the features, of all modalities together.
 
     Raises:
         ValueError: an unknown embedding or precision, size and zoom at once, or a divisor that the stride does not
@@ -63,6 +69,7 @@ class Encoder(nn.Module):
         input_scale: float = 1.0,
         embedding: Embedding = "tensor",
         precision: Precision = "float32",
+        modalities: int = 1,
     ) -> None:
         super().__init__()
         if size is not None and zoom != 1:
@@ -72,7 +79,8 @@ class Encoder(nn.Module):
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
         self.name = name
-        self.channels = channels
+        self.modalities = modalities
+        self.channels = channels * modalities
         self.stride = stride
         self.divisor = divisor or stride
         if self.divisor % stride:
@@ -97,11 +105,22 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Features `[B, channels, h, w]`, float32, of `[B, 1 or 3, H, W]` in [0, 1]; one channel is repeated.
 
+        With several modalities, of `[B, modalities, H, W]`.
+
         Raises:
             ValueError: another shape, or values outside [0, 1].
         """
-        if image.dim() != 4 or image.shape[1] not in (1, 3):
-            raise ValueError(f"an encoder takes [B, 1 or 3, H, W], got {list(image.shape)}")
+        if self.modalities > 1:
+            if image.dim() != 4 or image.shape[1] != self.modalities:
+                raise ValueError(
+                    f"an encoder of {self.modalities} modalities takes [B, {self.modalities}, H, W], "
+                    f"got {list(image.shape)}"
+                )
+            image = image.flatten(0, 1).unsqueeze(1)
+        elif image.dim() != 4 or image.shape[1] not in (1, 3):
+            raise ValueError(
+                f"an encoder takes [B, 1 or 3, H, W], got {list(image.shape)}; of several modalities it must know"
+            )
         image = image.float() * self.input_scale
         if self.input_scale != 1.0:
             image = image.clamp(max=1.0)
@@ -121,7 +140,7 @@ class Encoder(nn.Module):
             features = features[:, :, : -(-height // self.stride), : -(-width // self.stride)]
             if self.vector:
                 features = features.mean(dim=(2, 3), keepdim=True)
-            return features.contiguous()
+            return features.reshape(-1, self.channels, features.shape[2], features.shape[3]).contiguous()
 
     def resized(self, height: int, width: int) -> list[int]:
         """Rows and columns of an image after resizing."""
@@ -159,7 +178,10 @@ class Encoder(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """What, beside the weights, decides on the output."""
+        # Only where there are several: the fingerprints of encoders of one image stay what they have been.
+        several = {"modalities": self.modalities} if self.modalities > 1 else {}
         return {
+            **several,
             "name": self.name,
             "body": type(self.body).__qualname__,  # not its module, whose name changes when a bundle is exported
             "channels": self.channels,

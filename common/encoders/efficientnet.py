@@ -11,7 +11,9 @@ import importlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+import torch
 from monai.networks.nets import EfficientNet
 from monai.networks.nets.efficientnet import MBConvBlock
 from torch import Tensor, nn
@@ -35,6 +37,7 @@ class EfficientNetLite(nn.Module):
         weights: `imagenet` (of the package), a file with the same key names, or None for random weights.
         variant: `lite0` or `lite1` (deeper).
         frozen_statistics: batch normalization keeps its running statistics in training.
+        in_channels: of the image; of other than three, the first filters are those of `weights` adapted.
 
     Raises:
         ImportError: `imagenet` without the package.
@@ -50,6 +53,7 @@ class EfficientNetLite(nn.Module):
         *,
         variant: str = "lite0",
         frozen_statistics: bool = True,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if variant not in REPEATS:
@@ -59,7 +63,7 @@ class EfficientNetLite(nn.Module):
         full = EfficientNet(
             [f"r{repeats}_{stage}" for repeats, stage in zip(REPEATS[variant], STAGES, strict=True)],
             spatial_dims=2,
-            in_channels=3,
+            in_channels=in_channels,
             num_classes=1,
             width_coefficient=1.0,
             depth_coefficient=1.0,
@@ -88,6 +92,7 @@ class EfficientNetLite(nn.Module):
         source = read_checkpoint(path)
         names = {re.sub(r"_blocks\.\d+\.(\d+)\.", r"_blocks.\1.", key): key for key in self.state_dict()}
         own = self.state_dict()
+        adapt_first_filters(source, "_conv_stem.weight", self._conv_stem.weight)
         missing = [key for key, name in names.items() if key not in source or source[key].shape != own[name].shape]
         if missing:
             raise ValueError(
@@ -103,7 +108,7 @@ class EfficientNetLite(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Features `[B, (16, 24, 40, 112), H/s, W/s]` of `[B, 3, H, W]` in [0, 1], H and W multiples of 16."""
+        """Features `[B, (16, 24, 40, 112), H/s, W/s]` of `[B, C, H, W]` in [0, 1], H and W multiples of 16."""
         image = (image - self.mean) / self.std
         x = self._swish(self._bn0(self._conv_stem(self._conv_stem_padding(image))))
         features: list[Tensor] = []
@@ -112,6 +117,26 @@ class EfficientNetLite(nn.Module):
             if stage != 3:  # stages 3 and 4 share stride 16; the later one has seen more
                 features.append(x)
         return features
+
+
+def adapt_first_filters(state: dict[str, Any], name: str, weight: Tensor) -> None:
+    """Fit the first filters of a state dict, made for three colors, to a network of another number of channels.
+
+    They are repeated channel by channel, red, green, blue, red …, and scaled by 3 / channels, so that equal channels
+    are seen about as they were; for one channel they are added up. As timm's `adapt_input_conv`.
+
+    Args:
+        state: changed in place; left alone where the filters fit or are not of three colors.
+        name: key of the filters.
+        weight: of the network, `[out, channels, *kernel]`.
+    """
+    filters, channels = state.get(name), weight.shape[1]
+    if not isinstance(filters, Tensor) or filters.dim() != weight.dim() or filters.shape[1] != 3 or channels == 3:
+        return
+    if channels == 1:
+        state[name] = filters.sum(dim=1, keepdim=True)
+    else:
+        state[name] = filters[:, torch.arange(channels) % 3] * (3 / channels)
 
 
 def freeze_statistics(network: nn.Module) -> None:

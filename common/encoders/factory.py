@@ -45,6 +45,7 @@ def encoder(
     input_scale: float = 1.0,
     embedding: Embedding = "tensor",
     precision: Precision = "float32",
+    modalities: int = 1,
 ) -> Encoder:
     """A frozen encoder by its name.
 
@@ -58,7 +59,8 @@ def encoder(
         levels: strides (2, 4, 8, 16) of EfficientNet's maps that are concatenated; finer ones than the grid are
             averaged over the cell, coarser ones enlarged bilinearly. The default gives 24 + 40 + 112 channels.
         model: further arguments of `timm.create_model`; UNI takes `{"init_values": 1e-5, "dynamic_img_size": true}`.
-        size, zoom, input_scale, embedding, precision: see `Encoder`. DINOv2's grid is 16 × 16 for 224, 37 × 37 for 518.
+        size, zoom, input_scale, embedding, precision, modalities: see `Encoder`. DINOv2's grid is 16 × 16 for 224,
+            37 × 37 for 518.
 
     Raises:
         ValueError: an unknown name or option, or weights that do not fit.
@@ -66,7 +68,7 @@ def encoder(
         ImportError: a package is missing; the message names the extra.
     """
     options: dict[str, Any] = {"size": size, "zoom": zoom, "input_scale": input_scale}
-    options |= {"embedding": embedding, "precision": precision}
+    options |= {"embedding": embedding, "precision": precision, "modalities": modalities}
     if name == "efficientnet_lite0":
         body = LiteGrid("imagenet" if weights == "pretrained" else weights, stride=stride, levels=levels)
         full_name = f"{name} levels {'+'.join(map(str, sorted(levels)))}"

@@ -92,6 +92,17 @@ class TestEncoder:
         assert not any(module.training for module in frozen[0].modules())
         assert not frozen(image(1, 1, 16, 16).requires_grad_()).requires_grad
 
+    def test_several_modalities_are_encoded_one_by_one(self, lite):
+        several = encoder("efficientnet_lite0", weights=None, modalities=2)
+        several.body.load_state_dict(lite.body.state_dict())
+        pixels = image(3, 2, 32, 48)
+        assert several.channels == 2 * lite.channels
+        expected = torch.cat([lite(pixels[:, :1]), lite(pixels[:, 1:])], dim=1)
+        torch.testing.assert_close(several(pixels), expected, atol=1e-5, rtol=1e-4)
+        assert several.fingerprint != lite.fingerprint
+        with pytest.raises(ValueError, match=r"an encoder of 2 modalities takes \[B, 2, H, W\], got \[1, 3"):
+            several(image(1, 3, 8, 8))
+
     @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 2, 8, 8), (1, 4, 8, 8)])
     def test_other_shapes_are_refused(self, shape):
         with pytest.raises(ValueError, match=r"takes \[B, 1 or 3, H, W\], got \[1"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.encoders import EfficientNetLite
-from common.encoders.efficientnet import IMAGENET_MEAN, IMAGENET_STD, packaged_weights
+from common.encoders.efficientnet import IMAGENET_MEAN, IMAGENET_STD, adapt_first_filters, packaged_weights
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,31 @@ def test_a_file_with_the_packages_names_restores_the_weights(encoder, tmp_path):
         assert torch.equal(other.state_dict()[name], value), name
     via_option = EfficientNetLite(str(path))
     assert torch.equal(via_option.state_dict()[key], encoder.state_dict()[key])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_numbers_of_channels_meet_adapted_filters(encoder, channels, tmp_path):
+    """Equal channels are seen as they were; 3 / channels of each filter, in turn."""
+    path = package_file(encoder, tmp_path / "lite0.pth")
+    other = EfficientNetLite(path, in_channels=channels).eval()
+    filters, before = other._conv_stem.weight, encoder._conv_stem.weight
+    assert filters.shape[1] == channels
+    if channels == 1:
+        torch.testing.assert_close(filters[:, 0], before.sum(1))
+    for i in range(channels if channels > 1 else 0):
+        torch.testing.assert_close(filters[:, i], before[:, i % 3] * 3 / channels)
+    rest = {name: value for name, value in other.state_dict().items() if name != "_conv_stem.weight"}
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in rest.items())
+    assert other(torch.rand(1, channels, 32, 32))[-1].shape == (1, 112, 2, 2)
+
+
+def test_filters_of_the_right_number_of_channels_stay_to_the_bit():
+    for shape, weight in (((4, 3, 2, 2), (4, 3, 2, 2)), ((4, 2, 2, 2), (4, 2, 2, 2)), ((4, 5, 2, 2), (4, 2, 2, 2))):
+        filters = torch.rand(shape)
+        state = {"stem": filters}
+        adapt_first_filters(state, "stem", torch.empty(weight))
+        assert state["stem"] is filters
 
 
 def test_a_file_with_other_keys_or_shapes_is_refused_with_their_names(encoder, tmp_path):

@@ -221,7 +221,8 @@ class GPEfficientNet(GPNet):
     single pooled position teaches them within a few epochs.
 
     Args:
-        in_channels: image channels, without the organ channel: 1 (repeated for the encoder) or 3.
+        in_channels: image channels, without the organ channel; one is repeated for the encoder, and its first filters
+            are adapted to other numbers than three.
         num_classes: classes, 0 = healthy.
         width: channels of the sum.
         weights: of the encoder, see `common.encoders.EfficientNetLite`; None when a checkpoint follows.
@@ -245,11 +246,10 @@ class GPEfficientNet(GPNet):
         **kwargs,
     ) -> None:
         super().__init__(num_features=width, num_classes=num_classes, **kwargs)
-        if in_channels not in (1, 3):
-            raise ValueError(f"GPEfficientNet takes 1 or 3 image channels, got {in_channels}")
         self.in_channels = in_channels
         self.input_scale = input_scale
-        self.encoder = EfficientNetLite(weights)
+        self.seen = 3 if in_channels == 1 else in_channels
+        self.encoder = EfficientNetLite(weights, in_channels=self.seen)
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in self.encoder.channels)
         self.dropout = nn.Dropout2d(dropout)
 
@@ -260,7 +260,7 @@ class GPEfficientNet(GPNet):
             )
         if image.shape[2] % 16 != 0 or image.shape[3] % 16 != 0:
             raise ValueError(f"GPEfficientNet needs H and W that divide by 16, got {list(image.shape)}")
-        levels = self.encoder((image * self.input_scale).expand(-1, 3, -1, -1))
+        levels = self.encoder((image * self.input_scale).expand(-1, self.seen, -1, -1))
         size = levels[1].shape[-2:]
         total = torch.zeros_like(levels[1][:, :1])
         for i, lateral in enumerate(self.laterals):
