@@ -38,6 +38,8 @@ class MapsToMaskd(MapTransform):
         threshold: of the map, for `fixed`.
         offset: subtracted from the multi-Otsu threshold.
         mask_quantile: of the heat inside the organ, for `quantile`.
+        one_class: slices with a lesion share one class, that with the most probability over all of them: for grades of
+            a patient, learned from one label a volume. Otherwise each has its own.
         evidence: `predicted` shows the predicted class's map, `sum` adds the maps of all classes but 0.
         clean: keyword arguments of `common.masks.clean`, applied slice by slice.
         refine: keyword arguments of `common.masks.refine_by_intensity`; None leaves the thresholded map.
@@ -58,6 +60,7 @@ class MapsToMaskd(MapTransform):
         threshold: float = 0.0,
         offset: float = 0.0,
         mask_quantile: float = 0.98,
+        one_class: bool = False,
         evidence: Literal["predicted", "sum"] = "predicted",
         clean: Mapping[str, Any] | None = None,
         refine: Mapping[str, Any] | None = None,
@@ -80,6 +83,7 @@ class MapsToMaskd(MapTransform):
         self.threshold = threshold
         self.offset = offset
         self.mask_quantile = mask_quantile
+        self.one_class = one_class
         self.evidence = evidence
         self.clean = dict(clean or {})
         self.refine = dict(refine) if refine is not None else None
@@ -100,7 +104,11 @@ class MapsToMaskd(MapTransform):
             probability = smooth_along_slices(probability, sigma_mm=self.gate_smooth_mm, slice_mm=spacing[2])
             classes_of_slices = gate_slices(probability, self.gate)
             suspicious = probability[:, int((1 - probability[0]).argmax())]
-            everywhere = self._evidence(maps, classes_of_slices, suspicious)
+            leading = 1 + int(suspicious[1:].argmax())
+            if self.one_class and classes_of_slices.any():
+                leading = 1 + int(probability[1:, classes_of_slices > 0].sum(axis=1).argmax())
+                classes_of_slices = np.where(classes_of_slices > 0, leading, 0)
+            everywhere = self._evidence(maps, classes_of_slices, leading)
             # Outside there is as little evidence as anywhere inside, so that any threshold leaves it out.
             heat = np.where(organ, everywhere, everywhere[organ].min(initial=0.0))
             threshold = self._threshold(heat, organ)
@@ -116,12 +124,11 @@ class MapsToMaskd(MapTransform):
             data["threshold"] = torch.tensor(threshold)
         return data
 
-    def _evidence(self, maps: np.ndarray, classes_of_slices: np.ndarray, suspicious: np.ndarray) -> np.ndarray:
+    def _evidence(self, maps: np.ndarray, classes_of_slices: np.ndarray, leading: int) -> np.ndarray:
         margins = maps[1:] - maps[:1]
         if self.evidence == "sum":
             return margins.sum(axis=0)
         # A slice without finding still shows evidence: that of the volume's leading class.
-        leading = 1 + int(suspicious[1:].argmax())
         shown = np.where(classes_of_slices > 0, classes_of_slices, leading) - 1
         return np.take_along_axis(margins, shown[None, None, None, :], axis=0)[0]
 

@@ -52,6 +52,19 @@ def scene(classes: int = 2, shape: tuple[int, int, int] = (12, 10, 6), seed: int
 
 
 class TestMapsToMaskd:
+    def test_one_class_of_a_patient_is_that_of_most_probability_over_its_positive_slices(self):
+        data = scene(classes=3)
+        data["pred"][3:, ..., 0] = torch.tensor([0.5, 0.0, 0.5])[:, None, None]  # does not pass the gate
+        data["pred"][3:, ..., 2] = torch.tensor([0.01, 0.98, 0.01])[:, None, None]  # the most suspicious slice
+        each, one = MapsToMaskd(gate=0.6)(data)["pred"][0], MapsToMaskd(gate=0.6, one_class=True)(data)["pred"][0]
+        assert [each[..., z].max() for z in range(6)] == [0, 0, 1, 2, 2, 0]
+        assert [one[..., z].max() for z in range(6)] == [0, 0, 2, 2, 2, 0]
+        margin = data["maps"][2] - data["maps"][0]
+        np.testing.assert_array_equal(one.numpy() > 0, (margin > 0) & data["organ"] & (np.isin(range(6), (2, 3, 4))))
+
+    def test_without_a_positive_slice_there_is_no_class_to_share(self):
+        assert not MapsToMaskd(gate=0.99, one_class=True)(scene(classes=3))["pred"].any()
+
     def test_heatmap_is_evidence_against_class_0_and_its_minimum_outside_the_organ(self):
         data = scene()
         out = MapsToMaskd()(data)
