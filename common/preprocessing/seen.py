@@ -198,6 +198,9 @@ def compare(
     names = seen["channels"]
     if len(case["quantiles"]) != len(names):
         return [f"{len(case['quantiles'])} channel(s), but training had {len(names)}: {', '.join(names)}"], []
+    if (window is None) != (seen["window"] is None):
+        own, before = (f"by {'the organ' if w is None else f'the window {list(w)}'}" for w in (window, seen["window"]))
+        return [f"intensities are scaled {own}, in training {before}"], []
     errors = [text for i in range(len(names)) if (text := _out_of_range(case, seen, i, window))]
     strange, volume = _strange_contrasts(case, seen), _strange_volume(case, seen)
     impossible = case["organ_ml"] > seen["organ_ml"]["max"] * IMPOSSIBLE_VOLUME
@@ -214,10 +217,9 @@ def _scaled(values: Any, window: Sequence[float] | None) -> np.ndarray:
     return (np.asarray(values, dtype=float) - low) / (high - low)
 
 
-def _filled(before: Mapping[str, Any], window: Sequence[float]) -> float:
-    """Share of its window that training's intensities took."""
-    low, high = _scaled([before["min"][0], before["max"][-1]], window)
-    return float(high - low)
+def _span(before: Mapping[str, Any], window: Sequence[float]) -> np.ndarray:
+    """Lowest and highest intensity of the training, in units of its window."""
+    return _scaled([before["min"][0], before["max"][-1]], window)
 
 
 def _out_of_range(case: Description, seen: Description, i: int, window: Sequence[float] | None) -> str:
@@ -230,12 +232,12 @@ def _out_of_range(case: Description, seen: Description, i: int, window: Sequence
         if usual <= NOTHING_OUTSIDE and outside > STRAY:
             return f"{outside:.0%} of the organ's voxels are negative ({found}); training saw {trained}"
         return ""
-    low, high = _scaled([before["min"][0], before["max"][-1]], seen["window"])
-    below, above = np.interp([low, high], _scaled(own, window), np.array(LEVELS) / 100.0)
+    span = _span(before, seen["window"])
+    beyond = 1.0 - float(np.diff(np.interp(span, _scaled(own, window), np.array(LEVELS) / 100.0))[0])
     allowed = STRAY if usual <= NOTHING_OUTSIDE else max(0.5, (1.0 + usual) / 2)
-    if outside <= allowed and (_filled(before, seen["window"]) < FILLED or 1.0 - (above - below) <= 0.5):
+    if outside <= allowed and (span[1] - span[0] < FILLED or beyond <= 0.5):
         return ""
-    where, share = ("the window", outside) if outside > allowed else ("what training saw", 1.0 - (above - below))
+    where, share = ("the window", outside) if outside > allowed else ("what training saw", beyond)
     return (
         f"{share:.0%} of the organ's voxels lie outside of {where} ({found}; window [{window[0]:g}, {window[1]:g}]). "
         f"The weights were trained with the window {[float(w) for w in seen['window']]} on values of {trained}: other "
@@ -250,7 +252,7 @@ def _strange_median(case: Description, seen: Description, i: int, window: Sequen
     own, before = _scaled(case["quantiles"][i][middle], window), seen["quantiles"][i]
     low = _scaled(before["min"][middle - 1], seen["window"])
     high = _scaled(before["max"][middle + 1], seen["window"])
-    if low <= own <= high or _filled(before, seen["window"]) < FILLED:
+    if low <= own <= high or float(np.diff(_span(before, seen["window"]))[0]) < FILLED:
         return ""
     return (
         f"median inside the organ {case['quantiles'][i][middle]:g}; in training {before['min'][middle]:g} to "

@@ -81,6 +81,11 @@ def test_another_number_of_channels_is_an_error():
     assert compare(described(head(0), head(1)), T1) == (["2 channel(s), but training had 1: t1"], [])
 
 
+def test_a_window_where_training_had_none_is_an_error():
+    errors, _ = compare(described(head(0), window=(0, 255)), T1, window=(0, 255))
+    assert errors == ["intensities are scaled by the window [0, 255], in training by the organ"]
+
+
 def lung(seed: int, *, slope: float = 1.0, offset: float = 0.0, rest: float = 40.0) -> np.ndarray:
     """Mostly dark, with vessels: 8-bit values inside the organ, or a line of them."""
     values = np.random.default_rng(seed).gamma(2.0, 20.0, ORGAN.shape).clip(0, 215) + rest
