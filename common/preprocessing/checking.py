@@ -23,19 +23,21 @@ from .seen import Description, compare, describe_case, summarize
 logger = logging.getLogger(__name__)
 
 
-def read_seen(ckpt: PathLike, *, check_range: bool = True) -> dict[str, Any]:
+def read_seen(ckpt: PathLike, *, check_range: bool = True, datalist: PathLike | None = None) -> dict[str, Any]:
     """What weights saw in training, from the `.json` of the same name beside them.
 
     Args:
         ckpt: the weights.
         check_range: whether a case that certainly does not fit is an error; else a warning.
+        datalist: file whose `modalities` are compared with the names of the channels in training.
 
     Returns:
-        For `CheckSeend`: a description, see `common.preprocessing.seen.summarize`, and `check_range`; empty, with a
-        line in the console, where the file does not exist or does not say.
+        For `CheckSeend`: a description, see `common.preprocessing.seen.summarize`, `check_range`, and under `names`
+        what is doubtful about the modalities; empty, with a line in the console, where the file does not exist or does
+        not say.
 
     Raises:
-        ValueError: the file is no JSON.
+        ValueError: the file is no JSON, or the datalist has the channels in another order.
     """
     path = Path(ckpt).with_suffix(".json")
     try:
@@ -47,7 +49,34 @@ def read_seen(ckpt: PathLike, *, check_range: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict) or "seen" not in content:
         logger.warning("%s does not say what the weights saw in training: images are not compared with it", path)
         return {}
-    return {**content["seen"], "check_range": check_range}
+    seen, modalities = content["seen"], _modalities(datalist or None)
+    names: list[str] = []
+    if modalities is not None and len(modalities) == len(seen["channels"]):
+        errors, names = compare_names(modalities, seen["channels"])
+        if errors and check_range:
+            raise ValueError(f"{datalist}: {errors[0]}; --check_range false goes on")
+        names = errors + names
+    return {**seen, "check_range": check_range, "names": names}
+
+
+def compare_names(modalities: Sequence[str], channels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hold a datalist's names of the channels against those of the training, as many.
+
+    Case does not matter, and a name that says nothing (`image`, `channel 1`) may be anything.
+
+    Returns:
+        What is certainly wrong, the same names in another order, and what is merely unlike.
+    """
+    own, before = ([name.lower() for name in names] for names in (modalities, channels))
+    if own != before and sorted(own) == sorted(before):
+        return [f"modalities are {', '.join(modalities)}, but training had the order {', '.join(channels)}"], []
+    pairs = zip(modalities, channels, own, before, strict=True)
+    unlike = [pair[:2] for pair in pairs if pair[2] != pair[3] and not any(map(_says_nothing, pair[2:]))]
+    return [], [f"modality {name!r} in the place of {trained!r} in training" for name, trained in unlike]
+
+
+def _says_nothing(name: str) -> bool:
+    return name == "image" or name.startswith("channel ")
 
 
 class CheckSeend(MapTransform):
@@ -112,7 +141,7 @@ class CheckSeend(MapTransform):
         if errors and self.seen.get("check_range", True):
             raise ValueError(f"{file_of(data[key])}: {'; '.join(errors)}; --check_range false goes on")
         said = [str(data["warnings"])] if data.get("warnings") else []
-        data["warnings"] = "; ".join([*said, *errors, *warnings])
+        data["warnings"] = "; ".join([*said, *self.seen.get("names", []), *errors, *warnings])
 
 
 def _axial_spacing(affine: Any) -> list[float] | None:

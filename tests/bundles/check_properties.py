@@ -1,7 +1,7 @@
 """What MONAI misses in combinations of a bundle's configs, in one process in the bundle's root.
 
 Its argument is a JSON list of kind, names of configs and overrides; its last line says what is missing in each. Of the
-kind "run" it is why the run ends at once.
+kind "run" it is why the run ends at once, of the kind "network" the shape of what the network makes of an image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 
 from common.commands.verify_build import missing_properties
 from common.engines import cause
@@ -29,14 +29,25 @@ def end(names: list[str], **overrides: Any) -> str:
     return "nothing was wrong"
 
 
+@torch.no_grad()
+def output_shape(names: list[str], channels: int, **overrides: Any) -> list[int]:
+    """Of the network for two slices of so many channels."""
+    parser = ConfigParser()
+    parser.read_config([f"configs/{name}.json" for name in names])
+    parser.update({"channels": channels} | overrides)
+    network = parser.get_parsed_content("network_def").eval()
+    return list(network(torch.rand(2, channels + getattr(network, "organ_channel", False), 64, 64)).shape)
+
+
 if __name__ == "__main__":
     found = {}
     for kind, names, overrides in json.loads(sys.argv[1]):
-        if "multi_gpu_train" in names and kind != "run":
+        if "multi_gpu_train" in names and kind not in ("run", "network"):
             os.environ["LOCAL_RANK"] = "0"
             torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         try:
-            checked = end if kind == "run" else partial(missing_properties, Path.cwd(), kind)
+            special = {"run": end, "network": output_shape}
+            checked = special.get(kind, partial(missing_properties, Path.cwd(), kind))
             found[f"{kind} {names}"] = checked(names.split("+"), **overrides)
         except Exception as error:
             found[f"{kind} {names}"] = f"{type(cause(error)).__name__}: {cause(error)}"

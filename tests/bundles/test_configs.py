@@ -133,6 +133,8 @@ def found_in(tmp_path_factory) -> Callable[[str], dict]:
                     for config, values in BUNDLES[bundle].get("overrides", {}).items():
                         overrides |= values if config in ("", *names.split("+")) else {}
                     checks.append((kind, over(names), overrides))
+            weights = {"encoder_weights": None} if bundle == "insight_ct" else {}
+            checks += [("network", names, {"channels": 2} | weights) for names in ("inference", "inference+phantom")]
             checks.sort(key=lambda check: "multi_gpu_train" in check[1])  # what it starts stays for what follows
             root = REPOSITORY / "bundles" / bundle
             done = run_module("tests.bundles.check_properties", json.dumps(checks), cwd=root)
@@ -157,6 +159,14 @@ def test_every_run_begins_with_a_check_of_its_settings(bundle, names, found_in):
     assert said[0] == "2 settings are wrong:"
     assert said[1] == "--datset_dir: the configs of this run have no such key; did you mean dataset_dir?"
     assert said[2] == "--datalist: expected a path, got a whole number: 1; write ./1"
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+@pytest.mark.parametrize("names", ["inference", "inference+phantom"])
+def test_two_modalities_go_through_every_network(bundle, names, found_in):
+    shape = found_in(bundle)[f"network {names}"]
+    assert shape[0] == 2
+    assert len(shape) == (4 if bundle == "insight_ct" else 2)
 
 
 @pytest.mark.parametrize("bundle", NAMES)

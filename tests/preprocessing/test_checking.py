@@ -108,6 +108,31 @@ def test_weights_without_the_file_are_used_with_a_line_that_says_so(tmp_path, ca
         read_seen(tmp_path / "own.pt")
 
 
+@pytest.mark.parametrize(
+    ("modalities", "said"),
+    [
+        (["CT"], ""),
+        (["image"], ""),
+        (["flair"], "modality 'flair' in the place of 'ct' in training"),
+        (["ct", "pet"], ""),  # the number of channels is checked with the image
+    ],
+)
+def test_names_of_a_datalists_modalities_are_held_against_the_trainings(trained, tmp_path, modalities, said):
+    (tmp_path / "own.json").write_text(json.dumps({"modalities": modalities}))
+    case = volume(tmp_path, "c")
+    data = preprocessing(read_seen(trained, datalist=tmp_path / "own.json"))(dict(case))
+    assert data["warnings"] == said
+
+
+def test_channels_in_another_order_are_an_error_or_on_request_a_warning(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"seen": {"channels": ["t1", "flair"]}}))
+    (tmp_path / "own.json").write_text(json.dumps({"modalities": ["flair", "t1"]}))
+    message = "modalities are flair, t1, but training had the order t1, flair"
+    with pytest.raises(ValueError, match=rf"own.json: {message}; --check_range false"):
+        read_seen(tmp_path / "model.pt", datalist=tmp_path / "own.json")
+    assert read_seen(tmp_path / "model.pt", check_range=False, datalist=tmp_path / "own.json")["names"] == [message]
+
+
 def test_of_many_patients_some_are_described_with_all_their_cases(tmp_path):
     cases = [{"case": f"{patient}_{part}", "patient": patient} for patient in "abcdefg" for part in (1, 2)]
     writer = SeenWriter(tmp_path / "model.json", data=cases, preprocessing=None, most=3)
