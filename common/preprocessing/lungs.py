@@ -181,8 +181,6 @@ def _scaled(coarse: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.
         dark &= ~continued
     outside |= background
     lung = float(np.median(coarse[dark]))
-    if tissue <= lung:
-        return nothing
     scaled = (coarse - lung) / (tissue - lung)
     air_level = (air - lung) / (tissue - lung)
     # Where a window has made air and lung alike, there is no telling gas from lung.
