@@ -203,8 +203,9 @@ def compare(
         return [f"intensities are scaled {own}, in training {before}"], []
     errors = [text for i in range(len(names)) if (text := _out_of_range(case, seen, i, window))]
     strange, volume = _strange_contrasts(case, seen), _strange_volume(case, seen)
-    impossible = case["organ_ml"] > seen["organ_ml"]["max"] * IMPOSSIBLE_VOLUME
-    if impossible or (strange and volume):  # each alone has harmless causes
+    largest = seen["organ_ml"]["max"]
+    # Each alone has harmless causes, and so has a small organ: a child's, or one in part.
+    if case["organ_ml"] > largest * (ORGAN_VOLUME if strange else IMPOSSIBLE_VOLUME):
         text = "; ".join([volume, *strange])
         return [*errors, f"{text}: another body part or kind of image, or a wrong spacing"], []
     warnings = [*([volume] if volume else []), *strange]
