@@ -149,7 +149,7 @@ def test_second_stage_marks_what_the_first_stage_marks(data, trained, tmp_path):
     (tmp_path / "blind").mkdir()
     torch.save(state, tmp_path / "blind" / "model.pt")
     scores = []
-    for teacher, epochs in ((trained, 6), (tmp_path / "blind", 1)):
+    for teacher, epochs in ((trained, 6), (tmp_path / "blind", 4)):
         student = tmp_path / f"student_of_{teacher.name}"
         options = {"max_epochs": epochs, "val_interval": 1, "threshold": 0.0, "loss#classification": 0.0}
         train(data, student, "train_refine.json", teacher_ckpt=teacher / "model.pt", **options)
