@@ -5,7 +5,7 @@ The weighted cross-entropy of GP-UNet is `torch.nn.CrossEntropyLoss(weight=class
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -117,6 +117,18 @@ def soft_bce_dice(
     return bce / counts.sum().clamp(min=1) + dice_weight * dice
 
 
+def slices_of_bags(bag: Iterable[int]) -> list[list[int]]:
+    """Indices of the slices of each bag, in the order in which bags first appear.
+
+    Args:
+        bag: number of each slice's bag; -1: the slice is on its own.
+    """
+    bags: dict[tuple[int, int], list[int]] = {}
+    for index, number in enumerate(bag):
+        bags.setdefault((number, index if number < 0 else 0), []).append(index)
+    return list(bags.values())
+
+
 def pool_bags(
     logits: torch.Tensor, cls: torch.Tensor, bag: torch.Tensor, pool: nn.Module
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,19 +146,17 @@ def pool_bags(
     Returns:
         Logits of the bags, in the order in which they first appear, and their labels.
     """
-    members: dict[tuple[int, int], list[int]] = {}
-    for index, number in enumerate(bag.tolist()):
-        members.setdefault((number, index if number < 0 else 0), []).append(index)
-    if len(members) == len(bag):
+    bags = slices_of_bags(bag.tolist())
+    if len(bags) == len(bag):
         return logits, cls
     evidence = logits - logits[..., :1]
     rows = []
-    for slices in members.values():
+    for slices in bags:
         if len(slices) == 1:
             rows.append(logits[slices[0]])
         else:
             rows.append(pool(evidence[slices].flatten(1).T[None]).view_as(logits[0]))
-    return torch.stack(rows), cls[[slices[0] for slices in members.values()]]
+    return torch.stack(rows), cls[[slices[0] for slices in bags]]
 
 
 class BagLoss(nn.Module):

@@ -10,6 +10,8 @@ from monai.handlers import ROCAUC, from_engine
 from monai.metrics import compute_roc_auc
 from torch import Tensor
 
+from ..losses import slices_of_bags
+
 
 class BagAUC(ROCAUC):
     """Area under the ROC curve of bags: a volume with one label counts once, by its most suspicious slice.
@@ -44,11 +46,6 @@ def most_suspicious(probabilities: Tensor, labels: Tensor, bags: list[int]) -> t
         probabilities, labels: `[slices, C]`.
         bags: number of each slice's bag; -1: the slice is on its own.
     """
-    chosen: dict[tuple[int, int], int] = {}
     healthy = probabilities[:, 0].tolist()
-    for index, bag in enumerate(bags):
-        key = (bag, index if bag < 0 else 0)
-        if key not in chosen or healthy[index] < healthy[chosen[key]]:
-            chosen[key] = index
-    rows = torch.tensor(list(chosen.values()))
+    rows = torch.tensor([min(slices, key=healthy.__getitem__) for slices in slices_of_bags(bags)])
     return probabilities[rows], labels[rows]

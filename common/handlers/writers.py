@@ -40,6 +40,7 @@ class PredictionWriter(CaseHandler):
         self.overwrite = overwrite
         self._done = FinishedCases(self.output_dir)
         self._settings: str | None = None
+        self._kept: dict[str, dict[str, Any]] = {}  # rows of cases that an earlier run has finished
         self._names: list[str] = []
 
     def attach(self, engine: Engine) -> None:
@@ -47,21 +48,20 @@ class PredictionWriter(CaseHandler):
         engine.add_event_handler(Events.STARTED, self._take_over)
 
     def finished(self, engine: Any) -> set[str]:
+        self._kept = {}
         if self.overwrite:
             return set()
-        self._settings = run_settings(engine, self._options())
-        kept = {case for case, entry in engine.cases.items() if self._row_of(case, entry) is not None}
-        other = sum(case in self._done for case in engine.cases) - len(kept)
+        self._settings = settings = run_settings(engine, self._options())
+        rows = {case: self._done.row(case, case_stamp(settings, entry)) for case, entry in engine.cases.items()}
+        self._kept = {case: row for case, row in rows.items() if row is not None}
+        other = sum(case in self._done for case in engine.cases) - len(self._kept)
         if other:
             logger.warning(
                 "%d cases in %s are of other weights, settings or input, or not whole: they are made anew",
                 other,
                 self.output_dir,
             )
-        return kept
-
-    def _row_of(self, case: str, entry: Mapping[str, Any]) -> dict[str, Any] | None:
-        return self._done.row(case, case_stamp(self._settings or "", entry))
+        return set(self._kept)
 
     def _options(self) -> dict[str, Any]:
         """The writer's own settings, as far as they decide on what is written."""
@@ -74,15 +74,14 @@ class PredictionWriter(CaseHandler):
 
     def _take_over(self, engine: Any) -> None:
         """Rows of the cases that are skipped; and what the others are made with."""
-        try:
-            self._settings = run_settings(engine, self._options())
-        except ValueError as error:
-            self._settings = None
-            logger.info("a run that is interrupted cannot be taken up: %s", error)
+        if self.overwrite or self._settings is None:  # else `finished` has told them
+            try:
+                self._settings = run_settings(engine, self._options())
+            except ValueError as error:
+                self._settings = None
+                logger.info("a run that is interrupted cannot be taken up: %s", error)
         if get_rank() == 0:
-            cases = getattr(engine, "cases", {})
-            rows = (self._row_of(case, cases[case]) for case in cases if case in getattr(engine, "skipped", ()))
-            self.rows += [row for row in rows if row is not None]
+            self.rows += [row for case, row in self._kept.items() if case in getattr(engine, "skipped", ())]
 
     def _iterate(self, engine: Engine) -> None:
         before = len(self.rows)

@@ -3,7 +3,7 @@
 from .dicom_codes import DicomCodes
 from .dicom_output import dicom_results, write_dicom
 from .geometry import check_affine, check_one_grid, corners, in_axes_of, nifti_affine
-from .reading import is_dicom, on_grid, read_grid, read_mask, read_volume
+from .reading import is_dicom, mask_on_grid, on_grid, read_grid, read_mask, read_volume
 from .tensors import as_array, axial, file_of, like_image, meta_tensor, spacing_of, tensor_bytes, window_pads
 from .volume import Volume
 from .writing import write_nifti
@@ -21,6 +21,7 @@ __all__ = [
     "in_axes_of",
     "is_dicom",
     "like_image",
+    "mask_on_grid",
     "meta_tensor",
     "nifti_affine",
     "on_grid",

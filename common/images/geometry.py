@@ -138,10 +138,11 @@ def check_one_grid(
         ValueError: showing both shapes and affines.
     """
     if tuple(shape) == tuple(like_shape):
-        apart = corners(shape, np.linalg.inv(like) @ affine) - corners(shape, np.eye(4))
-        if float(np.linalg.norm(apart, axis=1).max()) <= TOLERANCE:
+        voxels = corners(shape, np.linalg.inv(like) @ affine) - corners(shape, np.eye(4))
+        apart = float(np.linalg.norm(voxels, axis=1).max())
+        if apart <= TOLERANCE:
             return
-        reason = f"their corners are up to {float(np.linalg.norm(apart, axis=1).max()):.3g} voxels apart"
+        reason = f"their corners are up to {apart:.3g} voxels apart"
     else:
         reason = f"their shapes are {list(shape)} and {list(like_shape)}"
     raise ValueError(

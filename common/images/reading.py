@@ -84,6 +84,17 @@ def on_grid(volume: Volume, shape: Sequence[int], affine: np.ndarray, *, image: 
     return replace(volume, array=array, affine=np.asarray(affine))
 
 
+def mask_on_grid(mask: Volume, shape: Sequence[int], affine: np.ndarray, *, image: str) -> Volume:
+    """`on_grid` of a mask, which has no channels.
+
+    Raises:
+        ValueError: it is not 3D, or lies on another grid.
+    """
+    if mask.array.ndim != 3:
+        raise ValueError(f"{mask.path}: expected a 3D mask, got the shape {list(mask.array.shape)}")
+    return on_grid(mask, shape, affine, image=image)
+
+
 def read_mask(path: PathLike, image: PathLike, *, dicom_geometry: str | None = None) -> Volume:
     """The mask of an image, on the image's voxels.
 
@@ -91,9 +102,7 @@ def read_mask(path: PathLike, image: PathLike, *, dicom_geometry: str | None = N
         ValueError: it is not 3D, or lies on another grid.
     """
     mask = read_volume(path, dicom_geometry=dicom_geometry)
-    if mask.array.ndim != 3:
-        raise ValueError(f"{path}: expected a 3D mask, got the shape {list(mask.array.shape)}")
-    return on_grid(mask, *read_grid(image, dicom_geometry=dicom_geometry), image=str(image))
+    return mask_on_grid(mask, *read_grid(image, dicom_geometry=dicom_geometry), image=str(image))
 
 
 def _load(path: str) -> Any:

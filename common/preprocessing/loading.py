@@ -11,7 +11,7 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
-from ..images import Volume, file_of, meta_tensor, on_grid, read_volume
+from ..images import Volume, file_of, mask_on_grid, meta_tensor, on_grid, read_volume
 
 
 class LoadCased(Transform):
@@ -49,10 +49,7 @@ class LoadCased(Transform):
         warnings = [f"{os.path.basename(v.path)}: {text}" for v in (first, *others) for text in v.warnings]
         for key in self.masks:
             if data.get(key) is not None:
-                mask = on_grid(self._read(data[key]), *grid, image=first.path)
-                if mask.array.ndim != 3:
-                    raise ValueError(f"{mask.path}: expected a 3D mask, got the shape {list(mask.array.shape)}")
-                data[key] = meta_tensor(mask)
+                data[key] = meta_tensor(mask_on_grid(self._read(data[key]), *grid, image=first.path))
         data["warnings"] = "; ".join(dict.fromkeys(warnings))
         return data
 
