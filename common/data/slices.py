@@ -111,8 +111,8 @@ class SliceDataset(Dataset):
         progress: bool = True,
     ) -> None:
         self.data = list(data)
-        self.preprocessing = preprocessing
         self.augment = augment
+        self.preprocessing = preprocessing  # after `augment`: MONAI's loader gives out seeds in the order of attributes
         self.organ_channel = organ_channel
         self.window = window
         self.make_targets = targets

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, set_rnd
+from monai.transforms import Compose, RandGaussianNoised
 
 from common.data import SliceDataset, case_label, matched_sampler, runs, slice_classes
 from tests.pipeline import save
@@ -120,6 +121,16 @@ def test_targets_are_cut_into_slices_and_follow_the_window():
 def test_augmentation_gets_the_item():
     data = dataset([{"case": "a", "image": volume(), "cls": 1}], augment=lambda item: item | {"cls": item["cls"] + 5})
     assert data[0]["cls"] == 6
+
+
+def test_augmentation_gets_the_loaders_first_seed_whatever_else_the_data_set_holds():
+    augment = Compose([RandGaussianNoised("image", prob=1.0)])
+    cases = [{"case": "a", "image": volume(), "cls": 1}]
+    data = SliceDataset(cases, Compose([lambda case: case]), augment=augment, progress=False)
+    set_rnd(data, 7)
+    drawn = augment.transforms[0].R.rand()
+    augment.set_random_state(seed=7)
+    assert drawn == augment.transforms[0].R.rand()
 
 
 def test_the_mask_is_never_read_where_there_is_a_label(tmp_path, monkeypatch):
