@@ -6,6 +6,7 @@ import fire
 
 from .cache import benchmark_cache
 from .cam import benchmark_cam
+from .inputs import benchmark_inputs, benchmark_organ
 from .many import benchmark_many
 from .radon import benchmark_radon
 from .volume import benchmark_volume
@@ -13,4 +14,5 @@ from .volume import benchmark_volume
 if __name__ == "__main__":
     commands = {"cam": benchmark_cam, "radon": benchmark_radon, "volume": benchmark_volume}
     commands |= {"cache": benchmark_cache, "many": benchmark_many}
+    commands |= {"inputs": benchmark_inputs, "organ": benchmark_organ}
     fire.Fire(commands, name="python -m benchmarks")

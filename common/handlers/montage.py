@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage.transform import resize
 
-from ..images import in_axes_of
+from ..images import LPS_TO_RAS, in_axes_of
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MASK_COLOR = (0, 229, 255)
 TRUTH_COLOR = (124, 252, 0)
 
@@ -39,8 +38,8 @@ def draw_montage(
     """
     volumes = [image, np.maximum(heatmap, 0), mask > 0, np.zeros_like(mask, bool) if truth is None else truth > 0]
     # To left, posterior, superior: transposed later, this shows the patient's right on the left.
-    image, heat, mask, shown_truth = (in_axes_of(volume, affine, LPS)[0] for volume in volumes)
-    spacing = nib.affines.voxel_sizes(in_axes_of(volumes[0], affine, LPS)[1])
+    image, heat, mask, shown_truth = (in_axes_of(volume, affine, LPS_TO_RAS)[0] for volume in volumes)
+    spacing = nib.affines.voxel_sizes(in_axes_of(volumes[0], affine, LPS_TO_RAS)[1])
     width = max(1, round(height * spacing[0] * image.shape[0] / (spacing[1] * image.shape[1])))
     low, high = np.percentile(image, [1, 99.8])
     peak = float(heat.max())

@@ -2,13 +2,14 @@
 
 from .dicom_codes import DicomCodes
 from .dicom_output import dicom_results, write_dicom
-from .geometry import check_affine, check_one_grid, corners, in_axes_of, nifti_affine
+from .geometry import LPS_TO_RAS, check_affine, check_one_grid, corners, in_axes_of, nifti_affine
 from .reading import is_dicom, mask_on_grid, on_grid, read_grid, read_mask, read_volume
 from .tensors import as_array, axial, file_of, like_image, meta_tensor, spacing_of, tensor_bytes, window_pads
 from .volume import Volume
 from .writing import write_nifti
 
 __all__ = [
+    "LPS_TO_RAS",
     "DicomCodes",
     "Volume",
     "as_array",

@@ -29,14 +29,13 @@ import numpy as np
 from ..files import PathLike
 from .dicom_files import Series, find_series
 from .dicom_frames import Frame, frame_values, read_frames
-from .geometry import check_affine
+from .geometry import LPS_TO_RAS, check_affine
 from .volume import Volume
 
 DIRECTION = 1e-3  # of a direction cosine
 TILT = 0.1  # degrees
 PLACE = 0.1  # of the spacing
 ASSUME_AXIAL = "assume_axial"
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_series(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..files import PathLike, atomic_path, writing
 from .dicom_codes import DicomCodes
-from .geometry import check_one_grid
+from .geometry import LPS_TO_RAS, check_one_grid
 
 if TYPE_CHECKING:
     from highdicom.pm import ParametricMap
@@ -196,7 +196,7 @@ def _placed(headers: Sequence[Dataset], array: np.ndarray, affine: np.ndarray) -
     hd = _highdicom()
     first = headers[0]
     frames = np.ascontiguousarray(array.T)
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    lps = LPS_TO_RAS @ affine
     if _multiframe(headers):
         system = {"coordinate_system": "PATIENT", "frame_of_reference_uid": first.FrameOfReferenceUID}
         return {"pixel_array": hd.Volume(frames, lps[:, [2, 1, 0, 3]], **system)}

@@ -11,6 +11,7 @@ import numpy as np
 UNITS = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}  # millimeters
 SPACING_MM = (0.01, 100.0)  # between neighboring voxels
 EXTENT_MM = 3000.0  # no scanner's field of view is longer
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from the axes of DICOM and ITK to those of NIfTI, and back
 TOLERANCE = 0.1  # of a voxel, between the corners of two images on one grid
 
 
