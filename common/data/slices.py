@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ignite.distributed import get_rank
+from monai.data import get_track_meta, set_track_meta
 from monai.transforms import apply_transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
@@ -207,8 +208,19 @@ class SliceDataset(Dataset):
             item |= {"image": item["image"][:-1], "organ": item["image"][-1:]}
         item |= {"cls": self.classes[index], "bag": self.bags[index]}
         if self.augment is not None:
-            item = apply_transform(self.augment, item)
+            item = augmented(self.augment, item)
         return item
+
+
+def augmented(augment: Callable, item: dict[str, Any]) -> Any:
+    """`augment(item)` in plain tensors: where a crop lies in the world is of no use here, and to record it takes as
+    long as the augmentation itself."""
+    tracked = get_track_meta()
+    set_track_meta(False)
+    try:
+        return apply_transform(augment, item)
+    finally:
+        set_track_meta(tracked)
 
 
 def _slices(volume: Tensor, pads: list[int] | None) -> Tensor:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor, set_rnd
+from monai.data import MetaTensor, get_track_meta, set_rnd
 from monai.transforms import Compose, RandGaussianNoised
 
 from common.data import SliceDataset, case_label, matched_sampler, runs, slice_classes
@@ -121,6 +121,16 @@ def test_targets_are_cut_into_slices_and_follow_the_window():
 def test_augmentation_gets_the_item():
     data = dataset([{"case": "a", "image": volume(), "cls": 1}], augment=lambda item: item | {"cls": item["cls"] + 5})
     assert data[0]["cls"] == 6
+
+
+def test_augmentation_is_of_plain_tensors_and_what_follows_is_tracked_again():
+    """Records of MONAI's `MetaTensor` take as long as the augmentation itself."""
+    noise = RandGaussianNoised("image", prob=1.0)
+    data = dataset([{"case": "a", "image": MetaTensor(volume()), "cls": 1}], augment=noise)
+    assert type(data[0]["image"]) is torch.Tensor
+    with pytest.raises(RuntimeError):
+        dataset([{"case": "a", "image": volume(), "cls": 1}], augment=RandGaussianNoised("absent", prob=1.0))[0]
+    assert get_track_meta()
 
 
 def test_augmentation_gets_the_loaders_first_seed_whatever_else_the_data_set_holds():

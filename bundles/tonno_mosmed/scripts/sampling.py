@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.transforms import apply_transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -26,6 +25,7 @@ from common.data import (
     stratified_weights,
 )
 from common.data.cache import warn_of_memory
+from common.data.slices import augmented
 from common.engines import weighted_sampler
 from common.features import case_files
 from common.images import spacing_of
@@ -221,7 +221,7 @@ class PlaneDataset(Dataset):
         """The planes, each augmented by itself; what is air stays air."""
         if self.augment is None or self.fixed:
             return image
-        items: list[Any] = [apply_transform(self.augment, {"image": plane}) for plane in image]
+        items: list[Any] = [augmented(self.augment, {"image": plane}) for plane in image]
         changed = torch.stack([convert_to_tensor(item["image"], track_meta=False) for item in items])
         return changed * (image != 0)
 
