@@ -1,8 +1,8 @@
-"""`python -m MODULE` in processes that are forked from one which has the imports behind it.
+"""`python -m MODULE`, or `-c CODE`, in processes that are forked from one which has the imports behind it.
 
 Each run is a process of its own, as a command in a shell is, so the `scripts` of two bundles never meet; but it starts
-in tenths of a second, where a new interpreter spends five or more on importing MONAI. The runs of a session share the
-seed of Python's hashes: what must not depend on it is tested in new interpreters.
+in tenths of a second, where a new interpreter spends five or more on importing MONAI. The runs of a session share one
+seed of Python's hashes, which is not that of the process of the tests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Running:
     """`python -m MODULE ARGUMENTS` that has been started; `wait` gives what `subprocess.run` would.
 
     Args:
-        module: its name.
+        module: its name; `-c`: the first argument is code to run, as of `python -c`.
         *arguments: of the command line.
         cwd: working directory, which is first on the path of modules, too.
         environment: variables that are added to this process's, or replace its own.
@@ -38,7 +38,7 @@ class Running:
     def __init__(
         self, module: str, *arguments: str, cwd: Path = REPOSITORY, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.command = [sys.executable, "-m", module, *arguments]
+        self.command = [sys.executable, *(("-m", module) if module != "-c" else ("-c",)), *arguments]
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
         for path in self._outputs:
@@ -71,6 +71,18 @@ def run_module(module: str, *arguments: str, **options) -> subprocess.CompletedP
     return Running(module, *arguments, **options).wait()
 
 
+def run_code(code: str, *arguments: str, **options) -> str:
+    """What `python -c CODE ARGUMENTS` prints, in the repository; options are those of `Running`.
+
+    Raises:
+        RuntimeError: it ended with an error.
+    """
+    done = run_module("-c", code, *arguments, **options)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-3000:])
+    return done.stdout
+
+
 def run_ranks(module: str, *arguments: str, count: int = 2, **options) -> list[subprocess.CompletedProcess[str]]:
     """What `torchrun --nproc_per_node=COUNT -m MODULE ARGUMENTS` starts: a process a rank, on one thread each."""
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
@@ -101,7 +113,10 @@ def _run(module: str, arguments: Sequence[str], cwd: str, variables: Mapping[str
     sys.path[:] = [cwd, *added, *(path for path in sys.path if path not in ("", str(REPOSITORY), *added))]
     sys.argv = [module, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            exec(arguments[0], {"__name__": "__main__"})
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Exception:
         sys.excepthook(*sys.exc_info())  # the module may have set one
         sys.exit(1)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.running import Running, run_module
+from tests.running import REPOSITORY, Running, run_code, run_module
 
 PROGRAM = """
 import os, sys
@@ -31,6 +31,14 @@ def test_a_forked_run_sees_and_says_what_a_new_interpreter_does(tmp_path):
     assert forked.stdout == plain.stdout == f"{tmp_path} {tmp_path} green ['--size', '3'] __main__\n"
     assert forked.stderr == plain.stderr == "a word of warning\n"
     assert (forked.returncode, forked.args) == (0, command)
+
+
+def test_code_runs_in_the_repository_with_another_seed_of_hashes():
+    folder, hashed = run_code("import os; print(os.getcwd(), hash('a'))").split()
+    assert folder == str(REPOSITORY)
+    assert (int(hashed) != hash("a")) == bool(sys.flags.hash_randomization)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        run_code("1 / 0")
 
 
 def test_two_runs_without_a_seed_differ(tmp_path):

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import venv
 import zipfile
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ from common.commands.export import bundle_files, common_modules, export, export_
 from common.commands.phantom import phantom_dataset
 from common.commands.run import BUNDLES
 from common.datasets import write_phantom
+from tests.running import run_code
 
 NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/models/model.pt"))
 RUN = ["gp_unet_brats", "insight_ct"]  # in new interpreters, which take long; imports of all are held to metadata below
@@ -229,7 +229,7 @@ def test_common_travels_with_its_license_and_only_as_far_as_it_is_imported(small
     inside = {file.removeprefix("scripts/") for file in bundle_files(small) if file.startswith("scripts/common/")}
     show = "print(*(m.__file__ for name, m in sorted(sys.modules.items()) if name.split('.')[0] == 'common'))"
     code = f"import sys, common.data, common.handlers, common.images.dicom, common.masks, common.pooling; {show}"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = run_code(code).split()
     assert inside == {"common/LICENSE"} | {Path(file).relative_to(BUNDLES.parent).as_posix() for file in loaded}
 
 

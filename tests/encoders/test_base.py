@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +7,7 @@ from torch import Tensor, nn
 
 from common.encoders import Encoder, encoder
 from tests.encoders.conftest import image
+from tests.running import run_code
 
 
 class Blocks(nn.Module):
@@ -153,9 +151,9 @@ class TestFingerprint:
     def test_it_is_the_same_in_another_process(self):
         code = "import torch; from common.encoders import encoder; torch.manual_seed(3); "
         code += "print(encoder('efficientnet_lite0', weights=None).fingerprint)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        found = run_code(code).strip()
         torch.manual_seed(3)
-        assert done.stdout.strip() == encoder("efficientnet_lite0", weights=None).fingerprint
+        assert found == encoder("efficientnet_lite0", weights=None).fingerprint
 
     @pytest.mark.parametrize(
         "options",

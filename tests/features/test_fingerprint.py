@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,7 @@ from monai.transforms import (
 from common.features.fingerprint import describe
 from common.images import write_nifti
 from common.preprocessing import LoadCased, NormalizeByOrgand, OrganMaskd
+from tests.running import run_code
 
 
 def preprocessing(pixdim=(1.5, 1.5, -1.0), a_max=400.0, organ="lung", mode="bilinear", upper=4.0, dtype=torch.float32):
@@ -69,9 +68,7 @@ def test_the_order_and_number_of_transforms_count():
 
 def test_it_is_the_same_in_another_process():
     code = "from tests.features.test_fingerprint import describe, preprocessing; print(describe(preprocessing()))"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.strip() == describe(preprocessing())
+    assert run_code(code).strip() == describe(preprocessing())
 
 
 def test_use_does_not_change_it(tmp_path):
