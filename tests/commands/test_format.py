@@ -43,7 +43,7 @@ def value(seed: int, depth: int) -> object:
     return inner if seed % 2 else {f"key {i}": entry for i, entry in enumerate(inner)}
 
 
-CONFIGS = [{f"+a#{i}": value(seed + i, 4) for i in range(1, 9)} for seed in range(0, 300, 8)]
+CONFIGS = [{f"+a#{i}": value(seed + i, 3) for i in range(1, 9)} for seed in range(0, 300, 8)]
 
 
 def test_what_is_short_has_one_line_numbers_fill_theirs_and_dicts_in_lists_have_their_own():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,7 +19,7 @@ import yaml
 from common.commands.export import export_bundle
 from common.commands.run import BUNDLES
 from common.datasets import write_phantom
-from tests.running import REPOSITORY, free_port
+from tests.running import REPOSITORY, free_port, run_ranks
 
 BUNDLE = "gp_unet_brats"
 TEXT = (REPOSITORY / "docs" / "many_volumes.md").read_text()
@@ -31,6 +33,13 @@ test "$SRUN_CPUS_PER_TASK" = "$SLURM_CPUS_PER_TASK" || exit 1
 for node in $(seq "$SLURM_NNODES"); do "$@" & nodes+=($!); done
 for node in "${nodes[@]}"; do wait "$node" || failed=1; done
 exit "${failed:-0}"
+"""
+# In place of MONAI, which each process would import anew: it says as what it was started, and with which arguments.
+STARTED = """
+import json, os, sys
+
+with open(f"started_{os.environ['RANK']}.json", "w") as file:
+    json.dump({"ranks": os.environ["WORLD_SIZE"], "arguments": sys.argv[1:]}, file)
 """
 
 
@@ -59,14 +68,24 @@ def filled(text: str, values: dict[str, str]) -> str:
 
 
 def run(place: Path, script: str, **variables: str) -> None:
-    """Run a script, after which two processes knew of each other and wrote one table."""
+    """Run a script: two processes know of each other, and with the arguments that it gives them write one table."""
     (place / "job.sh").write_text(script)
+    stub = place / "monai" / "bundle"
+    stub.mkdir(parents=True)
+    for file, text in {"../__init__.py": "", "__init__.py": "", "__main__.py": STARTED}.items():
+        (stub / file).write_text(text)
     path = os.pathsep.join([str(place), str(Path(sys.executable).parent), os.environ["PATH"]])
     quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "", "LOGLEVEL": "INFO"}
     environment = os.environ | quiet | {"PATH": path} | variables
     done = subprocess.run(["bash", "job.sh"], cwd=place, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("global_world_sizes=[2]") == 2, done.stderr[-3000:]
+    first, second = (json.loads((place / f"started_{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first["ranks"] == "2"
+    shutil.rmtree(stub.parent)
+    ranks = run_ranks("monai.bundle", *first["arguments"], cwd=place)
+    assert [done.returncode for done in ranks] == [0, 0], "".join(done.stderr[-3000:] for done in ranks)
     cases = ["phantom_000", "phantom_001"]
     assert sorted(path.name for path in (place / "results").glob("*_seg.nii.gz")) == [f"{c}_seg.nii.gz" for c in cases]
     with open(place / "results" / "predictions.csv") as file:
