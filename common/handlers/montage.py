@@ -36,18 +36,18 @@ def draw_montage(
     Returns:
         An RGB picture; the color bar spans 0 to the largest heat of the volume (magma, never inverted).
     """
-    volumes = [image, np.maximum(heatmap, 0), mask > 0, np.zeros_like(mask, bool) if truth is None else truth > 0]
+    low, high = np.percentile(image.ravel(order="K"), [1, 99.8])  # in the order of memory: twice as fast
+    volumes = [image, heatmap, mask > 0, np.zeros_like(mask, bool) if truth is None else truth > 0]
     # To left, posterior, superior: transposed later, this shows the patient's right on the left.
     image, heat, mask, shown_truth = (in_axes_of(volume, affine, LPS_TO_RAS)[0] for volume in volumes)
     spacing = nib.affines.voxel_sizes(in_axes_of(volumes[0], affine, LPS_TO_RAS)[1])
     width = max(1, round(height * spacing[0] * image.shape[0] / (spacing[1] * image.shape[1])))
-    low, high = np.percentile(image, [1, 99.8])
-    peak = float(heat.max())
+    peak = max(float(heat.max()), 0.0)
     rows: list[list[np.ndarray]] = [[], []]
-    for z in _strongest(heat + mask, columns):
+    for z in _strongest((heat > 0) | mask, columns):
         gray = np.clip((_panel(image[..., z], height, width) - low) / max(high - low, 1e-6), 0, 1)
         plain = np.repeat(gray[..., None], 3, axis=-1)
-        warmth = _panel(heat[..., z], height, width) / peak if peak > 0 else np.zeros_like(gray)
+        warmth = _panel(np.maximum(heat[..., z], 0), height, width) / peak if peak > 0 else np.zeros_like(gray)
         opacity = 0.65 * np.clip(warmth * 2, 0, 1)[..., None]
         colored = (1 - opacity) * plain + opacity * matplotlib.colormaps["magma"](warmth)[..., :3]
         rows[0].append(_outlined(plain, mask[..., z], shown_truth[..., z], height, width))
@@ -56,11 +56,11 @@ def draw_montage(
     return with_colorbar(canvas, peak, truth is not None)
 
 
-def _strongest(score: np.ndarray, count: int) -> np.ndarray:
+def _strongest(shown: np.ndarray, count: int) -> np.ndarray:
     """`count` slices spread evenly over those that hold something, or over the volume when none does."""
-    present = np.flatnonzero(score.any(axis=(0, 1)))
+    present = np.flatnonzero(shown.any(axis=(0, 1)))
     if len(present) == 0:
-        present = np.arange(score.shape[2])
+        present = np.arange(shown.shape[2])
     return present[np.linspace(0, len(present) - 1, count).round().astype(int)]
 
 
