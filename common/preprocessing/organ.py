@@ -128,6 +128,10 @@ def brain_mask(
     median = _deep_median(smooth, depth)
     if _is_stripped(image, smooth, head, depth, median):
         return head
+    # All that follows lies within the head; the margin is what the following of slices grows by.
+    box = _around(head, max(1, round(neck_mm / float(np.mean(spacing[:2])))) + 1)
+    mask = np.zeros_like(head)
+    smooth, head, depth = smooth[box], head[box], depth[box]
     allowed = head & (depth > skull_mm) & ~_scalp(smooth, head, depth, median, spacing, scalp_mm)
     candidates = allowed & (smooth > 0.55 * median)
     cores = largest_component(_depth(candidates, spacing) > neck_mm)
@@ -135,7 +139,8 @@ def brain_mask(
     grown = _dilated(followed, neck_mm + 1.5, spacing) & allowed
     brain = _closed(grown, closing_mm, spacing) & head
     brain[..., brain.sum(axis=(0, 1)) * spacing[0] * spacing[1] < min_area_mm2] = False
-    return brain
+    mask[box] = brain
+    return mask
 
 
 def _deep_median(smooth: np.ndarray, depth: np.ndarray) -> float:
@@ -153,7 +158,7 @@ def _is_stripped(image: np.ndarray, smooth: np.ndarray, head: np.ndarray, depth:
     area = (depth > 25.0).sum(axis=(0, 1))
     middle = (area >= 0.5 * area.max()) if area.any() else np.ones(len(area), dtype=bool)
     rim = ((depth > 0) & (depth <= 4.5))[..., middle]
-    outside = ~each_slice(lambda s: ndi.binary_dilation(s, iterations=4), head)[..., middle]
+    outside = ~each_slice(lambda s: ndi.binary_dilation(s, iterations=4), head[..., middle])
     bright_rim = float((smooth[..., middle][rim] > 1.35 * median).mean()) if rim.any() else 0.0
     zeros = float((image[..., middle][outside] == 0).mean()) if outside.any() else 1.0
     return bright_rim < 0.15 and zeros > 0.99
@@ -193,9 +198,18 @@ def _follow_from_widest(cores: np.ndarray, spacing: Sequence[float], neck_mm: fl
 def _depth(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """In-plane distance in mm to the outside, slice by slice; the image's border counts as outside."""
     depth = np.zeros(mask.shape, dtype=np.float32)
-    for z in np.flatnonzero(mask.any(axis=(0, 1))):
-        depth[..., z] = ndi.distance_transform_edt(np.pad(mask[..., z], 1), sampling=spacing[:2])[1:-1, 1:-1]
+    box = _around(mask)
+    inside, within = mask[box], depth[box]
+    for z in np.flatnonzero(inside.any(axis=(0, 1))):
+        within[..., z] = ndi.distance_transform_edt(np.pad(inside[..., z], 1), sampling=spacing[:2])[1:-1, 1:-1]
     return depth
+
+
+def _around(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
+    """In-plane box of a mask, over all slices, with a margin in pixels."""
+    extents = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2))]
+    rows, columns = (slice(max(i[0] - margin, 0), i[-1] + 1 + margin) if len(i) else slice(0) for i in extents)
+    return rows, columns
 
 
 def _dilated(mask: np.ndarray, radius_mm: float, spacing: Sequence[float]) -> np.ndarray:
