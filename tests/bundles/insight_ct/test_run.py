@@ -37,7 +37,7 @@ def entries(data: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def shuffled(data, tmp_path_factory) -> Path:
     """The same phantom and features with every mask's voxels elsewhere in their slices."""
-    return shuffled_copy(data, tmp_path_factory.mktemp("shuffled") / "data")
+    return shuffled_copy(data, tmp_path_factory.mktemp("shuffled") / "shuffled")
 
 
 def train(data: Path, output: Path, *more: str, **overrides: object) -> Path:
@@ -97,8 +97,9 @@ def test_weights_kept_are_those_of_the_best_epoch_and_hold_no_encoder(trained):
     assert (trained / "model.pt").stat().st_size < 2**20
 
 
-def test_training_never_sees_where_in_a_slice_the_mask_is(shuffled, trained, tmp_path):
-    assert equal(weights(train(shuffled, tmp_path, max_epochs=10)), weights(trained))
+def test_training_never_sees_where_in_a_slice_the_mask_is(data, shuffled, tmp_path):
+    one, other = (weights(train(place, tmp_path / place.name, max_epochs=1)) for place in (data, shuffled))
+    assert equal(one, other)
 
 
 def test_a_second_stage_learns_from_the_firsts_pseudo_masks_and_never_from_masks(data, shuffled, trained, tmp_path):
