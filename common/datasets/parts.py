@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..data import Case, find_cases, runs
 from ..files import PathLike
+from ..preprocessing import organ_mask
 from .files import load_volume, output_folder, save_volume
 
 Box = tuple[slice, slice, slice]
@@ -93,13 +94,15 @@ def half_lungs(
     *,
     modalities: Sequence[str] = ("ct",),
     label: str = "infection",
-    organ: str = "lung",
+    organ: str | None = "lung",
+    whole: bool = False,
     min_slices: int = 8,
     max_slices: int | None = 32,
     min_ml: float = 0.0,
     min_share: float = 0.0,
     margin_mm: float = 5.0,
     patient_separator: str | None = None,
+    same_patient: Sequence[str] = (),
 ) -> list[Case]:
     """Cut chest CTs into left and right lung, and each of them into stacks with and without a finding.
 
@@ -108,13 +111,17 @@ def half_lungs(
     where the lungs touch least and are cropped to their lung; a label counts what its own part shows, nothing else.
 
     Args:
-        organ: name of the lung mask file, both lungs > 0.
+        organ: name of the lung mask file, both lungs > 0; None: `common.preprocessing.organ_mask` finds them in the
+            first modality.
+        whole: scans with `min_slices` slices of lung free of a finding are cut into stacks of both lungs together
+            (`<case>_both_s…`): halves are for scans that have no negatives otherwise.
         margin_mm: in-plane margin around the lung; never beyond the plane between the halves.
+        same_patient: scans of one patient, who is named after the first of them.
         root, out_dir, modalities, label, min_slices, max_slices, min_ml, min_share, patient_separator: see
             `substacks`.
 
     Returns:
-        Cases as of `substacks`, with `organ`, `side` (`left` or `right`) and `position` (of the part's
+        Cases as of `substacks`, with `organ`, `side` (`left`, `right` or `both`) and `position` (of the part's
         middle within its lung, 0 to 1, inferior→superior). Slices beyond the ends of the lung are left out.
 
     Raises:
@@ -123,12 +130,21 @@ def half_lungs(
     cases: list[Case] = []
     out_dir = output_folder(out_dir, root)
     for case, images in _volumes(root, modalities, label, organ, patient_separator):
+        if case["case"] in same_patient:
+            case["patient"] = same_patient[0]
+        if organ is None:
+            images["organ"] = _found_lungs(images[f"image {modalities[0]}"])
+            case["files"] = case["files"] | {"organ": "lung"}
         lungs = np.asanyarray(images["organ"].dataobj) > 0
         try:
             gap = lung_gap(lungs)
         except ValueError as error:
             raise ValueError(f"case {case['case']!r}, file {organ!r}: {error}") from error
-        for side, half in (("left", slice(0, gap)), ("right", slice(gap, len(lungs)))):  # in RAS, x grows to the right
+        sides = {"left": slice(0, gap), "right": slice(gap, len(lungs))}  # in RAS, x grows to the right
+        finding: np.ndarray = np.any(np.asanyarray(images["label"].dataobj) > 0, axis=(0, 1))
+        if whole and np.count_nonzero(lungs.any(axis=(0, 1)) & ~finding) >= min_slices:
+            sides = {"both": slice(0, len(lungs))}
+        for side, half in sides.items():
             if lungs[half].any():
                 box = _box_around(lungs, half, images["organ"].header.get_zooms(), margin_mm)
                 named = case | {"case": f"{case['case']}_{side}", "side": side}
@@ -138,6 +154,13 @@ def half_lungs(
                     part["position"] = round((middle - box[2].start) / (box[2].stop - box[2].start), 4)
                     cases.append(_write(part, images, place, out_dir))
     return _not_empty(cases, root)
+
+
+def _found_lungs(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The lungs that inference would find, on the grid of an image in RAS."""
+    spacing = tuple(float(s) for s in image.header.get_zooms()[:3])
+    lungs = organ_mask(np.asanyarray(image.dataobj), spacing=spacing, organ="lung")
+    return nib.Nifti1Image(lungs.astype(np.uint8), image.affine)
 
 
 def _not_empty(cases: list[Case], root: PathLike) -> list[Case]:

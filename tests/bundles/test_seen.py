@@ -17,7 +17,7 @@ BUNDLES = REPOSITORY / "bundles"
 SPLITS = {
     "ensemble_gradcam_brats": "ensemble_gradcam_brats/docs/lgg_fold0.json",
     "gp_unet_brats": "gp_unet_brats/docs/lgg_split.json",
-    "insight_ct": "insight_ct/docs/covid_fold0.json",
+    "insight_ct": "insight_ct/docs/two_sources.json",
     "tonno_mosmed": "gp_unet_brats/docs/lgg_split.json",
 }
 

@@ -210,6 +210,36 @@ class TestHalfLungs:
             "a_right_s005-009": ("right", 0.5),
         }
 
+    def test_scans_with_healthy_slices_are_cut_whole_and_the_others_into_halves(self, tmp_path):
+        infection = np.zeros(SHAPE, np.uint8)
+        infection[1, 2, 1:] = 1  # in every slice of lung
+        write_case(tmp_path / "in", "a", {"ct": numbered(), "infection": infection, "lung": two_lungs()})
+        write_case(tmp_path / "in", "b", {"ct": numbered(), "infection": mask_in(4, 5), "lung": two_lungs()})
+        options = {"whole": True, "min_slices": 2, "same_patient": ("b", "a")}
+        cases = half_lungs(tmp_path / "in", tmp_path / "out", **options)
+        assert {c["case"]: (c["side"], c["cls"]) for c in cases} == {
+            "a_left_s001-009": ("left", 1),
+            "a_right_s001-009": ("right", 0),
+            "b_both_s001-003": ("both", 0),
+            "b_both_s004-005": ("both", 1),
+            "b_both_s006-009": ("both", 0),
+        }
+        assert {c["patient"] for c in cases} == {"b"}
+
+    def test_lungs_are_found_where_no_mask_is_named(self, tmp_path, monkeypatch):
+        write_case(tmp_path / "in", "a", {"ct": numbered(), "infection": mask_in(4)})
+        asked = {}
+
+        def found(image, **options):
+            asked.update(options, image=image)
+            return two_lungs() > 0
+
+        monkeypatch.setattr("common.datasets.parts.organ_mask", found)
+        cases = half_lungs(tmp_path / "in", tmp_path / "out", organ=None, min_slices=1)
+        assert sum(int((voxels(c["organ"]) > 0).sum()) for c in cases) == two_lungs().sum()
+        np.testing.assert_array_equal(asked["image"], numbered())
+        assert (asked["spacing"], asked["organ"]) == ((2.0, 3.0, 4.0), "lung")
+
     def test_names_the_case_without_lungs(self, tmp_path):
         write_case(tmp_path / "in", "a", {"ct": numbered(), "infection": mask_in(4), "lung": 0 * two_lungs()})
         with pytest.raises(ValueError, match="case 'a', file 'lung': the lung mask is empty"):

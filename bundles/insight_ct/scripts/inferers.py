@@ -25,11 +25,21 @@ class InsightInferer(Inferer):
         batch_size: slices per forward of the encoder.
         chunk: slices per forward of the head; memory grows with it and not with the volume.
         store_dir: folder of a feature store: features found there are not computed, others are added. None: none.
+        by_slice: every slice has the probability of its own cells, as a network gives it that learned from single
+            slices; otherwise all have that of the volume, which a small lesion hardly moves in a large lung.
+
+    Raises:
+        ValueError: `chunk` is below 1.
     """
 
-    def __init__(self, *, batch_size: int = 16, chunk: int = 64, store_dir: str | None = None) -> None:
+    def __init__(
+        self, *, batch_size: int = 16, chunk: int = 64, store_dir: str | None = None, by_slice: bool = False
+    ) -> None:
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.batch_size = batch_size
-        self.chunk = chunk
+        self.chunk = 1 if by_slice else chunk
+        self.by_slice = by_slice
         self.store = FeatureStore(store_dir) if store_dir else None
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -41,7 +51,8 @@ class InsightInferer(Inferer):
 
         Returns:
             `[B, 2 (K + 1), H, W, D]`: the raw maps of class 0 (0 everywhere) and of the K labels (the heatmap enlarged
-            bilinearly; 0 in slices without organ), then the volume's class probabilities, the same in every slice.
+            bilinearly; 0 in slices without organ), then class probabilities, those of the volume in every slice or,
+            with `by_slice`, each slice's own (class 0 for certain without organ).
         """
         net = unwrapped(network)
         volumes = convert_to_tensor(inputs, track_meta=False)
@@ -63,8 +74,14 @@ class InsightInferer(Inferer):
             heatmap = stream.update(features[part].to(volume.device), inside[part])
             enlarged = enlarge(heatmap, encoder, volume.shape[1:3])
             out[1 : labels + 1, :, :, indices[part]] = enlarged.permute(1, 2, 3, 0)
-        probability = stream.compute().to(volume.device)
-        out[labels + 1 :] = torch.cat([1 - probability.amax(0, keepdim=True), probability])[:, None, None, None]
+            if self.by_slice:
+                out[labels + 1 :, :, :, indices[part]] = _of_classes(stream.compute()).to(volume.device)
+                stream = network.head.stream()
+        if self.by_slice:
+            outside = sorted(set(range(volume.shape[3])) - set(indices))
+            out[labels + 1, :, :, outside] = 1.0
+        else:
+            out[labels + 1 :] = _of_classes(stream.compute()).to(volume.device)
         return out
 
     def _features(self, volume: Tensor, slices: Tensor, encoder: Any) -> Any:
@@ -74,6 +91,11 @@ class InsightInferer(Inferer):
             except (EntryLocked, NotWritten) as error:  # another process is at it, or the disk is full: do without
                 logger.warning("%s; these features are not stored", error)
         return encode(encoder, slices, self.batch_size)
+
+
+def _of_classes(probability: Tensor) -> Tensor:
+    """`[K + 1, 1, 1, 1]`: of class 0 what the most probable of the K labels leaves, then of the labels."""
+    return torch.cat([1 - probability.amax(0, keepdim=True), probability])[:, None, None, None]
 
 
 def enlarge(heatmap: Tensor, encoder: Any, shape: Any) -> Tensor:

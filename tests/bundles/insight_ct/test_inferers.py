@@ -121,6 +121,16 @@ def test_probability_is_pooled_over_all_slices_with_organ_however_they_come(chun
     torch.testing.assert_close(out, inferers.InsightInferer()(volume, network()))
 
 
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_by_slice_each_slice_has_the_probability_of_its_own_cells(batch_size):
+    volume, heat, _ = scene("zoom 1")
+    out = inferers.InsightInferer(batch_size=batch_size, by_slice=True)(volume, network())
+    expected = [smooth_max(heat[None]) if z in (2, 5) else 0.0 for z in range(DEPTH)]
+    np.testing.assert_allclose(out[0, 3, 0, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(out[0, 2, 0, 0], 1 - np.array(expected), atol=1e-6)
+    torch.testing.assert_close(out[:, :2], inferers.InsightInferer()(volume, network())[:, :2])
+
+
 def test_heat_in_cells_mostly_outside_the_organ_does_not_count():
     volume, heat, cell = scene("zoom 1")
     volume[0, 1, :3, 12:] = 0  # three of four rows of the cell (0, 3)
