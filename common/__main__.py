@@ -1,4 +1,7 @@
-"""Command line: `python -m common COMMAND`. Running a bundle itself is `python -m monai.bundle run`."""
+"""Command line: `python -m common COMMAND`, or `weakseg COMMAND`.
+
+Running a bundle itself is `python -m monai.bundle run`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from .commands.demo import demo
 from .commands.describe import describe
 from .commands.export import export
 from .commands.features import features
+from .commands.fit import fit
 from .commands.folds import folds
 from .commands.format import format_configs
 from .commands.phantom import phantom
@@ -23,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "phantom": phantom,
     "prepare": prepare,
+    "fit": fit,
     "folds": folds,
     "features": features,
     "crossvalidate": crossvalidate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import json
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from ignite.distributed import get_world_size, one_rank_only
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from .files import atomic_path
+from .files import atomic_path, write_json
 
 logger = logging.getLogger(__name__)
 # What schedules move of an optimizer's groups, and what goes with them: on resuming the config's values count.
@@ -105,6 +106,54 @@ def save_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> None
     """Write a network's plain state dict, atomically."""
     with atomic_path(path) as temporary:
         torch.save(unwrapped(network).state_dict(), temporary)
+
+
+def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
+    """What goes with weights wherever they go: the `.json` of the same name beside them; empty if there is none.
+
+    `seen`: what their training images look like (`common.preprocessing.seen`). `trained`: keys of the config that the
+    weights depend on. `chosen`: gate, threshold and the like, and under `chosen_from` what they were chosen from.
+
+    Raises:
+        ValueError: the file is no JSON.
+    """
+    path = Path(ckpt).with_suffix(".json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); write it anew or remove it") from error
+    return content if isinstance(content, dict) else {}
+
+
+def add_beside(ckpt: str | os.PathLike[str], **parts: Any) -> None:
+    """Write parts of the `.json` beside weights; its other parts are kept."""
+    write_json(Path(ckpt).with_suffix(".json"), read_beside(ckpt) | parts)
+
+
+class Chosen(dict):
+    """Settings that were chosen for weights; one that is not there says how to get it."""
+
+    def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
+        super().__init__(settings)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(
+            f"{self.path} holds no {key!r}: nothing was chosen for these weights yet. Run calibrate_labels.json (or, "
+            f"with masks, calibrate.json) over inference.json with --ckpt {self.path.with_suffix('.pt')}, copy the "
+            f".json that belongs to the weights, or give --{key}"
+        )
+
+
+def read_chosen(ckpt: str | os.PathLike[str]) -> Chosen:
+    """Gate, threshold, refinement … that were chosen for weights, from the `.json` beside them.
+
+    Example:
+        `"gate": "$float(@chosen['gate'])"` in `inference.json`, where `--gate 0.5` overrides it.
+    """
+    return Chosen(read_beside(ckpt).get("chosen", {}), Path(ckpt).with_suffix(".json"))
 
 
 class TrainingCheckpoint:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from torch import Tensor
 from common.engines import CaseDataset, CaseEvaluator
 
 CONFIG = Path(__file__).parents[1] / "bundles" / "gp_unet_brats" / "configs" / "inference.json"
+
+CHOSEN = {
+    **{"gate": 0.5, "gate_smooth_mm": 0.0, "binarize": "fixed", "threshold": 0.0, "refine": None},
+    **{"min_volume_ml": 0.0, "raw_threshold": 0.0},
+}
 
 
 class BrightnessNet(torch.nn.Module):
@@ -49,7 +54,7 @@ def evaluator(
     """The evaluator of `inference.json` with `BrightnessNet`; `overrides` change the config's top-level keys."""
     parser = ConfigParser()
     parser.read_config(CONFIG)
-    for key, value in {"organ": "none", "refine": None, "seen": None, **overrides}.items():
+    for key, value in {"organ": "none", "chosen": CHOSEN, "seen": None, **overrides}.items():
         parser[key] = value
     preprocessing, postprocessing, inferer = (
         parser.get_parsed_content(key) for key in ("preprocessing", "postprocessing", "inferer")
@@ -66,8 +71,8 @@ def evaluator(
     )
 
 
-def run_handler(handler: Any, items: Sequence[tuple[dict, dict]]) -> None:
-    """Give a handler hand-made `(batch, output)` pairs, one an iteration."""
+def run_handler(handler: Any, items: Sequence[tuple[dict, dict]], *, cases: Mapping[str, dict] | None = None) -> None:
+    """Give a handler hand-made `(batch, output)` pairs, one an iteration; `cases` as a `CaseEvaluator` has them."""
 
     def step(engine: Engine, item: Any) -> None:
         engine.state.batch, engine.state.output = [item[0]], [item[1]]  # type: ignore[assignment]
@@ -76,6 +81,7 @@ def run_handler(handler: Any, items: Sequence[tuple[dict, dict]]) -> None:
 
     engine = Engine(step)
     engine.register_events(*IterationEvents)
+    engine.cases = dict(cases or {})  # type: ignore[attr-defined]
     handler.attach(engine)
     engine.run(list(items))
 

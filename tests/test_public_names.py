@@ -21,8 +21,8 @@ PUBLIC = {
     """,
     "data": """
         SECTIONS BagSampler CacheEntry Case SliceDataset VolumeCache case_label cases check_patients find_cases
-        in_turns label_of load_datalist make_datalist matched_sampler matched_weights multi_hot patient_folds
-        read_unmasked runs slice_classes slice_labels split_patients stratified_weights write_datalist
+        in_turns label_of labels_of load_datalist make_datalist matched_sampler matched_weights multi_hot
+        patient_folds read_unmasked runs slice_classes slice_labels split_patients stratified_weights write_datalist
     """,
     "datasets": """
         ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m labeled_table
@@ -40,13 +40,13 @@ PUBLIC = {
         spacing_of tensor_bytes window_pads write_dicom write_nifti
     """,
     "handlers": """
-        MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter Panel PredictionWriter
-        VolumeScores draw_montage iterate_cases position_prior with_colorbar
+        MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter LabelCalibration
+        LabelScores Panel PredictionWriter VolumeScores draw_montage iterate_cases position_prior with_colorbar
     """,
     "masks": """
-        BaselineMasksd MapsToMaskd Thresholds best_threshold clean each_slice fit_baselines gate_slices
-        largest_component least_voxels multi_otsu otsu refine_by_intensity smooth_along_slices smooth_in_organ
-        threshold_grid without_thin
+        BaselineMasksd MapsToMaskd Thresholds best_threshold choose_gate clean each_slice fit_baselines gate_slices
+        heat_threshold largest_component least_voxels multi_otsu otsu refine_by_intensity smallest_volume
+        smooth_along_slices smooth_in_organ threshold_grid volume_gate without_thin
     """,
     "metrics": """
         balanced_accuracy bootstrap_by_patient bootstrap_interval classification_scores component_scores dice

@@ -1,41 +1,33 @@
-"""The whole way on a phantom: yes/no labels in, training, heatmaps and masks out, scored beside trivial baselines."""
+"""The whole way on a phantom: yes/no labels in, masks out, scored beside trivial baselines."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .arguments import read_json
+from .fit import fit
 from .phantom import phantom_dataset
-from .run import bundle_root, run_bundle
+from .run import bundle_root
 
 
 def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 24, epochs: int = 0) -> None:
-    """Train a bundle on a phantom from image-level labels alone, evaluate it, and print where everything is.
+    """Train a bundle on a phantom from yes/no labels, as `fit` does it, and score it beside what needs no network.
 
     Args:
-        output_dir: gets the data, the training, the evaluation and the inference.
+        output_dir: gets the data, and what `fit` writes.
         bundle: name under `bundles/`.
         cases: phantom volumes.
         epochs: of training; 0 takes those of the bundle's `phantom.json`.
     """
     bundle_root(bundle)  # before anything is written
     home = Path(output_dir).resolve()
-    print(f"1/4  phantom data: {cases} volumes with known truth")
-    data = str(phantom_dataset(home / "data", cases=cases))
-    training, evaluation, inference = (str(home / name) for name in ("training", "evaluation", "inference"))
-    more = {"max_epochs": epochs} if epochs else {}
-    print("2/4  training from slice labels; no mask is opened")
-    run_bundle(bundle, ["train.json", "phantom.json"], dataset_dir=data, output_dir=training, **more)
-    ckpt = str(Path(training) / "model.pt")
-    print("3/4  evaluation on unseen volumes")
-    run_bundle(
-        bundle, ["inference.json", "evaluate.json", "phantom.json"], dataset_dir=data, output_dir=evaluation, ckpt=ckpt
-    )
-    print("4/4  inference on all volumes, as on new ones")
-    run_bundle(bundle, ["inference.json", "phantom.json"], dataset_dir=data, output_dir=inference, ckpt=ckpt)
-    print(table(read_json(Path(evaluation) / "summary.json")))
-    print(f"heatmaps, masks, montage pictures and predictions.csv: {inference}")
-    print(f"scores by case, with the truth outlined in the pictures: {evaluation}")
+    print(f"phantom data: {cases} volumes with known truth; no mask is opened before the scores")
+    data = phantom_dataset(home / "data", cases=cases)
+    more: dict[str, Any] = {"max_epochs": epochs} if epochs else {}
+    fit(bundle, str(data), str(home), configs="phantom.json", rounds=0, **more)
+    print(table(read_json(home / "evaluation" / "summary.json")))
+    print(f"scores by case, with the truth outlined in the pictures: {home / 'evaluation'}")
 
 
 def table(summary: dict) -> str:

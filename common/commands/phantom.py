@@ -8,21 +8,22 @@ from ..data import make_datalist, write_datalist
 from ..datasets import folder, write_phantom
 
 
-def phantom(output_dir: str, cases: int = 24, seed: int = 0) -> None:
+def phantom(output_dir: str, cases: int = 24, seed: int = 0, healthy_fraction: float = 0.15) -> None:
     """Write a small data set with known truth, and its datalist.
 
     Args:
         output_dir: gets `<case>/flair.nii.gz`, `<case>/mask.nii.gz` and `datalist.json`.
         cases: number of volumes.
         seed: of volumes and split.
+        healthy_fraction: share of volumes without a lesion.
     """
-    print(phantom_dataset(output_dir, cases=cases, seed=seed))
+    print(phantom_dataset(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction))
 
 
-def phantom_dataset(output_dir: str | Path, *, cases: int = 24, seed: int = 0) -> Path:
+def phantom_dataset(output_dir: str | Path, *, cases: int = 24, seed: int = 0, healthy_fraction: float = 0.15) -> Path:
     """Write the phantom and its datalist (half training, a fifth validation, the rest test); returns the folder."""
     output_dir = Path(output_dir)
-    write_phantom(output_dir, cases=cases, seed=seed)
+    write_phantom(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction)
     datalist = make_datalist(
         folder(output_dir),
         name="phantom",

@@ -14,7 +14,7 @@ from .datalist import (
     write_datalist,
 )
 from .find import Case, find_cases
-from .slices import SliceDataset, case_label, read_unmasked, runs, slice_classes
+from .slices import SliceDataset, case_label, labels_of, read_unmasked, runs, slice_classes
 from .splits import matched_weights, patient_folds, split_patients, stratified_weights
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "find_cases",
     "in_turns",
     "label_of",
+    "labels_of",
     "load_datalist",
     "make_datalist",
     "matched_sampler",

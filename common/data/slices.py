@@ -252,3 +252,16 @@ def case_label(case: dict, depth: int) -> int | list[int]:
     if len(cls) != depth:
         raise ValueError(f"case {case['case']!r} has {len(cls)} labels in `cls` for {depth} slices")
     return [int(c) for c in cls]
+
+
+def labels_of(case: Mapping[str, Any], depth: int) -> tuple[bool, np.ndarray | None]:
+    """Whether a case of a datalist, or any of its slices, is positive, and, bool `[depth]`, which; None: not said.
+
+    Raises:
+        ValueError: it has no label, or another number of labels than slices.
+    """
+    cls = case.get("cls")
+    if isinstance(cls, list) and (not cls or isinstance(cls[0], str)):
+        return bool(cls), None
+    label = case_label(dict(case), depth)
+    return (label > 0, None) if isinstance(label, int) else (max(label) > 0, np.array(label) > 0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
@@ -18,7 +19,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, script
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from ..checkpoint import read_beside
 from .settings import plain, problems, tops
+
+logger = logging.getLogger(__name__)
 
 # What MONAI puts around an error on its way out of a config; the same words in 1.5 and 1.6.
 WRAPPINGS = ("Failed to evaluate ", "Failed to instantiate component ", "applying transform ")
@@ -50,6 +54,25 @@ def check_settings() -> None:
         dropped = value is None and workflow.parser.get(key) is not None
         if dropped or repr(value) != repr(told[name]):
             workflow.parser[key] = value
+    _as_trained(workflow.parser, others.get("inference.json", {}), {*map(_top, given)} if caller else set())
+
+
+def _as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str]) -> None:
+    """Set what the weights of this run depend on to what it was in their training: classes, spacing, window …
+
+    Left alone is what the command, or a file laid over `inference.json`, says.
+    """
+    if "ckpt" not in parser or "train" in parser:
+        return
+    ckpt = parser.get_parsed_content("ckpt")
+    for key, value in read_beside(ckpt).get("trained", {}).items():
+        if key in usual and key not in told and value != usual[key] == parser[key]:
+            logger.warning("%s %s, as in the training of %s, in place of %s", key, value, ckpt, usual[key])
+            parser[key] = value
+
+
+def _top(name: str) -> str:
+    return ReferenceResolver.split_id(name.removeprefix("+"))[0]
 
 
 def _configs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

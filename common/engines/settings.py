@@ -32,6 +32,8 @@ KINDS: tuple[tuple[Any, str], ...] = (
 )
 # What is not the kind that is asked for, and as good.
 FITS = {("a whole number", "a number"), ("a text", "a path")}
+# What an expression gives that is one of these calls.
+CALLS = {"os.path.join": "a path", "float": "a number", "int": "a whole number", "str": "a text"}
 # JSON's words, of which the command line makes texts.
 WORDS: dict[str, Any] = {"null": None, "true": True, "false": False}
 
@@ -138,8 +140,8 @@ def _kind_of_code(code: str) -> str:
         node = ast.parse(re.sub(REFERENCE, "_", code).strip(), mode="eval").body
     except SyntaxError:
         return ANY
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.path.join":
-        return "a path"
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in CALLS:
+        return CALLS[ast.unparse(node.func)]
     if isinstance(node, ast.List | ast.ListComp):
         return "a list"
     return kind(node.value) if isinstance(node, ast.Constant) else ANY

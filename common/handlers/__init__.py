@@ -4,6 +4,8 @@ from .bags import BagAUC
 from .base import CaseHandler, iterate_cases
 from .calibration import Calibration
 from .case_scores import CaseScores, position_prior
+from .label_calibration import LabelCalibration
+from .label_scores import LabelScores
 from .montage import MASK_COLOR, TRUTH_COLOR, draw_montage, with_colorbar
 from .panel import Panel
 from .volume_scores import VolumeScores
@@ -17,6 +19,8 @@ __all__ = [
     "CaseHandler",
     "CaseScores",
     "CaseWriter",
+    "LabelCalibration",
+    "LabelScores",
     "Panel",
     "PredictionWriter",
     "VolumeScores",

@@ -34,7 +34,8 @@ class BagAUC(ROCAUC):
         self.bags += [int(item["bag"]) for item in batch]
 
     def compute(self) -> Any:
-        probabilities, labels = self.metric_fn.get_buffer()
+        # On a GPU the one may lie there and the other not.
+        probabilities, labels = (part.cpu() for part in self.metric_fn.get_buffer())
         bags = self.bags * (len(labels) // len(self.bags))  # of several processes each validates on all
         return compute_roc_auc(*most_suspicious(probabilities, labels, bags))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from ..metrics import (
 )
 from .base import CaseHandler
 
+logger = logging.getLogger(__name__)
+
 
 class CaseScores(CaseHandler):
     """Handler: score every case that has a `label` and summarize: `metrics.csv`, `summary.json`, `slices.csv`.
 
     Voxel metrics are computed on the image's own grid, where the label lies as it was read. A label is positive
-    where it is > 0. Cases without a label are left out. Masks that a postprocessing put under `baseline_<name>` are
-    scored beside the method's.
+    where it is > 0. Cases without a label are left out, and from the slices' scores slices without organ. Masks that a
+    postprocessing put under `baseline_<name>` are scored beside the method's.
 
     Args:
         output_dir: where the files go.
@@ -70,7 +73,7 @@ class CaseScores(CaseHandler):
             return
         truth = axial(batch["label"])[0].numpy() > 0
         probability = np.asarray(output["slice_probability"])
-        positive = np.asarray(truth.any(axis=(0, 1)))
+        positive: np.ndarray = np.asarray(truth.any(axis=(0, 1)))
         if len(positive) != probability.shape[1]:
             raise ValueError(f"case {batch['case']}: {len(positive)} slices in the mask, {probability.shape[1]} scored")
         pred = axial(output["pred"])[0].numpy() > 0
@@ -98,7 +101,12 @@ class CaseScores(CaseHandler):
         self.rows.append(row)
         if self.sweep:
             self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
+        organ = np.ones_like(positive)
+        if "organ" in output:
+            organ = np.asarray(axial(output["organ"])[0].numpy().any(axis=(0, 1)))
         for z, (p, y) in enumerate(zip(1 - probability[0], positive, strict=True)):
+            if not organ[z] and not y:  # else what needs no network is scored
+                continue
             self.slices.append(
                 {
                     "case": batch["case"],
@@ -117,11 +125,10 @@ class CaseScores(CaseHandler):
         parts = gathered(self.voxels)
         self.voxels = {name: sum(part.get(name, 0) for part in parts) for part in parts for name in part}
 
-    def _check(self) -> None:
-        if not self.rows:
-            raise RuntimeError("no case has a ground-truth mask: nothing to score (is label_pattern right?)")
-
     def _write(self) -> None:
+        if not self.rows:
+            logger.warning("no case has a ground-truth mask: Dice is not scored (is label_pattern right?)")
+            return
         write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
         write_csv(self.output_dir / "slices.csv", [rounded(row) for row in self.slices])
         write_json(self.output_dir / "summary.json", self.summary())

@@ -1,6 +1,7 @@
 """From maps to masks: morphology, thresholds, refinement by intensity, and the baselines that need no map."""
 
 from .baselines import BaselineMasksd, Thresholds, fit_baselines
+from .from_labels import choose_gate, heat_threshold, smallest_volume, volume_gate
 from .morphology import clean, each_slice, largest_component, least_voxels, smooth_in_organ, without_thin
 from .refine import gate_slices, refine_by_intensity, smooth_along_slices
 from .thresholds import best_threshold, multi_otsu, otsu, threshold_grid
@@ -11,17 +12,21 @@ __all__ = [
     "MapsToMaskd",
     "Thresholds",
     "best_threshold",
+    "choose_gate",
     "clean",
     "each_slice",
     "fit_baselines",
     "gate_slices",
+    "heat_threshold",
     "largest_component",
     "least_voxels",
     "multi_otsu",
     "otsu",
     "refine_by_intensity",
+    "smallest_volume",
     "smooth_along_slices",
     "smooth_in_organ",
     "threshold_grid",
+    "volume_gate",
     "without_thin",
 ]

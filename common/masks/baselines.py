@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ..metrics import dice
 from .morphology import largest_component, smooth_in_organ, without_thin
 from .refine import gate_slices
 
+logger = logging.getLogger(__name__)
 INTENSITIES = tuple(np.round(np.arange(0.7, 2.55, 0.1), 2).tolist())
 
 
@@ -35,7 +37,7 @@ def fit_baselines(
     smooth_mm: float = 0.0,
     openings_mm: Sequence[float] = (),
     progress: bool = True,
-) -> Thresholds:
+) -> Thresholds | None:
     """Thresholds with the best mean 3D Dice on training cases.
 
     The gated threshold is fitted in the slices whose true label is positive, where the largest component is kept. The
@@ -49,12 +51,13 @@ def fit_baselines(
         openings_mm: radii of `common.masks.without_thin`, each tried with each threshold; without any, `opened`
             stays None.
 
-    Raises:
-        ValueError: no case has a mask.
+    Returns:
+        The thresholds; None, and a line in the console, where no case has a mask.
     """
     cases = [case for case in cases if "label" in case]
     if not cases:
-        raise ValueError("no training case has a mask to fit the baselines on: give --baseline_thresholds '[1.4, 1.2]'")
+        logger.warning("no training case has a mask to fit baselines on: give --baseline_thresholds '[1.4, 1.2]'")
+        return None
     to_image_grid = ResampleToMatchd(keys="label", key_dst="image", mode="nearest")
     scores = np.zeros((len(cases), len(intensities), 2 + len(openings_mm)))
     for row, case in zip(scores, tqdm(cases, desc="fitting baselines", unit="case", disable=not progress), strict=True):
@@ -85,7 +88,7 @@ class BaselineMasksd(MapTransform):
 
     Args:
         keys: the network's input `[image channels, organ, H, W, D]`.
-        thresholds: as `Thresholds`; plain and gated alone leave the other two masks out.
+        thresholds: as `Thresholds`; plain and gated alone leave the other two masks out, None all.
         gate: as in `common.masks.MapsToMaskd`, whose `slice_probability` is used.
         smooth_mm: in-plane Gaussian of the image before it is thresholded.
 
@@ -97,19 +100,24 @@ class BaselineMasksd(MapTransform):
         self,
         keys: KeysCollection = "image",
         *,
-        thresholds: Sequence[float | None],
+        thresholds: Sequence[float | None] | None,
         gate: float | None = 0.5,
         smooth_mm: float = 0.0,
     ) -> None:
         super().__init__(keys)
+        self.gate = gate
+        self.smooth_mm = smooth_mm
+        self.thresholds: Thresholds | None = None
+        if thresholds is None:
+            return
         if len(thresholds) not in (2, 4) or None in thresholds[:2] or sum(x is None for x in thresholds[2:]) == 1:
             raise ValueError(f"thresholds must be {Thresholds._fields} or the first two; got {tuple(thresholds)}")
         self.thresholds = Thresholds(*thresholds)  # type: ignore[arg-type]
-        self.gate = gate
-        self.smooth_mm = smooth_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         data = dict(data)
+        if self.thresholds is None:
+            return data
         plain, gated, opened, radius = self.thresholds
         for key in self.key_iterator(data):
             image = data[key]

@@ -16,7 +16,8 @@ from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform
 from tqdm import tqdm
 
-from ..files import PathLike, write_json
+from ..checkpoint import add_beside, read_beside
+from ..files import PathLike
 from ..images import as_array, file_of, spacing_of
 from .seen import Description, compare, describe_case, summarize
 
@@ -39,14 +40,9 @@ def read_seen(ckpt: PathLike, *, check_range: bool = True, datalist: PathLike | 
     Raises:
         ValueError: the file is no JSON, or the datalist has the channels in another order.
     """
-    path = Path(ckpt).with_suffix(".json")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        content = {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error}); write it anew or remove it") from error
-    if not isinstance(content, dict) or "seen" not in content:
+    content = read_beside(ckpt)
+    if "seen" not in content:
+        path = Path(ckpt).with_suffix(".json")
         logger.warning("%s does not say what the weights saw in training: images are not compared with it", path)
         return {}
     seen, modalities = content["seen"], _modalities(datalist or None)
@@ -160,10 +156,13 @@ class SeenWriter:
     cache, up to `most` patients are.
 
     Args:
-        path: of the file, e.g. `model.json` for `model.pt`; other parts of it are kept.
+        path: of the file, e.g. `model.json` for `model.pt`; a training forgets what was `chosen` for the weights that
+            it replaces.
         data: the training cases.
         preprocessing: of the training.
         datalist: file whose `modalities` name the channels.
+        trained: keys of the config that the weights will depend on, with their values; `common.engines.check_settings`
+            gives them back to a run that uses the weights.
         most: so many patients, evenly drawn, are described.
         progress: show a progress bar while reading.
     """
@@ -175,6 +174,7 @@ class SeenWriter:
         data: Sequence[dict],
         preprocessing: Any,
         datalist: PathLike | None = None,
+        trained: Mapping[str, Any] | None = None,
         most: int = 64,
         progress: bool = True,
     ) -> None:
@@ -182,6 +182,7 @@ class SeenWriter:
         self.data = list(data)
         self.preprocessing = preprocessing
         self.datalist = datalist
+        self.trained = dict(trained or {})
         self.most = most
         self.progress = progress
 
@@ -191,19 +192,22 @@ class SeenWriter:
     @one_rank_only()
     def write(self, engine: Engine | None = None) -> None:
         """Describe the cases and write the file; nothing where the preprocessing has no `CheckSeend` (slides)."""
+        before = {} if engine else read_beside(self.path)  # a training replaces the weights
+        parts = {part: before.get(part, {}) for part in ("chosen", "chosen_from")}
+        add_beside(self.path, trained=self.trained, **parts)
         transforms: Any = getattr(self.preprocessing, "transforms", ())
         places = [i for i, transform in enumerate(transforms) if isinstance(transform, CheckSeend)]
         if not places:
             return
-        check, before = transforms[places[0]], Compose(transforms[: places[0]])
+        check, until = transforms[places[0]], Compose(transforms[: places[0]])
         cases = self._some()
         described = []
         for case in tqdm(cases, desc="describing", unit="case", disable=not self.progress):
             known = check.described.get(case["case"])
-            described.append(known or check.describe(_read(case, before)))
+            described.append(known or check.describe(_read(case, until)))
         patients = [_patient(case) for case in cases]
         seen = summarize(described, patients, channels=_modalities(self.datalist), window=check.window)
-        write_json(self.path, _content(self.path) | {"seen": seen})
+        add_beside(self.path, seen=seen)
 
     def _some(self) -> list[dict]:
         """All cases of at most `most` patients."""
@@ -226,7 +230,3 @@ def _modalities(datalist: PathLike | None) -> list[str] | None:
     if datalist is None or not Path(datalist).is_file():
         return None
     return json.loads(Path(datalist).read_text(encoding="utf-8")).get("modalities")
-
-
-def _content(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import common.commands.demo
+import common.commands.fit
 from common.commands.demo import demo, table
 from tests.bundles.conftest import run_bundle
 
@@ -19,9 +19,9 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     home = tmp_path_factory.mktemp("demo")
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common.commands.demo, "run_bundle", run_bundle)
+        patch.setattr(common.commands.fit, "run_bundle", run_bundle)
         patch.setattr("builtins.print", lambda *lines: printed.extend(lines))
-        demo(str(home), cases=8, epochs=2)
+        demo(str(home), cases=8, epochs=8)
     return home, "\n".join(printed)
 
 
@@ -31,23 +31,25 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_demo_trains_as_many_epochs_as_asked(finished):
-    assert [row["epoch"] for row in rows(finished[0] / "training" / "training_log.csv")] == ["1", "2"]
+    assert [row["epoch"] for row in rows(finished[0] / "training" / "training_log.csv")] == [
+        str(n) for n in range(1, 9)
+    ]
 
 
-def test_demo_scores_the_test_cases_alone_and_infers_on_all(finished):
+def test_demo_scores_the_test_cases_alone_and_marks_all(finished):
     home, _ = finished
     datalist = json.loads((home / "data" / "datalist.json").read_text())
     tested = {case["case"] for case in datalist["test"]}
     assert {row["case"] for row in rows(home / "evaluation" / "metrics.csv")} == tested
     assert 0 < len(tested) < 8
-    assert len(rows(home / "inference" / "predictions.csv")) == 8
-    assert len(list((home / "inference").glob("*_heatmap.nii.gz"))) == 8
-    assert len(list((home / "inference").glob("*_seg.nii.gz"))) == 8
+    assert len(rows(home / "masks" / "predictions.csv")) == 8
+    assert len(list((home / "masks").glob("*_heatmap.nii.gz"))) == 8
+    assert len(list((home / "masks").glob("*_seg.nii.gz"))) == 8
 
 
 def test_evaluation_and_inference_give_a_case_the_same_probability_by_the_trained_weights(finished):
     home, _ = finished
-    inferred = {row["case"]: row["probability_tumor"] for row in rows(home / "inference" / "predictions.csv")}
+    inferred = {row["case"]: row["probability_tumor"] for row in rows(home / "masks" / "predictions.csv")}
     scored = {row["case"]: row["probability_tumor"] for row in rows(home / "evaluation" / "predictions.csv")}
     assert scored
     assert scored.items() <= inferred.items()
@@ -56,7 +58,7 @@ def test_evaluation_and_inference_give_a_case_the_same_probability_by_the_traine
 def test_demo_prints_the_scores_that_it_found_and_where_the_files_are(finished):
     home, printed = finished
     assert table(json.loads((home / "evaluation" / "summary.json").read_text())) in printed
-    for name in ("evaluation", "inference"):
+    for name in ("evaluation", "masks"):
         assert str(home / name) in printed
 
 

@@ -27,9 +27,7 @@ from common.datasets import write_phantom
 from tests.running import run_code
 
 NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/models/model.pt"))
-# In new interpreters, which take long: one that infers, with most packages, and one that trains and infers; imports of
-# all are held to metadata below.
-RUN, TRAIN = "insight_ct", "gp_unet_brats"
+RUN, TRAIN = "insight_ct", "gp_unet_brats"  # in new interpreters, which take long
 # What `python -m monai.bundle` itself needs, whatever the bundle.
 MONAI_BUNDLE = ("torch", "monai", "numpy", "fire")
 
@@ -146,7 +144,8 @@ def test_python_example_of_the_readme_writes_what_the_command_writes(name, infer
     done = call(python, "-c", code, cwd=place)
     assert done.returncode == 0, done.stderr[-3000:]
     for kind in ("seg", "heatmap"):
-        one, other = (nib.load(place / out / f"phantom_000_{kind}.nii.gz") for out in ("out", "by_example"))
+        files = (folder / f"phantom_000_{kind}.nii.gz" for folder in (inferred(name), place / "by_example"))
+        one, other = map(nib.load, files)
         np.testing.assert_array_equal(one.get_fdata(), other.get_fdata())
 
 
@@ -230,8 +229,7 @@ def test_neither_outputs_nor_caches_nor_hidden_files_travel(small):
 def test_common_travels_with_its_license_and_only_as_far_as_it_is_imported(small):
     inside = {file.removeprefix("scripts/") for file in bundle_files(small) if file.startswith("scripts/common/")}
     show = "print(*(m.__file__ for name, m in sorted(sys.modules.items()) if name.split('.')[0] == 'common'))"
-    code = f"import sys, common.data, common.handlers, common.images.dicom, common.masks, common.pooling; {show}"
-    loaded = run_code(code).split()
+    loaded = run_code(f"import sys, common.data, common.handlers, common.images.dicom, common.masks; {show}").split()
     assert inside == {"common/LICENSE"} | {Path(file).relative_to(BUNDLES.parent).as_posix() for file in loaded}
 
 
@@ -248,9 +246,9 @@ def test_references_to_common_follow_it_and_nothing_else_changes(small):
 
 
 def test_the_original_is_untouched(small, tmp_path):
-    before = {path: path.read_bytes() for path in small.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in small.rglob("*.*")}
     export_bundle(small, tmp_path / "dist")
-    assert {path: path.read_bytes() for path in small.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in small.rglob("*.*")} == before
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,7 +32,12 @@ def test_config_files_keep_their_order_and_a_path_stays_as_it_is(monkeypatch, tm
     [
         ("gp_unet", "train.json", ValueError, "there is no bundle gp_unet; did you mean gp_unet_brats?"),
         ("gp_unet_brats", "evalute.json", FileNotFoundError, r"configs/evalute\.json; did you mean evaluate\.json?"),
-        ("gp_unet_brats", "0123456789", FileNotFoundError, r"0123456789; there are calibrate\.json, evaluate\.json, "),
+        (
+            "gp_unet_brats",
+            "0123456789",
+            FileNotFoundError,
+            r"there are calibrate\.json, calibrate_labels\.json, ",
+        ),
     ],
 )
 def test_a_bundle_or_config_that_is_not_there_is_named_with_the_nearest(bundle, config, error, message):

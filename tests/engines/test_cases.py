@@ -16,7 +16,7 @@ from ignite.engine import Events
 from monai.engines import IterationEvents
 
 from common.engines import CaseDataset
-from common.handlers import CaseScores, CaseWriter
+from common.handlers import CaseWriter, LabelScores
 from tests.pipeline import BrightnessNet, evaluator, save
 
 CLASSES = ["none", "tumor"]
@@ -105,8 +105,8 @@ def test_full_disk_fails_that_case_alone_and_leaves_nothing_of_it(cases, tmp_pat
 
 
 def test_when_every_case_fails_they_are_listed_before_what_a_handler_says_of_it(cases, tmp_path):
-    engine = evaluator([cases["missing"], cases["nan"]], [CaseScores(tmp_path / "out")])
-    with pytest.raises(RuntimeError, match=r"(?s)2 of 2 cases failed:.*missing:.*nan:.*no case has a ground-truth"):
+    engine = evaluator([cases["missing"], cases["nan"]], [LabelScores(tmp_path / "out")])
+    with pytest.raises(RuntimeError, match=r"(?s)2 of 2 cases failed:.*missing:.*nan:.*no case has a label"):
         engine.run()
 
 

@@ -44,7 +44,7 @@ def calibrate(tmp_path, shape: str, **options) -> dict:
         label = MetaTensor(torch.as_tensor(case["truth"][None].astype(np.uint8)))
         batch = {"case": str(seed), "image": MetaTensor(case["image"].float()), "label": label}
         items.append((batch, {"pred": case["pred"]}))
-    run_handler(Calibration(tmp_path, start=start, **settings), items)
+    run_handler(Calibration(tmp_path, ckpt=tmp_path / "model.pt", start=start, **settings), items)
     return json.loads((tmp_path / "calibrated.json").read_text())
 
 
@@ -83,9 +83,35 @@ def test_the_label_gate_keeps_the_slices_that_truly_hold_a_lesion(tmp_path, labe
     assert best == pytest.approx(1.0 if label_gate else 2 * 3 / (3 + 5), abs=1e-4)  # three slices of five
 
 
+def test_what_is_chosen_lies_beside_the_weights_and_says_that_masks_chose_it(tmp_path):
+    chosen = calibrate(tmp_path, "bright", more={"combine": "mean"})
+    beside = json.loads((tmp_path / "model.json").read_text())
+    assert beside["chosen"] == chosen
+    assert chosen["combine"] == "mean"
+    assert beside["chosen_from"] == {"masks": "2 cases, to choose these settings", "cases": 2}
+
+
+def test_an_empty_mask_gains_nothing_in_healthy_volumes(tmp_path):
+    ill, healthy = a_case("bright", 0), a_case("bright", 1)
+    healthy["truth"][:] = False
+    items = []
+    for name, case in (("ill", ill), ("healthy", healthy)):
+        label = MetaTensor(torch.as_tensor(case["truth"][None].astype(np.uint8)))
+        image = MetaTensor(case["image"].float())
+        items.append(({"case": name, "image": image, "label": label}, {"pred": case["pred"]}))
+    start = {"gate": 0.5, "threshold": 0.3, "refine": None}
+    handler = Calibration(tmp_path, ckpt=tmp_path / "model.pt", start=start, candidates={"threshold": [0.3, 2.0]})
+    run_handler(handler, items)
+    empty = next(trial for trial in handler.trials if trial.get("threshold") == 2.0)
+    marked = next(trial for trial in handler.trials if trial.get("threshold") == 0.3)
+    assert empty["score"] == 0.0
+    assert marked["dice"] > 0.5
+    assert marked["score"] == pytest.approx(marked["dice"] - 1.0, abs=1e-3)  # as much is marked where nothing is
+
+
 def test_no_case_with_a_mask_is_explained(tmp_path):
-    with pytest.raises(RuntimeError, match="no case with a mask"):
-        Calibration(tmp_path, start={}, candidates={})._check()
+    with pytest.raises(RuntimeError, match="no case with a lesion"):
+        Calibration(tmp_path, ckpt="model.pt", start={}, candidates={})._check()
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

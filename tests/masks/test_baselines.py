@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from common.masks import BaselineMasksd, without_thin
 from common.masks import fit_baselines as fit
-from common.masks import without_thin
 from common.masks.baselines import INTENSITIES
 from common.metrics import dice
 
@@ -60,9 +61,11 @@ def test_cases_without_a_mask_are_left_out():
     assert fit([bare, case()], same, progress=False) == fit([case()], same, progress=False)
 
 
-def test_without_any_mask_it_says_what_to_give():
-    with pytest.raises(ValueError, match=r"no training case has a mask .* --baseline_thresholds"):
-        fit([{"case": "bare", "image": None}], same, progress=False)
+def test_without_any_mask_there_are_no_baselines_and_it_says_what_to_give(caplog):
+    thresholds = fit([{"case": "bare", "image": None}], same, progress=False)
+    assert thresholds is None
+    assert re.search(r"no training case has a mask .* --baseline_thresholds", caplog.text)
+    assert BaselineMasksd(thresholds=thresholds)({"case": "bare"}) == {"case": "bare"}
 
 
 def test_default_grid_surrounds_the_median():

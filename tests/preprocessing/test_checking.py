@@ -10,6 +10,7 @@ import pytest
 from ignite.engine import Engine
 from monai.transforms import Compose, Orientationd, Spacingd
 
+from common.checkpoint import add_beside, read_beside
 from common.features.fingerprint import describe
 from common.preprocessing import CheckSeend, LoadCased, OrganMaskd, SeenWriter, read_seen
 from tests.pipeline import affine_of, save
@@ -138,7 +139,18 @@ def test_of_many_patients_some_are_described_with_all_their_cases(tmp_path):
     writer = SeenWriter(tmp_path / "model.json", data=cases, preprocessing=None, most=3)
     assert [case["case"] for case in writer._some()] == ["a_1", "a_2", "d_1", "d_2", "g_1", "g_2"]
     writer.write()  # slides: nothing to describe
-    assert not (tmp_path / "model.json").exists()
+    assert "seen" not in read_beside(tmp_path / "model.json")
+
+
+def test_what_the_weights_depend_on_is_kept_and_a_new_training_forgets_what_was_chosen(tmp_path):
+    path = tmp_path / "model.json"
+    add_beside(path, chosen={"gate": 0.3})
+    writer = SeenWriter(path, data=[], preprocessing=None, trained={"spacing": [1.0, 1.0, -1.0]})
+    writer.write()
+    assert read_beside(path)["chosen"] == {"gate": 0.3}
+    writer.write(Engine(lambda *_: None))
+    assert read_beside(path)["chosen"] == {}
+    assert read_beside(path)["trained"] == {"spacing": [1.0, 1.0, -1.0]}
 
 
 def test_features_do_not_depend_on_what_is_only_looked_at(trained):

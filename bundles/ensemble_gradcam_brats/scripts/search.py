@@ -223,6 +223,7 @@ class EnsembleSearch(CaseHandler):
         chosen = self.candidates[int(np.argmax(scores))]
         result = {"use": chosen["use"], "combine": chosen["how"], "thresholds": chosen["thresholds"]}
         result |= {"intensity_mask": chosen["intensity_mask"], "table_gate": self.gate}
+        result["normalize_maps"] = next(iter(self.maps.values())).normalize
         alike = [c for c in self.candidates if c["intensity_mask"] == chosen["intensity_mask"]]
         table = self._table(alike) | {"chosen": _row(chosen)}
         write_csv(self.output_dir / "search.csv", rows)

@@ -1,0 +1,135 @@
+"""A bundle of one's own: that of a method, with the settings of a data set in its configs, ready for its weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from ..files import write
+from .arguments import read_json
+from .format import format_json
+from .run import bundle_root, config_files
+
+# Configs of a method; those of public data sets and of papers stay behind.
+CONFIGS = (
+    *("train", "train_refine", "inference", "evaluate", "calibrate", "calibrate_labels", "multi_gpu_train"),
+    *("multi_gpu_evaluate", "metadata"),
+)
+README = """# {name}
+
+## Overview
+{task}. Weights of this bundle were trained by `python -m common fit {bundle}` on {source}.
+
+Research only. Not for diagnosis or treatment.
+
+## Data
+{source}: {counts}. Where the data come from and under what terms: `docs/data_license.txt`.
+
+## Training
+From yes/no labels alone; no outline was used. Settings: `configs/train.json`.
+
+## Input and output
+{inputs}. Output: mask, heatmap and picture of each case, `predictions.csv`. `models/model.json` says what the weights
+saw in training, and gate, threshold and refinement with what they were chosen from.
+
+## Performance
+What `fit` measured lies beside this bundle, in `evaluation/labels.json` (from labels) and, where masks were at hand,
+`evaluation/summary.json`.
+
+## Commands
+```
+python -m monai.bundle run --config_file configs/inference.json --dataset_dir DIR --output_dir OUT
+```
+
+## References
+{references}
+
+## License
+Apache-2.0 (`LICENSE`). Data: `docs/data_license.txt`.
+"""
+
+
+def make_bundle(
+    bundle: str, target: Path, *, over: Sequence[str], settings: Mapping[str, Any], datalist: Path, counts: str
+) -> Path:
+    """Write a bundle's code and configs to a folder of their own, and settings into these configs.
+
+    Args:
+        bundle: name under `bundles/`, or a path.
+        target: the new bundle.
+        over: config files laid over those of training and inference, in turn.
+        settings: top-level keys, each for all configs that have it.
+        datalist: of the data set, as `prepare` writes it.
+        counts: the data set in words.
+
+    Returns:
+        `target`.
+    """
+    root = bundle_root(bundle)
+    shutil.copytree(root / "scripts", target / "scripts", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__*__"))
+    shutil.copy2(root / "scripts" / "__init__.py", target / "scripts" / "__init__.py")
+    for folder in ("configs", "models", "docs"):
+        (target / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy2(root / "LICENSE", target / "LICENSE")
+    shutil.copy2(root / "configs" / "logging.conf", target / "configs" / "logging.conf")
+    laid = ConfigParser.load_config_files([str(path) for path in config_files(root, over)]) if over else {}
+    for name in CONFIGS:
+        if (root / "configs" / f"{name}.json").is_file():
+            config = read_json(root / "configs" / f"{name}.json")
+            below = {} if name in ("metadata", "train_refine") else laid  # a second round has a schedule of its own
+            changed = with_settings(config, {**below, **settings})
+            write(target / "configs" / f"{name}.json", format_json(changed))
+    _describe(target, bundle=root.name, content=read_json(datalist), counts=counts)
+    return target
+
+
+def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the settings whose keys it has; what is chosen for weights stays with them.
+
+    Example:
+        `{"spacing": [1, 1, 1], "gate": "$float(@chosen['gate'])"}` takes `spacing` and leaves `gate`.
+    """
+    kept = {key for key, value in config.items() if isinstance(value, str) and "chosen[" in value}
+    changed = {key: value for key, value in settings.items() if key in config and key not in kept}
+    return {**config, **changed}
+
+
+def _describe(target: Path, *, bundle: str, content: Mapping[str, Any], counts: str) -> None:
+    """Metadata, a README and a place for the terms of the data."""
+    path = target / "configs" / "metadata.json"
+    metadata = read_json(path)
+    source, modalities, classes = content.get("name") or "own data", content["modalities"], content["classes"]
+    formats = metadata["network_data_format"]
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    organ = list(image["channel_def"].values())[-1]
+    image["channel_def"] = {str(i): name for i, name in enumerate([*modalities, organ])}
+    image["num_channels"] = len(image["channel_def"])
+    pred["channel_def"] = {str(i): name for i, name in enumerate(["background", *classes[1:]])}
+    inputs = f"One volume a case: {', '.join(modalities)}"
+    metadata |= {
+        "version": "0.1.0",
+        "changelog": {"0.1.0": f"trained on {source} from yes/no labels"},
+        "data_source": source,
+        "image_classes": ", ".join(modalities),
+        "label_classes": ", ".join(f"{i} {name}" for i, name in enumerate(classes)),
+        "pred_classes": ", ".join(f"{i} {name}" for i, name in enumerate(["background", *classes[1:]])),
+    }
+    write(path, format_json(metadata))
+    references = "\n".join(f"{i}. {text}" for i, text in enumerate(metadata["references"], 1))
+    words = {"name": metadata["name"], "task": metadata["task"], "references": references, "bundle": bundle}
+    write(target / "docs" / "README.md", README.format(**words, source=source, counts=counts, inputs=inputs))
+    terms = target / "docs" / "data_license.txt"
+    if not terms.is_file():
+        write(terms, f"{source}: whoever trained these weights states here where the data come from and their terms.\n")
+
+
+def settings_of(datalist: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a datalist says of a config's keys: `classes`, and `channels` by the number of its modalities."""
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    said = {"classes": list(content["classes"]), "channels": len(content["modalities"])}
+    return {key: value for key, value in said.items() if key in config and config[key] != value}

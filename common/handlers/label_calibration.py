@@ -1,0 +1,197 @@
+"""Choose gate, threshold and smallest volume from yes/no labels alone: no mask is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.distributed import get_world_size
+from monai.data import MetaTensor
+
+from ..checkpoint import add_beside
+from ..data import labels_of
+from ..files import PathLike, write_csv, write_json
+from ..images import as_array, spacing_of
+from ..masks import MapsToMaskd, choose_gate, heat_threshold, otsu, smallest_volume, volume_gate
+from .base import CaseHandler
+
+
+class LabelCalibration(CaseHandler):
+    """Handler: settings of `MapsToMaskd` from the labels of slices or volumes, written beside the weights.
+
+    Gate: `common.masks.choose_gate` on the probabilities of slices with organ; `common.masks.volume_gate` where volumes
+    have one label. Threshold: a quantile of the heat inside the organ where the label says that nothing is: in negative
+    slices that the gate shuts, or in all slices of negative volumes. Smallest volume:
+    `common.masks.smallest_volume`. The result goes to `calibrated.json` and beside the weights (`chosen`), every
+    candidate to `calibration.csv`, with what labels tell about it. The evaluator must have no postprocessing, and run
+    in one process.
+
+    Args:
+        output_dir: where the files go.
+        ckpt: the weights.
+        start: the options of `MapsToMaskd` that stay: `refine`, `binarize` …
+        quantile: of the heat in negatives that is the threshold.
+        quantiles: others to report.
+        sensitivity: of the gate; by default Youden's J chooses.
+        for_volumes: what takes the place of `quantile` and of entries of `start` where volumes have one label.
+        more: settings that are kept beside the weights with what is chosen here, such as how maps were combined.
+        most: so many cases, evenly drawn, are looked at.
+        datalist: whose content identifies the labels.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        ckpt: PathLike,
+        start: Mapping[str, Any],
+        quantile: float = 0.999,
+        quantiles: Sequence[float] = (),
+        sensitivity: float | None = None,
+        for_volumes: Mapping[str, Any] | None = None,
+        more: Mapping[str, Any] | None = None,
+        most: int = 64,
+        datalist: PathLike | None = None,
+    ) -> None:
+        super().__init__(output_dir)
+        self.ckpt = ckpt
+        self.start = dict(start)
+        self.quantile = quantile
+        self.quantiles = list(quantiles)
+        self.sensitivity = sensitivity
+        self.for_volumes = dict(for_volumes or {})
+        self.more = dict(more or {})
+        self.most = most
+        self.datalist = datalist
+
+    def _start(self) -> None:
+        if get_world_size() > 1:
+            raise RuntimeError("calibration looks at all cases in one process: run it without torchrun")
+        super()._start()
+
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        case = engine.cases[batch["case"]]
+        places = np.linspace(0, len(engine.cases) - 1, min(self.most, len(engine.cases))).round().astype(int)
+        if list(engine.cases).index(batch["case"]) not in places:
+            return
+        image: MetaTensor = batch["image"].cpu()
+        pred = torch.as_tensor(output["pred"]).cpu().float()
+        organ = as_array(image)[-1] > 0.5
+        positive, labels = labels_of(case, pred.shape[-1])
+        seen = MapsToMaskd("pred", gate=None)({"image": image, "pred": pred})
+        heat, seen_slices = as_array(seen["heatmap"])[0], organ.any(axis=(0, 1))
+        empty = seen_slices & (~labels if labels is not None else not positive)
+        self.rows.append(
+            {
+                "case": batch["case"],
+                "patient": str(case.get("patient", batch["case"])),
+                "image": image,
+                "pred": pred,
+                "positive": positive,
+                "labels": None if labels is None else labels[seen_slices],
+                "probability": 1 - as_array(seen["slice_probability"])[0][seen_slices],
+                "seen": seen_slices,
+                "empty": empty,
+                "heat": heat.astype(np.float16),
+                "organ": organ,
+                "otsu": otsu(heat, mask=organ),
+            }
+        )
+
+    def _check(self) -> None:
+        if not self.rows:
+            raise RuntimeError("no case to calibrate on: is the datalist's section right?")
+
+    def _write(self) -> None:
+        probabilities, labels = self._labeled()
+        gate = choose_gate(probabilities, labels, sensitivity=self.sensitivity)
+        start, quantile = dict(self.start), self.quantile
+        if not any(row["labels"] is not None for row in self.rows):
+            start |= self.for_volumes
+            gate, quantile = volume_gate(probabilities, labels), start.pop("quantile", quantile)
+        heats = [self._heat_of_nothing(row, gate) for row in self.rows]
+        threshold = heat_threshold(heats, quantile)
+        best = {**start, "gate": gate, "threshold": threshold}
+        best["min_volume_ml"] = self._smallest(best)
+        candidates = [("chosen", best), ("natural zero", {**best, "threshold": 0.0})]
+        candidates += [(f"quantile {q:g}", {**best, "threshold": heat_threshold(heats, q)}) for q in self.quantiles]
+        median_otsu = float(np.median([row["otsu"] for row in self.rows if np.isfinite(row["otsu"])] or [np.inf]))
+        candidates += [("Otsu", {**best, "threshold": median_otsu}), ("no refinement", {**best, "refine": None})]
+        rows = [{"candidate": name} | self._told_by_labels(options) for name, options in candidates]
+        write_csv(self.output_dir / "calibration.csv", rows)
+        chosen = {**best, "raw_threshold": threshold, **self.more}
+        write_json(self.output_dir / "calibrated.json", chosen)
+        source = {
+            "labels": "slices" if any(row["labels"] is not None for row in self.rows) else "volumes",
+            "masks": "none",
+            "cases": len(self.rows),
+            "patients": len({row["patient"] for row in self.rows}),
+            "positives": int(labels.sum()),
+            "negatives": int((~labels).sum()),
+            "datalist_sha256": hashlib.sha256(Path(self.datalist).read_bytes()).hexdigest() if self.datalist else None,
+        }
+        add_beside(self.ckpt, chosen=chosen, chosen_from=source)
+        print(f"chosen from labels of {len(self.rows)} cases, no mask: {json.dumps(chosen)}")
+
+    def _labeled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and labels of slices, or, where there are none, of volumes."""
+        slices = [row for row in self.rows if row["labels"] is not None]
+        if slices:
+            probabilities, labels = ([row[key] for row in slices] for key in ("probability", "labels"))
+            return np.concatenate(probabilities), np.concatenate(labels)
+        suspicious = np.array([row["probability"].max(initial=0.0) for row in self.rows])
+        return suspicious, np.array([row["positive"] for row in self.rows])
+
+    @staticmethod
+    def _heat_of_nothing(row: Mapping[str, Any], gate: float) -> np.ndarray:
+        """Heat inside the organ of slices labeled empty; those that the gate mistakes are hot, and left out."""
+        quiet = row["empty"].copy()
+        if row["labels"] is not None:
+            quiet[row["seen"]] &= row["probability"] <= gate
+        return row["heat"][..., quiet][row["organ"][..., quiet]]
+
+    def _smallest(self, options: Mapping[str, Any]) -> float:
+        """Milliliters that tell masks in negative volumes from those in positive ones; 0 if none are needed."""
+        sizes = np.array([self._mask(row, options).sum() * np.prod(spacing_of(row["image"])) for row in self.rows])
+        positive = np.array([row["positive"] for row in self.rows])
+        return smallest_volume(sizes / 1000.0, positive)
+
+    @staticmethod
+    def _mask(row: Mapping[str, Any], options: Mapping[str, Any]) -> np.ndarray:
+        data: dict[Hashable, Any] = {"image": row["image"], "pred": row["pred"].clone()}
+        return np.asarray(MapsToMaskd("pred", **_without(options, "raw_threshold"))(data)["pred"])[0] > 0
+
+    def _told_by_labels(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Threshold, and how often positives get a mask and negatives none, slice by slice and by volume."""
+        hit: list[bool] = []
+        spared: list[bool] = []
+        slices: list[tuple[bool, bool]] = []
+        false_ml: list[float] = []
+        for row in self.rows:
+            mask = self._mask(row, options)
+            voxel_ml = float(np.prod(spacing_of(row["image"]))) / 1000.0
+            (hit if row["positive"] else spared).append(mask.any() == row["positive"])
+            if not row["positive"]:
+                false_ml.append(mask.sum() * voxel_ml)
+            if row["labels"] is not None:
+                slices += list(zip(np.asarray(mask.any(axis=(0, 1)))[row["seen"]], row["labels"], strict=True))
+        table = np.array(slices, dtype=bool).reshape(-1, 2)
+        marked, labels = table[:, 0], table[:, 1]
+        shares = {
+            "positive_volumes_marked": hit,
+            "negative_volumes_empty": spared,
+            "positive_slices_marked": marked[labels],
+            "negative_slices_empty": ~marked[~labels],
+            "ml_in_negative_volumes": false_ml,
+        }
+        means = {name: round(float(np.mean(values)), 4) if len(values) else None for name, values in shares.items()}
+        return {"threshold": round(float(options["threshold"]), 6), "gate": round(float(options["gate"]), 6)} | means
+
+
+def _without(options: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != key}

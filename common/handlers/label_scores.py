@@ -1,0 +1,112 @@
+"""Scores that need no mask: how well labels are told apart, and what is marked where nothing is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import labels_of
+from ..engines import gathered_rows
+from ..files import rounded, write_csv, write_json
+from ..images import as_array, axial, spacing_of
+from ..metrics import bootstrap_by_patient, classification_scores, roc_auc, summarize
+from .base import CaseHandler
+
+
+class LabelScores(CaseHandler):
+    """Handler: score every case by its yes/no label, of the volume or of its slices: `labels.csv`, `labels.json`.
+
+    A volume's probability is that of its most suspicious slice. Slices count where they hold organ. Where the datalist
+    has no label, any voxel of a mask is one. Cases without either are left out.
+
+    Args:
+        output_dir: where the files go.
+        gate: probability above which a slice, or a volume, counts as positive.
+        resamples: bootstrap resamples of the intervals, by patient.
+    """
+
+    def __init__(self, output_dir: str | Path, *, gate: float | None = 0.5, resamples: int = 1000) -> None:
+        super().__init__(output_dir)
+        self.gate = 0.5 if gate is None else gate
+        self.resamples = resamples
+        self.slices: list[dict[str, Any]] = []
+
+    def _start(self) -> None:
+        super()._start()
+        self.slices = []
+
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        probability = 1 - as_array(output["slice_probability"])[0]
+        found = self._labels(batch, engine.cases.get(batch["case"], {}), len(probability))
+        if found is None:
+            return
+        positive, labels = found
+        pred = axial(output["pred"])
+        mask = as_array(pred)[0] > 0
+        shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
+        ml = float(mask.sum() * np.prod(spacing_of(pred))) / 1000.0
+        row = {"positive": int(positive), "probability": float(1 - output["probability"][0]), "ml": ml}
+        self.rows.append({**shared, **row})
+        organ = as_array(batch["image"])[-1] > 0.5
+        if labels is None:
+            return
+        for z in np.flatnonzero(organ.any(axis=(0, 1))):
+            marked = int(mask[..., z].any()) if mask.shape[-1] == len(probability) else None
+            slice_ = {"slice": int(z), "positive": int(labels[z]), "probability": float(probability[z])}
+            self.slices.append({**shared, **slice_, "marked": marked})
+
+    @staticmethod
+    def _labels(batch: dict, case: dict, depth: int) -> tuple[bool, np.ndarray | None] | None:
+        if case.get("cls") is not None:
+            return labels_of(case, depth)
+        if "label" not in batch:
+            return None
+        truth = as_array(axial(batch["label"]))[0].any(axis=(0, 1))
+        return bool(truth.any()), truth if len(truth) == depth else None
+
+    def _gather(self, cases: Any) -> None:
+        super()._gather(cases)
+        self.slices = gathered_rows(self.slices, cases)
+
+    def _check(self) -> None:
+        if not self.rows:
+            raise RuntimeError("no case has a label or a mask: nothing to score (is the datalist's section right?)")
+
+    def _write(self) -> None:
+        write_csv(self.output_dir / "labels.csv", [rounded(row) for row in self.rows])
+        write_json(self.output_dir / "labels.json", self.summary())
+
+    def summary(self) -> dict[str, Any]:
+        """AUC with intervals, sensitivity and specificity at the gate, and the mask where the label is no."""
+        healthy = [row["ml"] for row in self.rows if not row["positive"]]
+        ill = [row["ml"] for row in self.rows if row["positive"]]
+        parts: dict[str, Any] = {"gate": self.gate, "volumes": self._scores(self.rows)}
+        parts["volumes"] |= {
+            "positives_marked": _mean([ml > 0 for ml in ill]),
+            "negatives_empty": _mean([ml == 0 for ml in healthy]),
+            "ml_in_negatives": {k: _number(v) for k, v in summarize(healthy).items()},
+        }
+        if self.slices:
+            negative = [not row["marked"] for row in self.slices if not row["positive"] and row["marked"] is not None]
+            parts["slices"] = self._scores(self.slices) | {"negatives_empty": _mean(negative)}
+        return parts
+
+    def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        labels = np.array([row["positive"] for row in rows])
+        probabilities = np.array([row["probability"] for row in rows])
+        patients = np.array([row["patient"] for row in rows])
+        scores = classification_scores(probabilities, labels, threshold=np.nextafter(self.gate, 2.0))
+        interval = bootstrap_by_patient(patients, roc_auc, probabilities, labels, resamples=self.resamples)
+        kept = ("auc", "average_precision", "sensitivity", "specificity", "balanced_accuracy")
+        counts = {"positives": int(labels.sum()), "negatives": int((1 - labels).sum())}
+        return counts | {k: _number(scores[k]) for k in kept} | {"auc_interval": [_number(v) for v in interval]}
+
+
+def _mean(values: list[bool]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def _number(value: float) -> float:
+    return round(float(value), 4)

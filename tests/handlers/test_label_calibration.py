@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.handlers import LabelCalibration
+from tests.pipeline import run_handler
+
+START = {"gate_smooth_mm": 0.0, "binarize": "fixed", "refine": None}
+
+
+def items_of(labels: dict[str, list[int] | int], heat_of_nothing: float = 0.2) -> tuple[list, dict]:
+    """A volume of six slices for each label; ill slices have a spot of heat .9 and probability .8, others .1."""
+    items, cases = [], {}
+    for seed, (name, cls) in enumerate(labels.items()):
+        rng = np.random.default_rng(seed)
+        ill = np.broadcast_to(np.array(cls) > 0, 6).copy()
+        heat = rng.uniform(0, heat_of_nothing, (12, 12, 6))
+        heat[3:7, 3:7, ill] = 0.9
+        probability = np.broadcast_to(np.where(ill, 0.8, 0.1), heat.shape)
+        pred = np.stack([np.zeros_like(heat), heat, 1 - probability, probability])
+        image = MetaTensor(torch.ones(2, *heat.shape))
+        items.append(({"case": name, "image": image}, {"pred": torch.as_tensor(pred, dtype=torch.float32)}))
+        cases[name] = {"case": name, "patient": name, "cls": cls}
+    return items, cases
+
+
+def calibrate(tmp_path, labels, **options) -> dict:
+    items, cases = items_of(labels)
+    handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, **options)
+    run_handler(handler, items, cases=cases)
+    return json.loads((tmp_path / "calibrated.json").read_text())
+
+
+SLICES = {"ill": [0, 0, 1, 1, 0, 0], "well": [0] * 6}
+
+
+def test_gate_and_threshold_follow_the_labels_of_slices_and_lie_beside_the_weights(tmp_path):
+    chosen = calibrate(tmp_path, SLICES, quantile=0.99)
+    assert chosen["gate"] == pytest.approx(0.4, abs=0.001)  # half way from .1 to .8, in logits
+    assert chosen["threshold"] == pytest.approx(0.198, abs=0.002)
+    assert chosen["min_volume_ml"] == 0.0
+    beside = json.loads((tmp_path / "model.json").read_text())
+    assert beside["chosen"] == chosen
+    source = beside["chosen_from"]
+    assert (source["labels"], source["masks"], source["positives"], source["negatives"]) == ("slices", "none", 2, 10)
+
+
+def test_one_label_a_volume_gives_a_low_gate_and_asks_for_a_smallest_volume(tmp_path):
+    options = {"quantile": 0.9, "refine": None}
+    items, cases = items_of({"ill": 1, "well": 0, "odd": 0, "fine": 0})
+    items[2][1]["pred"][2] = 0.15  # more suspicious than what is ill
+    handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, for_volumes=options)
+    run_handler(handler, items, cases=cases)
+    chosen = json.loads((tmp_path / "calibrated.json").read_text())
+    assert chosen["gate"] == pytest.approx(0.1)  # the highest below what is ill
+    assert chosen["threshold"] == pytest.approx(0.18, abs=0.005)
+    # A tenth of the odd one's 864 voxels of a microliter are above the threshold: fewer than half of what is ill.
+    assert chosen["min_volume_ml"] == pytest.approx(0.087, abs=0.01)
+
+
+def test_heat_of_a_slice_that_the_gate_mistakes_does_not_raise_the_threshold(tmp_path):
+    items, cases = items_of({"ill": [0, 0, 1, 1, 0, 0], "well": [0] * 6, "more": [0, 1, 1, 1, 1, 0]})
+    pred = items[1][1]["pred"]
+    pred[1, ..., 3] = 0.95
+    pred[2, ..., 3], pred[3, ..., 3] = 0.1, 0.9  # as sure as it is wrong
+    handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, quantile=0.99)
+    run_handler(handler, items, cases=cases)
+    assert json.loads((tmp_path / "calibrated.json").read_text())["threshold"] < 0.21
+
+
+def test_every_candidate_is_listed_with_what_labels_say_about_it(tmp_path):
+    calibrate(tmp_path, SLICES, quantiles=[0.5])
+    with open(tmp_path / "calibration.csv", newline="") as file:
+        rows = {row["candidate"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"chosen", "natural zero", "quantile 0.5", "Otsu", "no refinement"}
+    assert rows["chosen"]["positive_slices_marked"] == rows["chosen"]["negative_slices_empty"] == "1.0"
+    assert rows["chosen"]["negative_volumes_empty"] == "1.0"
+
+
+def test_probabilities_that_do_not_rise_with_the_label_are_an_error(tmp_path):
+    items, cases = items_of(SLICES)
+    cases["ill"]["cls"] = [1, 1, 0, 0, 1, 1]
+    handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START)
+    with pytest.raises(ValueError, match="has not learned"):
+        run_handler(handler, items, cases=cases)
+
+
+def test_another_number_of_labels_than_slices_is_an_error(tmp_path):
+    items, cases = items_of(SLICES)
+    cases["ill"]["cls"] = [0, 1]
+    handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START)
+    with pytest.raises(ValueError, match="2 labels"):
+        run_handler(handler, items, cases=cases)

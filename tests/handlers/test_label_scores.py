@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.handlers import LabelScores
+from tests.pipeline import run_handler
+
+
+def pair(
+    name: str, probability: list[float], marked: list[int], *, organ: list[int] | None = None, truth=None
+) -> tuple:
+    """A case of slices of 4×4 voxels of 1 mm: their probabilities, those with a marked voxel, those with organ."""
+    depth = len(probability)
+    pred = torch.zeros(1, 4, 4, depth)
+    pred[0, 0, 0, marked] = 1
+    image = torch.ones(2, 4, 4, depth)
+    if organ is not None:
+        image[1] = 0
+        image[1, :, :, organ] = 1
+    p = torch.tensor(probability)
+    batch = {"case": name, "patient": name, "image": MetaTensor(image)}
+    if truth is not None:
+        mask = torch.zeros(1, 4, 4, depth)
+        mask[..., truth] = 1
+        batch["label"] = MetaTensor(mask)
+    output = {
+        "pred": MetaTensor(pred),
+        "slice_probability": torch.stack([1 - p, p]),
+        "probability": torch.tensor([1 - p.max(), p.max()]),
+    }
+    return batch, output
+
+
+def scores(tmp_path, items, cases, gate=0.5) -> dict:
+    run_handler(LabelScores(tmp_path, gate=gate, resamples=50), items, cases=cases)
+    return json.loads((tmp_path / "labels.json").read_text())
+
+
+def test_volumes_are_scored_by_their_label_and_masks_where_nothing_is_are_counted(tmp_path):
+    items = [pair("a", [0.2, 0.9], [1]), pair("b", [0.1, 0.3], []), pair("c", [0.6, 0.2], [0, 1])]
+    cases = {"a": {"case": "a", "cls": 1}, "b": {"case": "b", "cls": 0}, "c": {"case": "c", "cls": 0}}
+    volumes = scores(tmp_path, items, cases)["volumes"]
+    assert volumes["auc"] == 1.0
+    assert (volumes["sensitivity"], volumes["specificity"]) == (1.0, 0.5)
+    assert (volumes["positives_marked"], volumes["negatives_empty"]) == (1.0, 0.5)
+    assert volumes["ml_in_negatives"]["mean"] == pytest.approx(0.001)  # two voxels of a microliter in two volumes
+
+
+def test_slices_are_scored_where_they_hold_organ(tmp_path):
+    items = [pair("a", [0.9, 0.8, 0.1], [1], organ=[1, 2]), pair("b", [0.2, 0.3, 0.9], [2], organ=[0, 1])]
+    cases = {"a": {"case": "a", "cls": [0, 1, 0]}, "b": {"case": "b", "cls": [0, 0, 0]}}
+    found = scores(tmp_path, items, cases)["slices"]
+    assert (found["positives"], found["negatives"]) == (1, 3)
+    assert found["auc"] == 1.0
+    assert found["negatives_empty"] == 1.0
+
+
+def test_a_mask_gives_the_label_where_the_datalist_has_none_and_no_label_is_left_out(tmp_path):
+    items = [pair("a", [0.2, 0.9], [1], truth=[1]), pair("b", [0.1, 0.3], [], truth=[]), pair("c", [0.1, 0.3], [])]
+    found = scores(tmp_path, items, {})
+    assert (found["volumes"]["positives"], found["volumes"]["negatives"]) == (1, 1)
+    assert found["slices"]["positives"] == 1
+
+
+def test_a_probability_at_the_gate_does_not_pass(tmp_path):
+    items = [pair("a", [0.5], []), pair("b", [0.5], [])]
+    found = scores(tmp_path, items, {"a": {"case": "a", "cls": 1}, "b": {"case": "b", "cls": 0}})["volumes"]
+    assert (found["sensitivity"], found["specificity"]) == (0.0, 1.0)
+
+
+def test_nothing_to_score_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="no case has a label"):
+        scores(tmp_path, [pair("a", [0.5], [])], {})
+    assert not (tmp_path / "labels.json").exists()
