@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from ..checkpoint import read_beside
 from ..data import SECTIONS, label_of
+from ..engines.settings import plain
+from ..files import write
 from ..images import read_grid
 from .arguments import read_json
-from .own_bundle import make_bundle, settings_of
+from .format import format_json
+from .own_bundle import make_bundle, settings_of, with_settings
 from .run import bundle_root, for_configs, names, run_bundle
 
 # Seconds on two CPU cores for one epoch over 1,000 slices (for `tonno_mosmed`: planes), and one volume of masks.
@@ -56,7 +60,7 @@ def fit(
     listed = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
     content = read_json(listed)
     root = bundle_root(bundle)
-    said = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
+    said = settings_of(listed, read_json(root / "configs" / "train.json")) | plain(settings)
     counts = "; ".join(described(section, content) for section in SECTIONS if content.get(section))
     print(f"{listed}: {counts}")
     print(f"images: {', '.join(content['modalities'])}; {grid_of(content, Path(dataset_dir))}")
@@ -73,10 +77,14 @@ def fit(
         _train(own, place, teacher, f"round {number}" if number else "training", **shared)
         teacher = place / "model.pt"
         title = f"gate and thresholds from the labels of {few.replace('+', ' and ')}"
-        _once(place / "calibrated.json", title, own, "calibrate_labels", **shared, ckpt=str(teacher), section=few)
+        more = {"natural_threshold": natural(own)} if number else {}
+        _once(
+            place / "calibrated.json", title, own, "calibrate_labels", **shared, ckpt=str(teacher), section=few, **more
+        )
     assert teacher is not None
     for end in (".pt", ".json"):
         shutil.copy2(teacher.with_suffix(end), own / "models" / f"model{end}")
+    _as_trained(own)
     scored = "test" if content.get("test") else "validation"
     _once(
         home / "evaluation" / "labels.json",
@@ -116,6 +124,18 @@ def _once(result: Path, title: str, own: Path, over: str = "", **settings: Any) 
         print(title)
         configs = ["inference.json", f"{over}.json"] if over else ["inference.json"]
         run_bundle(own, configs, output_dir=str(result.parent), **settings)
+
+
+def _as_trained(own: Path) -> None:
+    """Write into `inference.json` what the weights depend on, for servers that read it and run none of its steps."""
+    path = own / "configs" / "inference.json"
+    config = with_settings(read_json(path), read_beside(own / "models" / "model.pt").get("trained", {}))
+    write(path, format_json(config))
+
+
+def natural(own: Path) -> float | None:
+    """The threshold that maps have by themselves once they were trained against masks."""
+    return read_json(own / "configs" / "train_refine.json").get("natural_threshold")
 
 
 def described(section: str, content: Mapping[str, Any]) -> str:

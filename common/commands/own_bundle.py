@@ -20,6 +20,7 @@ CONFIGS = (
     *("train", "train_refine", "inference", "evaluate", "calibrate", "calibrate_labels", "multi_gpu_train"),
     *("multi_gpu_evaluate", "metadata"),
 )
+OVERLAID = ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate")
 README = """# {name}
 
 ## Overview
@@ -81,10 +82,12 @@ def make_bundle(
     for name in CONFIGS:
         if (root / "configs" / f"{name}.json").is_file():
             config = read_json(root / "configs" / f"{name}.json")
-            below = {} if name in ("metadata", "train_refine") else laid  # a second round has a schedule of its own
+            # A second round has a schedule of its own, and how thresholds are chosen is no matter of the data.
+            below = laid if name in OVERLAID else {}
             changed = with_settings(config, {**below, **settings})
             write(target / "configs" / f"{name}.json", format_json(changed))
-    _describe(target, bundle=root.name, content=read_json(datalist), counts=counts)
+    channels = read_json(root / "configs" / "inference.json")["channels"]
+    _describe(target, bundle=root.name, channels=channels, content=read_json(datalist), counts=counts)
     return target
 
 
@@ -99,15 +102,19 @@ def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     return {**config, **changed}
 
 
-def _describe(target: Path, *, bundle: str, content: Mapping[str, Any], counts: str) -> None:
+def beyond(image: Mapping[str, Any], channels: int) -> list[str]:
+    """What the network sees beside the modalities: the organ mask, where it is a channel."""
+    return list(image["channel_def"].values())[channels:]
+
+
+def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str, Any], counts: str) -> None:
     """Metadata, a README and a place for the terms of the data."""
     path = target / "configs" / "metadata.json"
     metadata = read_json(path)
     source, modalities, classes = content.get("name") or "own data", content["modalities"], content["classes"]
     formats = metadata["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
-    organ = list(image["channel_def"].values())[-1]
-    image["channel_def"] = {str(i): name for i, name in enumerate([*modalities, organ])}
+    image["channel_def"] = {str(i): name for i, name in enumerate([*modalities, *beyond(image, channels)])}
     image["num_channels"] = len(image["channel_def"])
     pred["channel_def"] = {str(i): name for i, name in enumerate(["background", *classes[1:]])}
     inputs = f"One volume a case: {', '.join(modalities)}"

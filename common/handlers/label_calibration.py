@@ -37,6 +37,8 @@ class LabelCalibration(CaseHandler):
         start: the options of `MapsToMaskd` that stay: `refine`, `binarize` …
         quantile: of the heat in negatives that is the threshold.
         quantiles: others to report.
+        natural: threshold that maps have by themselves, such as 0 of logits trained against (pseudo-)masks; it
+            counts where the quantile is lower.
         sensitivity: of the gate; by default Youden's J chooses.
         for_volumes: what takes the place of `quantile` and of entries of `start` where volumes have one label.
         more: settings that are kept beside the weights with what is chosen here, such as how maps were combined.
@@ -52,6 +54,7 @@ class LabelCalibration(CaseHandler):
         start: Mapping[str, Any],
         quantile: float = 0.999,
         quantiles: Sequence[float] = (),
+        natural: float | None = None,
         sensitivity: float | None = None,
         for_volumes: Mapping[str, Any] | None = None,
         more: Mapping[str, Any] | None = None,
@@ -63,6 +66,7 @@ class LabelCalibration(CaseHandler):
         self.start = dict(start)
         self.quantile = quantile
         self.quantiles = list(quantiles)
+        self.natural = natural
         self.sensitivity = sensitivity
         self.for_volumes = dict(for_volumes or {})
         self.more = dict(more or {})
@@ -115,7 +119,7 @@ class LabelCalibration(CaseHandler):
             start |= self.for_volumes
             gate, quantile = volume_gate(probabilities, labels), start.pop("quantile", quantile)
         heats = [self._heat_of_nothing(row, gate) for row in self.rows]
-        threshold = heat_threshold(heats, quantile)
+        threshold = max(heat_threshold(heats, quantile), -np.inf if self.natural is None else self.natural)
         best = {**start, "gate": gate, "threshold": threshold}
         best["min_volume_ml"] = self._smallest(best)
         candidates = [("chosen", best), ("natural zero", {**best, "threshold": 0.0})]

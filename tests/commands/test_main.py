@@ -61,8 +61,8 @@ def test_wrong_input_is_said_in_a_line_that_names_it(typed, said, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["broken.json"]
 
 
-def test_an_unknown_option_is_refused_with_the_usage(capsys):
+def test_an_unknown_option_is_refused_with_the_usage(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        main(["phantom", "somewhere", "--case", "3"])
+        main(["phantom", str(tmp_path / "phantom"), "--cases", "8", "--case", "3"])
     assert stopped.value.code == 2
     assert "--case" in capsys.readouterr().err

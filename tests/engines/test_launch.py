@@ -111,6 +111,31 @@ def test_a_run_inside_another_is_checked_by_its_own_settings(file, tmp_path):
     assert seen == [[0.1, CONFIG["refine"], [1, 2], "a/b"]]
 
 
+def test_what_weights_depend_on_is_as_in_their_training_unless_the_run_says_otherwise(tmp_path):
+    seen.clear()
+    here = {key: CONFIG[key] for key in ("imports",)} | {
+        **{"ckpt": str(tmp_path / "model.pt"), "spacing": [1.0, 1.0], "window": [0, 255], "sides": 2},
+        "run": ["$engines.check_settings()", "$here.seen.append([@spacing, @window, @sides])"],
+    }
+    (tmp_path / "inference.json").write_text(json.dumps(here))
+    (tmp_path / "over.json").write_text(json.dumps({"spacing": [2.0, 2.0]}))
+    file = str(tmp_path / "inference.json")
+    run(config_file=file)
+    trained = {"spacing": [3.0, 3.0], "window": [-1000, 400], "unknown": 1}
+    (tmp_path / "model.json").write_text(json.dumps({"trained": trained}))
+    run(config_file=file)
+    run(config_file=file, window=[0, 1])
+    run(config_file=file, window=[0, 255])  # told, and as usual
+    run(config_file=[file, str(tmp_path / "over.json")])
+    assert seen == [
+        [[1.0, 1.0], [0, 255], 2],
+        [[3.0, 3.0], [-1000, 400], 2],
+        [[3.0, 3.0], [0, 1], 2],
+        [[3.0, 3.0], [0, 255], 2],
+        [[2.0, 2.0], [-1000, 400], 2],
+    ]
+
+
 def test_outside_of_a_run_there_is_nothing_to_check():
     with pytest.raises(RuntimeError, match="`run` of a bundle's config"):
         check_settings()

@@ -74,6 +74,11 @@ def test_heat_of_a_slice_that_the_gate_mistakes_does_not_raise_the_threshold(tmp
     assert json.loads((tmp_path / "calibrated.json").read_text())["threshold"] < 0.21
 
 
+def test_the_natural_threshold_of_maps_counts_where_the_quantile_is_lower(tmp_path):
+    assert calibrate(tmp_path, SLICES, natural=0.5)["threshold"] == 0.5
+    assert calibrate(tmp_path, SLICES, natural=0.1)["threshold"] == pytest.approx(0.2, abs=0.005)
+
+
 def test_every_candidate_is_listed_with_what_labels_say_about_it(tmp_path):
     calibrate(tmp_path, SLICES, quantiles=[0.5])
     with open(tmp_path / "calibration.csv", newline="") as file:

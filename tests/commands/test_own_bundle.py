@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.commands.own_bundle import make_bundle, settings_of, with_settings
+from common.commands.run import BUNDLES
+from common.commands.verify import QUICK, problems
+from common.commands.verify import seen as says_what_it_saw
+from common.commands.verify import weights as are_plain
+
+CONTENT = {"name": "site", "classes": ["none", "bleed"], "modalities": ["t1", "flair"], "training": []}
+
+
+@pytest.fixture
+def datalist(tmp_path) -> Path:
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(CONTENT))
+    return path
+
+
+def test_settings_reach_what_has_them_and_what_is_chosen_stays_with_the_weights():
+    config = {"spacing": [1, 1, 1], "gate": "$float(@chosen['gate'])", "threshold": "$float(@teacher_chosen['x'])"}
+    assert with_settings(config, {"spacing": [2, 2, 2], "gate": 0.3, "threshold": 1, "other": 4}) == {
+        **config,
+        "spacing": [2, 2, 2],
+    }
+
+
+def test_a_datalist_says_classes_and_channels_where_they_differ(datalist):
+    config = {"classes": ["none", "tumor"], "channels": 1}
+    assert settings_of(datalist, config) == {"classes": ["none", "bleed"], "channels": 2}
+    assert settings_of(datalist, {"classes": ["none", "bleed"], "channels": 2}) == {}
+    assert settings_of(datalist, {}) == {}
+
+
+@pytest.mark.parametrize("bundle", ["gp_unet_brats", "ensemble_gradcam_brats", "tonno_mosmed", "insight_ct"])
+def test_a_bundle_of_ones_own_keeps_every_rule_but_those_of_weights_to_come(bundle, datalist, tmp_path):
+    settings = settings_of(datalist, {"classes": [], "channels": 1}) | {"max_epochs": 3}
+    options = {"over": ["phantom.json"], "settings": settings, "datalist": datalist, "counts": "no case"}
+    own = make_bundle(bundle, tmp_path / bundle, **options)
+    (own / "models" / "model.pt").write_bytes(b"")
+    rules = [rule for rule in QUICK if rule not in (says_what_it_saw, are_plain)]
+    assert problems(own, rules, slow=()) == []
+    configs = {path.stem: json.loads(path.read_text()) for path in (own / "configs").glob("*.json")}
+    phantom, base = (
+        json.loads((BUNDLES / bundle / "configs" / f"{name}.json").read_text())
+        for name in ("phantom", "calibrate_labels")
+    )
+    assert configs["train"]["max_epochs"] == 3
+    assert configs["inference"]["spacing"] == configs["train"]["spacing"] == phantom.get("spacing", [-1.0, -1.0, -1.0])
+    assert "@chosen" in configs["inference"]["gate"]
+    assert configs["calibrate_labels"] == base  # how thresholds are chosen is no matter of the phantom
+    assert configs["metadata"]["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "bleed"
+    inputs = configs["metadata"]["network_data_format"]["inputs"]["image"]["channel_def"]
+    assert list(inputs.values())[:2] == ["t1", "flair"]
+    shipped = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text())
+    beside = shipped["network_data_format"]["inputs"]["image"]["channel_def"]
+    assert list(inputs.values())[2:] == list(beside.values())[1:]  # the organ mask, where it is a channel
