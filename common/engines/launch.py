@@ -66,7 +66,7 @@ def _as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str]) -> None:
         return
     ckpt = parser.get_parsed_content("ckpt")
     for key, value in read_beside(ckpt).get("trained", {}).items():
-        if key in usual and key not in told and value != usual[key] == parser[key]:
+        if key in usual and key in parser and key not in told and value != usual[key] == parser[key]:
             logger.warning("%s %s, as in the training of %s, in place of %s", key, value, ckpt, usual[key])
             parser[key] = value
 

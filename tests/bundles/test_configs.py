@@ -25,7 +25,7 @@ BUNDLES = {
         ],
         "inference": [
             *("inference+paper", "evaluate+paper", "evaluate+calibrate", "inference+phantom", "evaluate+phantom"),
-            *("evaluate+lgg_stage_one", "train+evaluate"),
+            *("evaluate+lgg_tested", "train+evaluate"),
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),
         "paper_classes": ["healthy", "LGG", "HGG"],

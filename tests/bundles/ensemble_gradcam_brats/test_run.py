@@ -134,7 +134,7 @@ def test_pooled_scores_are_those_of_the_written_masks(evaluated, data):
 
 def test_calibration_leaves_a_bad_start_for_the_best_that_it_tries(run, ckpt, searched):
     few = {"threshold": [-0.1, 0.0, 0.1], "refine.intensity": [1.1, 1.3]}
-    options = {"ckpt": ckpt, "candidates": few, "threshold": 0.3, "raw_thresholds": []}
+    options = {"ckpt": ckpt, "candidates": few, "start#threshold": 0.3, "raw_thresholds": []}
     output = run(*EVALUATE, str(searched), "calibrate.json", **options)
     chosen, trials = read_json(output / "calibrated.json"), rows_of(output / "calibration.csv")
     scores = [float(row["dice"]) for row in trials]

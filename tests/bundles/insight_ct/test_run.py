@@ -104,7 +104,7 @@ def test_training_never_sees_where_in_a_slice_the_mask_is(data, shuffled, tmp_pa
 
 def test_a_second_stage_learns_from_the_firsts_pseudo_masks_and_never_from_masks(data, shuffled, trained, tmp_path):
     taught = weights(trained)
-    options = {"teacher_ckpt": trained / "model.pt", "max_epochs": 4}
+    options = {"teacher_ckpt": trained / "model.pt", "threshold": 0.2, "max_epochs": 4}
     student = train(data, tmp_path / "student", "train_refine.json", **options)
     with open(student / "training_log.csv") as file:
         log = list(csv.DictReader(file))
