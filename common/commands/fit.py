@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,9 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from ..checkpoint import read_beside
-from ..data import SECTIONS, label_of
-from ..engines.settings import plain
-from ..files import write
+from ..data import SECTIONS, label_of, load_datalist
+from ..engines.settings import plain, tops
+from ..files import write, write_json
 from ..images import read_grid
 from .arguments import read_json
 from .format import format_json
@@ -58,32 +61,29 @@ def fit(
     """
     home = Path(output_dir).resolve()
     listed = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
-    content = read_json(listed)
     root = bundle_root(bundle)
-    said = settings_of(listed, read_json(root / "configs" / "train.json")) | plain(settings)
+    if not listed.is_file():
+        raise FileNotFoundError(f"{listed} does not exist: write it by `python -m common prepare table labels.csv`")
+    content = read_json(listed)
+    check_data(listed, content, dataset_dir)
+    settings = plain(settings)
+    check_settings(root, settings)
+    if rounds is not None and rounds < 0:
+        raise ValueError(f"--rounds: expected 0 or more, got {rounds}")
+    told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
+    check_same(home, {"datalist_sha256": hashlib.sha256(listed.read_bytes()).hexdigest(), **told})
+    said = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
     counts = "; ".join(described(section, content) for section in SECTIONS if content.get(section))
     print(f"{listed}: {counts}")
     print(f"images: {', '.join(content['modalities'])}; {grid_of(content, Path(dataset_dir))}")
     own = make_bundle(bundle, home / root.name, over=names(configs), settings=said, datalist=listed, counts=counts)
     print(f"about {minutes(root.name, content, read_json(own / 'configs' / 'train.json'))} minutes on two CPU cores")
     shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(listed)}
-    few = calibration_section(content)
-    teacher: Path | None = None
-    of_slices = any(labels_slices(case) for case in content["training"])
-    for number in range(1 + (int(of_slices) if rounds is None else rounds)):
-        if number and not (own / "configs" / "train_refine.json").is_file():
-            break
-        place = home / (f"round{number}" if number else "training")
-        _train(own, place, teacher, f"round {number}" if number else "training", **shared)
-        teacher = place / "model.pt"
-        title = f"gate and thresholds from the labels of {few.replace('+', ' and ')}"
-        more = {"natural_threshold": natural(own)} if number else {}
-        _once(
-            place / "calibrated.json", title, own, "calibrate_labels", **shared, ckpt=str(teacher), section=few, **more
-        )
-    assert teacher is not None
+    if rounds is None:
+        rounds = int(any(labels_slices(case) for case in content["training"]))
+    best = _learn(own, home, rounds, calibration_section(content), shared)
     for end in (".pt", ".json"):
-        shutil.copy2(teacher.with_suffix(end), own / "models" / f"model{end}")
+        shutil.copy2(best.with_suffix(end), own / "models" / f"model{end}")
     _as_trained(own)
     scored = "test" if content.get("test") else "validation"
     _once(
@@ -100,10 +100,35 @@ def fit(
     print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}")
 
 
+def _learn(own: Path, home: Path, rounds: int, section: str, shared: Mapping[str, Any]) -> Path:
+    """Train, choose from labels, and that again on the masks of the training before; weights of the last that works."""
+    title = f"gate and thresholds from the labels of {section.replace('+', ' and ')}"
+    best: Path | None = None
+    for number in range(rounds + 1):
+        if number and not (own / "configs" / "train_refine.json").is_file():
+            print(f"{own.name} has no second training")
+            break
+        place = home / (f"round{number}" if number else "training")
+        more = {"natural_threshold": natural(own)} if number else {}
+        chosen = {**shared, "ckpt": str(place / "model.pt"), "section": section, **more}
+        try:
+            _train(own, place, best, f"round {number}" if number else "training", **shared)
+            _once(place / "calibrated.json", title, own, "calibrate_labels", **chosen)
+        except subprocess.CalledProcessError:
+            if best is None:
+                raise
+            print(f"round {number} failed, see above; the training before it counts")
+            break
+        best = place / "model.pt"
+    assert best is not None
+    return best
+
+
 def _train(own: Path, place: Path, teacher: Path | None, title: str, **shared: Any) -> None:
     """Train into a folder, on the masks of a teacher if there is one; once."""
     finished = place / "finished"
     if finished.is_file():
+        print(f"{title}: done before")
         return
     configs, more = ["train.json"], {}
     if teacher:
@@ -119,11 +144,67 @@ def _train(own: Path, place: Path, teacher: Path | None, title: str, **shared: A
 
 
 def _once(result: Path, title: str, own: Path, over: str = "", **settings: Any) -> None:
-    """Run inference, with a config laid over it, into the folder of `result`, unless that file is there."""
-    if not result.is_file():
-        print(title)
-        configs = ["inference.json", f"{over}.json"] if over else ["inference.json"]
-        run_bundle(own, configs, output_dir=str(result.parent), **settings)
+    """Run inference, with a config laid over it, into the folder of `result`, unless that was done."""
+    finished = result.with_name(f".{result.name}.finished")
+    if finished.is_file() and result.is_file():
+        print(f"{title}: done before")
+        return
+    print(title)
+    configs = ["inference.json", f"{over}.json"] if over else ["inference.json"]
+    run_bundle(own, configs, output_dir=str(result.parent), **settings)
+    finished.touch()
+
+
+def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str) -> None:
+    """Refuse, before hours of training, what cannot be trained on.
+
+    Raises:
+        FileNotFoundError: an image that a section names.
+        ValueError: no training or validation section, or one without positives or negatives.
+    """
+    for section in SECTIONS:
+        if content.get(section):
+            load_datalist(listed, section, dataset_dir=dataset_dir)
+    for section in SECTIONS[:2]:
+        labels = labels_of_cases(content.get(section) or [])
+        if not any(labels) or all(labels):
+            raise ValueError(
+                f"{listed}: the {section} section has {sum(labels)} positive and {len(labels) - sum(labels)} negative "
+                "labels; it needs both: `python -m common prepare` splits by label"
+            )
+
+
+def check_settings(root: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that no config of the bundle has, and those that are chosen here.
+
+    Raises:
+        ValueError: naming the nearest key.
+    """
+    configs = [read_json(path) for path in (root / "configs").glob("*.json") if path.name != "metadata.json"]
+    known = set().union(*map(tops, configs))
+    chosen = {key for config in configs for key, value in config.items() if "@chosen[" in str(value)}
+    for key in tops(settings):
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            raise ValueError(
+                f"--{key}: no config of {root.name} has it" + (f"; did you mean {near[0]}?" if near else "")
+            )
+        if key in chosen:
+            raise ValueError(f"--{key} is chosen from labels here; give it to the made bundle's inference.json")
+
+
+def check_same(home: Path, told: Mapping[str, Any]) -> None:
+    """Remember what a folder is for; a later command that says otherwise is refused, since finished steps stay.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    path = home / "fit.json"
+    before = read_json(path) if path.is_file() else dict(told)
+    differing = [key for key, value in told.items() if before.get(key) != value]
+    if differing:
+        raise ValueError(f"{home} holds what was made with another {', '.join(differing)}; choose another folder")
+    write_json(path, told)
 
 
 def _as_trained(own: Path) -> None:
@@ -163,12 +244,17 @@ def labels_slices(case: Mapping[str, Any]) -> bool:
     return isinstance(cls, list) and bool(cls) and not isinstance(cls[0], str)
 
 
+def labels_of_cases(cases: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Whether each slice, or each volume with one label, is positive."""
+    labels = [label_of(dict(case)) for case in cases]
+    sliced = map(labels_slices, cases)
+    return [bool(one) for cls, of_slices in zip(labels, sliced, strict=True) for one in (cls if of_slices else [cls])]
+
+
 def calibration_section(content: Mapping[str, Any]) -> str:
     """Validation, or both sections that training may see where that has few labels of one kind."""
-    cases = content.get("validation") or []
-    labels = [one for case in cases for one in (label_of(case) if labels_slices(case) else [label_of(case)])]
-    positive = sum(bool(label) for label in labels)
-    return "validation" if min(positive, len(labels) - positive) >= FEW else "training+validation"
+    labels = labels_of_cases(content.get("validation") or [])
+    return "validation" if min(sum(labels), len(labels) - sum(labels)) >= FEW else "training+validation"
 
 
 def grid_of(content: Mapping[str, Any], root: Path) -> str:
@@ -195,12 +281,13 @@ def summary(folder: Path, section: str) -> str:
     """What labels say about the masks, and what masks say where there are any."""
     scores = read_json(folder / "labels.json")
     volumes, slices = scores["volumes"], scores.get("slices")
-    lines = [f"{section}, from labels: volume AUC {_shown(volumes['auc'])} {volumes['auc_interval']}"]
-    if slices:
-        lines[0] += f", slice AUC {_shown(slices['auc'])} {slices['auc_interval']}"
+    lines = [f"{section}, from labels: {_auc('volume', volumes)}" + (f", {_auc('slice', slices)}" if slices else "")]
+    marked, empty = (
+        f"{round((volumes[share] or 0) * volumes[kind])} of {volumes[kind]}"
+        for share, kind in (("positives_marked", "positives"), ("negatives_empty", "negatives"))
+    )
     lines.append(
-        f"at the gate {scores['gate']:.3f}: {_shown(volumes['positives_marked'])} of positive volumes marked, "
-        f"{_shown(volumes['negatives_empty'])} of negative ones left empty, "
+        f"at the gate {scores['gate']:.3f}: {marked} positive volumes marked, {empty} negative ones left empty, "
         f"{_shown(volumes['ml_in_negatives']['mean'])} ml in a negative one"
     )
     if (folder / "summary.json").is_file():
@@ -209,6 +296,11 @@ def summary(folder: Path, section: str) -> str:
             f"with masks, which chose nothing: 3D Dice {_shown(dice['mean'])}, median {_shown(dice['median'])}"
         )
     return "\n".join(lines)
+
+
+def _auc(kind: str, scores: Mapping[str, Any]) -> str:
+    enough = min(scores["positives"], scores["negatives"]) >= FEW
+    return f"{kind} AUC {_shown(scores['auc'])}" + (f" {scores['auc_interval']}" if enough else "")
 
 
 def _shown(value: float | None) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ReferenceResolver
 
+from ..data import SECTIONS
 from ..files import write
 from .arguments import read_json
 from .format import format_json
@@ -24,7 +26,8 @@ OVERLAID = ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_eval
 README = """# {name}
 
 ## Overview
-{task}. Weights of this bundle were trained by `python -m common fit {bundle}` on {source}.
+{name}, learned from yes/no labels of {kind}. Weights of this bundle were trained by `python -m common fit {bundle}`
+on {source}.
 
 Research only. Not for diagnosis or treatment.
 
@@ -44,7 +47,8 @@ What `fit` measured lies beside this bundle, in `evaluation/labels.json` (from l
 
 ## Commands
 ```
-python -m monai.bundle run --config_file configs/inference.json --dataset_dir DIR --output_dir OUT
+python -m monai.bundle run --config_file configs/inference.json --dataset_dir DIR --image_pattern "{pattern}" \\
+    --output_dir OUT
 ```
 
 ## References
@@ -98,8 +102,13 @@ def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
         `{"spacing": [1, 1, 1], "gate": "$float(@chosen['gate'])"}` takes `spacing` and leaves `gate`.
     """
     kept = {key for key, value in config.items() if isinstance(value, str) and "chosen[" in value}
-    changed = {key: value for key, value in settings.items() if key in config and key not in kept}
-    return {**config, **changed}
+    parser = ConfigParser(config=deepcopy(dict(config)))
+    for key, value in settings.items():
+        top = ReferenceResolver.split_id(key)[0]
+        if top in config and top not in kept:
+            parser[key] = value
+    changed: Any = parser.config
+    return dict(changed)
 
 
 def beyond(image: Mapping[str, Any], channels: int) -> list[str]:
@@ -128,7 +137,9 @@ def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str,
     }
     write(path, format_json(metadata))
     references = "\n".join(f"{i}. {text}" for i, text in enumerate(metadata["references"], 1))
-    words = {"name": metadata["name"], "task": metadata["task"], "references": references, "bundle": bundle}
+    sliced = any(isinstance(cls := case["cls"], list) and cls and cls[0] in (0, 1) for case in content["training"])
+    words = {"name": metadata["name"], "references": references, "bundle": bundle}
+    words |= {"kind": "slices" if sliced else "volumes", "pattern": pattern_of(content)}
     write(target / "docs" / "README.md", README.format(**words, source=source, counts=counts, inputs=inputs))
     terms = target / "docs" / "data_license.txt"
     if not terms.is_file():
@@ -139,4 +150,11 @@ def settings_of(datalist: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a datalist says of a config's keys: `classes`, and `channels` by the number of its modalities."""
     content = json.loads(datalist.read_text(encoding="utf-8"))
     said = {"classes": list(content["classes"]), "channels": len(content["modalities"])}
-    return {key: value for key, value in said.items() if key in config and config[key] != value}
+    return {key: value for key, value in said.items() if key in config}
+
+
+def pattern_of(content: Mapping[str, Any]) -> str:
+    """A pattern that finds images like those of the training: their name in any folder, where they share one."""
+    images = [case["image"] for section in SECTIONS for case in content.get(section) or []]
+    found = {Path(one if isinstance(one, str) else one[0]).name for one in images}
+    return f"*/{found.pop()}" if len(found) == 1 else "*.nii.gz"

@@ -94,8 +94,9 @@ class LabelCalibration(CaseHandler):
             {
                 "case": batch["case"],
                 "patient": str(case.get("patient", batch["case"])),
-                "image": image,
-                "pred": pred,
+                "image": image[[0, -1]].half(),
+                "maps": pred[: len(pred) // 2].half(),
+                "slices": pred[len(pred) // 2 :, 0, 0, :],
                 "positive": positive,
                 "labels": None if labels is None else labels[seen_slices],
                 "probability": 1 - as_array(seen["slice_probability"])[0][seen_slices],
@@ -129,7 +130,6 @@ class LabelCalibration(CaseHandler):
         rows = [{"candidate": name} | self._told_by_labels(options) for name, options in candidates]
         write_csv(self.output_dir / "calibration.csv", rows)
         chosen = {**best, "raw_threshold": threshold, **self.more}
-        write_json(self.output_dir / "calibrated.json", chosen)
         source = {
             "labels": "slices" if any(row["labels"] is not None for row in self.rows) else "volumes",
             "masks": "none",
@@ -140,6 +140,7 @@ class LabelCalibration(CaseHandler):
             "datalist_sha256": hashlib.sha256(Path(self.datalist).read_bytes()).hexdigest() if self.datalist else None,
         }
         add_beside(self.ckpt, chosen=chosen, chosen_from=source)
+        write_json(self.output_dir / "calibrated.json", chosen)
         print(f"chosen from labels of {len(self.rows)} cases, no mask: {json.dumps(chosen)}")
 
     def _labeled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +168,9 @@ class LabelCalibration(CaseHandler):
 
     @staticmethod
     def _mask(row: Mapping[str, Any], options: Mapping[str, Any]) -> np.ndarray:
-        data: dict[Hashable, Any] = {"image": row["image"], "pred": row["pred"].clone()}
+        maps = row["maps"].float()
+        pred = torch.cat([maps, row["slices"][:, None, None, :].expand(-1, *maps.shape[1:3], -1)])
+        data: dict[Hashable, Any] = {"image": row["image"].float(), "pred": pred}
         return np.asarray(MapsToMaskd("pred", **_without(options, "raw_threshold"))(data)["pred"])[0] > 0
 
     def _told_by_labels(self, options: Mapping[str, Any]) -> dict[str, Any]:

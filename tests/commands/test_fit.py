@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from common.commands.fit import calibration_section, described, labels_slices, summary
+from common.commands.fit import (
+    calibration_section,
+    check_data,
+    check_same,
+    check_settings,
+    described,
+    labels_slices,
+    summary,
+)
+from common.commands.run import bundle_root
 
 CLASSES = ["none", "tumor"]
 
@@ -35,12 +44,52 @@ def test_training_patients_are_calibrated_on_where_validation_has_few_labels_of_
 
 def test_the_summary_says_what_labels_say_and_that_masks_chose_nothing(tmp_path):
     volumes = {"auc": 0.9, "auc_interval": [0.8, 1.0], "positives_marked": 1.0, "negatives_empty": 0.75}
+    volumes |= {"positives": 5, "negatives": 4}
     scores = {"gate": 0.25, "volumes": volumes | {"ml_in_negatives": {"mean": 2.0}}}
     (tmp_path / "labels.json").write_text(json.dumps(scores))
     assert summary(tmp_path, "test").splitlines() == [
         "test, from labels: volume AUC 0.900 [0.8, 1.0]",
-        "at the gate 0.250: 1.000 of positive volumes marked, 0.750 of negative ones left empty, "
+        "at the gate 0.250: 5 of 5 positive volumes marked, 3 of 4 negative ones left empty, "
         "2.000 ml in a negative one",
     ]
     (tmp_path / "summary.json").write_text(json.dumps({"dice": {"mean": 0.5, "median": None}}))
     assert summary(tmp_path, "test").splitlines()[-1] == "with masks, which chose nothing: 3D Dice 0.500, median n/a"
+
+
+@pytest.fixture
+def content(tmp_path) -> dict:
+    for case in (listed := cases(0, 1)):
+        (tmp_path / f"{case['case']}.nii.gz").touch()
+        case |= {"image": f"{case['case']}.nii.gz", "patient": case["case"]}
+    other = [{**case, "case": f"v{case['case']}", "patient": f"v{case['case']}"} for case in listed]
+    return {"name": "x", "classes": CLASSES, "modalities": ["flair"], "training": listed, "validation": other}
+
+
+def test_data_that_cannot_be_trained_on_are_refused_before_anything_is(tmp_path, content):
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(content))
+    check_data(path, content, str(tmp_path))
+    with pytest.raises(ValueError, match="validation section has 0 positive and 0 negative labels"):
+        check_data(path, content | {"validation": []}, str(tmp_path))
+    with pytest.raises(ValueError, match="training section has 1 positive and 0 negative labels"):
+        check_data(path, content | {"training": content["training"][1:]}, str(tmp_path))
+    (tmp_path / "c1.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"c1\.nii\.gz"):
+        check_data(path, content, str(tmp_path))
+
+
+def test_settings_that_no_config_has_or_that_are_chosen_here_are_refused():
+    root = bundle_root("gp_unet_brats")
+    check_settings(root, {"max_epochs": 3, "for_volumes#quantile": 0.9, "heat_quantile": 0.99})
+    with pytest.raises(ValueError, match="--max_epoch: no config of gp_unet_brats has it; did you mean max_epochs"):
+        check_settings(root, {"max_epoch": 3})
+    with pytest.raises(ValueError, match="--gate is chosen from labels here"):
+        check_settings(root, {"gate": 0.5})
+
+
+def test_a_folder_of_another_fit_is_refused(tmp_path):
+    told = {"bundle": "gp_unet_brats", "settings": {"max_epochs": 3}}
+    check_same(tmp_path, told)
+    check_same(tmp_path, told)
+    with pytest.raises(ValueError, match="made with another settings"):
+        check_same(tmp_path, told | {"settings": {}})

@@ -27,12 +27,15 @@ def test_settings_reach_what_has_them_and_what_is_chosen_stays_with_the_weights(
         **config,
         "spacing": [2, 2, 2],
     }
+    assert with_settings(
+        {"refine": {"dilate_mm": 3.0, "largest": True}}, {"refine#dilate_mm": 6.0, "refined#a": 1}
+    ) == {"refine": {"dilate_mm": 6.0, "largest": True}}
 
 
-def test_a_datalist_says_classes_and_channels_where_they_differ(datalist):
+def test_a_datalist_says_classes_and_channels(datalist):
     config = {"classes": ["none", "tumor"], "channels": 1}
     assert settings_of(datalist, config) == {"classes": ["none", "bleed"], "channels": 2}
-    assert settings_of(datalist, {"classes": ["none", "bleed"], "channels": 2}) == {}
+    assert settings_of(datalist, {"classes": ["none", "bleed"]}) == {"classes": ["none", "bleed"]}
     assert settings_of(datalist, {}) == {}
 
 
