@@ -54,7 +54,8 @@ def fit(
         dataset_dir: folder of the data.
         output_dir: gets all files.
         datalist: as `prepare` writes it; by default `datalist.json` in `dataset_dir`.
-        configs: config files of the bundle, laid over those of training and inference.
+        configs: config files of the bundle, laid over those of training and inference; of one label a volume,
+            `<name>_volumes.json` over `<name>.json`, where there is one.
         rounds: of training on masks of the training before, where the bundle has a `train_refine.json`; by default one
             where slices have labels, none where volumes have.
         settings: top-level keys of the configs, e.g. `--max_epochs 30 --spacing "[1,1,-1]"`.
@@ -76,11 +77,13 @@ def fit(
     counts = "; ".join(described(section, content) for section in SECTIONS if content.get(section))
     print(f"{listed}: {counts}")
     print(f"images: {', '.join(content['modalities'])}; {grid_of(content, Path(dataset_dir))}")
-    own = make_bundle(bundle, home / root.name, over=names(configs), settings=said, datalist=listed, counts=counts)
+    of_slices = any(labels_slices(case) for case in content["training"])
+    over = names(configs) if of_slices else with_volumes(root, names(configs))
+    own = make_bundle(bundle, home / root.name, over=over, settings=said, datalist=listed, counts=counts)
     print(f"about {minutes(root.name, content, read_json(own / 'configs' / 'train.json'))} minutes on two CPU cores")
     shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(listed)}
     if rounds is None:
-        rounds = int(any(labels_slices(case) for case in content["training"]))
+        rounds = int(of_slices)
     best = _learn(own, home, rounds, calibration_section(content), shared)
     for end in (".pt", ".json"):
         shutil.copy2(best.with_suffix(end), own / "models" / f"model{end}")
@@ -153,6 +156,12 @@ def _once(result: Path, title: str, own: Path, over: str = "", **settings: Any) 
     configs = ["inference.json", f"{over}.json"] if over else ["inference.json"]
     run_bundle(own, configs, output_dir=str(result.parent), **settings)
     finished.touch()
+
+
+def with_volumes(root: Path, configs: Sequence[str]) -> list[str]:
+    """The configs, each followed by what it asks for where volumes have one label: `phantom_volumes.json`."""
+    pairs = [(name, f"{Path(name).stem}_volumes.json") for name in configs]
+    return [one for name, more in pairs for one in (name, *([more] if (root / "configs" / more).is_file() else []))]
 
 
 def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str) -> None:

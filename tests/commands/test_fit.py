@@ -14,6 +14,7 @@ from common.commands.fit import (
     described,
     labels_slices,
     summary,
+    with_volumes,
 )
 from common.commands.run import bundle_root
 
@@ -93,3 +94,8 @@ def test_a_folder_of_another_fit_is_refused(tmp_path):
     check_same(tmp_path, told)
     with pytest.raises(ValueError, match="made with another settings"):
         check_same(tmp_path, told | {"settings": {}})
+
+
+def test_one_label_a_volume_asks_for_more_where_a_config_says_so():
+    assert with_volumes(bundle_root("tonno_mosmed"), ["phantom.json"]) == ["phantom.json", "phantom_volumes.json"]
+    assert with_volumes(bundle_root("gp_unet_brats"), ["phantom.json"]) == ["phantom.json"]
