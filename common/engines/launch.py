@@ -54,17 +54,23 @@ def check_settings() -> None:
         dropped = value is None and workflow.parser.get(key) is not None
         if dropped or repr(value) != repr(told[name]):
             workflow.parser[key] = value
-    _as_trained(workflow.parser, others.get("inference.json", {}), {*map(_top, given)} if caller else set())
+    told_keys = {*map(_top, given)} if caller else set()
+    _as_trained(
+        workflow.parser, others.get("inference.json", {}), told_keys, workflow.config_root_path.parent / "models"
+    )
 
 
-def _as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str]) -> None:
+def _as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str], own: Path) -> None:
     """Set what the weights of this run depend on to what it was in their training: classes, spacing, window …
 
-    Left alone is what the command, or a file laid over `inference.json`, says.
+    Left alone is what the command, or a file laid over `inference.json`, says, and a bundle with weights of its `own`
+    folder, whose `inference.json` was made for them.
     """
     if "ckpt" not in parser or "train" in parser:
         return
     ckpt = parser.get_parsed_content("ckpt")
+    if Path(ckpt).resolve().parent == own.resolve():
+        return
     for key, value in read_beside(ckpt).get("trained", {}).items():
         if key in usual and key in parser and key not in told and value != usual[key] == parser[key]:
             logger.warning("%s %s, as in the training of %s, in place of %s", key, value, ckpt, usual[key])

@@ -127,12 +127,19 @@ def test_what_weights_depend_on_is_as_in_their_training_unless_the_run_says_othe
     run(config_file=file, window=[0, 1])
     run(config_file=file, window=[0, 255])  # told, and as usual
     run(config_file=[file, str(tmp_path / "over.json")])
+    own = tmp_path / "bundle" / "configs" / "inference.json"
+    own.parent.mkdir(parents=True)
+    own.write_text(json.dumps(here | {"ckpt": str(tmp_path / "bundle" / "models" / "model.pt"), "sides": 3}))
+    (tmp_path / "bundle" / "models").mkdir()
+    (tmp_path / "bundle" / "models" / "model.json").write_text(json.dumps({"trained": trained}))
+    run(config_file=str(own))  # a bundle's config was made for its own weights, and may be edited
     assert seen == [
         [[1.0, 1.0], [0, 255], 2],
         [[3.0, 3.0], [-1000, 400], 2],
         [[3.0, 3.0], [0, 1], 2],
         [[3.0, 3.0], [0, 255], 2],
         [[2.0, 2.0], [-1000, 400], 2],
+        [[1.0, 1.0], [0, 255], 3],
     ]
 
 
