@@ -102,8 +102,8 @@ class CaseScores(CaseHandler):
         if self.sweep:
             self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
         organ = np.ones_like(positive)
-        if "organ" in output:
-            organ = np.asarray(axial(output["organ"])[0].numpy().any(axis=(0, 1)))
+        if "organ" in batch:  # of the input, so that MONAI leaves it there when it is brought back to the scan's grid
+            organ = np.asarray(axial(batch["organ"])[0].numpy().any(axis=(0, 1)))
         for z, (p, y) in enumerate(zip(1 - probability[0], positive, strict=True)):
             if not organ[z] and not y:  # else what needs no network is scored
                 continue

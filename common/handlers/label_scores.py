@@ -11,6 +11,7 @@ from ..data import labels_of
 from ..engines import gathered_rows
 from ..files import rounded, write_csv, write_json
 from ..images import as_array, axial, spacing_of
+from ..masks import volume_ml
 from ..metrics import bootstrap_by_patient, classification_scores, roc_auc, summarize
 from .base import CaseHandler
 
@@ -18,8 +19,8 @@ from .base import CaseHandler
 class LabelScores(CaseHandler):
     """Handler: score every case by its yes/no label, of the volume or of its slices: `labels.csv`, `labels.json`.
 
-    A volume's probability is that of its most suspicious slice. Slices count where they hold organ. Where the datalist
-    has no label, any voxel of a mask is one. Cases without either are left out.
+    A volume's probability is that of its most suspicious slice. Slices count where they hold organ, or a finding, which
+    is missed then. Where the datalist has no label, any voxel of a mask is one. Cases without either are left out.
 
     Args:
         output_dir: where the files go.
@@ -46,13 +47,13 @@ class LabelScores(CaseHandler):
         pred = axial(output["pred"])
         mask = as_array(pred)[0] > 0
         shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
-        ml = float(mask.sum() * np.prod(spacing_of(pred))) / 1000.0
+        ml = volume_ml(mask, spacing_of(pred))
         row = {"positive": int(positive), "probability": float(1 - output["probability"][0]), "ml": ml}
         self.rows.append({**shared, **row})
         organ = as_array(batch["image"])[-1] > 0.5
         if labels is None:
             return
-        for z in np.flatnonzero(organ.any(axis=(0, 1))):
+        for z in np.flatnonzero(organ.any(axis=(0, 1)) | labels):
             marked = int(mask[..., z].any()) if mask.shape[-1] == len(probability) else None
             slice_ = {"slice": int(z), "positive": int(labels[z]), "probability": float(probability[z])}
             self.slices.append({**shared, **slice_, "marked": marked})

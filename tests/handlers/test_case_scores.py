@@ -132,6 +132,19 @@ def test_slices_are_listed_from_below_with_their_truth_and_probability(tmp_path,
     assert next(rows, None) is None
 
 
+def test_slices_without_organ_are_left_out_unless_they_hold_a_finding(tmp_path, cases):
+    case = cases[0]
+    batch, output = pair(case)
+    organ = np.zeros(SHAPE, np.uint8)
+    organ[2:5, 2:5, 2:4] = 1
+    batch["organ"] = in_file(organ, case["axcodes"])
+    run_handler(CaseScores(tmp_path, resamples=50), [(batch, output)])
+    positive = set(np.flatnonzero(case["truth"].any(axis=(0, 1))))
+    scored = {int(row["slice"]) for row in read(tmp_path / "slices.csv")}
+    assert scored == {2, 3} | positive
+    assert len(scored) < SHAPE[2]
+
+
 def test_summary_is_that_of_the_cases_and_of_all_slices(tmp_path, cases):
     score(tmp_path, cases)
     result = summary(tmp_path)

@@ -59,6 +59,12 @@ def test_slices_are_scored_where_they_hold_organ(tmp_path):
     assert found["negatives_empty"] == 1.0
 
 
+def test_a_finding_in_a_slice_without_organ_counts_as_missed(tmp_path):
+    items = [pair("a", [0.9, 0.0], [0], organ=[0])]
+    found = scores(tmp_path, items, {"a": {"case": "a", "cls": [1, 1]}})["slices"]
+    assert (found["positives"], found["sensitivity"]) == (2, 0.5)
+
+
 def test_a_mask_gives_the_label_where_the_datalist_has_none_and_no_label_is_left_out(tmp_path):
     items = [pair("a", [0.2, 0.9], [1], truth=[1]), pair("b", [0.1, 0.3], [], truth=[]), pair("c", [0.1, 0.3], [])]
     found = scores(tmp_path, items, {})

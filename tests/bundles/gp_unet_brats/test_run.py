@@ -81,6 +81,14 @@ def test_slices_are_told_apart_better_than_by_their_position(evaluation):
     assert evaluation["slices"]["auc"] > evaluation["slices"]["auc_position_alone"]
 
 
+def test_labels_and_masks_score_the_same_slices_those_with_brain(evaluation):
+    labels, slices = read_json(evaluation["output"] / "labels.json")["slices"], evaluation["slices"]
+    with open(evaluation["output"] / "slices.csv") as file:
+        scored = list(csv.DictReader(file))
+    assert len(scored) == labels["positives"] + labels["negatives"] < 16 * evaluation["cases"]
+    assert slices["auc"] == labels["auc"]
+
+
 def test_scores_are_those_of_the_written_masks(evaluation, data):
     with open(evaluation["output"] / "metrics.csv") as file:
         scores = {row["case"]: float(row["dice"]) for row in csv.DictReader(file)}
