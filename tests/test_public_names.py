@@ -21,8 +21,9 @@ PUBLIC = {
     """,
     "data": """
         SECTIONS BagSampler CacheEntry Case SliceDataset VolumeCache case_label cases check_patients find_cases
-        in_turns label_of labels_of load_datalist make_datalist matched_sampler matched_weights multi_hot
-        patient_folds read_unmasked runs slice_classes slice_labels split_patients stratified_weights write_datalist
+        in_turns label_counts label_of labels_of labels_slices load_datalist make_datalist matched_sampler
+        matched_weights multi_hot patient_folds read_unmasked
+        runs slice_classes slice_labels split_patients stratified_weights write_datalist
     """,
     "datasets": """
         ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m labeled_table
@@ -46,7 +47,7 @@ PUBLIC = {
     "masks": """
         BaselineMasksd MapsToMaskd Thresholds best_threshold choose_gate clean each_slice fit_baselines gate_slices
         heat_threshold largest_component least_voxels multi_otsu otsu refine_by_intensity smallest_volume
-        smooth_along_slices smooth_in_organ threshold_grid volume_gate without_thin
+        smooth_along_slices smooth_in_organ threshold_grid volume_gate volume_ml without_thin
     """,
     "metrics": """
         balanced_accuracy bootstrap_by_patient bootstrap_interval classification_scores component_scores dice

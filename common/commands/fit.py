@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from ..checkpoint import read_beside
-from ..data import SECTIONS, label_of, load_datalist
+from ..data import SECTIONS, Case, label_counts, label_of, labels_slices, load_datalist
 from ..engines.settings import plain, tops
 from ..files import write, write_json
 from ..images import read_grid
@@ -231,15 +230,7 @@ def natural(own: Path) -> float | None:
 def described(section: str, content: Mapping[str, Any]) -> str:
     """A section's cases, patients and labels in words."""
     cases, classes = content[section], content["classes"]
-    volumes, slices = Counter[str](), Counter[str]()
-    for case in cases:
-        cls = label_of(case)
-        if isinstance(cls, int):
-            volumes[classes[cls]] += 1
-        elif labels_slices(case):
-            slices.update(classes[c] for c in cls)
-        else:
-            volumes.update(cls or [classes[0]])
+    volumes, slices = label_counts(cases, classes)
     parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
     for what, count in (("volumes", volumes), ("slices", slices)):
         if count:
@@ -247,15 +238,9 @@ def described(section: str, content: Mapping[str, Any]) -> str:
     return f"{section} {', '.join(parts)}"
 
 
-def labels_slices(case: Mapping[str, Any]) -> bool:
-    """Whether a case has one label a slice; else it has one, or the names of several, for the volume."""
-    cls: Any = label_of(dict(case))
-    return isinstance(cls, list) and bool(cls) and not isinstance(cls[0], str)
-
-
-def labels_of_cases(cases: Sequence[Mapping[str, Any]]) -> list[bool]:
+def labels_of_cases(cases: Sequence[Case]) -> list[bool]:
     """Whether each slice, or each volume with one label, is positive."""
-    labels = [label_of(dict(case)) for case in cases]
+    labels = [label_of(case) for case in cases]
     sliced = map(labels_slices, cases)
     return [bool(one) for cls, of_slices in zip(labels, sliced, strict=True) for one in (cls if of_slices else [cls])]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
 
-from ..data import SECTIONS
+from ..data import SECTIONS, labels_slices
 from ..files import write
 from .arguments import read_json
 from .format import format_json
@@ -137,7 +137,7 @@ def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str,
     }
     write(path, format_json(metadata))
     references = "\n".join(f"{i}. {text}" for i, text in enumerate(metadata["references"], 1))
-    sliced = any(isinstance(cls := case["cls"], list) and cls and cls[0] in (0, 1) for case in content["training"])
+    sliced = any(map(labels_slices, content["training"]))
     words = {"name": metadata["name"], "references": references, "bundle": bundle}
     words |= {"kind": "slices" if sliced else "volumes", "pattern": pattern_of(content)}
     write(target / "docs" / "README.md", README.format(**words, source=source, counts=counts, inputs=inputs))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..data import SECTIONS, Case, make_datalist, write_datalist
+from ..data import SECTIONS, Case, label_counts, make_datalist, write_datalist
 from ..datasets import read_cases
 from ..datasets.template import write_template
 from .run import names
@@ -95,15 +94,7 @@ def _template(adapter: str, path: str) -> None:
 
 def _counts(section: str, cases: list[Case], classes: list[str]) -> str:
     """One line: how many cases, patients and labels a section has."""
-    by_case, by_slice = Counter[str](), Counter[str]()
-    for case in cases:
-        cls = case.get("cls")
-        if isinstance(cls, int):
-            by_case[classes[cls]] += 1
-        elif cls and isinstance(cls[0], int):
-            by_slice.update(classes[c] for c in cls)
-        elif cls is not None:
-            by_case.update(cls or [classes[0]])
+    by_case, by_slice = label_counts(cases, classes)
     parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
     for what, count in (("", by_case), ("slices: ", by_slice)):
         if count:

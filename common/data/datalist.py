@@ -21,7 +21,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,30 @@ def label_of(case: Case) -> Any:
     if case.get("cls") is None:
         raise ValueError(f"case {case['case']!r} has no `cls` in the datalist: `python -m common prepare` derives it")
     return case["cls"]
+
+
+def labels_slices(case: Case) -> bool:
+    """Whether a case has one label a slice; else it has one, or the names of several, for the volume.
+
+    Raises:
+        ValueError: it has none.
+    """
+    cls = label_of(case)
+    return isinstance(cls, list) and bool(cls) and not isinstance(cls[0], str)
+
+
+def label_counts(cases: Iterable[Case], classes: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
+    """How many volumes and how many slices are labeled with each class; cases without a label are left out."""
+    volumes, slices = Counter[str](), Counter[str]()
+    for case in cases:
+        cls = case.get("cls")
+        if isinstance(cls, int):
+            volumes[classes[cls]] += 1
+        elif cls is not None and labels_slices(case):
+            slices.update(classes[c] for c in cls)
+        elif cls is not None:
+            volumes.update(cls or [classes[0]])
+    return volumes, slices
 
 
 def multi_hot(cls: int | Sequence[str], classes: Sequence[str]) -> list[int]:

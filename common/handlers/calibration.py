@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..checkpoint import add_beside
 from ..files import PathLike, rounded, write_csv, write_json
 from ..images import spacing_of
-from ..masks import MapsToMaskd, best_threshold
+from ..masks import MapsToMaskd, best_threshold, volume_ml
 from ..metrics import dice
 from .base import CaseHandler
 
@@ -122,7 +122,11 @@ class Calibration(CaseHandler):
         masks = [transform(dict(case))["pred"][0].numpy() > 0 for case in self.rows]
         scores = [dice(m, row["truth"]) for m, row in zip(masks, self.rows, strict=True) if row["truth"].any()]
         lesions, false = (
-            [_ml(mask, row["image"]) for mask, row in zip(which, self.rows, strict=True) if row["truth"].any() == ill]
+            [
+                volume_ml(mask, spacing_of(row["image"]))
+                for mask, row in zip(which, self.rows, strict=True)
+                if row["truth"].any() == ill
+            ]
             for which, ill in (([row["truth"] for row in self.rows], True), (masks, False))
         )
         share = min(1.0, float(np.mean(false) / np.mean(lesions))) if false else 0.0
@@ -140,10 +144,6 @@ class Calibration(CaseHandler):
         best, score = best_threshold(heats, truths, self.raw_thresholds)
         self.trials.append({"dice": round(score, 4), "raw_threshold": best})
         return best
-
-
-def _ml(mask: np.ndarray, image: Any) -> float:
-    return float(mask.sum() * np.prod(spacing_of(image)) / 1000.0)
 
 
 def _with(options: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..checkpoint import add_beside
 from ..data import labels_of
 from ..files import PathLike, write_csv, write_json
 from ..images import as_array, spacing_of
-from ..masks import MapsToMaskd, choose_gate, heat_threshold, otsu, smallest_volume, volume_gate
+from ..masks import MapsToMaskd, choose_gate, heat_threshold, otsu, smallest_volume, volume_gate, volume_ml
 from .base import CaseHandler
 
 
@@ -113,10 +113,11 @@ class LabelCalibration(CaseHandler):
             raise RuntimeError("no case to calibrate on: is the datalist's section right?")
 
     def _write(self) -> None:
+        of_slices = any(row["labels"] is not None for row in self.rows)
         probabilities, labels = self._labeled()
         gate = choose_gate(probabilities, labels, sensitivity=self.sensitivity)
         start, quantile = dict(self.start), self.quantile
-        if not any(row["labels"] is not None for row in self.rows):
+        if not of_slices:
             start |= self.for_volumes
             gate, quantile = volume_gate(probabilities, labels), start.pop("quantile", quantile)
         heats = [self._heat_of_nothing(row, gate) for row in self.rows]
@@ -131,7 +132,7 @@ class LabelCalibration(CaseHandler):
         write_csv(self.output_dir / "calibration.csv", rows)
         chosen = {**best, "raw_threshold": threshold, **self.more}
         source = {
-            "labels": "slices" if any(row["labels"] is not None for row in self.rows) else "volumes",
+            "labels": "slices" if of_slices else "volumes",
             "masks": "none",
             "cases": len(self.rows),
             "patients": len({row["patient"] for row in self.rows}),
@@ -162,16 +163,15 @@ class LabelCalibration(CaseHandler):
 
     def _smallest(self, options: Mapping[str, Any]) -> float:
         """Milliliters that tell masks in negative volumes from those in positive ones; 0 if none are needed."""
-        sizes = np.array([self._mask(row, options).sum() * np.prod(spacing_of(row["image"])) for row in self.rows])
-        positive = np.array([row["positive"] for row in self.rows])
-        return smallest_volume(sizes / 1000.0, positive)
+        sizes = [volume_ml(self._mask(row, options), spacing_of(row["image"])) for row in self.rows]
+        return smallest_volume(sizes, [row["positive"] for row in self.rows])
 
     @staticmethod
     def _mask(row: Mapping[str, Any], options: Mapping[str, Any]) -> np.ndarray:
         maps = row["maps"].float()
         pred = torch.cat([maps, row["slices"][:, None, None, :].expand(-1, *maps.shape[1:3], -1)])
         data: dict[Hashable, Any] = {"image": row["image"].float(), "pred": pred}
-        return np.asarray(MapsToMaskd("pred", **_without(options, "raw_threshold"))(data)["pred"])[0] > 0
+        return np.asarray(MapsToMaskd("pred", **options)(data)["pred"])[0] > 0
 
     def _told_by_labels(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Threshold, and how often positives get a mask and negatives none, slice by slice and by volume."""
@@ -181,10 +181,9 @@ class LabelCalibration(CaseHandler):
         false_ml: list[float] = []
         for row in self.rows:
             mask = self._mask(row, options)
-            voxel_ml = float(np.prod(spacing_of(row["image"]))) / 1000.0
             (hit if row["positive"] else spared).append(mask.any() == row["positive"])
             if not row["positive"]:
-                false_ml.append(mask.sum() * voxel_ml)
+                false_ml.append(volume_ml(mask, spacing_of(row["image"])))
             if row["labels"] is not None:
                 slices += list(zip(np.asarray(mask.any(axis=(0, 1)))[row["seen"]], row["labels"], strict=True))
         table = np.array(slices, dtype=bool).reshape(-1, 2)
@@ -198,7 +197,3 @@ class LabelCalibration(CaseHandler):
         }
         means = {name: round(float(np.mean(values)), 4) if len(values) else None for name, values in shares.items()}
         return {"threshold": round(float(options["threshold"]), 6), "gate": round(float(options["gate"]), 6)} | means
-
-
-def _without(options: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != key}

@@ -2,7 +2,7 @@
 
 from .baselines import BaselineMasksd, Thresholds, fit_baselines
 from .from_labels import choose_gate, heat_threshold, smallest_volume, volume_gate
-from .morphology import clean, each_slice, largest_component, least_voxels, smooth_in_organ, without_thin
+from .morphology import clean, each_slice, largest_component, least_voxels, smooth_in_organ, volume_ml, without_thin
 from .refine import gate_slices, refine_by_intensity, smooth_along_slices
 from .thresholds import best_threshold, multi_otsu, otsu, threshold_grid
 from .transforms import MapsToMaskd
@@ -28,5 +28,6 @@ __all__ = [
     "smooth_in_organ",
     "threshold_grid",
     "volume_gate",
+    "volume_ml",
     "without_thin",
 ]

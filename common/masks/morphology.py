@@ -104,6 +104,11 @@ def clean(
     return largest_component(mask, connectivity=connectivity) if largest_only else mask
 
 
+def volume_ml(mask: np.ndarray, spacing: Sequence[float]) -> float:
+    """Milliliters of a bool mask `[H, W, D]`; `spacing` in millimeters."""
+    return float(mask.sum() * np.prod(spacing)) / 1000.0
+
+
 def least_voxels(milliliters: float, spacing: tuple[float, float, float]) -> int:
     """Voxels of the given spacing in mm that make up a volume, rounded up."""
     return math.ceil(milliliters * 1000 / math.prod(spacing))

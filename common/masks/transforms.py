@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 
 from ..images import as_array, like_image, spacing_of
 from ..metrics import heat_outside
-from .morphology import clean, each_slice, largest_component, least_voxels
+from .morphology import clean, each_slice, largest_component, least_voxels, volume_ml
 from .refine import gate_slices, refine_by_intensity, smooth_along_slices
 from .thresholds import multi_otsu, otsu
 
@@ -114,7 +114,7 @@ class MapsToMaskd(MapTransform):
             threshold = self._threshold(heat, organ)
             seed = self._seed(heat, organ, threshold) & (classes_of_slices > 0)
             mask = self._mask(seed, volume[0], organ, spacing)
-            if mask.sum() * float(np.prod(spacing)) / 1000.0 < self.min_volume_ml:
+            if volume_ml(mask, spacing) < self.min_volume_ml:
                 mask[:] = False
             data[key] = like_image(image, (mask * classes_of_slices)[None].astype(np.uint8))
             data["heatmap"] = like_image(image, heat[None].astype(np.float32))
