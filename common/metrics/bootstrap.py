@@ -99,24 +99,28 @@ def bootstrap_by_patient(
     return float(low), float(high)
 
 
-def summarize(values: ArrayLike, **bootstrap: Any) -> dict[str, float]:
-    """Summary of one value per patient: mean, standard deviation, median and bootstrap interval.
+def summarize(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Summary of one value per patient: mean, standard deviation and median, with their bootstrap intervals.
 
     Args:
         values: one number per patient; NaN is dropped.
-        **bootstrap: options of `bootstrap_interval`, e.g. `statistic=np.median`; default: of the mean.
+        resamples: number of bootstrap samples.
+        seed: of the random generator.
 
     Returns:
-        `mean`, `std` (of the sample, n − 1; NaN below two values), `median`, `low`, `high`, `count` (values
-        that are not NaN). Without any value all but the count are NaN.
+        `mean` with `low` and `high`, `std` (of the sample, n − 1; NaN below two values), `median` with `median_low` and
+        `median_high`, `count` (values that are not NaN). Without any value all but the count are NaN.
     """
     kept = _defined(values)
-    low, high = bootstrap_interval(kept, **bootstrap)
+    low, high = bootstrap_interval(kept, resamples=resamples, seed=seed)
+    median_low, median_high = bootstrap_interval(kept, statistic=np.median, resamples=resamples, seed=seed)
     return {
         "mean": float(kept.mean()) if kept.size else np.nan,
         "std": float(kept.std(ddof=1)) if kept.size > 1 else np.nan,
         "median": float(np.median(kept)) if kept.size else np.nan,
         "low": low,
         "high": high,
+        "median_low": median_low,
+        "median_high": median_high,
         "count": int(kept.size),
     }
