@@ -165,7 +165,8 @@ def test_summary_is_strict_json_with_null_where_a_score_is_undefined(tmp_path):
     assert result["dice"]["mean"] is not None
     assert result["dice"]["low"] is None  # no interval of one case
     assert result["slice_dice"] == {
-        "mean": None, "std": None, "median": None, "low": None, "high": None, "median_low": None, "median_high": None, "count": 0,
+        "mean": None, "std": None, "median": None, "low": None, "high": None, "median_low": None, "median_high": None,
+        "count": 0,
     }  # fmt: skip
     assert result["slices"]["auc"] is None
     assert result["slices"]["auc_interval"] == [None, None]
