@@ -224,8 +224,7 @@ def parsed(bundle: str, *names: str) -> ConfigParser:
 
 def test_paper_config_of_gp_unet_builds_the_papers_network():
     parser = parsed("gp_unet_brats", "inference", "paper")
-    network = parser.get("network_def")
-    assert (network["features"], network["upsample"], network["pool_at"]) == ([64, 128, 256], "sinc", "features")
+    assert (parser.get("backbone"), parser.get("network_options"), parser.get("pool_at")) == ("gp_unet", {}, "features")
     assert (parser.get("channels"), len(parser.get("classes"))) == (4, 3)
 
 

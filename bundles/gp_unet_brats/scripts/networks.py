@@ -43,6 +43,19 @@ def sinc_upsample(x: Tensor) -> Tensor:
     return (4.0 * torch.fft.irfft2(spectrum, s=[2 * height, 2 * width])).to(x.dtype)
 
 
+class Interpolate(nn.Module):
+    """Double the spatial size, `sinc` or `bilinear`."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "sinc":
+            return sinc_upsample(x)
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
 class Upsample(nn.Module):
     """Double the spatial size and map `in_channels` to `out_channels`.
 
@@ -55,7 +68,7 @@ class Upsample(nn.Module):
         super().__init__()
         if mode not in ("sinc", "transposed", "bilinear"):
             raise ValueError(f"upsample must be 'sinc', 'transposed' or 'bilinear', got {mode!r}")
-        self.mode: str = mode
+        self.interpolate = nn.Identity() if mode == "transposed" else Interpolate(mode)
         self.conv: nn.Module = (
             nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
             if mode == "transposed"
@@ -63,23 +76,31 @@ class Upsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mode == "transposed":
-            return self.conv(x)
         # Both interpolations act on each channel alone, so mixing channels first gives the same result at a quarter
         # of the cost.
-        x = self.conv(x)
-        if self.mode == "sinc":
-            return sinc_upsample(x)
-        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return self.interpolate(self.conv(x))
 
 
-def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Two 3×3 convolutions, each with its ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
         nn.ReLU(inplace=True),
         nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
         nn.ReLU(inplace=True),
     )
+
+
+def check_input(image: Tensor, channels: int, divisor: int, network: str) -> None:
+    """Refuse images `[B, C, H, W]` that a network cannot take.
+
+    Raises:
+        ValueError: another number of channels, or H or W that do not divide by `divisor`.
+    """
+    if image.shape[1] != channels:
+        raise ValueError(f"{network} expects {channels} image channel(s), got an input of shape {list(image.shape)}")
+    if image.shape[2] % divisor != 0 or image.shape[3] % divisor != 0:
+        raise ValueError(f"{network} needs H and W that divide by {divisor}, got {list(image.shape)}: pad the slices")
 
 
 class GPNet(nn.Module):
@@ -188,24 +209,19 @@ class GPUNet(GPNet):
         super().__init__(num_features=low, num_classes=num_classes, **kwargs)
         self.in_channels = in_channels
         self.input_mean = input_mean
-        self.encoder1 = _double_conv(in_channels, low)
-        self.encoder2 = _double_conv(low, mid)
-        self.bottleneck = _double_conv(mid, high)
+        self.encoder1 = double_conv(in_channels, low)
+        self.encoder2 = double_conv(low, mid)
+        self.bottleneck = double_conv(mid, high)
         self.dropout = nn.Dropout2d(dropout)
         self.up2 = Upsample(high, mid, upsample)
-        self.decoder2 = _double_conv(2 * mid, mid)
+        self.decoder2 = double_conv(2 * mid, mid)
         self.up1 = Upsample(mid, low, upsample)
-        self.decoder1 = _double_conv(2 * low, low)
-        _initialize(self)
+        self.decoder1 = double_conv(2 * low, low)
+        initialize(self)
         nn.init.normal_(self.head.weight, std=0.05)
 
     def features(self, image: Tensor) -> Tensor:
-        if image.shape[1] != self.in_channels:
-            raise ValueError(
-                f"GPUNet expects {self.in_channels} image channel(s), got an input of shape {list(image.shape)}"
-            )
-        if image.shape[2] % 4 != 0 or image.shape[3] % 4 != 0:
-            raise ValueError(f"GPUNet needs H and W that divide by 4, got {list(image.shape)}: pad the slices")
+        check_input(image, self.in_channels, 4, "GPUNet")
         level1 = self.encoder1(image - self.input_mean)
         level2 = self.encoder2(F.avg_pool2d(level1, 2))
         deep = self.dropout(self.bottleneck(F.avg_pool2d(level2, 2)))
@@ -254,12 +270,7 @@ class GPEfficientNet(GPNet):
         self.dropout = nn.Dropout2d(dropout)
 
     def features(self, image: Tensor) -> Tensor:
-        if image.shape[1] != self.in_channels:
-            raise ValueError(
-                f"GPEfficientNet expects {self.in_channels} image channel(s), got an input of {list(image.shape)}"
-            )
-        if image.shape[2] % 16 != 0 or image.shape[3] % 16 != 0:
-            raise ValueError(f"GPEfficientNet needs H and W that divide by 16, got {list(image.shape)}")
+        check_input(image, self.in_channels, 16, "GPEfficientNet")
         levels = self.encoder((image * self.input_scale).expand(-1, self.seen, -1, -1))
         size = levels[1].shape[-2:]
         total = torch.zeros_like(levels[1][:, :1])
@@ -268,7 +279,7 @@ class GPEfficientNet(GPNet):
         return self.dropout(F.relu(total))
 
 
-def _initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """He initialization: without normalization layers PyTorch's default lets activations fade with depth."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):

@@ -7,6 +7,14 @@ import torch.nn.functional as F
 from tests.bundles.conftest import load_script
 
 networks = load_script("gp_unet_brats", "networks")
+backbones = load_script("gp_unet_brats", "backbones")
+# Each network of the family at the smallest size, and what H and W have to divide by.
+TINY = {
+    "gp_unet": ({"features": (4, 8, 16)}, 4),
+    "gp_shuffle_unet": ({"width": 4}, 8),
+    "gp_recon_resnet": ({"width": 4, "blocks": 2}, 4),
+    "gp_efficientnet": ({}, 16),
+}
 
 
 def small(**options):
@@ -15,10 +23,76 @@ def small(**options):
     return networks.GPUNet(1, 3, **options).eval()
 
 
-@pytest.mark.parametrize(("upsample", "count"), [("sinc", 1_740_675), ("transposed", 1_863_555)])
-def test_paper_network_has_the_authors_number_of_parameters(upsample, count):
-    network = networks.GPUNet(in_channels=4, num_classes=3, upsample=upsample)
+def tiny(backbone, channels=1, **options):
+    torch.manual_seed(0)
+    options = {"pool_at": "map", "organ_channel": True, "dropout": 0.0, "options": TINY[backbone][0]} | options
+    return backbones.gp_network(backbone, in_channels=channels, num_classes=3, **options).eval()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "count"),
+    [
+        ("gp_unet", {}, 1_740_675),
+        ("gp_unet", {"upsample": "transposed"}, 1_863_555),
+        ("gp_shuffle_unet", {}, 26_371_587),
+        ("gp_recon_resnet", {}, 17_272_918),
+        ("gp_recon_resnet", {"upsample": "sinc"}, 17_272_918),
+    ],
+)
+def test_paper_networks_have_the_authors_number_of_parameters(backbone, options, count):
+    with torch.device("meta"):
+        network = backbones.gp_network(backbone, in_channels=4, num_classes=3, dropout=0.5, options=options)
     assert sum(p.numel() for p in network.parameters()) == count
+
+
+@pytest.mark.parametrize("backbone", TINY)
+@pytest.mark.parametrize("pool_at", ["features", "map"])
+def test_every_network_gives_maps_of_the_image_and_compiles_to_torchscript(backbone, pool_at):
+    network, image = tiny(backbone, 2, pool_at=pool_at), torch.rand(1, 3, 32, 48)
+    maps, logits = network.explain(image)
+    assert maps.shape == (1, 3, 32, 48)
+    assert logits.shape == (1, 3)
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(torch.jit.script(network)(image), logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("backbone", "divisor"), [(name, divisor) for name, (_, divisor) in TINY.items()])
+def test_sizes_that_do_not_fit_name_the_divisor(backbone, divisor):
+    network = tiny(backbone)
+    network(torch.rand(1, 2, 16, 16 + divisor))
+    with pytest.raises(ValueError, match=rf"divide by {divisor}, got \[1, 1, 16, {16 + divisor // 2}\]"):
+        network(torch.rand(1, 2, 16, 16 + divisor // 2))
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_every_parameter_learns(backbone):
+    network = tiny(backbone).train()
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.eval()  # else the deepest maps, of one pixel each, are all zero
+    network(torch.rand(2, 2, 32, 32)).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_waves_of_the_last_level_reach_the_decoder():
+    network, image = tiny("gp_shuffle_unet"), torch.rand(1, 2, 32, 32)
+    before = network(image)
+    with torch.no_grad():
+        network.down3.waves.waves[0].bias += 1.0  # the first wave goes nowhere but to the decoder
+    assert not torch.equal(network(image), before)
+
+
+def test_dropout_of_recon_resnet_lies_inside_its_blocks():
+    network = tiny("gp_recon_resnet", dropout=0.3)
+    assert [m.p for m in network.modules() if isinstance(m, torch.nn.Dropout2d)] == [0.3, 0.3]
+
+
+def test_unknown_backbones_and_options_are_named():
+    with pytest.raises(ValueError, match=r"gp_unet, gp_shuffle_unet, .*got 'unet'"):
+        backbones.gp_network("unet", in_channels=1, num_classes=2, dropout=0.0)
+    with pytest.raises(ValueError, match=r"gp_shuffle_unet has no option features; it has width, input_mean"):
+        tiny("gp_shuffle_unet", options={"features": (4, 8, 16)})
+    with pytest.raises(ValueError, match="upsample must be"):
+        tiny("gp_recon_resnet", options={"upsample": "nearest"})
 
 
 def test_sinc_upsampling_is_exact_for_band_limited_images():
@@ -96,27 +170,6 @@ def test_evidence_outside_the_organ_cannot_change_the_logits():
     torch.testing.assert_close(logits, other_logits)
 
 
-@pytest.mark.parametrize(("pool_at", "channels"), [("features", 1), ("map", 1), ("map", 2)])
-def test_efficientnet_map_has_the_size_of_the_image(pool_at, channels):
-    network = networks.GPEfficientNet(channels, 2, pool_at=pool_at, organ_channel=True).eval()
-    maps, logits = network.explain(torch.rand(1, channels + 1, 32, 48))
-    assert maps.shape == (1, 2, 32, 48)
-    assert logits.shape == (1, 2)
-    assert torch.isfinite(logits).all()
-
-
-def test_wrong_input_is_refused_with_its_shape():
+def test_another_number_of_channels_is_refused_with_the_inputs_shape():
     with pytest.raises(ValueError, match=r"1 image channel.*\[1, 3, 16, 16\]"):
         small()(torch.rand(1, 4, 16, 16))
-    with pytest.raises(ValueError, match=r"divide by 4.*\[1, 1, 18, 16\]"):
-        small()(torch.rand(1, 2, 18, 16))
-    with pytest.raises(ValueError, match="divide by 16"):
-        networks.GPEfficientNet(1, 2, organ_channel=True)(torch.rand(1, 2, 24, 32))
-
-
-@pytest.mark.parametrize("name", ["GPUNet", "GPEfficientNet"])
-@pytest.mark.parametrize("pool_at", ["features", "map"])
-def test_networks_compile_to_torchscript(name, pool_at):
-    network = getattr(networks, name)(1, 2, pool_at=pool_at, organ_channel=True).eval()
-    image = torch.rand(1, 2, 32, 32)
-    torch.testing.assert_close(torch.jit.script(network)(image), network(image), atol=1e-5, rtol=1e-4)

@@ -214,9 +214,10 @@ def test_cuda_without_cuda_is_explained(data, trained, tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused_by_name(data, trained, tmp_path):
+    shutil.copy(trained / "model.pt", tmp_path)  # without model.json, which names the network
     done = monai_bundle(
         *("run", "--config_file", str(ROOT / "configs" / "inference.json"), "--dataset_dir", str(data)),
-        *("--output_dir", str(tmp_path), "--ckpt", str(trained / "model.pt")),
+        *("--output_dir", str(tmp_path), "--ckpt", str(tmp_path / "model.pt")),
         check=False,
     )
     assert done.returncode != 0
