@@ -11,6 +11,7 @@ import fire
 
 from .commands.ablate import ablate
 from .commands.arguments import checked, ending_in_words
+from .commands.benchmark_suite import benchmark_suite
 from .commands.crossvalidate import crossvalidate
 from .commands.demo import demo
 from .commands.describe import describe
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "features": features,
     "crossvalidate": crossvalidate,
     "ablate": ablate,
+    "benchmark_suite": benchmark_suite,
     "describe": describe,
     "export": export,
     "verify": verify,

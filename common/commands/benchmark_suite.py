@@ -1,0 +1,130 @@
+"""Bundles under one protocol, and a page that compares them: `python -m common benchmark_suite lgg DIR OUT`."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import SECTIONS, label_counts
+from ..files import write, write_json
+from .arguments import read_json
+from .crossvalidate import crossvalidate
+from .fit import fit
+from .folds import write_folds
+from .phantom import phantom
+from .run import BUNDLES, names
+from .suite_page import Method, page_of
+
+SUITES = ("lgg", "covid", "phantom")
+
+
+def benchmark_suite(
+    suite: str,
+    dataset_dir: str,
+    output_dir: str,
+    *,
+    bundles: str | Sequence[str] = (),
+    datalist: str | None = None,
+    folds: int = 3,
+    seed: int = 0,
+    upper_bound: bool = True,
+    page: str | None = None,
+    **settings: Any,
+) -> None:
+    """Fit bundles on the same folds of the same labels, score them on patients they never saw, compare them.
+
+    Each fold of each bundle is a `fit`: every threshold comes from yes/no labels of the fold's validation patients, and
+    masks do nothing but score. The upper bound, where a bundle has a `train_supervised.json`, is its network trained
+    and calibrated with the masks of the same patients. What is finished is skipped, so an interrupted suite goes on.
+
+    Written to `output_dir`: `<bundle>/fold<k>` as `fit` does, `upper_bound/<bundle>` as `crossvalidate` does, and the
+    page: scores with intervals, differences between methods by paired bootstrap, baselines, minutes, memory.
+
+    Args:
+        suite: `lgg`, `covid` or `phantom`: bundles are taken with their config of this name.
+        dataset_dir: folder of the data; `phantom` is written there if it has no `datalist.json`.
+        output_dir: gets all files.
+        bundles: names, comma-separated; by default those which have a config of the suite's name.
+        datalist: as `prepare` writes it, whose sections are dissolved; by default `datalist.json` in `dataset_dir`.
+        folds: number of folds; every patient is a test patient once.
+        seed: of the folds.
+        upper_bound: train with masks, too.
+        page: Markdown file; by default `docs/results/<suite>.md`, below where one is.
+        settings: top-level keys, for all bundles that have them, e.g. `--max_epochs 4`.
+
+    Example:
+        `python -m common benchmark_suite lgg DIR runs/lgg --bundles gp_unet_brats,ensemble_gradcam_brats`
+
+    Raises:
+        ValueError: there is no such suite, or a bundle has no config for it.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}")
+    chosen = bundles_of(suite, names(bundles))
+    home, source = Path(output_dir).resolve(), Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
+    if suite == "phantom" and not source.is_file():
+        phantom(dataset_dir, cases=40, healthy_fraction=0.4)
+    lists = write_folds(source, home, count=folds, seed=seed)
+    methods = []
+    for bundle in chosen:
+        parts = [
+            _fit(
+                bundle, dataset_dir, home / bundle / f"fold{k}", datalist=str(path), configs=f"{suite}.json", **settings
+            )
+            for k, path in enumerate(lists)
+        ]
+        bound = None
+        if upper_bound and (BUNDLES / bundle / "configs" / "train_supervised.json").is_file():
+            bound = home / "upper_bound" / bundle
+            same: dict[str, Any] = {"datalist": str(source), "folds": folds, "seed": seed}
+            train = f"train.json,{suite}.json,train_supervised.json"
+            crossvalidate(bundle, dataset_dir, str(bound), train=train, **same, **settings)
+        methods.append(Method.read(bundle, parts, bound))
+    path = Path(page or Path("docs") / "results" / f"{suite}.md")
+    write(path, page_of(suite, methods, described(read_json(source)), folds=folds, seed=seed))
+    print(f"{path}: {', '.join(f'{method.name} {method.headline()}' for method in methods)}")
+
+
+def bundles_of(suite: str, asked: Sequence[str]) -> list[str]:
+    """The bundles asked for, or all that have a config of the suite's name.
+
+    Raises:
+        ValueError: one asked for has none.
+    """
+    able = sorted(path.parents[1].name for path in BUNDLES.glob(f"*/configs/{suite}.json"))
+    if lacking := [name for name in asked if name not in able]:
+        raise ValueError(f"no {suite}.json in {', '.join(lacking)}; the suite {suite} takes {', '.join(able)}")
+    return list(asked) or able
+
+
+def described(content: Mapping[str, Any]) -> str:
+    """A datalist's cases, patients and labels in words."""
+    cases = [case for section in SECTIONS for case in content.get(section) or []]
+    volumes, slices = label_counts(cases, content["classes"])
+    kinds = [(what, count) for what, count in (("volumes", volumes), ("slices", slices)) if count]
+    told = "; ".join(f"{what} {', '.join(f'{n} {name}' for name, n in count.items())}" for what, count in kinds)
+    return f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients ({told})"
+
+
+def _fit(bundle: str, dataset_dir: str, output_dir: Path, **options: Any) -> Path:
+    """One fold, in a process of its own, whose steps' peak memory is then known."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=_measured, args=(bundle, dataset_dir, str(output_dir)), kwargs=options
+    )
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{bundle}: {output_dir.name} failed, see above; the same command goes on from there")
+    return output_dir
+
+
+def _measured(bundle: str, dataset_dir: str, output_dir: str, **options: Any) -> None:
+    fit(bundle, dataset_dir, output_dir, **options)
+    import resource  # not on every system
+
+    path = Path(output_dir) / "peak_memory.json"
+    before = read_json(path)["mib"] if path.is_file() else 0  # a fold that goes on has the steps before, too
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    write_json(path, {"mib": max(before, round(peak))})
