@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fire
 
+from .backbones import benchmark_backbones
 from .cache import benchmark_cache
 from .cam import benchmark_cam
 from .inputs import benchmark_inputs, benchmark_organ
@@ -14,5 +15,6 @@ from .volume import benchmark_volume
 if __name__ == "__main__":
     commands = {"cam": benchmark_cam, "radon": benchmark_radon, "volume": benchmark_volume}
     commands |= {"cache": benchmark_cache, "many": benchmark_many}
+    commands |= {"backbones": benchmark_backbones}
     commands |= {"inputs": benchmark_inputs, "organ": benchmark_organ}
     fire.Fire(commands, name="python -m benchmarks")
