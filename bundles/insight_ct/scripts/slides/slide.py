@@ -194,11 +194,12 @@ def find_tissue(
     closing_um: float = 32.0,
     min_area_mm2: float = 0.01,
     max_hole_mm2: float = 0.02,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Where a stained slide holds tissue: colored, and neither pen nor edge of the glass.
 
-    The median-filtered saturation above Otsu's threshold; then closing, and small objects and holes go. Otsu's method
-    always splits, be the slide blank or all tissue, so its threshold is kept within bounds.
+    The median-filtered saturation above Otsu's threshold is stain. Closing it, and dropping small objects and holes,
+    gives the tissue. Otsu's method always splits, be the slide blank or all tissue, so its threshold is kept within
+    bounds.
 
     Args:
         thumbnail: `[H, W, 3]` uint8.
@@ -213,7 +214,7 @@ def find_tissue(
         max_hole_mm2: smaller holes are filled.
 
     Returns:
-        `[H, W]` bool.
+        The tissue, and the stain within it, which leaves the white of its holes out; `[H, W]` bool each.
     """
     rgb = np.asarray(thumbnail)
     high, low = rgb.max(axis=-1), rgb.min(axis=-1)
@@ -227,5 +228,8 @@ def find_tissue(
     bounds = 255 * np.asarray(saturation, dtype=float)
     threshold = float(np.clip(threshold_otsu(color), *bounds)) if np.ptp(color) else bounds[0]
     pixels_per_mm2 = 1e6 / mpp**2
-    closed = clean((color > threshold) & usable, closing_radius=round(closing_um / mpp))
-    return clean(closed, min_size=round(min_area_mm2 * pixels_per_mm2), max_hole=round(max_hole_mm2 * pixels_per_mm2))
+    stain = (color > threshold) & usable
+    closed = clean(stain, closing_radius=round(closing_um / mpp))
+    sizes = {"min_size": min_area_mm2, "max_hole": max_hole_mm2}
+    tissue = clean(closed, **{name: round(area * pixels_per_mm2) for name, area in sizes.items()})
+    return tissue, stain & tissue

@@ -153,7 +153,7 @@ class TiledSlide:
         slide: open; closing it is up to who asked for it.
         grid: of all tiles and cells.
         thumbnail: `[H, W, 3]` uint8, and tissue: `[H, W]` bool, both at `thumbnail_mpp`.
-        coverage: `[rows, columns]` share of tissue in the cells.
+        coverage: `[rows, columns]` share of tissue in the cells; 0 in those of which no tile is kept.
         corners: `[N, 2]` row and column of the first cell of each kept tile.
         tiles: pixels of the kept tiles, with their coordinates.
     """
@@ -219,7 +219,7 @@ class Tiler:
         tile_px: side of a tile in pixels.
         mpp: micrometers per pixel of a tile.
         stride: from tile to tile, in pixels of a tile; `tile_px` by default: no overlap.
-        min_tissue: tiles with a smaller share of tissue are left out.
+        min_tissue: tiles with a smaller share of stained tissue are left out; the white of a hole does not count.
         tissue_mpp: micrometers per pixel of the thumbnail in which tissue is sought.
         thumbnail_px: on a slide whose longer side would have more pixels at that resolution, it is coarser.
         tissue: options of `find_tissue`.
@@ -257,7 +257,7 @@ class Tiler:
     def recipe(self) -> str:
         """All that decides what the tiles of a file are, as text; for the key of stored features."""
         options = {k: v for k, v in vars(self).items() if k != "threads"}
-        return f"tiles {sorted(options.items())!r}"
+        return f"stained tiles {sorted(options.items())!r}"
 
     def __call__(self, path: str, *, cells: int) -> TiledSlide:
         """Open a slide and choose its tiles.
@@ -276,9 +276,9 @@ class Tiler:
             longest = max(pixels * mpp for pixels, mpp in zip(slide.size, slide.mpp, strict=True))
             mpp = max(self.tissue_mpp, longest / self.thumbnail_px)
             thumbnail = slide.thumbnail(mpp)
-            tissue = find_tissue(thumbnail, mpp=mpp, **self.tissue)
-            coverage = grid.tissue_coverage(tissue, mpp)
-            corners = _kept(coverage, grid, self.min_tissue)
+            tissue, stain = find_tissue(thumbnail, mpp=mpp, **self.tissue)
+            corners = _kept(grid.tissue_coverage(stain, mpp), grid, self.min_tissue)
+            coverage = grid.tissue_coverage(tissue, mpp) * _covered(corners, grid)
             if not len(corners):
                 raise ValueError(
                     f"{path}: no tissue found ({100 * tissue.mean():.2g} % of the slide, no tile with "
@@ -300,3 +300,11 @@ def _kept(coverage: np.ndarray, grid: TileGrid, least: float) -> np.ndarray:
     means = np.stack([bands[:, c : c + grid.cells].mean(axis=1) for c in columns], axis=1)
     i, j = np.nonzero((means >= least) & (means > 0))
     return np.stack([rows[i], columns[j]], axis=1)
+
+
+def _covered(corners: np.ndarray, grid: TileGrid) -> np.ndarray:
+    """`[rows, columns]` bool of all cells: which lie in one of these tiles."""
+    covered = np.zeros(grid.shape, bool)
+    for row, column in corners.tolist():
+        covered[row : row + grid.cells, column : column + grid.cells] = True
+    return covered
