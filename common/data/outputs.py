@@ -16,6 +16,7 @@ from pathlib import Path
 _SUFFIX = re.compile(r"(seg|heatmap|montage|overlay)(_[^/]*)?\.(nii\.gz|dcm|png|tif|ome\.tif)")
 _TOGETHER = (
     ("seg.nii.gz", "heatmap.nii.gz", "montage.png"),
+    ("seg.png", "heatmap.tif", "montage.png"),
     ("seg.tif", "heatmap.ome.tif", "overlay.png"),
 )
 

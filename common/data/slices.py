@@ -240,7 +240,7 @@ def slice_classes(case: dict, depth: int) -> list[int]:
 
 
 def case_label(case: dict, depth: int) -> int | list[int]:
-    """The label of a case, or the labels of its `depth` slices.
+    """The label of a case, or the labels of its `depth` slices; the label of one slice, as of a picture, is its own.
 
     Raises:
         ValueError: no `cls` and no mask, or another number of labels than slices.
@@ -248,7 +248,7 @@ def case_label(case: dict, depth: int) -> int | list[int]:
     # Servers such as MONAI Label know pairs of image and mask only.
     cls = slice_labels(case["label"], case["image"]) if case.get("cls") is None and "label" in case else label_of(case)
     if isinstance(cls, int | np.integer):
-        return int(cls)
+        return [int(cls)] if depth == 1 else int(cls)
     if len(cls) != depth:
         raise ValueError(f"case {case['case']!r} has {len(cls)} labels in `cls` for {depth} slices")
     return [int(c) for c in cls]

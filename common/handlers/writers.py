@@ -16,7 +16,18 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from ..files import atomic_path, write_csv
-from ..images import DicomCodes, dicom_results, file_of, is_dicom, write_dicom, write_nifti
+from ..images import (
+    DicomCodes,
+    dicom_results,
+    file_of,
+    is_dicom,
+    is_picture,
+    write_dicom,
+    write_heat_picture,
+    write_mask_picture,
+    write_nifti,
+    write_raw_picture,
+)
 from .base import CaseHandler
 from .finished import FinishedCases, case_stamp, run_settings
 from .montage import draw_montage
@@ -118,6 +129,9 @@ class PredictionWriter(CaseHandler):
 class CaseWriter(PredictionWriter):
     """Handler: writes `<case>_heatmap.nii.gz`, `<case>_seg.nii.gz`, `<case>_montage.png` and `predictions.csv`.
 
+    Of a picture (PNG, JPEG, TIFF) mask and heatmap are pictures of its size: `<case>_seg.png`, whose pixels are label
+    values, `<case>_heatmap.png` for the eye and `<case>_heatmap.tif` with the heat itself.
+
     What is doubtful about a case (`warnings` of the batch) is said in the console, too.
 
     A handler and not a transform, so that a server which does its own saving can use the same postprocessing.
@@ -153,20 +167,36 @@ class CaseWriter(PredictionWriter):
         heatmap = np.asarray(output["heatmap"])[0].astype(np.float32)
         mask = np.asarray(output["pred"])[0].astype(np.uint8)
         with self._files(case) as file:
-            if self.save_heatmap:
-                write_nifti(file("heatmap.nii.gz"), heatmap, affine, like=file_of(image))
-            if self.save_mask:
-                write_nifti(file("seg.nii.gz"), mask, affine, like=file_of(image))
+            if is_picture(file_of(image)):
+                self._write_pictures(file, mask, heatmap)
+            else:
+                self._write_volumes(file, file_of(image), affine, mask, heatmap)
             if self.save_montage:
                 scan = np.asarray(batch["scan"])[0]
                 truth = np.asarray(batch["label"])[0] > 0 if "label" in batch else None
                 draw_montage(scan, heatmap, mask, truth, affine=affine).save(file("montage.png"))
             unwritten = self._write_dicom(file, file_of(image), affine, mask, heatmap)
-        row = self._row(case, mask, affine, output, time.perf_counter() - engine.started)
+        milliliter = None if is_picture(file_of(image)) else abs(np.linalg.det(affine[:3, :3])) / 1000.0
+        row = self._row(case, mask, milliliter, output, time.perf_counter() - engine.started)
         row["warnings"] = "; ".join(text for text in (str(batch.get("warnings", "")), unwritten) if text)
         if row["warnings"]:
             logger.warning("case %s: %s", case, row["warnings"])
         self.rows.append(row)
+
+    def _write_volumes(
+        self, file: Callable[[str], Path], path: str, affine: np.ndarray, mask: np.ndarray, heatmap: np.ndarray
+    ) -> None:
+        if self.save_heatmap:
+            write_nifti(file("heatmap.nii.gz"), heatmap, affine, like=path)
+        if self.save_mask:
+            write_nifti(file("seg.nii.gz"), mask, affine, like=path)
+
+    def _write_pictures(self, file: Callable[[str], Path], mask: np.ndarray, heatmap: np.ndarray) -> None:
+        if self.save_heatmap:
+            write_heat_picture(file("heatmap.png"), heatmap)
+            write_raw_picture(file("heatmap.tif"), heatmap)
+        if self.save_mask:
+            write_mask_picture(file("seg.png"), mask)
 
     def _write_dicom(
         self, file: Callable[[str], Path], path: str, affine: np.ndarray, mask: np.ndarray, heatmap: np.ndarray
@@ -181,10 +211,13 @@ class CaseWriter(PredictionWriter):
                 write_dicom(file(suffix), results[suffix])
         return unwritten
 
-    def _row(self, case: str, mask: np.ndarray, affine: np.ndarray, output: Mapping, seconds: float) -> dict[str, Any]:
-        milliliter = abs(np.linalg.det(affine[:3, :3])) / 1000.0
+    def _row(
+        self, case: str, mask: np.ndarray, milliliter: float | None, output: Mapping, seconds: float
+    ) -> dict[str, Any]:
+        """Of a case whose voxels have a size of `milliliter`; a picture's pixels have none."""
         row = self._probabilities(case, np.asarray(output["probability"]))
         row["threshold"] = round(float(output["threshold"]), 4)
-        row["volume_ml"] = round(float((mask > 0).sum() * milliliter), 3)
+        marked = int((mask > 0).sum())
+        row |= {"area_pixels": marked} if milliliter is None else {"volume_ml": round(marked * milliliter, 3)}
         row["seconds"] = round(seconds, 2)
         return row

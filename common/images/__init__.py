@@ -1,8 +1,9 @@
-"""Images in the world: read from NIfTI and DICOM, placed by one rule, written where they came from."""
+"""Images in the world: read from NIfTI, DICOM and pictures, placed by one rule, written where they came from."""
 
 from .dicom_codes import DicomCodes
 from .dicom_output import dicom_results, write_dicom
 from .geometry import LPS_TO_RAS, check_affine, check_one_grid, corners, in_axes_of, nifti_affine
+from .pictures import is_picture, read_picture, write_heat_picture, write_mask_picture, write_raw_picture
 from .reading import is_dicom, mask_on_grid, on_grid, read_grid, read_mask, read_volume
 from .tensors import as_array, axial, file_of, like_image, meta_tensor, spacing_of, tensor_bytes, window_pads
 from .volume import Volume
@@ -21,6 +22,7 @@ __all__ = [
     "file_of",
     "in_axes_of",
     "is_dicom",
+    "is_picture",
     "like_image",
     "mask_on_grid",
     "meta_tensor",
@@ -28,10 +30,14 @@ __all__ = [
     "on_grid",
     "read_grid",
     "read_mask",
+    "read_picture",
     "read_volume",
     "spacing_of",
     "tensor_bytes",
     "window_pads",
     "write_dicom",
+    "write_heat_picture",
+    "write_mask_picture",
     "write_nifti",
+    "write_raw_picture",
 ]

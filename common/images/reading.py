@@ -15,6 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from ..files import PathLike
 from .geometry import check_affine, check_one_grid, in_axes_of, nifti_affine
+from .pictures import is_picture, picture_grid, read_picture
 from .volume import Volume
 
 OTHERS = (".mha", ".mhd", ".nrrd", ".nhdr")  # read by ITK
@@ -28,7 +29,7 @@ def is_dicom(path: PathLike) -> bool:
 
 
 def read_volume(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
-    """Read a NIfTI file (or `.mha`, `.nrrd`), or a DICOM series.
+    """Read a NIfTI file (or `.mha`, `.nrrd`), a DICOM series, or a picture (PNG, JPEG, TIFF) as one slice.
 
     Args:
         path: a file, the folder that holds one series, or `<folder>/<SeriesInstanceUID>`.
@@ -45,6 +46,8 @@ def read_volume(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
         return read_series(path, dicom_geometry=dicom_geometry)
     if path.lower().endswith(OTHERS):
         return _read_by_itk(path)
+    if is_picture(path):
+        return read_picture(path)
     image = _load(path)
     affine, warnings = _place(image, path)
     _check_type(image.get_data_dtype(), path)
@@ -64,6 +67,8 @@ def read_grid(path: PathLike, *, dicom_geometry: str | None = None) -> tuple[tup
     if str(path).lower().endswith(OTHERS):
         volume = _read_by_itk(str(path))
         return volume.array.shape[:3], volume.affine
+    if is_picture(path):
+        return picture_grid(path)
     image = _load(str(path))
     return image.shape[:3], _place(image, str(path))[0]
 

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from common.data.outputs import is_result
+from common.images import (
+    is_picture,
+    mask_on_grid,
+    read_grid,
+    read_mask,
+    read_picture,
+    read_volume,
+    write_heat_picture,
+    write_mask_picture,
+    write_raw_picture,
+)
+
+GRAY = np.arange(6 * 4, dtype=np.uint8).reshape(4, 6) * 10  # 4 rows, 6 columns
+COLOR = np.stack([GRAY, GRAY[::-1], GRAY[:, ::-1]], axis=-1)
+
+
+def saved(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    picture = Image.fromarray(pixels)
+    (picture.convert(mode) if mode else picture).save(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "PNG", "jpg", "jpeg", "tif", "tiff"])
+def test_rows_run_to_the_back_and_columns_to_the_left(tmp_path, ending):
+    volume = read_volume(saved(tmp_path / f"a.{ending}", GRAY))
+    assert volume.array.shape == (6, 4, 1)
+    np.testing.assert_allclose(volume.array[..., 0], GRAY.T, atol=6 if "j" in ending else 0)
+    np.testing.assert_array_equal(volume.affine, np.diag([-1, -1, 1, 1]))
+    shape, affine = read_grid(volume.path)
+    assert shape == (6, 4, 1)
+    np.testing.assert_array_equal(affine, volume.affine)
+
+
+def test_colors_are_channels_and_gray_in_color_is_one(tmp_path):
+    volume = read_volume(saved(tmp_path / "color.png", COLOR))
+    np.testing.assert_array_equal(volume.array, COLOR.swapaxes(0, 1)[:, :, None])
+    gray = np.repeat(GRAY[..., None], 3, axis=-1)
+    assert read_volume(saved(tmp_path / "gray.png", gray)).array.shape == (6, 4, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "1"])
+def test_other_ways_to_store_gray_give_gray(tmp_path, mode):
+    volume = read_picture(saved(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), (GRAY > 90) * np.uint8(255), mode))
+    assert volume.array.shape == (6, 4, 1)
+    np.testing.assert_array_equal(volume.array[..., 0] > 0, (GRAY > 90).T)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [GRAY.astype(np.uint16) * 250, GRAY.astype(np.float32) / 7, COLOR.astype(np.uint16) * 250],
+    ids=["gray of 16 bits", "floats", "color of 16 bits"],
+)
+def test_deep_tiff_keeps_its_values(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").array[:, :, 0], pixels.swapaxes(0, 1))
+
+
+def test_what_is_no_single_picture_is_refused_by_name(tmp_path):
+    tifffile.imwrite(tmp_path / "pages.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
+    (tmp_path / "text.png").write_text("no picture")
+    whole = saved(tmp_path / "cut.jpg", np.zeros((64, 64), np.uint8)).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    for name, message in (("pages.tif", "3 pages"), ("text.png", "cannot be read"), ("cut.jpg", "cannot be read")):
+        with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+            read_picture(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.png does not exist"):
+        read_picture(tmp_path / "nothing.png")
+
+
+def test_a_mask_lies_on_its_picture_and_one_of_another_size_is_refused(tmp_path):
+    image, mask = saved(tmp_path / "a.jpg", COLOR), saved(tmp_path / "a_mask.png", (GRAY > 90) * np.uint8(255))
+    np.testing.assert_array_equal(read_mask(mask, image).array[..., 0] > 0, (GRAY > 90).T)
+    small = read_volume(saved(tmp_path / "small.png", GRAY[:2]))
+    with pytest.raises(ValueError, match="do not lie on one grid"):
+        mask_on_grid(small, *read_grid(image), image=str(image))
+
+
+def test_written_pictures_have_the_pixels_of_what_was_read(tmp_path):
+    mask = (GRAY.T[..., None] // 100).astype(np.uint8)  # label values 0, 1, 2
+    heat = GRAY.T[..., None].astype(np.float32) - 100
+    write_mask_picture(tmp_path / "a_seg.png", mask)
+    write_heat_picture(tmp_path / "a_heatmap.png", heat)
+    write_raw_picture(tmp_path / "a_heatmap.tif", heat)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a_seg.png")), GRAY // 100)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a_seg.png").array, mask)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a_heatmap.tif"), GRAY.astype(np.float32) - 100)
+    shown = np.asarray(Image.open(tmp_path / "a_heatmap.png")).astype(int).sum(axis=-1)
+    assert shown.shape == GRAY.shape
+    assert np.argmax(shown) == np.argmax(GRAY)
+    assert (shown[GRAY <= 100] == shown.min()).all()
+
+
+def test_results_of_pictures_are_known_for_results(tmp_path):
+    for name in ("seg.png", "heatmap.tif", "montage.png"):
+        (tmp_path / f"0001_{name}").touch()
+    (tmp_path / "0002_seg.png").touch()  # a reader's mask
+    assert is_result(tmp_path / "0001_seg.png")
+    assert not is_result(tmp_path / "0002_seg.png")
+    assert is_picture("scan.TIFF")
+    assert not is_picture("scan.nii.gz")
