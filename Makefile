@@ -16,7 +16,7 @@ OLDEST_TESTS := $(patsubst %,tests/bundles/%/test_run.py::test_masks_beat_the_em
 # A file's tests run in one process, which trains once for them; the bundles' files, which take longest, come early.
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test lint types pytest test-oldest label clean
+.PHONY: install demo test lint types pytest test-oldest label docs clean
 
 install: $(VENV)/.installed
 
@@ -75,6 +75,11 @@ label: install $(LABEL)/.installed
 	$(BIN)/python -m common export --all --output_dir build/label
 	$(BIN)/python -m common phantom build/label/phantom --cases 10
 	$(LABEL)/bin/python tests/label_server.py build/label/phantom/phantom_000/flair.nii.gz build/label/*.zip
+
+# The site, in build/site. Warnings are errors, broken links among them.
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf demo runs build dist .pytest_cache .mypy_cache .ruff_cache
