@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +25,10 @@ def name(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 
-def blocks(path: Path, language: str = r"\w*") -> list[str]:
-    """Code blocks of a document, indented ones in lists, too."""
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+def blocks(path: Path, *languages: str) -> list[str]:
+    """Code blocks of a document in these languages, all without any; those in lists, too."""
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(code) for language, code in found if not languages or language in languages]
 
 
 def without_code(text: str) -> str:
@@ -83,7 +85,7 @@ def keys(*roots: Path) -> set[str]:
 
 def commands(path: Path) -> Iterator[list[str]]:
     """Words of each command line in the code blocks, comments left out."""
-    for block in blocks(path, r"(?:bash|sh)?"):
+    for block in blocks(path, "", "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             try:
                 yield shlex.split(line.strip(), comments=True)
