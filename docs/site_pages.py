@@ -30,7 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the root and of the bundles, with the pictures and figures that they show."""
     outside = {uri: ROOT / name for name, uri in PAGES.items()}
     for path in sorted(ROOT.glob("bundles/*/docs/*")):
-        outside[f"bundles/{path.parts[-3]}/{path.name}"] = path
+        outside[site_uri(path.relative_to(ROOT).as_posix())] = path
     for name, path in outside.items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
@@ -64,7 +64,7 @@ def site_uri(path: str) -> str:
     if path in PAGES:
         return PAGES[path]
     if found := re.fullmatch(r"bundles/([^/]+)/docs/(.+)", path):
-        return f"bundles/{found[1]}/{found[2]}"
+        return f"bundles/{found[1]}.md" if found[2] == "README.md" else f"bundles/{found[1]}/{found[2]}"
     if (ROOT / path).is_dir():
         path = f"{path}/index.md"
     return path.removeprefix("docs/")
@@ -74,6 +74,6 @@ def repository_path(uri: str) -> str:
     """The file of the repository that the site has under this name."""
     if names := [name for name, page in PAGES.items() if page == uri]:
         return names[0]
-    if found := re.fullmatch(r"bundles/([^/]+)/(.+)", uri):
-        return f"bundles/{found[1]}/docs/{found[2]}"
+    if found := re.fullmatch(r"bundles/([^/]+)(?:\.md|/(.+))", uri):
+        return f"bundles/{found[1]}/docs/{found[2] or 'README.md'}"
     return f"docs/{uri}"
