@@ -231,6 +231,12 @@ def test_every_room_with_public_names_has_a_page():
     assert all(f"[`{page}`]({page}.md)" in pages["index"] for page in pages if page != "index")
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    navigation = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
+    pages = [path.relative_to(REPOSITORY / "docs").as_posix() for path in (REPOSITORY / "docs").glob("**/*.md")]
+    assert [page for page in pages if not re.search(rf"[ :]{re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
 @pytest.mark.parametrize("bundle", ["gp_unet_brats", "ensemble_gradcam_brats", "tonno_mosmed"])
 def test_headlines_are_the_figures_of_the_run_that_is_kept(bundle):
     scores = json.loads((REPOSITORY / "bundles" / bundle / "docs" / "test_summary.json").read_text())["dice"]
