@@ -26,13 +26,13 @@ PUBLIC = {
         runs slice_classes slice_labels split_patients stratified_weights write_datalist
     """,
     "datasets": """
-        ADAPTERS Adapter autopet bracs brats2020 camelyon16 decathlon duke folder half_lungs kaggle_3m labeled_table
-        mosmed phantom_case read_cases substacks write_phantom
+        ADAPTERS Adapter autopet bracs brats2020 camelyon16 cheng decathlon duke folder half_lungs kaggle_3m
+        labeled_table mosmed phantom_case read_cases substacks write_phantom
     """,
     "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",
     "engines": """
         CaseDataset CaseEvaluator SliceMapInferer cause check_settings gathered gathered_rows raise_together
-        weighted_sampler
+        running_config weighted_sampler
     """,
     "features": "Entry EntryLocked FeatureStore bag_of case_files encode extract file_key find volume_entry",
     "images": """
@@ -55,6 +55,7 @@ PUBLIC = {
         dice_from_counts healthy_false_positive_rate heat_outside iou iou_from_counts max_iou miou_from_counts
         paper_dsc pooled_miou roc_auc slice_dice summarize voxel_counts
     """,
+    "report": "Report build_report find_files get_viewer write_report",
     "preprocessing": """
         ORGANS CheckSeend LoadCased NormalizeByOrgand OrganMaskd SeenWriter brain_mask check_image head_mask
         learned_lung_mask lung_mask normalize_by_median normalize_by_mode organ_mask read_seen

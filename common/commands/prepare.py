@@ -30,9 +30,9 @@ def prepare(
     Args:
         adapter: `table` (images and labels of a `.csv`, `.tsv` or `.xlsx` file), `folder`
             (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020`, `kaggle_3m`, `decathlon_brain`,
-            `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `substacks`, `half_lungs`,
-            `camelyon16` or `bracs`: functions of `common.datasets` (`labeled_table` for `table`), which document
-            layouts and options.
+            `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `cheng`, `substacks`,
+            `half_lungs`, `camelyon16` or `bracs`: functions of `common.datasets` (`labeled_table` for `table`), which
+            document layouts and options.
         root: the data set as its owners publish it, or the table.
         dataset_dir: what paths in the datalist are relative to, and those in a table; by default `root`, or the
             table's folder. Adapters that write files of their own (converted slices, parts of volumes) write them

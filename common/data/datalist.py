@@ -32,7 +32,7 @@ from ..files import PathLike, write_json
 from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
 from .find import Case, check_names, find_cases
-from .splits import split_patients, stratified_split
+from .splits import class_against_class, split_patients, stratified_split
 
 SECTIONS = ("training", "validation", "test")
 
@@ -262,7 +262,8 @@ def make_datalist(
         seed: seed of the split, recorded in the datalist.
         for_scoring: nothing will be trained on these cases, so they need not hold negatives.
         stratify: split patients with and without a positive label apart, see `stratified_split`, so that each section
-            has its share of both; one without positives or negatives is an error then.
+            has its share of both; one without positives or negatives is an error then. Where nothing is negative and
+            there are several classes, patients of each are split apart in any case.
 
     Raises:
         ValueError: a case has another number of images than `modalities`, or training (with `stratify` any section)
@@ -283,8 +284,9 @@ def make_datalist(
     signs: dict[str, set[bool]] = {case["patient"]: set() for case in cases}
     for case in cases:
         signs[case["patient"]] |= _signs(case["cls"]) if "cls" in case else set()
-    if stratify:
-        positive = {patient: True in found for patient, found in signs.items()}
+    against = class_against_class(cases)
+    if stratify or against:
+        positive = against or {patient: True in found for patient, found in signs.items()}
         parts = stratified_split(positive, fractions=fractions, seed=seed, fixed=fixed)
     else:
         parts = split_patients(signs, fractions=fractions, seed=seed)
@@ -293,7 +295,7 @@ def make_datalist(
         own = [case for case in relative if drawn[case["patient"]] == k]
         datalist[section] = [{key: value for key, value in case.items() if key != "section"} for case in own]
     _check(datalist, name)
-    for section in () if for_scoring else SECTIONS:
+    for section in () if for_scoring or against else SECTIONS:
         labels = {sign for case in datalist[section] if "cls" in case for sign in _signs(case["cls"])}
         for sign, word in ((True, "positive"), (False, "negative")):
             if datalist[section] and sign not in labels:

@@ -33,19 +33,19 @@ def split_patients(
 
 
 def stratified_split(
-    positive: Mapping[str, bool],
+    positive: Mapping[str, int],
     *,
     fractions: Sequence[float] = (0.6, 0.15, 0.25),
     seed: int = 0,
     fixed: Mapping[str, int] | None = None,
 ) -> list[list[str]]:
-    """Split patients as `split_patients` does, those with and those without a finding apart.
+    """Split patients as `split_patients` does, those with and those without a finding, or of several classes, apart.
 
-    So each part has its share of both, and one or more where there are as many as parts. Where there are fewer of one
-    kind (none, where every patient has a finding and negatives are slices), all are split as one.
+    So each part has its share of each, and one or more where there are as many as parts. Where there are fewer of one
+    kind, all are split as one.
 
     Args:
-        positive: whether each patient has a finding.
+        positive: whether each patient has a finding, or its class.
         fractions: share of each part; they sum to 1.
         seed: of the draw.
         fixed: the part of patients that are not drawn; the others fill up the shares of all.
@@ -57,8 +57,9 @@ def stratified_split(
         ValueError: fractions negative or not summing to 1, or fewer patients than parts.
     """
     share, fixed = _shares(fractions), fixed or {}
-    kinds = [[p for p in sorted(positive) if positive[p] == kind] for kind in (True, False)]
-    if min(map(len, kinds)) < np.count_nonzero(share):
+    found = sorted(set(positive.values()), reverse=True)
+    kinds = [[p for p in sorted(positive) if positive[p] == kind] for kind in found]
+    if min(map(len, kinds), default=0) < np.count_nonzero(share):
         kinds = [sorted(positive)]
     parts: list[list[str]] = [[] for _ in share]
     for ids in kinds:
@@ -71,6 +72,21 @@ def stratified_split(
         for k, part in enumerate(parts):
             part += drawn[k] + [p for p in ids if fixed.get(p) == k]
     return [sorted(part) for part in parts]
+
+
+def class_against_class(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The class of each patient, where no case and no slice is negative and there are several classes; else empty.
+
+    What is learned then tells classes from one another, and a patient of several counts as of the first.
+    """
+    labels: dict[str, list[Any]] = {}
+    for case in cases:
+        cls = case.get("cls")
+        labels.setdefault(str(case["patient"]), []).extend(cls if isinstance(cls, list) else [cls])
+    found = {label for several in labels.values() for label in several}
+    if len(found) < 2 or not all(isinstance(label, int) and label > 0 for label in found):
+        return {}
+    return {patient: several[0] for patient, several in labels.items()}
 
 
 def _shares(fractions: Sequence[float]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Data sets as their owners publish them, plain folders and a phantom, read into cases for a datalist."""
 
+from .figshare import cheng
 from .folders import folder
 from .mri import brats2020, decathlon, kaggle_3m
 from .parts import half_lungs, substacks
@@ -16,6 +17,7 @@ __all__ = [
     "bracs",
     "brats2020",
     "camelyon16",
+    "cheng",
     "decathlon",
     "duke",
     "folder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,8 @@ def folder(
         pattern: glob relative to `root`; `{}` stands for the modality, and for `label`.
         label_pattern: glob of the masks, where it differs from `pattern`.
         patient_separator: where given, the patient is its name before the first occurrence (`"P07_scan2"`, `"_"` →
-            `"P07"`). The name is that of the first folder below `root`, so sessions share a patient.
+            `"P07"`). The name is that of the first folder for which the pattern has a wildcard, so sessions share a
+            patient, or else of the file (`"images/*.png"`).
         cls_per: one `cls` per axial slice, or one per volume: 1 where the mask is not empty.
 
     Raises:
@@ -53,10 +55,12 @@ def folder(
     organs = pattern.format(organ) if organ else None
     first = patterns[0] if len(patterns) == 1 else patterns
     cases = find_cases(root, first, label_pattern=masks, organ_pattern=organs)
+    fixed = [part for part in patterns[0].split("/")[:-1] if not has_magic(part)]
     for case in tqdm(cases, desc="reading masks", unit="case", disable=None):
         image = case["image"] if isinstance(case["image"], str) else case["image"][0]
         below = Path(image).relative_to(Path(root).absolute()).parts
-        name = below[0] if len(below) > 1 else case["case"]
+        below = below[len(fixed) :] if below[: len(fixed)] == tuple(fixed) else below
+        name = below[0] if len(below) > 1 else Path(image).name.split(".")[0] if fixed else case["case"]
         if patient_separator or not is_dicom(image):  # a DICOM series says itself whose it is
             case["patient"] = name.split(patient_separator)[0] if patient_separator else name
         if "label" in case:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..data import Case
 from ..files import PathLike
+from .figshare import CHENG_CLASSES, cheng
 from .folders import folder
 from .mri import BRATS_MODALITIES, brats2020, decathlon, kaggle_3m
 from .parts import half_lungs, substacks
@@ -65,6 +66,7 @@ ADAPTERS: dict[str, Adapter] = {
     "duke": Adapter(duke, ("none", "tumor"), ("post1",)),
     "substacks": Adapter(substacks, ("none", "tumor"), ("flair",)),
     "half_lungs": Adapter(half_lungs, ("none", "infection"), ("ct",)),
+    "cheng": Adapter(cheng, CHENG_CLASSES, ("t1ce",)),
     "camelyon16": Adapter(camelyon16, ("none", "tumor"), ("HE",)),
     "bracs": Adapter(bracs, BRACS_CLASSES, ("HE",)),
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.datasets import folder
 from tests.pipeline import save as save_volume
@@ -95,3 +96,14 @@ def test_counts_slices_of_the_real_gliomas(real_data):
     cases = folder(real_data("lgg"))
     labels = [label for case in cases for label in case["cls"]]
     assert (len(cases), len(labels), sum(labels)) == (82, 2823, 969)
+
+
+def test_files_of_one_folder_are_patients_of_their_own_name(tmp_path):
+    for name in ("P1_a", "P1_b", "P2_a"):
+        for kind, value in (("images", 9), ("masks", int("a" in name))):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(np.full((4, 5), value, np.uint8)).save(tmp_path / kind / f"{name}.png")
+    layout = {"modalities": ("images",), "label": "masks", "pattern": "{}/*.png"}
+    cases = folder(tmp_path, **layout)
+    assert [(c["patient"], c["cls"]) for c in cases] == [("P1_a", [1]), ("P1_b", [0]), ("P2_a", [1])]
+    assert [c["patient"] for c in folder(tmp_path, **layout, patient_separator="_")] == ["P1", "P1", "P2"]
