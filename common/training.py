@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
 from monai.config import KeysCollection
 from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
 
 from .checkpoint import unwrapped
 from .files import write_csv
@@ -151,7 +151,9 @@ class WeightAverage:
 
 
 class TrainingLog:
-    """Handler: a progress bar, and one row an epoch in `training_log.csv` (epoch, loss, validation metrics, seconds).
+    """Handler: a progress bar over the epochs, and a row for each in `training_log.csv`.
+
+    A row holds epoch, loss, validation metrics and seconds.
 
     Args:
         path: of the CSV file; a resumed training goes on from its rows.
@@ -166,16 +168,24 @@ class TrainingLog:
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.start = 0.0
+        self._bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
-        if self.progress:
-            ProgressBar(persist=False, desc="training", bar_format=None).attach(engine)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+
+    def _close(self, engine: Engine) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
     def _begin(self, engine: Engine) -> None:
         self.losses, self.start = [], time.perf_counter()
+        if self._bar is None:  # a resumed training knows its epoch only now
+            total, done = engine.state.max_epochs, engine.state.epoch - 1
+            hidden = not self.progress or get_rank() != 0
+            self._bar = tqdm(total=total, initial=done, desc="training", unit="epoch", disable=hidden)
 
     def _collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -185,6 +195,9 @@ class TrainingLog:
         row: dict[str, Any] = {"epoch": engine.state.epoch, "loss": round(sum(self.losses) / len(self.losses), 5)}
         if self.validator is not None:
             row |= {k: round(float(v), 5) for k, v in self.validator.state.metrics.items()}
+        if self._bar is not None:
+            self._bar.set_postfix({key: f"{value:.3f}" for key, value in row.items() if key != "epoch"}, refresh=False)
+            self._bar.update()
         row["seconds"] = round(time.perf_counter() - self.start, 1)
         self.rows.append(row)
         if get_rank() == 0:

@@ -202,7 +202,16 @@ def test_weight_average_is_the_exponential_moving_average_in_closed_form():
 class TestTrainingLog:
     LOSSES = (2.0, 1.0, 0.6)
 
-    def train(self, path: Path, epochs: int, *, after: int = 0, validator: Any = None, as_list: bool = False) -> None:
+    def train(
+        self,
+        path: Path,
+        epochs: int,
+        *,
+        after: int = 0,
+        validator: Any = None,
+        as_list: bool = False,
+        progress: bool = False,
+    ) -> None:
         """Train for some epochs, the first `after` of them in an earlier process."""
 
         def step(engine: Engine, loss: float) -> Any:
@@ -210,7 +219,7 @@ class TestTrainingLog:
             return [output] if as_list else output
 
         engine = Engine(step)
-        TrainingLog(path, validator=validator, progress=False).attach(engine)
+        TrainingLog(path, validator=validator, progress=progress).attach(engine)
         if after:
             engine.load_state_dict({"epoch": after, "max_epochs": epochs, "epoch_length": 3})
         engine.run(self.LOSSES, max_epochs=epochs)
@@ -232,6 +241,15 @@ class TestTrainingLog:
         self.train(tmp_path / "log.csv", 1, validator=validator)
         assert list(self.rows(tmp_path / "log.csv")[0])[:4] == ["epoch", "loss", "auc", "f1"]
         assert self.rows(tmp_path / "log.csv")[0]["auc"] == "0.12346"
+
+    def test_one_bar_counts_the_epochs_from_where_a_training_goes_on(self, tmp_path, capsys):
+        self.train(tmp_path / "log.csv", 5, after=2, progress=True)
+        last = capsys.readouterr().err.strip().rpartition("\r")[2]
+        assert last.startswith("training: 100%")
+        assert " 5/5 " in last
+        assert "loss=6.000" in last
+        self.train(tmp_path / "log.csv", 2)
+        assert capsys.readouterr().err == ""
 
     def test_resumed_training_goes_on_below_the_earlier_rows(self, tmp_path):
         validator = SimpleNamespace(state=SimpleNamespace(metrics={"recall, top 3": 0.5}))

@@ -1,1 +1,1 @@
-"""The commands of `python -m common`, one a file; `run` and `verify_build` serve them."""
+"""The commands of `python -m common`, one a file; what serves them lies beside them."""

@@ -24,6 +24,7 @@ def ablate(
     only: str | Sequence[str] = (),
     scores: str | Sequence[str] = SCORES,
     folds: int = 4,
+    verbose: bool = False,
     **options: Any,
 ) -> None:
     """Cross-validate variants of a bundle on the same folds, and compare them.
@@ -40,6 +41,7 @@ def ablate(
         only: names of the variants to take, comma-separated; by default all.
         scores: names in `crossvalidation.json`, comma-separated; one that no variant has is left out.
         folds: number of folds.
+        verbose: show on the console what otherwise goes to `<variant>/log.txt` alone.
         options: of `crossvalidate` (`scans`, `train`, `seed` …), and top-level keys for all variants.
 
     Raises:
@@ -57,7 +59,7 @@ def ablate(
         _keep(home / name / "variant.json", given)
         print(f"variant {name}: {settings[name]}")
         try:
-            crossvalidate(bundle, dataset_dir, str(home / name), **given)
+            crossvalidate(bundle, dataset_dir, str(home / name), verbose=verbose, **given)
         except subprocess.CalledProcessError:  # the run has said why
             failed.append(name)
             continue

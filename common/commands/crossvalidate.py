@@ -12,6 +12,7 @@ import numpy as np
 from ..data import SECTIONS, write_datalist
 from ..files import PathLike, write_csv, write_json
 from .arguments import read_json
+from .console import logged, step
 from .folds import write_folds
 from .run import for_configs, names, run_bundle
 
@@ -30,6 +31,7 @@ def crossvalidate(
     evaluate: str | Sequence[str] = "inference.json,evaluate.json",
     rounds: int = 0,
     refine: str | Sequence[str] = "train_refine.json",
+    verbose: bool = False,
     **overrides: Any,
 ) -> None:
     """Train, choose thresholds and score once per fold; every patient is a test patient once.
@@ -59,6 +61,7 @@ def crossvalidate(
         rounds: of training on pseudo-masks after the first training; 0: none.
         refine: config files laid over `train`, and over these what was chosen for the teacher; `teacher_ckpt` is its
             weights.
+        verbose: show on the console what otherwise goes to `log.txt` alone.
         overrides: top-level keys, e.g. `max_epochs`, each for all runs whose configs have it.
     """
     home = Path(output_dir).resolve()
@@ -67,34 +70,35 @@ def crossvalidate(
     whole = [_of_patients(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
     summaries, rows = [], []
-    for k, (part_list, fold_list) in enumerate(zip(lists, whole, strict=True)):
-        fold = home / f"fold{k}"
-        shared = {"dataset_dir": str(Path(dataset_dir).resolve()), **overrides}
-        on_parts, on_scans = ({**shared, "datalist": str(path)} for path in (part_list, fold_list))
-        chosen: list[str] = []
-        teacher: dict[str, str] = {}
-        for number in range(rounds + 1):
-            place = fold / f"round{number}" if number else fold
-            title = f"fold {k}, round {number}" if rounds else f"fold {k}"
-            ckpt, finished = place / "training" / "model.pt", place / "training" / "finished"
-            configs = [*train, *refine, *chosen] if number else train
-            _once(finished, f"{title}: training", bundle, configs, **on_parts, **teacher)
-            finished.touch()
-            teacher = {"teacher_ckpt": str(ckpt)}
-            on_scans |= {"ckpt": str(ckpt)}
-            chosen = []
-            for step in choose:
-                result = place / Path(step).stem / "calibrated.json"
-                _once(result, f"{title}: {step}", bundle, [*evaluate, *chosen, step], **on_scans)
-                chosen.append(str(result))
-        summary, parts = place / "evaluation" / "summary.json", place / "parts" / "summary.json"
-        _once(summary, f"fold {k}: evaluation", bundle, [*evaluate, *chosen], **on_scans)
-        if scans:
-            configs = [*evaluate, *chosen]
-            _once(parts, f"fold {k}: evaluation of the parts", bundle, configs, **on_parts, ckpt=str(ckpt))
-        summaries.append(_scores(summary.parent) | ({"parts": _scores(parts.parent)} if scans else {}))
-        with open(summary.parent / "metrics.csv", newline="") as file:
-            rows += [{"fold": k, **row} for row in csv.DictReader(file)]
+    with logged(home / "log.txt", verbose=verbose):
+        for k, (part_list, fold_list) in enumerate(zip(lists, whole, strict=True)):
+            fold = home / f"fold{k}"
+            shared = {"dataset_dir": str(Path(dataset_dir).resolve()), **overrides}
+            on_parts, on_scans = ({**shared, "datalist": str(path)} for path in (part_list, fold_list))
+            chosen: list[str] = []
+            teacher: dict[str, str] = {}
+            for number in range(rounds + 1):
+                place = fold / f"round{number}" if number else fold
+                title = f"fold {k}, round {number}" if rounds else f"fold {k}"
+                ckpt, finished = place / "training" / "model.pt", place / "training" / "finished"
+                configs = [*train, *refine, *chosen] if number else train
+                _once(finished, f"{title}: training", bundle, configs, **on_parts, **teacher)
+                finished.touch()
+                teacher = {"teacher_ckpt": str(ckpt)}
+                on_scans |= {"ckpt": str(ckpt)}
+                chosen = []
+                for choice in choose:
+                    result = place / Path(choice).stem / "calibrated.json"
+                    _once(result, f"{title}: {choice}", bundle, [*evaluate, *chosen, choice], **on_scans)
+                    chosen.append(str(result))
+            summary, parts = place / "evaluation" / "summary.json", place / "parts" / "summary.json"
+            _once(summary, f"fold {k}: evaluation", bundle, [*evaluate, *chosen], **on_scans)
+            if scans:
+                configs = [*evaluate, *chosen]
+                _once(parts, f"fold {k}: evaluation of the parts", bundle, configs, **on_parts, ckpt=str(ckpt))
+            summaries.append(_scores(summary.parent) | ({"parts": _scores(parts.parent)} if scans else {}))
+            with open(summary.parent / "metrics.csv", newline="") as file:
+                rows += [{"fold": k, **row} for row in csv.DictReader(file)]
     write_csv(home / "metrics.csv", rows)
     scores = over_folds(summaries)
     write_json(home / "crossvalidation.json", scores)
@@ -106,7 +110,7 @@ def crossvalidate(
 def _once(result: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:
     """Run a bundle, its output into the folder of `result`, unless that file is there; settings as `for_configs`."""
     if not result.is_file():
-        print(title)
+        step(title)
         run_bundle(bundle, configs, output_dir=str(result.parent), **for_configs(bundle, configs, overrides))
 
 

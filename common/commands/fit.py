@@ -19,6 +19,7 @@ from ..engines.settings import plain, tops
 from ..files import write, write_json
 from ..images import read_grid
 from .arguments import read_json
+from .console import logged, step
 from .format import format_json
 from .own_bundle import make_bundle, settings_of, with_settings
 from .run import bundle_root, for_configs, names, run_bundle
@@ -36,6 +37,7 @@ def fit(
     datalist: str | None = None,
     configs: str | Sequence[str] = "",
     rounds: int | None = None,
+    verbose: bool = False,
     **settings: Any,
 ) -> None:
     """Train on yes/no labels, choose every threshold from labels, score what can be scored, write all masks.
@@ -46,7 +48,8 @@ def fit(
       MONAI Label take it;
     - `training`, and `round1` … with what belongs to a second training on the first one's masks;
     - `evaluation`: scores of the test section (of validation where there is none); Dice where there are masks;
-    - `masks`: mask, heatmap and picture of every case.
+    - `masks`: mask, heatmap and picture of every case;
+    - `log.txt`: what the runs said beside their warnings and errors.
 
     Args:
         bundle: name under `bundles/`.
@@ -57,6 +60,7 @@ def fit(
             `<name>_volumes.json` over `<name>.json`, where there is one.
         rounds: of training on masks of the training before, where the bundle has a `train_refine.json`; by default one
             where slices have labels, none where volumes have.
+        verbose: show on the console what otherwise goes to `log.txt` alone.
         settings: top-level keys of the configs, e.g. `--max_epochs 30 --spacing "[1,1,-1]"`.
     """
     home = Path(output_dir).resolve()
@@ -83,23 +87,26 @@ def fit(
     shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(listed)}
     if rounds is None:
         rounds = int(of_slices)
-    best = _learn(own, home, rounds, calibration_section(content), shared)
-    for end in (".pt", ".json"):
-        shutil.copy2(best.with_suffix(end), own / "models" / f"model{end}")
-    _as_trained(own)
     scored = "test" if content.get("test") else "validation"
-    _once(
-        home / "evaluation" / "labels.json",
-        f"scores of the {scored} section",
-        own,
-        "evaluate",
-        **shared,
-        section=scored,
-    )
     everything = "+".join(section for section in SECTIONS if content.get(section))
-    _once(home / "masks" / "predictions.csv", "masks of all cases", own, **shared, section=everything)
+    scores, masks = home / "evaluation" / "labels.json", home / "masks" / "predictions.csv"
+    with logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds)):
+        best = _learn(own, home, rounds, calibration_section(content), shared)
+        for end in (".pt", ".json"):
+            shutil.copy2(best.with_suffix(end), own / "models" / f"model{end}")
+        _as_trained(own)
+        _once(scores, f"scores of the {scored} section", own, "evaluate", **shared, section=scored)
+        _once(masks, "masks of all cases", own, **shared, section=everything)
     print(summary(home / "evaluation", scored))
-    print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}")
+    print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}\nlog: {home / 'log.txt'}")
+
+
+def steps(own: Path, rounds: int) -> int:
+    """How many runs there will be: two a training, or three where its maps are made before, and two at the end."""
+    refine = own / "configs" / "train_refine.json"
+    if not refine.is_file():
+        return 4
+    return 4 + rounds * (3 if "pseudo_dir" in read_json(refine) else 2)
 
 
 def _learn(own: Path, home: Path, rounds: int, section: str, shared: Mapping[str, Any]) -> Path:
@@ -130,7 +137,7 @@ def _train(own: Path, place: Path, teacher: Path | None, title: str, **shared: A
     """Train into a folder, on the masks of a teacher if there is one; once."""
     finished = place / "finished"
     if finished.is_file():
-        print(f"{title}: done before")
+        step(f"{title}: done before")
         return
     configs, more = ["train.json"], {}
     if teacher:
@@ -140,7 +147,7 @@ def _train(own: Path, place: Path, teacher: Path | None, title: str, **shared: A
             more["pseudo_dir"] = str(place / "maps")
             maps = {**shared, "section": "training", "ckpt": str(teacher)}
             _once(place / "maps" / "predictions.csv", "maps of the training section", own, **maps)
-    print(title)
+    step(title)
     run_bundle(own, configs, output_dir=str(place), **for_configs(own, configs, shared), **more)
     finished.touch()
 
@@ -149,9 +156,9 @@ def _once(result: Path, title: str, own: Path, over: str = "", **settings: Any) 
     """Run inference, with a config laid over it, into the folder of `result`, unless that was done."""
     finished = result.with_name(f".{result.name}.finished")
     if finished.is_file() and result.is_file():
-        print(f"{title}: done before")
+        step(f"{title}: done before")
         return
-    print(title)
+    step(title)
     configs = ["inference.json", f"{over}.json"] if over else ["inference.json"]
     run_bundle(own, configs, output_dir=str(result.parent), **settings)
     finished.touch()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..engines.settings import tops
 from .arguments import read_json
+from .console import output_of_run
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -85,7 +86,7 @@ def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -
     Args:
         bundle: name under `bundles/`, or a path.
         configs: file names in the bundle's `configs/`, later ones override earlier ones.
-        overrides: top-level keys.
+        overrides: top-level keys, and options of `run` such as `logging_file`.
 
     Raises:
         ValueError: there is no such bundle.
@@ -93,8 +94,8 @@ def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -
     """
     files = [str(path) for path in config_files(bundle, configs)]
     arguments = ["run", "--config_file", files[0] if len(files) == 1 else str(files)]
-    arguments += ["--logging_file", str(bundle_root(bundle) / "configs" / "logging.conf")]
-    for key, value in overrides.items():
+    logging = {"logging_file": bundle_root(bundle) / "configs" / "logging.conf"}
+    for key, value in {**logging, **overrides}.items():
         # The command line reads Python literals, and drops what is None.
         arguments += [f"--{key}", "$None" if value is None else str(value)]
     return arguments
@@ -103,8 +104,12 @@ def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -
 def run_bundle(bundle: str | Path, configs: list[str], **overrides: object) -> None:
     """`python -m monai.bundle run` in a process of its own, as a user would type it; arguments as `run_arguments`.
 
+    What it says goes where `common.commands.console.logged` sends it.
+
     Raises:
         subprocess.CalledProcessError: the run failed.
     """
-    command = [sys.executable, "-m", "monai.bundle", *run_arguments(bundle, configs, **overrides)]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+    with output_of_run() as (logging, stdout):
+        arguments = run_arguments(bundle, configs, **{**logging, **overrides})
+        command = [sys.executable, "-m", "monai.bundle", *arguments]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONWARNINGS": "ignore"}, stdout=stdout)

@@ -162,7 +162,7 @@ def in_turns(data: Sequence[Any], *, progress: bool = True) -> Iterable[int]:
     """
     first = get_rank() * len(data) // get_world_size()
     indices = [*range(first, len(data)), *range(first)]
-    return tqdm(indices, desc="reading", unit="case", disable=not progress)
+    return tqdm(indices, desc="reading", unit="case", leave=False, disable=not progress)
 
 
 def warn_of_memory(tensors: Iterable[Tensor | Slices], count: int) -> None:

@@ -60,7 +60,8 @@ def fit_baselines(
         return None
     to_image_grid = ResampleToMatchd(keys="label", key_dst="image", mode="nearest")
     scores = np.zeros((len(cases), len(intensities), 2 + len(openings_mm)))
-    for row, case in zip(scores, tqdm(cases, desc="fitting baselines", unit="case", disable=not progress), strict=True):
+    bar = tqdm(cases, desc="fitting baselines", unit="case", leave=False, disable=not progress)
+    for row, case in zip(scores, bar, strict=True):
         preprocessed: Any = apply_transform(preprocessing, case)
         read = to_image_grid(preprocessed)
         image, truth = read["image"].numpy(), read["label"][0].numpy() > 0

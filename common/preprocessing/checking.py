@@ -202,7 +202,7 @@ class SeenWriter:
         check, until = transforms[places[0]], Compose(transforms[: places[0]])
         cases = self._some()
         described = []
-        for case in tqdm(cases, desc="describing", unit="case", disable=not self.progress):
+        for case in tqdm(cases, desc="describing", unit="case", leave=False, disable=not self.progress):
             known = check.described.get(case["case"])
             described.append(known or check.describe(_read(case, until)))
         patients = [_patient(case) for case in cases]

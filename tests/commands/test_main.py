@@ -13,7 +13,7 @@ import common.commands
 from common.__main__ import COMMANDS, main
 
 # Modules of `common.commands` that serve the others.
-HELPERS = {"arguments", "own_bundle", "run", "verify_build"}
+HELPERS = {"arguments", "console", "own_bundle", "run", "verify_build"}
 
 
 def test_every_command_has_its_file_and_every_file_its_command():
