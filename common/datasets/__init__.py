@@ -4,7 +4,8 @@ from .figshare import cheng
 from .folders import folder
 from .mri import brats2020, decathlon, kaggle_3m
 from .parts import half_lungs, substacks
-from .phantom import phantom_case, write_phantom
+from .phantom import phantom_case
+from .phantom_files import write_phantom
 from .registry import ADAPTERS, Adapter, read_cases
 from .slides import bracs, camelyon16
 from .table import labeled_table
