@@ -222,13 +222,14 @@ def test_code_that_the_pages_of_papers_point_to_is_there():
     assert all(count > 8 for count in pages.values())
 
 
-def test_every_room_with_public_names_has_a_page():
+def test_every_room_with_public_names_has_a_page_and_an_example():
     source = ast.parse((REPOSITORY / "tests" / "test_public_names.py").read_text())
     (rooms,) = [ast.literal_eval(node.value) for node in source.body if isinstance(node, ast.Assign)]
     pages = {path.stem: path.read_text() for path in (REPOSITORY / "docs" / "api").glob("*.md")}
     assert rooms.keys() <= pages.keys()
     assert all(f"\n::: common.{page}\n" in text for page, text in pages.items() if page != "index")
     assert all(f"[`{page}`]({page}.md)" in pages["index"] for page in pages if page != "index")
+    assert pages.keys() <= {path.stem for path in RUN if path.parent.name == "api"}
 
 
 def test_every_page_is_in_the_navigation_of_the_site():
