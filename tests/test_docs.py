@@ -17,7 +17,7 @@ DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "bundles/*/docs/*.md") for path in REPOSITORY.glob(pattern)
 )
 BUNDLES = sorted(path.parent for path in REPOSITORY.glob("bundles/*/configs"))
-RUN_BY_MONAI = {"config_file", "meta_file", "net_id", "filepath", "ckpt_file"}
+RUN_BY_MONAI = {"logging_file", "config_file", "meta_file", "net_id", "filepath", "ckpt_file"}
 EVERYWHERE = {"help"}
 
 
