@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 LABEL := .venv-label
+# Bytecode is made of what is imported, not of everything that is installed.
+PIP := pip install --quiet --no-compile
 # Bundles from training to scored masks (the ensemble, which takes longest, trains only); what stands on MONAI's and
 # numpy's interfaces most.
 OLDEST_TESTS := $(patsubst %,tests/bundles/%/test_run.py::test_masks_beat_the_empty_mask_and_the_threshold, \
@@ -23,9 +25,9 @@ install: $(VENV)/.installed
 # torch first and pinned, then the project with torch constrained: nothing may replace it by another build.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --requirement constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m $(PIP) --upgrade pip
+	$(BIN)/python -m $(PIP) --requirement constraints.txt
+	$(BIN)/python -m $(PIP) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: install
@@ -48,13 +50,13 @@ pytest: install
 # The oldest MONAI and numpy that pyproject.toml allows.
 $(OLDEST)/.torch: constraints.txt constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
-	$(OLDEST)/bin/python -m pip install --quiet --requirement constraints.txt --requirement constraints-oldest.txt
+	$(OLDEST)/bin/python -m $(PIP) --upgrade pip
+	$(OLDEST)/bin/python -m $(PIP) --requirement constraints.txt --requirement constraints-oldest.txt
 	touch $@
 
 # After the other environment, not beside it: both build the project in this folder.
 $(OLDEST)/.installed: pyproject.toml $(OLDEST)/.torch | $(VENV)/.installed
-	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-oldest.txt \
+	$(OLDEST)/bin/python -m $(PIP) --constraint constraints.txt --constraint constraints-oldest.txt \
 		--editable . pytest pytest-xdist
 	touch $@
 
@@ -64,10 +66,10 @@ test-oldest: $(OLDEST)/.installed
 # MONAI Label needs older packages than the bundles: an environment of its own.
 $(LABEL)/.installed: tests/label_requirements.txt constraints.txt
 	test -x $(LABEL)/bin/python || $(PYTHON) -m venv $(LABEL)
-	$(LABEL)/bin/python -m pip install --quiet --upgrade pip
-	$(LABEL)/bin/python -m pip install --quiet --requirement constraints.txt "numpy<2"
-	$(LABEL)/bin/python -m pip install --quiet --constraint constraints.txt --requirement tests/label_requirements.txt
-	$(LABEL)/bin/python -m pip install --quiet --no-deps monailabel==0.8.5
+	$(LABEL)/bin/python -m $(PIP) --upgrade pip
+	$(LABEL)/bin/python -m $(PIP) --requirement constraints.txt "numpy<2"
+	$(LABEL)/bin/python -m $(PIP) --constraint constraints.txt --requirement tests/label_requirements.txt
+	$(LABEL)/bin/python -m $(PIP) --no-deps monailabel==0.8.5
 	touch $@
 
 label: install $(LABEL)/.installed
@@ -78,7 +80,7 @@ label: install $(LABEL)/.installed
 
 # The site, in build/site. Warnings are errors, broken links among them.
 docs: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m $(PIP) --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
