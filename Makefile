@@ -6,6 +6,7 @@ OLDEST := .venv-oldest
 LABEL := .venv-label
 # Bytecode is made of what is imported, not of everything that is installed.
 PIP := pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # Bundles from training to scored masks (the ensemble, which takes longest, trains only); what stands on MONAI's and
 # numpy's interfaces most.
 OLDEST_TESTS := $(patsubst %,tests/bundles/%/test_run.py::test_masks_beat_the_empty_mask_and_the_threshold, \
