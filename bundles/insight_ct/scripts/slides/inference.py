@@ -22,7 +22,7 @@ from common.files import atomic_path
 from common.handlers import PredictionWriter
 
 from .bags import grid_of, stored_features
-from .output import HeatCanvas, class_mask, on_disk, otsu_of_cells, overlay, write_pyramid
+from .output import HeatCanvas, class_mask, on_disk, otsu_of_cells, overlay, smooth_cells, write_pyramid
 from .tiles import TiledSlide, Tiler
 from .truth import polygons_to_cells, read_polygons
 
@@ -36,7 +36,7 @@ class SlideResult:
         tiled: the slide and its tiles.
         folder: for files in the making.
         probability: `[K]`.
-        heat: `[K, rows, columns]` in [0, 1].
+        heat: `[K, rows, columns]` in [0, 1], smoothed.
         levels: how often `rows` and `columns` can be halved, and one.
         inside: `[cells of the grid]` bool, where tissue is.
         thresholds: K, of the heat.
@@ -62,12 +62,16 @@ class SlideInferer:
     Args:
         tiler: opens slides and chooses tiles.
         batch_size: tiles at once.
-        gate: a label with a lower probability has an empty mask: Otsu's method would find something on any slide.
+        gate: a label with a lower probability has an empty mask: Otsu's method would find something on any slide. One
+            number, or one for each label.
+        smooth_um: sigma of a Gaussian, in micrometers of the slide, that the heat is smoothed with inside the tissue.
+            The probability is of the heat before.
         binarize: `otsu` of the tissue's heat, or `fixed`.
-        threshold: for `fixed`.
+        threshold: for `fixed`; one number, or one for each label.
         store: a `FeatureStore` from which features are taken and where they are kept; None computes and forgets them.
         tiles_dir: where `<case>_tiles.png` goes, before the network runs; None: nowhere.
-        work_dir: folder for temporary files, about 12 bytes a cell; None: the system's.
+        truth: read the polygons of cases that have them.
+        work_dir: folder for temporary files, about 16 bytes a cell; None: the system's.
     """
 
     def __init__(
@@ -75,11 +79,13 @@ class SlideInferer:
         tiler: Tiler,
         *,
         batch_size: int = 32,
-        gate: float = 0.5,
+        gate: float | Sequence[float] = 0.5,
+        smooth_um: float = 0.0,
         binarize: Literal["otsu", "fixed"] = "otsu",
-        threshold: float = 0.5,
+        threshold: float | Sequence[float] = 0.5,
         store: FeatureStore | None = None,
         tiles_dir: str | Path | None = None,
+        truth: bool = True,
         work_dir: str | Path | None = None,
     ) -> None:
         if binarize not in ("otsu", "fixed"):
@@ -87,10 +93,12 @@ class SlideInferer:
         self.tiler = tiler
         self.batch_size = batch_size
         self.gate = gate
+        self.smooth_um = smooth_um
         self.binarize = binarize
         self.threshold = threshold
         self.store = store
         self.tiles_dir = tiles_dir
+        self.truth = truth
         self.work_dir = work_dir
         self._open = ExitStack()
 
@@ -119,9 +127,13 @@ class SlideInferer:
         probability = stream.compute().cpu().numpy()
         heat = canvas.finish()
         inside = tiled.coverage > 0.5
-        thresholds = [self._threshold(p, h, inside) for p, h in zip(probability, heat, strict=True)]
+        if self.smooth_um > 0:
+            sigma, raw = self.smooth_um / tiled.grid.cell_um, heat
+            heat = smooth_cells(raw, inside, sigma, on_disk(folder / "smooth", raw.shape, np.float32))
+        limits = zip(*(np.broadcast_to(v, len(heat)) for v in (self.gate, self.threshold)), strict=True)
+        thresholds = [self._threshold(p, h, inside, *two) for p, h, two in zip(probability, heat, limits, strict=True)]
         mask = class_mask(heat, inside, thresholds, on_disk(folder / "mask", heat.shape[1:], np.uint8))
-        truth = self._truth(case, tiled, mask.shape)
+        truth = self._truth(case, tiled, mask.shape) if self.truth else None
         return SlideResult(case, tiled, folder, probability, heat, canvas.levels, inside, thresholds, mask, truth)
 
     def _features(
@@ -138,10 +150,10 @@ class SlideInferer:
         for index in indices:
             yield index, entry[index.start : index.stop].to(device), tiled.inside(index).to(device)
 
-    def _threshold(self, probability: float, heat: np.ndarray, inside: np.ndarray) -> float:
-        if probability < self.gate:
+    def _threshold(self, probability: float, heat: np.ndarray, inside: np.ndarray, gate: float, fixed: float) -> float:
+        if probability < gate:
             return np.inf
-        return otsu_of_cells(heat, inside) if self.binarize == "otsu" else self.threshold
+        return otsu_of_cells(heat, inside) if self.binarize == "otsu" else float(fixed)
 
     def _truth(self, case: Mapping[str, Any], tiled: TiledSlide, shape: tuple[int, int]) -> np.ndarray | None:
         """Polygons as cells; a slide that is labeled as negative needs none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import matplotlib
 import numpy as np
 import tifffile
 from PIL import Image
+from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries
 
@@ -76,6 +78,30 @@ def blocks(shape: Sequence[int], *, size: int = BLOCK) -> Iterator[tuple[slice, 
     for row in range(0, shape[0], size):
         for column in range(0, shape[1], size):
             yield slice(row, row + size), slice(column, column + size)
+
+
+def smooth_cells(heat: np.ndarray, inside: np.ndarray, sigma: float, out: np.ndarray) -> np.ndarray:
+    """Gaussian mean of the heat of the cells inside, block by block; 0 outside.
+
+    Args:
+        heat: `[K, rows, columns]`, may be larger than `inside`.
+        inside: `[rows, columns]` bool.
+        sigma: of the Gaussian, which ends at 3 sigma, in cells.
+        out: of the heat's shape, filled and returned; not the heat itself.
+    """
+    reach = math.ceil(3 * sigma)
+    options: dict[str, Any] = {"mode": "constant", "radius": reach}
+    for part in blocks(inside.shape):
+        wide = tuple(slice(max(p.start - reach, 0), p.stop + reach) for p in part)
+        core = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, wide, strict=True))
+        weight = inside[wide].astype(np.float32)
+        total = np.maximum(ndimage.gaussian_filter(weight, sigma, **options)[core], 1e-6)
+        h, w = total.shape
+        for label, smoothed in zip(heat, out, strict=True):
+            cells = np.asarray(label[wide])[: weight.shape[0], : weight.shape[1]] * weight
+            mean = ndimage.gaussian_filter(cells, sigma, **options)[core] / total
+            smoothed[part][:h, :w] = np.where(inside[part], mean, 0.0)
+    return out
 
 
 def otsu_of_cells(heat: np.ndarray, inside: np.ndarray) -> float:

@@ -4,6 +4,7 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from scipy import ndimage
 from skimage.measure import block_reduce
 
 from common.masks import otsu
@@ -34,6 +35,26 @@ class TestCanvas:
         canvas = output.HeatCanvas(tmp_path, (700, 2050), 1)
         assert canvas.levels == 4
         assert canvas.heat.shape == (1, 704, 2056)
+
+
+class TestSmoothing:
+    def test_is_the_gaussian_mean_of_the_cells_inside_whatever_the_blocks(self):
+        random = np.random.default_rng(0)
+        heat = random.random((2, 530, 600)).astype(np.float32)
+        inside = random.random((525, 600)) > 0.3
+        out = output.smooth_cells(heat, inside, 2.0, np.zeros_like(heat))
+        options = {"sigma": 2.0, "mode": "constant", "radius": 6}
+        weight = ndimage.gaussian_filter(inside.astype(float), **options)
+        for label, smoothed in zip(heat, out, strict=True):
+            mean = ndimage.gaussian_filter(label[:525] * inside, **options) / np.maximum(weight, 1e-6)
+            np.testing.assert_allclose(smoothed[:525], np.where(inside, mean, 0), atol=1e-5)
+            assert smoothed[525:].max() == 0
+
+    def test_tissue_does_not_fade_at_its_edge(self):
+        inside = np.zeros((40, 40), bool)
+        inside[10:30, 5:25] = True
+        heat = np.where(inside, 0.7, 0.0)[None].astype(np.float32)
+        np.testing.assert_allclose(output.smooth_cells(heat, inside, 3.0, np.zeros_like(heat)), heat, atol=1e-5)
 
 
 class TestMask:
