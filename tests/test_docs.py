@@ -54,14 +54,21 @@ def parameters(package: str) -> dict[str, tuple[set[str], bool]]:
         if isinstance(node, ast.ImportFrom) and node.level
         for alias in node.names
     }
-    tables = [node for node in ast.walk(main) if isinstance(node, ast.Dict)]
-    named = [
-        (key.value, value.id)
-        for table in tables
+    entries = [
+        (key.value, value)
+        for table in ast.walk(main)
+        if isinstance(table, ast.Dict)
         for key, value in zip(table.keys, table.values, strict=True)
-        if isinstance(key, ast.Constant) and isinstance(value, ast.Name)
+        if isinstance(key, ast.Constant)
     ]
-    return {command: signature(*places[function]) for command, function in named}
+    named = {key: places[value.id] for key, value in entries if isinstance(value, ast.Name)}
+    # What is imported only when it runs is named in words.
+    named |= {
+        key: (REPOSITORY / package / "commands" / f"{key}.py", value.value)
+        for key, value in entries
+        if isinstance(value, ast.Constant)
+    }
+    return {command: signature(*place) for command, place in named.items()}
 
 
 def signature(module: Path, function: str) -> tuple[set[str], bool]:

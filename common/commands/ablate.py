@@ -39,10 +39,14 @@ def ablate(
         variants: JSON file, `{"name": {top-level key: value}}`. The keys reach training, choice and evaluation, and
             win over `options`.
         only: names of the variants to take, comma-separated; by default all.
-        scores: names in `crossvalidation.json`, comma-separated; one that no variant has is left out.
+        scores: names in `crossvalidation.json`, comma-separated; one that no variant has is left
+            out. By default Dice of masks and of raw maps, and AUC of volumes.
         folds: number of folds.
         verbose: show on the console what otherwise goes to `<variant>/log.txt` alone.
         options: of `crossvalidate` (`scans`, `train`, `seed` …), and top-level keys for all variants.
+
+    Example:
+        `python -m common ablate gp_unet_brats DIR OUT --variants variants.json --folds 2`
 
     Raises:
         ValueError: `only` names a variant that there is not, or a variant was begun with other settings.

@@ -63,6 +63,9 @@ def crossvalidate(
             weights.
         verbose: show on the console what otherwise goes to `log.txt` alone.
         overrides: top-level keys, e.g. `max_epochs`, each for all runs whose configs have it.
+
+    Example:
+        `python -m common crossvalidate gp_unet_brats DIR OUT --folds 4 --max_epochs 10`
     """
     home = Path(output_dir).resolve()
     source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()

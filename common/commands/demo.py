@@ -19,6 +19,9 @@ def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 2
         bundle: name under `bundles/`.
         cases: phantom volumes.
         epochs: of training; 0 takes those of the bundle's `phantom.json`.
+
+    Example:
+        `python -m common demo --output_dir demo --bundle tonno_mosmed`
     """
     bundle_root(bundle)  # before anything is written
     home = Path(output_dir).resolve()

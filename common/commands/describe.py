@@ -31,6 +31,9 @@ def describe(
         datalist: that the weights were trained with; by default `datalist.json` in `dataset_dir`.
         configs: config files of the training, later ones override earlier ones.
         output: by default `models/model.json` of the bundle.
+
+    Example:
+        `python -m common describe gp_unet_brats DIR --output model.json`
     """
     root = BUNDLES / bundle
     listed = Path(datalist) if datalist else Path(dataset_dir) / "datalist.json"

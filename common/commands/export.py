@@ -30,6 +30,9 @@ def export(name: str = "", *, all: bool = False, output_dir: str = "dist") -> No
         name: a bundle under `bundles/`, or a path.
         all: every bundle under `bundles/` that has weights.
         output_dir: folder of the zips.
+
+    Example:
+        `python -m common export gp_unet_brats --output_dir dist`
     """
     if bool(name) == all:
         raise SystemExit("name one bundle, or say --all")
@@ -77,7 +80,7 @@ def bundle_files(root: Path) -> dict[str, bytes]:
     if not modules:
         return files
     files |= {file: REFERENCE.sub("scripts.common", text).encode() for file, text in texts.items()}
-    inside = {f"scripts/common/{file}": (PACKAGE / file).read_bytes() for file in modules}
+    inside = {f"scripts/common/{file}": (PACKAGE / file).read_bytes() for file in [*modules, *_beside(modules)]}
     files.setdefault("scripts/__init__.py", b"")
     return files | inside | {"scripts/common/LICENSE": files["LICENSE"]}
 
@@ -115,6 +118,13 @@ def common_modules(texts: Mapping[str, str]) -> list[str]:
             inner = set(_relative_imports(file, (PACKAGE / file).read_text(encoding="utf-8"))) - done
             asked |= dict.fromkeys(inner, f"common/{file}")
     return sorted(found)
+
+
+def _beside(modules: Iterable[str]) -> list[str]:
+    """What the rooms of these modules hold beside Python: the parts of a page."""
+    rooms = {PurePosixPath(file).parts[0] for file in modules if "/" in file}
+    files = [path for room in rooms for path in (PACKAGE / room).rglob("*") if path.is_file()]
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in files if path.suffix not in (".py", ".pyc"))
 
 
 def _files_of(name: str) -> list[str]:

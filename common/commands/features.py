@@ -35,6 +35,9 @@ def features(
         configs: config files that say how to preprocess, later ones override earlier ones.
         cases: names of the cases to take, comma-separated; by default all.
         overrides: top-level keys, e.g. `--encoder_name dinov2_vitl14 --size 518`.
+
+    Example:
+        `python -m common features insight_ct DIR --section training+validation`
     """
     home = Path(dataset_dir).resolve(strict=True)
     listed = Path(datalist) if datalist else home / "datalist.json"

@@ -62,6 +62,9 @@ def fit(
             where slices have labels, none where volumes have.
         verbose: show on the console what otherwise goes to `log.txt` alone.
         settings: top-level keys of the configs, e.g. `--max_epochs 30 --spacing "[1,1,-1]"`.
+
+    Example:
+        `python -m common fit gp_unet_brats DIR OUT --max_epochs 30`
     """
     home = Path(output_dir).resolve()
     listed = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()

@@ -18,6 +18,9 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
         datalist: as `prepare` writes it; its own sections are dissolved.
         count: number of folds.
         seed: of the folds.
+
+    Example:
+        `python -m common folds DIR/datalist.json --count 4`
     """
     for path in write_folds(datalist, Path(datalist).parent, count=count, seed=seed):
         content = read_json(path)

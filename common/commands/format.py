@@ -17,8 +17,11 @@ def format_configs(bundles: str = str(BUNDLES), *, check: bool = False) -> None:
     """Lay out the configs of all bundles as `format_json` does.
 
     Args:
-        bundles: folder of the bundles, each with its `configs/`.
+        bundles: folder of the bundles, each with its `configs/`; by default the repository's.
         check: write nothing; end with an error that names the files whose layout is another.
+
+    Example:
+        `python -m common format --check`
     """
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(Path(bundles).glob("*/configs/*.json"))}
     if not texts:

@@ -16,6 +16,9 @@ def phantom(output_dir: str, cases: int = 24, seed: int = 0, healthy_fraction: f
         cases: number of volumes.
         seed: of volumes and split.
         healthy_fraction: share of volumes without a lesion.
+
+    Example:
+        `python -m common phantom DIR --cases 40`
     """
     print(phantom_dataset(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction))
 

@@ -49,6 +49,9 @@ def prepare(
         template: write an empty table to this file (`prepare table --template labels.csv`) and do nothing else.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`,
             `--positive_from 3`.
+
+    Example:
+        `python -m common prepare table labels.csv --stratify true`
     """
     if template:
         _template(adapter, root if template is True else str(template))

@@ -244,6 +244,9 @@ def verify(name: str, *, schema_file: str = "", quick: bool = False) -> None:
         name: a bundle under `bundles/`, or the folder of one.
         schema_file: a JSON schema of the metadata in place of the one kept here.
         quick: leave out the rules that build networks.
+
+    Example:
+        `python -m common verify gp_unet_brats --quick`
     """
     root = bundle_root(name)
     rules, slow = list(QUICK), () if quick else SLOW
