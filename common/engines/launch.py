@@ -108,6 +108,19 @@ def _running() -> tuple[ConfigWorkflow, FrameType | None]:
     return workflow, frame if mine else None
 
 
+def running_config() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config of the bundle whose `run` leads here, as it was merged, and the settings that came with its command.
+
+    Returns:
+        Both by key, unresolved; both empty where no bundle runs, the settings also where a workflow was made in Python.
+    """
+    try:
+        workflow, caller = _running()
+    except RuntimeError:
+        return {}, {}
+    return dict(workflow.parser.config), _told(caller, workflow)[1] if caller else {}
+
+
 def _told(caller: FrameType, workflow: ConfigWorkflow) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config of a workflow's files, and the settings that came with the command, read from its call."""
     names, _, keywords, values = inspect.getargvalues(caller)

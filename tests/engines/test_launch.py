@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from monai.bundle import ConfigWorkflow, run, run_workflow
 
-from common.engines import cause, check_settings
+from common.engines import cause, check_settings, running_config
 from common.engines.launch import end_with_the_cause
 from tests.running import run_module
 
@@ -141,6 +141,20 @@ def test_what_weights_depend_on_is_as_in_their_training_unless_the_run_says_othe
         [[2.0, 2.0], [-1000, 400], 2],
         [[1.0, 1.0], [0, 255], 3],
     ]
+
+
+@pytest.mark.parametrize(("start", "told"), zip(STARTS, ({"threshold": 0.1}, {}), strict=True))
+def test_a_step_of_a_run_can_ask_for_its_config_and_for_what_the_command_said(start, told, file):
+    step = "$here.seen.append(engines.running_config())"
+    Path(file).write_text(json.dumps(CONFIG | {"run": ["$engines.check_settings()", step]}))
+    start(file, threshold=0.1)
+    config, settings = seen[0]
+    assert (config["threshold"], config["folder"]) == (0.1, CONFIG["folder"])
+    assert settings == told
+
+
+def test_outside_of_a_run_there_is_no_config():
+    assert running_config() == ({}, {})
 
 
 def test_outside_of_a_run_there_is_nothing_to_check():

@@ -1,0 +1,209 @@
+"""From a run's folder to one JSON-able structure, and to `report.html`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import cases as find
+from ..files import PathLike, write
+from .cases import add_volumes, case_rows, shared_threshold
+from .curves import label_curves, threshold_curve, volume_agreement
+from .page import page
+from .pictures import find_picture, pictures, thumbnail
+from .scores import baselines, facts, headline, supervision
+from .tables import Run, read_run
+
+PICTURES = 2**21  # bytes of all montages: with the viewer and the thumbnails the page has less than 5 MB
+BINARY = ("picture", "thumbnail", "volumes")  # keys of base64
+# A path from the root of a file system: the page names files by their last part alone.
+ABSOLUTE = re.compile(r"(?:(?<![\w./])/|\b[A-Za-z]:[\\/]|\\\\)(?:[^\s/\\'\",;:()]+[\\/])+(?=[^\s/\\'\",;:()]*)")
+
+
+def write_report(run_dir: PathLike, **options: Any) -> Path:
+    """Write `report.html` into a run's folder; arguments as `build_report`.
+
+    Returns:
+        The page.
+    """
+    path = Path(run_dir) / "report.html"
+    write(path, page(build_report(run_dir, **options)))
+    return path
+
+
+def build_report(
+    run_dir: PathLike,
+    *,
+    files: Mapping[str, Mapping[str, Any]] | None = None,
+    max_embedded: int = 8,
+    max_mb: float = 15.0,
+) -> dict[str, Any]:
+    """All that the page shows, as plain data: nothing is scored anew but the raw map over thresholds.
+
+    Args:
+        run_dir: what an inference or an evaluation has written.
+        files: `image` and `label` of the cases by name; by default those that `run.json` names. A ground-truth mask is
+            opened only where the run has scored it, too.
+        max_embedded: so many cases can be looked at in three planes, from the top of the list; the others have their
+            picture.
+        max_mb: of all embedded volumes.
+
+    Returns:
+        `run`, `headline`, `facts`, `supervision`, `baselines`, `cases`, `stops`, `curves`, `provenance`.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: a file is damaged, or of another case.
+    """
+    run = read_run(run_dir)
+    rows = case_rows(run)
+    known = dict(files if files is not None else run.record.get("files", {}))
+    for case in known:
+        if case not in run.metrics:
+            known[case] = {key: value for key, value in known[case].items() if key != "label"}
+    threshold = shared_threshold(rows)
+    stops, scores = add_volumes(
+        run, rows, known, max_embedded=max_embedded, max_bytes=int(max_mb * 1e6), threshold=threshold
+    )
+    _add_pictures(run, rows)
+    curves: dict[str, Any] = label_curves(run)
+    curves["thresholds"] = threshold_curve(stops, scores, threshold) if stops is not None else None
+    curves["volumes"] = volume_agreement(rows)
+    report = {
+        "kind": "run",
+        "run": described(run, rows),
+        "headline": headline(run),
+        "facts": facts(run),
+        "supervision": supervision(run),
+        "baselines": baselines(run),
+        "cases": rows,
+        "stops": None if stops is None else [float(f"{stop:.5g}") for stop in stops],
+        "stop": _nearest(stops, threshold),
+        "curves": curves,
+        "provenance": provenance(run),
+    }
+    return without_paths(report, _folders(run, known))
+
+
+def find_files(
+    dataset_dir: PathLike,
+    *,
+    image_pattern: str | list[str] | None = None,
+    label_pattern: str | None = None,
+    datalist: PathLike | None = None,
+    section: str = "test",
+) -> dict[str, dict[str, Any]]:
+    """Where the cases' files lie, for runs that did not write it down; arguments as `common.data.cases`.
+
+    Raises:
+        ValueError: neither a pattern nor a datalist.
+    """
+    if not (image_pattern or datalist):
+        raise ValueError("--dataset_dir needs --image_pattern, or --datalist with --section, to find the cases' scans")
+    found = find(dataset_dir, image_pattern or "", label_pattern=label_pattern, datalist=datalist, section=section)
+    return {case["case"]: case for case in found}
+
+
+def described(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was run, on how many cases, for the head of the page."""
+    record = run.record
+    slides = any(row["area"] for row in rows)
+    return {
+        "bundle": record.get("bundle"),
+        "version": record.get("version"),
+        "task": record.get("task"),
+        "section": record.get("section"),
+        "kind": "evaluation" if run.metrics or run.labels else "inference",
+        "unit": "slide" if slides else "case",
+        "cases": len(rows),
+        "scored": len(run.metrics),
+        "failed": record.get("failed", {}),
+        "settings": record.get("settings", {}),
+        "date": record.get("began"),
+        "seconds": record.get("seconds") or sum(row["seconds"] or 0 for row in rows) or None,
+    }
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """What the figures stand on, as pairs of a name and a text; what is not recorded says so."""
+    record, weights, data = run.record, run.record.get("weights") or {}, run.record.get("data") or {}
+    if not record:
+        return [("record", "this folder has no run.json: it was written by an earlier version"), _made()]
+    chosen = {key: value for key, value in (record.get("chosen") or {}).items() if value is not None}
+    source = (weights.get("chosen_from") or {}).get("labels")
+    pairs = [
+        ("bundle", f"{record.get('bundle')} {record.get('version') or ''}"),
+        ("began, seconds", f"{record.get('began')}, {record.get('seconds')} s on {record.get('device')}"),
+        ("config (SHA-256)", record.get("config_sha256") or "not recorded"),
+        ("weights (SHA-256)", f"{weights['file']} {weights['sha256']}" if weights else "not recorded"),
+        ("datalist (SHA-256)", f"{data.get('datalist')} {data['datalist_sha256']}" if data.get("datalist") else "none"),
+        ("data: names and sizes (SHA-256)", data.get("names_and_sizes_sha256") or "not recorded"),
+        ("gate, threshold, …", "; ".join(f"{key} {_short(value)}" for key, value in chosen.items()) or "not recorded"),
+        ("chosen from", f"labels of {source}" if source else "not recorded"),
+        (
+            "settings of the command",
+            "; ".join(f"{k} {_short(v)}" for k, v in record.get("settings", {}).items()) or "none",
+        ),
+        ("versions", ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())),
+    ]
+    return [*pairs, _made()]
+
+
+def _made() -> tuple[str, str]:
+    return ("report made", time.strftime("%Y-%m-%d %H:%M"))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} {_short(part)}" for key, part in value.items()) + "}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _nearest(stops: np.ndarray | None, threshold: float | None) -> int | None:
+    """The stop that is the run's threshold; the middle one where its cases have thresholds of their own."""
+    if stops is None:
+        return None
+    return len(stops) // 2 if threshold is None else int(np.abs(stops - threshold).argmin())
+
+
+def _add_pictures(run: Run, rows: list[dict[str, Any]]) -> None:
+    paths = {row["case"]: path for row in rows if (path := find_picture(run.folder, row["case"]))}
+    texts = dict(zip(paths, pictures(paths.values(), most_bytes=PICTURES), strict=True))
+    for row in rows:
+        row["picture"] = texts.get(row["case"])
+        row["thumbnail"] = thumbnail(paths[row["case"]]) if row["case"] in paths else None
+
+
+def without_paths(value: Any, folders: Collection[str] = ()) -> Any:
+    """The value with no folder in any text: `/data/p1/flair.nii.gz` becomes `flair.nii.gz`; pictures stay.
+
+    Args:
+        value: texts, lists and dicts of them.
+        folders: that are known, so that they are found whatever their names.
+    """
+    if isinstance(value, str):
+        if "/" in value or "\\" in value:
+            for folder in folders:
+                value = value.replace(f"{folder}/", "").replace(f"{folder}\\", "").replace(folder, Path(folder).name)
+            return ABSOLUTE.sub("", value)
+        return value
+    if isinstance(value, Mapping):
+        return {key: part if key in BINARY else without_paths(part, folders) for key, part in value.items()}
+    return [without_paths(part, folders) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _folders(run: Run, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Folders of the run and of its files, the innermost first."""
+    paths = [path for case in files.values() for value in case.values() for path in _listed(value)]
+    parents = {str(Path(path).parent) for path in paths} | {str(run.folder), str(run.folder.resolve())}
+    return sorted((parent for parent in parents if len(parent) > 1), key=len, reverse=True)
+
+
+def _listed(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [part for part in values if isinstance(part, str) and Path(part).is_absolute()]

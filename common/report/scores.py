@@ -1,0 +1,167 @@
+"""The sentence of a report: the headline number with its interval, the strongest baseline beside it, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..metrics import bootstrap_by_patient
+from .tables import Run
+
+# What each baseline is, and whether it uses anything that was learned; `common.masks.BaselineMasksd` makes them.
+BASELINES = {
+    "dice_empty": ("empty mask", False),
+    "dice_tissue": ("all tissue", False),
+    "dice_baseline_threshold": ("intensity threshold", False),
+    "dice_baseline_opened": ("threshold without thin parts", False),
+    "dice_baseline_gated": ("intensity threshold, in slices that the network chose", True),
+    "dice_baseline_opened_gated": ("threshold without thin parts, in slices that the network chose", True),
+}
+PAIRS = 2000  # resamples of paired differences
+
+
+def baselines(run: Run) -> list[dict[str, Any]]:
+    """The method's mask, its raw map, and whatever competes, the best first: mean Dice with 95 % interval, median.
+
+    `better`: in how many of the cases that both score the method's Dice is higher, and `cases`, of how many.
+    `difference`: the method minus this one, paired by case, its mean and 95 % interval by patient.
+    """
+    rows = []
+    for key, scores in run.summary.items():
+        if key not in ("dice", "dice_raw") and not key.startswith(("dice_empty", "dice_tissue", "dice_baseline_")):
+            continue
+        if not isinstance(scores, Mapping) or scores.get("mean") is None:
+            continue
+        name, learned = BASELINES.get(key, (key.removeprefix("dice_baseline_").replace("_", " "), True))
+        if key in ("dice", "dice_raw"):
+            name, learned = ("this method", True) if key == "dice" else ("its raw map above the threshold", True)
+        row = {"key": key, "name": name, "learned": learned, "own": key in ("dice", "dice_raw"), **_interval(scores)}
+        rows.append(row | (compared(run.metrics, key) if key != "dice" else {}))
+    return sorted(rows, key=lambda row: -row["value"])
+
+
+def compared(metrics: Mapping[str, Mapping[str, Any]], other: str) -> dict[str, Any]:
+    """The method's Dice against another's, case by case, see `baselines`."""
+    both = [row for row in metrics.values() if row.get("dice") is not None and row.get(other) is not None]
+    if not both:
+        return {}
+    gains = np.array([row["dice"] - row[other] for row in both])
+    patients = [row.get("patient") or row["case"] for row in both]
+    low, high = bootstrap_by_patient(patients, np.mean, gains, resamples=PAIRS)
+    difference = {"value": float(gains.mean()), "low": _number(low), "high": _number(high)}
+    return {"better": int((gains > 0).sum()), "cases": len(both), "difference": difference}
+
+
+def headline(run: Run) -> dict[str, Any]:
+    """What a reader should know first: Dice where there are masks, else how labels are told apart, else counts.
+
+    Returns:
+        `measure`, `value`, `low`, `high`, `on` (whom), `note`; and `rival`, the strongest baseline, where one is known.
+    """
+    rows = baselines(run)
+    own = next((row for row in rows if row["key"] == "dice"), None)
+    if own is not None:
+        others = [row for row in rows if not row["own"]]
+        number = _count(run.summary["dice"].get("count"), len(run.metrics))
+        return {
+            "measure": "mean Dice",
+            **{key: own[key] for key in ("value", "low", "high", "median")},
+            "on": f"{_plural(number, 'case')} with a ground-truth mask",
+            "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over cases.",
+            "rival": others[0] if others else None,
+        }
+    for kind in ("volumes", "slices"):
+        scores = run.label_summary.get(kind) or {}
+        if scores.get("auc") is not None:
+            low, high = scores.get("auc_interval") or (None, None)
+            counts = f"{scores['positives']} positive and {scores['negatives']} negative {kind}"
+            return {
+                **{"measure": f"AUC of {kind}", "value": scores["auc"], "low": low, "high": high, "on": counts},
+                "note": "No mask is known: scored is how well yes/no labels are told apart. 0.5 is chance.",
+                "rival": {"name": "chance", "value": 0.5, "low": None, "high": None, "learned": False},
+            }
+    marked = sum(_marked(row) for row in run.predictions.values())
+    return {
+        **{"measure": "cases with a mask", "value": marked, "low": None, "high": None, "rival": None},
+        "on": f"of {_plural(len(run.predictions), 'case')}",
+        "note": "Neither masks nor labels are known here: nothing can be scored.",
+    }
+
+
+def facts(run: Run) -> list[dict[str, str]]:
+    """Other numbers of the first screen, each `name`, `value` and `on` whom."""
+    found = []
+    for kind in ("volumes", "slices"):
+        scores = run.label_summary.get(kind) or {}
+        counts = f"{scores.get('positives')} positive, {scores.get('negatives')} negative {kind}"
+        if scores.get("auc") is not None:
+            low, high = scores.get("auc_interval") or (None, None)
+            interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
+            found.append({"name": f"AUC of {kind}", "value": f"{scores['auc']:.3f}{interval}", "on": counts})
+        if scores.get("sensitivity") is not None and scores.get("specificity") is not None:
+            value = f"{scores['sensitivity']:.2f} / {scores['specificity']:.2f}"
+            found.append(
+                {"name": f"sensitivity / specificity of {kind}", "value": value, "on": f"{counts}, at the gate"}
+            )
+    position = (run.summary.get("slices") or {}).get("auc_position_alone")
+    if position is not None:
+        found.append(
+            {"name": "AUC of a slice's position alone", "value": f"{position:.3f}", "on": "what needs no image"}
+        )
+    milliliters = [row["volume_ml"] for row in run.predictions.values() if row.get("volume_ml") is not None]
+    if milliliters:
+        value = f"{np.median(milliliters):.1f} ml"
+        found.append({"name": "median volume of a mask", "value": value, "on": _plural(len(milliliters), "case")})
+    return found
+
+
+def supervision(run: Run) -> list[str]:
+    """How supervision was used, in sentences: labels of what, masks for what, scored on whom."""
+    weights = run.record.get("weights") or {}
+    source, seen = weights.get("chosen_from") or {}, weights.get("seen") or {}
+    lines = []
+    if not weights:
+        lines.append("What the weights learned from is not recorded in this folder.")
+    elif not source and not seen.get("cases"):
+        lines.append("Nothing beside the weights says what they learned from, or what chose their settings.")
+    if seen.get("cases"):
+        patients = f" of {_plural(seen['patients'], 'patient')}" if seen.get("patients") else ""
+        lines.append(f"Training saw {_plural(seen['cases'], 'case')}{patients}.")
+    if source:
+        labels = f"yes/no labels of {source['labels']}" if source.get("labels") else "what is told below"
+        cases = f" of {_plural(source['cases'], 'case')}" if source.get("cases") else ""
+        counts = f" ({source['positives']} positive, {source['negatives']} negative)" if "positives" in source else ""
+        lines.append(f"Gate, threshold and smallest volume were chosen from {labels}{cases}{counts}.")
+        masks = source.get("masks", "not recorded")
+        lines.append(f"Masks used for these choices: {masks}.")
+        if source.get("pseudo_masks"):
+            lines.append(f"Pseudo-masks of the training came from: {source['pseudo_masks']}.")
+    scored = len(run.metrics)
+    if scored:
+        where = f" of the {run.record['section']} section" if run.record.get("section") else ""
+        lines.append(f"Masks of {_plural(scored, 'case')}{where} were opened here to score, after all was chosen.")
+    else:
+        lines.append("No ground-truth mask was opened here.")
+    return lines
+
+
+def _interval(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {"value": scores["mean"], **{key: scores.get(key) for key in ("low", "high", "median", "count")}}
+
+
+def _marked(row: Mapping[str, Any]) -> bool:
+    return any(bool(value) for key, value in row.items() if key == "volume_ml" or key.startswith("area_mm2_"))
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _count(value: Any, default: int) -> int:
+    return default if value is None else int(value)
+
+
+def _plural(number: float, noun: str) -> str:
+    return f"{int(number)} {noun}{'' if int(number) == 1 else 's'}"

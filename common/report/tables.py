@@ -1,0 +1,108 @@
+"""What a run leaves in its folder, read back: tables, scores, and the record of what was run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..files import PathLike
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder as plain data; what the run did not write is empty.
+
+    Attributes:
+        folder: where it lies.
+        predictions: rows of `predictions.csv`, in its order, by case.
+        metrics: rows of `metrics.csv` by case: scores against ground-truth masks.
+        labels: rows of `labels.csv` by case: yes/no labels of volumes.
+        slices: rows of `slices.csv`: labels of slices.
+        summary: `summary.json`.
+        label_summary: `labels.json`.
+        record: `run.json`, see `common.report.record`.
+    """
+
+    folder: Path
+    predictions: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    labels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slices: list[dict[str, Any]] = field(default_factory=list)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    label_summary: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_run(folder: PathLike) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        FileNotFoundError: it holds no `predictions.csv`.
+        ValueError: a file is damaged; the message names it.
+    """
+    folder = Path(folder)
+    if not (folder / "predictions.csv").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no predictions.csv: give the output_dir of an inference or evaluation, or of a training"
+        )
+    return Run(
+        folder=folder,
+        predictions=_by_case(read_rows(folder / "predictions.csv")),
+        metrics=_by_case(read_rows(folder / "metrics.csv")),
+        labels=_by_case(read_rows(folder / "labels.csv")),
+        slices=read_rows(folder / "slices.csv"),
+        summary=_json(folder / "summary.json"),
+        label_summary=_json(folder / "labels.json"),
+        record=_json(folder / RECORD),
+    )
+
+
+def read_rows(path: PathLike) -> list[dict[str, Any]]:
+    """Rows of a table that `common.files.write_csv` wrote; numbers as numbers, what is empty or undefined as None.
+
+    Names stay texts, whatever they look like. No file gives no row.
+
+    Raises:
+        ValueError: it is no table of text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{key: _value(key, text) for key, text in row.items() if key} for row in csv.DictReader(file)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a table ({error}); run the bundle again") from error
+
+
+def _value(key: str, text: str | None) -> Any:
+    if text is None or text == "":
+        return None
+    if key in ("case", "patient", "warnings"):
+        return text.removeprefix("'")
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return None if math.isnan(number) else number
+
+
+def _by_case(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["case"]: row for row in rows}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error}); run the bundle again") from error
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,91 @@
+"""A run as `CaseWriter`, `CaseScores` and `LabelScores` leave it, made by hand: four cases, one of them healthy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.files import write_csv, write_json
+from common.handlers import draw_montage
+from common.metrics import dice, summarize
+from tests.pipeline import affine_of, save
+
+SHAPE = (40, 36, 8)
+AFFINE = affine_of("LPS", (1.0, 1.5, 4.0), SHAPE, degrees=10.0)
+THRESHOLD = 0.4
+CASES = ("p1", "p2", "p3", "p4")
+
+
+def volumes(number: int) -> dict[str, np.ndarray]:
+    """Scan, heatmap, mask and truth of a case: two blobs of heat; the truth is one of them, shifted more and more."""
+    x, y, z = np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij")
+
+    def blob(at: tuple[int, int, int], width: float) -> np.ndarray:
+        return np.exp(-(((x - at[0]) / width) ** 2 + ((y - at[1]) / width) ** 2 + ((z - at[2]) / 2) ** 2))
+
+    organ = ((x - 20) / 11) ** 2 + ((y - 18) / 9) ** 2 < 1
+    heat = np.where(organ, blob((15, 18, 3), 4) + (0.6 + 0.1 * number) * blob((26, 18, 5), 3) + 0.01, 0)
+    truth = (blob((15 + 2 * number, 18, 3), 4) > 0.5) & organ & (number < 3)
+    noise = np.random.default_rng(number).normal(0, 5, SHAPE)
+    return {
+        "image": np.where(organ, 100 + 80 * truth + noise, 0).astype(np.float32),
+        "heat": heat.astype(np.float32),
+        "mask": ((heat > THRESHOLD) & (x < 21)).astype(np.uint8),
+        "truth": truth.astype(np.uint8),
+    }
+
+
+def write_run(folder: Path, data: Path, *, scored: bool = True, record: bool = True) -> Path:
+    """The folder of a run over scans in `data`."""
+    predictions, metrics, labels, slices, files = [], [], [], [], {}
+    milliliter = abs(np.linalg.det(AFFINE[:3, :3])) / 1000
+    for number, case in enumerate(CASES):
+        found = volumes(number)
+        mask, truth = found["mask"] > 0, found["truth"] > 0
+        files[case] = {key: save(data / case / f"{key}.nii.gz", found[key], AFFINE) for key in ("image", "truth")}
+        files[case]["label"] = files[case].pop("truth")
+        save(folder / f"{case}_heatmap.nii.gz", found["heat"], AFFINE)
+        save(folder / f"{case}_seg.nii.gz", found["mask"], AFFINE)
+        draw_montage(found["image"], found["heat"], found["mask"], truth, affine=AFFINE, height=96).save(
+            folder / f"{case}_montage.png"
+        )
+        shared = {"case": case, "patient": case}
+        probability = 0.9 - 0.1 * number
+        predictions.append(
+            {
+                "case": case,
+                **{"probability_none": round(1 - probability, 4), "probability_tumor": probability},
+                **{"threshold": THRESHOLD, "volume_ml": round(mask.sum() * milliliter, 3), "seconds": 1.0},
+                "warnings": "/data/scans/p2/image.nii.gz is odd" if case == "p2" else "",
+            }
+        )
+        scores = {"dice": dice(mask, truth), "dice_raw": dice(found["heat"] > THRESHOLD, truth), "dice_empty": 0.0}
+        scores |= {"dice_baseline_threshold": 0.3, "dice_baseline_gated": 0.2 + 0.1 * number}
+        metrics.append({**shared, **{key: round(value, 4) for key, value in scores.items()}})
+        labels.append({**shared, "positive": int(truth.any()), "probability": probability})
+        for z in range(SHAPE[2]):
+            positive = int(truth[..., z].any())
+            slices.append(
+                {**shared, "slice": z, "positive": positive, "probability": 0.2 + 0.5 * positive + 0.03 * number}
+            )
+    write_csv(folder / "predictions.csv", predictions)
+    if scored:
+        write_csv(folder / "metrics.csv", metrics)
+        write_csv(folder / "labels.csv", labels)
+        write_csv(folder / "slices.csv", slices)
+        names = [key for key in metrics[0] if key not in ("case", "patient")]
+        write_json(folder / "summary.json", {k: summarize([row[k] for row in metrics]) for k in names})
+        volumes_ = {"positives": 3, "negatives": 1, "auc": 1.0, "auc_interval": [1.0, 1.0], "sensitivity": 1.0}
+        write_json(folder / "labels.json", {"gate": 0.5, "volumes": volumes_ | {"specificity": 0.0}})
+    if record:
+        write_json(folder / "run.json", {"bundle": "gp_unet_brats", "version": "0.1.0", "files": files})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory) -> Path:
+    """Scored, with a record; tests leave it as it is."""
+    home = tmp_path_factory.mktemp("run")
+    return write_run(home / "eval", home / "data")

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import common.report.page
+from common.metrics import dice
+from common.report import build_report, find_files, write_report
+from common.report.build import without_paths
+from tests.pipeline import save
+from tests.report.conftest import CASES, volumes, write_run
+
+
+@pytest.fixture(scope="module")
+def report(run_dir) -> dict:
+    return build_report(run_dir, max_embedded=2)
+
+
+def rows(report: dict) -> dict[str, dict]:
+    return {row["case"]: row for row in report["cases"]}
+
+
+def test_a_report_is_json(report):
+    assert json.loads(json.dumps(report))["kind"] == "run"
+
+
+def test_the_first_cases_carry_volumes_and_the_others_their_picture(report):
+    assert report["cases"][0]["case"] == "p4"  # marked, though nothing is there: Dice 0
+    assert ["volumes" in row for row in report["cases"]] == [True, True, False, False]
+    assert all(row["picture"] and row["thumbnail"] for row in report["cases"])
+
+
+def test_figures_of_a_case_are_those_of_its_files(report):
+    for number, case in enumerate(CASES):
+        found, row = volumes(number), rows(report)[case]
+        assert row["components"] == 1
+        assert row["truth_ml"] == pytest.approx(found["truth"].sum() * 0.006, abs=1e-3)
+        assert row["dice"] == pytest.approx(dice(found["mask"], found["truth"]), abs=5e-5)
+
+
+def test_at_the_runs_threshold_the_slider_shows_the_raw_dice_of_the_scores(report):
+    for row in report["cases"][:2]:
+        assert report["stops"][report["stop"]] == row["threshold"] == 0.4
+        assert row["table"]["dice"][report["stop"]] == pytest.approx(row["rivals"]["dice_raw"], abs=1e-4)
+
+
+def test_dice_over_thresholds_is_of_all_cases_with_a_mask(report):
+    assert report["curves"]["thresholds"]["cases"] == 4
+    assert len(report["curves"]["volumes"]["x"]) == 4
+
+
+def test_no_folder_is_named(run_dir, report, tmp_path):
+    text = json.dumps(report)
+    assert str(run_dir.parent) not in text
+    assert "/data/scans" not in text
+    assert rows(report)["p2"]["warnings"] == "image.nii.gz is odd"
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("p1 failed: /my scans/p1/scan.nii.gz", "p1 failed: scan.nii.gz"),
+        ("/data/a/b.nii.gz: no file (in /data/c.nii)", "b.nii.gz: no file (in c.nii)"),
+        (r"C:\scans\p1\flair.nii.gz is cut off", "flair.nii.gz is cut off"),
+        ("yes/no labels, 3/4 cases, probability 0.1/0.9, m/s", "yes/no labels, 3/4 cases, probability 0.1/0.9, m/s"),
+    ],
+)
+def test_paths_lose_their_folders_and_other_texts_stay(text, without):
+    assert without_paths({"a": [text]}, ["/my scans/p1"]) == {"a": [without]}
+
+
+def test_a_mask_that_the_run_did_not_score_is_not_opened(tmp_path):
+    folder = write_run(tmp_path / "eval", tmp_path / "data", scored=False)
+    for case in CASES:
+        (tmp_path / "data" / case / "truth.nii.gz").write_bytes(b"not to be read")
+    report = build_report(folder)
+    assert all("truth_ml" not in row and "truth" not in row["volumes"] for row in report["cases"])
+    assert report["headline"]["measure"] == "cases with a mask"
+    assert [row["case"] for row in report["cases"]] == list(CASES)  # the most suspicious first
+
+
+def test_a_run_without_a_record_is_told_where_its_scans_are(tmp_path):
+    folder = write_run(tmp_path / "eval", tmp_path / "data", record=False)
+    assert all("volumes" not in row for row in build_report(folder)["cases"])
+    files = find_files(tmp_path / "data", image_pattern="*/image.nii.gz", label_pattern="*/truth.nii.gz")
+    assert all(
+        row["volumes"].keys() >= {"image", "heat", "mask", "truth"}
+        for row in build_report(folder, files=files)["cases"]
+    )
+    with pytest.raises(ValueError, match="--image_pattern, or --datalist"):
+        find_files(tmp_path / "data")
+
+
+def test_volumes_that_take_too_much_room_are_left_to_the_pictures(run_dir):
+    assert all("volumes" not in row for row in build_report(run_dir, max_mb=0.001)["cases"])
+
+
+def test_another_scan_than_the_runs_is_refused(run_dir, tmp_path):
+    other = {case: {"image": save(tmp_path / "image.nii.gz", np.ones((9, 9, 9), np.uint8))} for case in CASES}
+    with pytest.raises(ValueError, match=r"case p4: the scan .* is not that of the run"):
+        build_report(run_dir, files=other)
+
+
+def test_tables_alone_are_enough(run_dir, tmp_path):
+    for path in run_dir.glob("*.csv"):
+        shutil.copy(path, tmp_path)
+    report = build_report(tmp_path)
+    assert report["stops"] is None
+    assert [row["picture"] for row in report["cases"]] == [None] * 4
+    assert write_report(tmp_path).is_file()
+
+
+def test_the_page_without_the_viewer_says_how_to_get_it(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEAKSEG_CACHE", str(tmp_path))
+    text = common.report.page.page(build_report(run_dir, max_embedded=1))
+    assert '"viewer":null' in text
+    assert "python -m common report --get_viewer true" in text
+    assert len(text) < 10**6
+
+
+def test_a_hostile_name_ends_no_script(report):
+    hostile = "</script><script>alert(1)</script><!--"
+    text = common.report.page.page(report | {"supervision": [hostile], "cases": []})
+    assert hostile not in text
+    assert text.count("</script>") == text.count("<script")
+
+
+def test_levels_of_heat_are_the_same_in_all_cases(report):
+    assert len(report["stops"]) == 255
+    assert np.diff(report["stops"]).min() > 0

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from common.report.scores import baselines, facts, headline, supervision
+from common.report.tables import Run, read_run
+
+
+@pytest.fixture
+def run(run_dir) -> Run:
+    return read_run(run_dir)
+
+
+def test_the_headline_is_the_mean_dice_with_the_strongest_baseline_beside_it(run):
+    head = headline(run)
+    assert head["value"] == pytest.approx(run.summary["dice"]["mean"])
+    assert (head["low"], head["high"]) == (run.summary["dice"]["low"], run.summary["dice"]["high"])
+    assert head["on"] == "4 cases with a ground-truth mask"
+    assert head["rival"]["key"] == "dice_baseline_gated"  # .35 on average, against .3 of the plain threshold
+    assert head["rival"]["learned"]
+
+
+def test_the_raw_map_of_the_method_is_no_baseline_of_it(run):
+    summary = dict(run.summary) | {"dice_raw": dict(run.summary["dice"]) | {"mean": 0.99}}
+    assert headline(replace(run, summary=summary))["rival"]["key"] == "dice_baseline_gated"
+
+
+def test_the_method_is_compared_with_each_baseline_case_by_case(run):
+    dices = [row["dice"] for row in run.metrics.values()]
+    threshold = next(row for row in baselines(run) if row["key"] == "dice_baseline_threshold")
+    assert (threshold["better"], threshold["cases"]) == (sum(dice > 0.3 for dice in dices), 4)
+    assert threshold["difference"]["value"] == pytest.approx(sum(dices) / 4 - 0.3)
+    assert threshold["difference"]["low"] <= threshold["difference"]["value"] <= threshold["difference"]["high"]
+    assert not threshold["learned"]
+
+
+def test_without_masks_the_headline_is_how_labels_are_told_apart(run):
+    head = headline(replace(run, summary={}, metrics={}))
+    assert (head["measure"], head["value"], head["on"]) == (
+        *("AUC of volumes", 1.0),
+        "3 positive and 1 negative volumes",
+    )
+    assert head["rival"]["value"] == 0.5
+
+
+def test_without_labels_nothing_is_scored_and_cases_are_counted(run):
+    head = headline(replace(run, summary={}, metrics={}, label_summary={}))
+    assert (head["measure"], head["value"], head["rival"]) == ("cases with a mask", 4, None)
+    assert "nothing can be scored" in head["note"]
+
+
+def test_facts_name_whom_they_are_of(run):
+    found = {fact["name"]: fact for fact in facts(run)}
+    assert found["AUC of volumes"]["value"] == "1.000 (1.00 to 1.00)"
+    assert found["AUC of volumes"]["on"] == "3 positive, 1 negative volumes"
+    assert found["sensitivity / specificity of volumes"]["on"].endswith("at the gate")
+
+
+def test_supervision_says_labels_of_what_and_masks_for_what(run):
+    source = {"labels": "slices", "masks": "none", "cases": 12, "patients": 12, "positives": 152, "negatives": 177}
+    weights = {"seen": {"cases": 64, "patients": 60}, "chosen_from": source}
+    said = " ".join(supervision(replace(run, record={"weights": weights, "section": "test"})))
+    assert "Training saw 64 cases of 60 patients." in said
+    assert "chosen from yes/no labels of slices of 12 cases (152 positive, 177 negative)." in said
+    assert "Masks used for these choices: none." in said
+    assert "Masks of 4 cases of the test section were opened here to score" in said
+
+
+def test_what_is_not_recorded_is_not_claimed(run):
+    assert "not recorded" in supervision(replace(run, record={}))[0]
+    said = " ".join(supervision(replace(run, record={"weights": {"sha256": "0"}}, metrics={})))
+    assert "Nothing beside the weights says" in said
+    assert "No ground-truth mask was opened here." in said
+
+
+def test_masks_that_chose_settings_are_named(run):
+    weights = {"chosen_from": {"masks": "12 cases, to choose these settings", "cases": 12}}
+    said = " ".join(supervision(replace(run, record={"weights": weights})))
+    assert "Masks used for these choices: 12 cases, to choose these settings." in said
+    assert "yes/no labels" not in said
