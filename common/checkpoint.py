@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import hashlib
 import json
 import logging
 import math
@@ -112,7 +113,8 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
     """What goes with weights wherever they go: the `.json` of the same name beside them; empty if there is none.
 
     `seen`: what their training images look like (`common.preprocessing.seen`). `trained`: keys of the config that the
-    weights depend on. `chosen`: gate, threshold and the like, and under `chosen_from` what they were chosen from.
+    weights depend on. `chosen`: gate, threshold and the like, and under `chosen_from` what they were chosen from and
+    for which weights.
 
     Raises:
         ValueError: the file is no JSON.
@@ -128,8 +130,14 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def add_beside(ckpt: str | os.PathLike[str], **parts: Any) -> None:
-    """Write parts of the `.json` beside weights; its other parts are kept."""
+    """Write parts of the `.json` beside weights; its other parts are kept. `chosen_from` names the weights, too."""
+    if "chosen_from" in parts and Path(ckpt).is_file():
+        parts["chosen_from"] = parts["chosen_from"] | {"weights_sha256": _digest(ckpt)}
     write_json(Path(ckpt).with_suffix(".json"), read_beside(ckpt) | parts)
+
+
+def _digest(path: str | os.PathLike[str]) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 class Chosen(dict):
@@ -152,8 +160,18 @@ def read_chosen(ckpt: str | os.PathLike[str]) -> Chosen:
 
     Example:
         `"gate": "$float(@chosen['gate'])"` in `inference.json`, where `--gate 0.5` overrides it.
+
+    Raises:
+        ValueError: they were chosen for other weights than those that lie beside them.
     """
-    return Chosen(read_beside(ckpt).get("chosen", {}), Path(ckpt).with_suffix(".json"))
+    content, path = read_beside(ckpt), Path(ckpt).with_suffix(".json")
+    digest = content.get("chosen_from", {}).get("weights_sha256")
+    if digest and Path(ckpt).is_file() and digest != _digest(ckpt):
+        raise ValueError(
+            f"gate and thresholds in {path} were chosen for other weights than {ckpt}: copy the .json that belongs to "
+            "them, or choose anew by calibrate_labels.json (with masks, calibrate.json)"
+        )
+    return Chosen(content.get("chosen", {}), path)
 
 
 class TrainingCheckpoint:
