@@ -17,6 +17,7 @@ from ..checkpoint import read_beside
 from ..data import SECTIONS, Case, label_counts, label_of, labels_slices, load_datalist
 from ..engines.settings import plain, tops
 from ..files import write, write_json
+from ..handlers.label_calibration import FEW
 from ..images import read_grid
 from .arguments import read_json
 from .console import logged, step
@@ -26,7 +27,6 @@ from .run import bundle_root, for_configs, names, run_bundle
 
 # Seconds on two CPU cores for one epoch over 1,000 slices (for `tonno_mosmed`: planes), and one volume of masks.
 COSTS = {"gp_unet_brats": (12, 1), "ensemble_gradcam_brats": (40, 2), "insight_ct": (3, 8), "tonno_mosmed": (20, 20)}
-FEW = 4  # labels of a kind: with fewer in validation, training patients are calibrated on, too
 
 
 def fit(

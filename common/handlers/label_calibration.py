@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from ..files import PathLike, write_csv, write_json
 from ..images import as_array, spacing_of
 from ..masks import MapsToMaskd, choose_gate, heat_threshold, otsu, smallest_volume, volume_gate, volume_ml
 from .base import CaseHandler
+
+logger = logging.getLogger(__name__)
+FEW = 4  # labels of a kind: with fewer, chance decides
 
 
 class LabelCalibration(CaseHandler):
@@ -115,6 +119,11 @@ class LabelCalibration(CaseHandler):
     def _write(self) -> None:
         of_slices = any(row["labels"] is not None for row in self.rows)
         probabilities, labels = self._labeled()
+        fewest = int(min(np.sum(labels), len(labels) - np.sum(labels)))
+        if 0 < fewest < FEW:  # none is an error
+            kind = "positive" if 2 * np.sum(labels) < len(labels) else "negative"
+            what = f"{fewest} {kind} {'slices' if of_slices else 'volumes'}"
+            logger.warning("gate and threshold hang on %s; let more decide: --section training+validation", what)
         gate = choose_gate(probabilities, labels, sensitivity=self.sensitivity)
         start, quantile = dict(self.start), self.quantile
         if not of_slices:

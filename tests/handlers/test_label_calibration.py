@@ -51,6 +51,14 @@ def test_gate_and_threshold_follow_the_labels_of_slices_and_lie_beside_the_weigh
     assert (source["labels"], source["masks"], source["positives"], source["negatives"]) == ("slices", "none", 2, 10)
 
 
+def test_few_labels_of_a_kind_are_warned_of(tmp_path, caplog):
+    calibrate(tmp_path, SLICES)
+    assert "gate and threshold hang on 2 positive slices; let more decide" in caplog.text
+    caplog.clear()
+    calibrate(tmp_path, {"ill": [0, 1, 1, 1, 1, 0], "well": [0] * 6})
+    assert "hang on" not in caplog.text
+
+
 def test_one_label_a_volume_gives_a_low_gate_and_asks_for_a_smallest_volume(tmp_path):
     options = {"quantile": 0.9, "refine": None}
     items, cases = items_of({"ill": 1, "well": 0, "odd": 0, "fine": 0})
