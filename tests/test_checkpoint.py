@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ from torch.optim import lr_scheduler
 
 from common.checkpoint import (
     TrainingCheckpoint,
-    add_beside,
     load_weights,
-    read_beside,
-    read_chosen,
     save_weights,
     unwrapped,
     usable_device,
@@ -295,32 +291,3 @@ class TestBestOf:
     def test_a_resumed_training_remembers_what_was_reached(self, tmp_path):
         self.train(tmp_path, [0.5, 0.8])
         assert self.train(tmp_path, [0.5, 0.8, 0.7, 0.8])["model.pt"] == [2, 4]
-
-
-def test_what_lies_beside_weights_is_kept_part_by_part(tmp_path):
-    add_beside(tmp_path / "model.pt", seen={"cases": 3}, chosen={"gate": 0.5})
-    add_beside(tmp_path / "model.pt", chosen={"gate": 0.25})
-    assert read_beside(tmp_path / "model.pt") == {"seen": {"cases": 3}, "chosen": {"gate": 0.25}}
-    assert read_chosen(tmp_path / "model.pt")["gate"] == 0.25
-
-
-def test_what_was_chosen_for_other_weights_is_refused(tmp_path):
-    for name in ("one", "other"):
-        (tmp_path / f"{name}.pt").write_bytes(name.encode())
-        add_beside(tmp_path / f"{name}.pt", chosen={"gate": 0.5}, chosen_from={"labels": "slices"})
-    assert read_chosen(tmp_path / "one.pt")["gate"] == 0.5
-    shutil.copy2(tmp_path / "other.json", tmp_path / "one.json")
-    with pytest.raises(ValueError, match=r"one\.json were chosen for other weights than .*one\.pt: copy the \.json"):
-        read_chosen(tmp_path / "one.pt")
-
-
-def test_a_setting_that_was_never_chosen_is_refused_with_what_to_do(tmp_path):
-    assert read_beside(tmp_path / "model.pt") == {}
-    with pytest.raises(ValueError, match=r"model\.json holds no 'gate'.*calibrate_labels\.json.*--gate"):
-        read_chosen(tmp_path / "model.pt")["gate"]
-
-
-def test_a_broken_file_beside_weights_is_named(tmp_path):
-    (tmp_path / "model.json").write_text("{")
-    with pytest.raises(ValueError, match=r"model\.json: not a JSON file"):
-        read_beside(tmp_path / "model.pt")

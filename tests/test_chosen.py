@@ -1,0 +1,38 @@
+"""What lies beside weights, and goes with them."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from common.checkpoint import add_beside, read_beside, read_chosen
+
+
+def test_what_lies_beside_weights_is_kept_part_by_part(tmp_path):
+    add_beside(tmp_path / "model.pt", seen={"cases": 3}, chosen={"gate": 0.5})
+    add_beside(tmp_path / "model.pt", chosen={"gate": 0.25})
+    assert read_beside(tmp_path / "model.pt") == {"seen": {"cases": 3}, "chosen": {"gate": 0.25}}
+    assert read_chosen(tmp_path / "model.pt")["gate"] == 0.25
+
+
+def test_what_was_chosen_for_other_weights_is_refused(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.pt").write_bytes(name.encode())
+        add_beside(tmp_path / f"{name}.pt", chosen={"gate": 0.5}, chosen_from={"labels": "slices"})
+    assert read_chosen(tmp_path / "one.pt")["gate"] == 0.5
+    shutil.copy2(tmp_path / "other.json", tmp_path / "one.json")
+    with pytest.raises(ValueError, match=r"one\.json were chosen for other weights than .*one\.pt: copy the \.json"):
+        read_chosen(tmp_path / "one.pt")
+
+
+def test_a_setting_that_was_never_chosen_is_refused_with_what_to_do(tmp_path):
+    assert read_beside(tmp_path / "model.pt") == {}
+    with pytest.raises(ValueError, match=r"model\.json holds no 'gate'.*calibrate_labels\.json.*--gate"):
+        read_chosen(tmp_path / "model.pt")["gate"]
+
+
+def test_a_broken_file_beside_weights_is_named(tmp_path):
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model\.json: not a JSON file"):
+        read_beside(tmp_path / "model.pt")
