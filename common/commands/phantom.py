@@ -8,7 +8,9 @@ from ..data import make_datalist, write_datalist
 from ..datasets import folder, write_phantom
 
 
-def phantom(output_dir: str, cases: int = 24, seed: int = 0, healthy_fraction: float = 0.15) -> None:
+def phantom(
+    output_dir: str, cases: int = 24, seed: int = 0, healthy_fraction: float = 0.15, kind: str = "plain"
+) -> None:
     """Write a small data set with known truth, and its datalist.
 
     Args:
@@ -16,17 +18,29 @@ def phantom(output_dir: str, cases: int = 24, seed: int = 0, healthy_fraction: f
         cases: number of volumes.
         seed: of volumes and split.
         healthy_fraction: share of volumes without a lesion.
+        kind: `plain`, whose bright lesions a threshold finds, or `clinic`, where it takes learning: bodies as bright
+            in every head, lesions partly as dark as brain, two scanners.
 
     Example:
         `python -m common phantom DIR --cases 40`
     """
-    print(phantom_dataset(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction))
+    print(phantom_dataset(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction, kind=kind))
 
 
-def phantom_dataset(output_dir: str | Path, *, cases: int = 24, seed: int = 0, healthy_fraction: float = 0.15) -> Path:
-    """Write the phantom and its datalist (half training, a fifth validation, the rest test); returns the folder."""
+def phantom_dataset(
+    output_dir: str | Path,
+    *,
+    cases: int = 24,
+    seed: int = 0,
+    healthy_fraction: float = 0.15,
+    kind: str = "plain",
+) -> Path:
+    """Write the phantom and its datalist (half training, a fifth validation, the rest test); returns the folder.
+
+    Of `clinic` each section holds its share of the healthy.
+    """
     output_dir = Path(output_dir)
-    write_phantom(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction)
+    write_phantom(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction, kind=kind)
     datalist = make_datalist(
         folder(output_dir),
         name="phantom",
@@ -35,6 +49,7 @@ def phantom_dataset(output_dir: str | Path, *, cases: int = 24, seed: int = 0, h
         dataset_dir=output_dir,
         fractions=(0.5, 0.2, 0.3),
         seed=seed,
+        stratify=kind == "clinic",
     )
     write_datalist(output_dir / "datalist.json", datalist)
     return output_dir

@@ -1,5 +1,6 @@
 """Data sets as their owners publish them, plain folders and a phantom, read into cases for a datalist."""
 
+from .clinic import clinic_case
 from .figshare import cheng
 from .folders import folder
 from .mri import brats2020, decathlon, kaggle_3m
@@ -19,6 +20,7 @@ __all__ = [
     "brats2020",
     "camelyon16",
     "cheng",
+    "clinic_case",
     "decathlon",
     "duke",
     "folder",

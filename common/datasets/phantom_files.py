@@ -10,7 +10,10 @@ import numpy as np
 
 from ..data import Case
 from ..files import PathLike, atomic_path
+from .clinic import SCANNERS, clinic_case
 from .phantom import MODALITIES, phantom_case
+
+KINDS = ("plain", "clinic")
 
 
 def _orientation(code: str) -> np.ndarray:
@@ -29,6 +32,7 @@ def write_phantom(
     modalities: int = 1,
     healthy_fraction: float = 0.15,
     axcodes: str | Sequence[str] = "LPS",
+    kind: str = "plain",
     seed: int = 0,
 ) -> list[Case]:
     """Write a phantom data set as `<case>/<modality>.nii.gz` (float32) and `<case>/mask.nii.gz` (int16).
@@ -42,18 +46,22 @@ def write_phantom(
         healthy_fraction: share of the cases without a lesion, rounded.
         axcodes: orientation of the files, e.g. `"RAS"`; given several, the cases take them in turn. Array and
             affine change together, so the head stays where it is.
+        kind: `plain`: bright lesions, as `phantom_case` draws them; `clinic`: lesions that are told from bodies as
+            bright by texture and edge, of two scanners in turn, as `clinic_case` does.
         seed: the same seed gives the same data.
 
     Returns:
         Cases with absolute paths, `patient` and `cls` per slice, inferior→superior.
 
     Raises:
-        ValueError: no case, `axcodes` that name no orientation, or as `phantom_case`.
+        ValueError: no case, `axcodes` that name no orientation, an unknown kind, or as `phantom_case`.
     """
     codes = [axcodes] if isinstance(axcodes, str) else list(axcodes)
     targets = [_orientation(code) for code in codes]
     if cases < 1:
         raise ValueError(f"cases must be 1 or more; got {cases}.")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}.")
     out_dir = Path(out_dir).absolute()
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])  # LPS array in NIfTI's RAS+ world
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)  # origin in the middle of the volume
@@ -63,7 +71,11 @@ def write_phantom(
         # Healthy cases are spread evenly: one wherever the running total passes a whole number.
         ill = (number + 1) * healthy // cases == number * healthy // cases
         rng = np.random.default_rng([seed, number])
-        image, mask, _ = phantom_case(rng, shape, modalities=modalities, lesion=ill)
+        if kind == "clinic":
+            scanner = number % len(SCANNERS)
+            image, mask, _ = clinic_case(rng, shape, modalities=modalities, lesion=ill, scanner=scanner)
+        else:
+            image, mask, _ = phantom_case(rng, shape, modalities=modalities, lesion=ill)
         name = f"phantom_{number:03d}"
         volumes = dict(zip(MODALITIES, image, strict=False)) | {"mask": mask.astype(np.int16)}
         turn = nib.orientations.ornt_transform(nib.io_orientation(affine), targets[number % len(targets)])
