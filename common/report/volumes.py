@@ -149,7 +149,7 @@ def _focus(volumes: CaseVolumes, axis: int) -> list[float]:
     others = tuple(a for a in range(3) if a != axis)
     z = int(weights.sum(axis=others).argmax())
     plane = np.argwhere(np.moveaxis(weights, axis, 0)[z]).mean(axis=0)
-    voxel = np.insert(plane, axis, z)
+    voxel = np.insert(plane.round(), axis, z)  # its center, from which keys step
     return [round(float(v), 2) for v in nib.affines.apply_affine(volumes.affine, voxel)]
 
 

@@ -121,6 +121,7 @@ function start(row) {
     if (current.row !== row) return;
     viewer = viewer || await startViewer();
     await showVolumes(row);
+    if (current.row !== row) return; // meanwhile one has gone on
     setView(current.view);
     for (const name of ["mask", "truth"]) setOpacity(name, current.on[name] ? 1 : 0);
     if (row.table) moveTo(current.stop);

@@ -25,7 +25,7 @@ const screen = make("div", { class: "screen" }, canvas);
 
 async function startViewer() {
   const made = new niivue.Niivue({
-    backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 1, crosshairWidthUnit: "mm", show3Dcrosshair: true, isNearestInterpolation: true,
+    backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 0.6, crosshairWidthUnit: "mm", show3Dcrosshair: true, isNearestInterpolation: true,
     isColorbar: false, isRadiologicalConvention: true, dragAndDropEnabled: false, multiplanarShowRender: 1, multiplanarPadPixels: 4,
     isOrientCube: false, loadingText: "", logLevel: "error", isResizeCanvas: true,
   });
@@ -71,6 +71,7 @@ function setStop(stop) {
 }
 
 function setView(name) {
+  if (!viewer) return;
   const kinds = { multi: viewer.sliceTypeMultiplanar, axial: viewer.sliceTypeAxial, coronal: viewer.sliceTypeCoronal, sagittal: viewer.sliceTypeSagittal, render: viewer.sliceTypeRender };
   viewer.setSliceType(kinds[name]);
 }
@@ -84,6 +85,6 @@ function step(view, count) {
 
 // The middle of the slice that holds most of the mask, or of the heat: where one wants to look first.
 function lookAt(millimeters) {
-  viewer.scene.crosshairPos = viewer.mm2frac(millimeters);
+  viewer.scene.crosshairPos = viewer.mm2frac(millimeters, 0, true);
   viewer.drawScene();
 }

@@ -1,0 +1,215 @@
+"""The page in a browser: opened from disk, clicked, typed at, looked at."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.report.build import build_report
+from common.report.page import page as as_html
+from common.report.viewer import read_viewer
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# Without a GPU the browser draws WebGL on the CPU.
+FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader"]
+
+
+def lacking(what: str) -> None:
+    """Skip, or fail where a browser is required."""
+    if os.environ.get("WEAKSEG_BROWSER") == "required":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def report(run_dir) -> dict[str, Any]:
+    return build_report(run_dir, max_embedded=2)
+
+
+@pytest.fixture(scope="module")
+def address(report, tmp_path_factory) -> str:
+    if read_viewer() is None:
+        lacking("no NiiVue: run `python common/report/viewer.py`, which needs npm")
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(as_html(report), encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        lacking(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def opened(browser, address) -> Iterator[tuple[Any, list[str]]]:
+    """The page, and whatever it should not do: errors, and requests to anything but itself."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(f"{error}\n{error.stack}"))
+    page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else wrong.append(r.url))
+    page.goto(address)
+    yield page, wrong
+    page.close()
+
+
+@pytest.fixture
+def page(opened) -> Iterator[Any]:
+    """The page with its list; what a test does must leave no error."""
+    page, wrong = opened
+    if page.locator("dialog[open]").count():
+        page.keyboard.press("Escape")
+    page.locator("#order").select_option("")
+    page.locator("#search").fill("")
+    yield page
+    assert wrong == []
+    wrong.clear()
+
+
+def open_case(page: Any, case: str) -> Any:
+    page.locator(f"tr[data-case='{case}'] .open").click()
+    page.wait_for_selector(f"#canvas[data-ready='{case}']")
+    return page.locator("#canvas")
+
+
+def pixels(canvas: Any) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)
+
+
+def listed(page: Any) -> list[str]:
+    return page.locator("tr[data-case]").evaluate_all("rows => rows.map(row => row.dataset.case)")
+
+
+def hot(image: np.ndarray) -> int:
+    """Pixels in the colors of heat: red well above blue."""
+    return int((image[..., 0] - image[..., 2] > 60).sum())
+
+
+def test_the_first_screen_has_the_number_its_interval_and_the_strongest_baseline(page, report):
+    text = page.locator("#result").inner_text()
+    head = report["headline"]
+    assert f"{head['value']:.2f}" in text
+    assert f"95 %: {head['low']:.2f} to {head['high']:.2f}" in text
+    assert f"{head['rival']['value']:.2f}" in text
+    assert head["rival"]["name"] in text
+    assert page.locator("#result").bounding_box()["y"] < 300
+    assert (
+        "chosen" in page.locator("#supervision").inner_text()
+        or "not recorded" in page.locator("#supervision").inner_text()
+    )
+
+
+def test_cases_are_listed_worst_first_and_sort_by_a_click_on_a_head(page, report):
+    worst = [row["case"] for row in report["cases"]]
+    assert listed(page) == worst
+    head = page.locator("th[data-key='suspicion']")
+    head.locator("button").click()
+    assert listed(page) == sorted(worst)  # probabilities fall from p1 to p4
+    assert head.get_attribute("aria-sort") == "descending"
+    head.locator("button").click()
+    assert listed(page) == sorted(worst, reverse=True)
+    page.locator("#order").select_option("dice 1")
+    assert listed(page) == worst[::-1]
+
+
+def test_the_search_finds_a_case_by_its_name(page):
+    page.locator("#search").fill("P3")
+    assert listed(page) == ["p3"]
+    assert "1 of 4 cases" in page.locator("#cases").inner_text()
+
+
+def test_volumes_are_shown_and_the_slider_tells_pythons_figures(page, report):
+    row = report["cases"][0]
+    canvas = open_case(page, row["case"])
+    image = pixels(canvas)
+    assert (image.max(axis=2) > 60).mean() > 0.05  # not blank
+    table, seen = row["table"], []
+    for stop in (0, report["stop"], 200, 254):
+        page.locator("#stop").fill(str(stop))
+        assert page.locator("#live-components").inner_text() == str(table["components"][stop])
+        assert page.locator("#live-ml").inner_text() == f"{table['ml'][stop]:.3f} ml"
+        assert page.locator("#live-dice").inner_text() == f"{table['dice'][stop]:.4f}"
+        assert page.locator("#at").inner_text().startswith(f"{report['stops'][stop]:.4f}")
+        seen.append(hot(pixels(canvas)))
+    assert seen[0] > seen[1] > seen[2] > seen[3]
+    assert "the run’s own" not in page.locator("#at").inner_text()
+
+
+def test_keys_step_through_slices_thresholds_and_cases(page, report):
+    first, second = (row["case"] for row in report["cases"][:2])
+    canvas = open_case(page, first)
+    before = pixels(canvas)
+    page.keyboard.press("ArrowUp")
+    above = pixels(canvas)
+    page.keyboard.press("ArrowDown")
+    assert (above != before).any(axis=2).mean() > 0.001
+    assert (pixels(canvas) != before).any(axis=2).mean() < 0.001
+    page.keyboard.press("+")
+    assert page.locator("#stop").input_value() == str(report["stop"] + 1)
+    page.keyboard.press("-")
+    assert "the run’s own" in page.locator("#at").inner_text()
+    page.keyboard.press("m")
+    assert not page.locator("#show-mask").is_checked()
+    page.keyboard.press("m")
+    page.keyboard.press("n")
+    page.wait_for_selector(f"#canvas[data-ready='{second}']")
+    assert page.locator("#case-name").inner_text() == second
+    page.keyboard.press("p")
+    assert page.locator("#case-name").inner_text() == first
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    assert page.evaluate("document.activeElement.textContent") == first
+
+
+def test_a_case_without_volumes_shows_its_picture(page, report):
+    case = report["cases"][3]["case"]
+    page.locator(f"tr[data-case='{case}'] .open").click()
+    assert "shown as a picture" in page.locator("dialog").inner_text()
+    assert page.locator(".montage img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+
+
+def test_pictures_and_curves_have_alternative_texts(page):
+    assert page.locator("img:not([alt])").count() == 0
+    assert page.locator("main svg").count() >= 5
+    assert page.locator("main svg:not([aria-label])").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_scrolls_in_one_direction(opened, scheme):
+    page, wrong = opened
+    page.keyboard.press("Escape")
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) > 382) == (scheme == "light")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert wrong == []
+
+
+def test_without_webgl_the_picture_takes_the_place_of_the_volumes(browser, address, report):
+    page = browser.new_page()
+    page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
+    page.goto(f"{address}#{report['cases'][0]['case']}")
+    assert "offers no WebGL2" in page.locator("dialog").inner_text()
+    assert page.locator(".montage img").count() == 1
+    page.close()
+
+
+def test_nothing_lies_beside_the_page(address):
+    assert [path.name for path in Path(address.removeprefix("file://")).parent.iterdir()] == ["report.html"]
