@@ -159,6 +159,12 @@ def test_commands_exist_and_have_the_options_that_documents_give_them(package):
     assert wrong == []
 
 
+def test_every_command_is_in_the_table_of_commands():
+    table = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
+    assert {command for row in rows for command in re.findall(r"`(\w+)`", row)} == COMMANDS["common"].keys()
+
+
 def test_keys_of_runs_exist_in_the_configs_of_the_bundle():
     wrong = []
     for path in DOCUMENTS:
