@@ -34,7 +34,7 @@ def cases(tmp_path_factory) -> list[dict]:
 def run(cases: list[dict], out: Path, *, scored: bool = True, overwrite: bool = True, **options) -> None:
     """As in the bundles' configs: the report stands before the scores."""
     handlers = [CaseWriter(out, classes=["none", "tumor"], overwrite=overwrite), Report(out, **options)]
-    handlers += [CaseScores(out), LabelScores(out)] if scored else []
+    handlers += [CaseScores(out, resamples=20), LabelScores(out, resamples=20)] if scored else []
     evaluator(cases, handlers).run()
 
 
