@@ -14,6 +14,7 @@ from .tables import Run
 
 GRID = np.linspace(0, 1, 51)
 RESAMPLES = 200
+AREAS = ("auc", "average_precision")
 
 
 def label_curves(run: Run) -> dict[str, list[dict[str, Any]]]:
@@ -33,8 +34,14 @@ def label_curves(run: Run) -> dict[str, list[dict[str, Any]]]:
         probabilities = np.array([row["probability"] for row in rows], dtype=float)
         patients = np.array([row.get("patient") or row["case"] for row in rows])
         shared = {"kind": kind, "positives": int(labels.sum()), "negatives": int((~labels).sum())}
-        found["roc"].append(shared | roc(probabilities, labels, patients))
-        found["precision_recall"].append(shared | precision_recall(probabilities, labels, patients))
+        scores = run.label_summary.get(kind) or {}
+        same = all(scores.get(key) == shared[key] for key in ("positives", "negatives"))
+        # Tables hold four decimals, and so ties that the run did not see: its own areas count.
+        own = {key: {"area": scores[key]} if same and scores.get(key) is not None else {} for key in AREAS}
+        found["roc"].append(shared | roc(probabilities, labels, patients) | own["auc"])
+        found["precision_recall"].append(
+            shared | precision_recall(probabilities, labels, patients) | own["average_precision"]
+        )
         found["calibration"].append(shared | calibration(probabilities, labels, patients))
     return found
 

@@ -141,9 +141,11 @@ def supervision(run: Run) -> list[str]:
     scored = len(run.metrics)
     if scored:
         where = f" of the {run.record['section']} section" if run.record.get("section") else ""
-        lines.append(f"Masks of {_plural(scored, 'case')}{where} were opened here to score, after all was chosen.")
+        lines.append(f"Masks of {_plural(scored, 'case')}{where} were opened here, to score.")
     else:
         lines.append("No ground-truth mask was opened here.")
+    if any(key.startswith("dice_baseline_") for key in run.summary):
+        lines.append("The intensity thresholds of the baselines were fitted to masks of training patients.")
     return lines
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import auc, roc_auc_score
@@ -49,6 +51,14 @@ def test_a_calibrated_probability_lies_on_the_diagonal(told):
     assert sum(curve["count"]) == 400
     assert curve["error"] < 0.08
     assert calibration(told[0] ** 4, told[1], told[2])["error"] > 0.15
+
+
+def test_areas_are_those_of_the_run_whose_probabilities_were_not_rounded(run_dir):
+    run = read_run(run_dir)
+    volumes = dict(run.label_summary["volumes"]) | {"auc": 0.9876, "average_precision": 0.8765}
+    curves = label_curves(replace(run, label_summary={"volumes": volumes, "slices": {"auc": 0.1, "positives": 99}}))
+    assert [curve["area"] for curve in curves["roc"]] == [0.9876, label_curves(run)["roc"][1]["area"]]
+    assert curves["precision_recall"][0]["area"] == 0.8765
 
 
 def test_curves_need_both_labels(run_dir):

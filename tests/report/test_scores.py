@@ -65,7 +65,8 @@ def test_supervision_says_labels_of_what_and_masks_for_what(run):
     assert "Training saw 64 cases of 60 patients." in said
     assert "chosen from yes/no labels of slices of 12 cases (152 positive, 177 negative)." in said
     assert "Masks used for these choices: none." in said
-    assert "Masks of 4 cases of the test section were opened here to score" in said
+    assert "Masks of 4 cases of the test section were opened here, to score." in said
+    assert "fitted to masks of training patients" in said  # the baselines, which the run has
 
 
 def test_what_is_not_recorded_is_not_claimed(run):

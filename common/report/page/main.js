@@ -13,7 +13,7 @@ function showCurves() {
     figures.push(figure("Dice over thresholds", plot(
       { x: [thresholds.x[0], thresholds.x[thresholds.x.length - 1]], y: [0, 1], xName: "threshold of the raw heatmap", yName: "mean Dice", label: `Mean Dice of the raw heatmap over thresholds, at best ${shown(Math.max(...thresholds.y), 2)}` },
       band(thresholds, "own"), line(thresholds, "own"), known ? mark(thresholds.threshold, "the run’s own") : null),
-    `Raw map of ${plural(thresholds.cases, "case")}, before gate and refinement. ${bandNote.replace("patients", "cases")} The best threshold seen here was chosen by nobody: these masks score.`));
+    `Raw map of ${plural(thresholds.cases, "case")}, before gate and refinement. ${bandNote.replace("patients", "cases")} No setting was chosen by this curve.`));
   }
   if (volumes) {
     const most = range([...volumes.x, ...volumes.y], 0);
