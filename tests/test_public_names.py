@@ -37,13 +37,14 @@ PUBLIC = {
     "features": "Entry EntryLocked FeatureStore bag_of case_files encode extract file_key find volume_entry",
     "images": """
         LPS_TO_RAS DicomCodes Volume as_array axial check_affine check_one_grid corners dicom_results file_of
-        filled_slices in_axes_of is_dicom is_picture like_image mask_on_grid meta_tensor nifti_affine on_grid read_grid read_mask
-        read_picture read_volume spacing_of tensor_bytes window_pads write_dicom write_heat_picture write_mask_picture
-        write_nifti write_raw_picture
+        filled_slices in_axes_of is_dicom is_picture like_image mask_on_grid meta_tensor nifti_affine on_grid read_grid
+        read_mask read_picture read_volume spacing_of tensor_bytes window_pads write_dicom write_heat_picture
+        write_mask_picture write_nifti write_raw_picture
     """,
     "handlers": """
         MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter LabelCalibration
-        LabelScores Panel PredictionWriter VolumeScores draw_montage iterate_cases position_prior with_colorbar
+        LabelScores MedianLoss Panel PredictionWriter VolumeScores draw_montage iterate_cases position_prior
+        with_colorbar
     """,
     "masks": """
         BaselineMasksd MapsToMaskd Thresholds best_threshold choose_gate clean each_slice fit_baselines gate_slices

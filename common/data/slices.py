@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..features import case_files
-from ..images import window_pads
+from ..images import filled_slices, window_pads
 from .cache import Stored, VolumeCache, in_turns, warn_of_memory
 from .datalist import label_of, slice_labels
 
@@ -78,7 +78,8 @@ class SliceDataset(Dataset):
         data: cases with `image` and `cls` (an int for all slices, or one per slice, inferior to superior).
         preprocessing: gives `image` `[C, H, W, Z]` with Z running inferior to superior.
         augment: transforms of one item.
-        organ_channel: the last channel is the organ mask: slices without organ are left out, as inference does.
+        organ_channel: the last channel is the organ mask. Slices without organ, and those of one value, are left out,
+            as inference does.
         window: `[h, w]` of the part around each volume's organ that is kept, see `window_pads`.
         targets: function of a case and its preprocessed image (whole, in full precision) that gives what items have
             beside image and label: tensors `[C, H, W, Z]` or, a number for each slice, `[Z]`, by name.
@@ -179,10 +180,9 @@ class SliceDataset(Dataset):
     def _packed(self, image: Tensor) -> dict[str, Tensor]:
         """What is kept of a preprocessed image: slices `[Z, C, H, W]`, and `[Z]`, whether there is anything on them."""
         volume = convert_to_tensor(image, track_meta=False)
-        # Without an organ a slice is empty where it has one value.
-        shown = volume[-1:] > 0.5 if self.organ_channel else volume != volume[:, :1, :1]
+        shown = filled_slices(volume.movedim(-1, 0), organ_channel=self.organ_channel)
         slices = _slices(volume, self._pads(volume))
-        return {"image": slices.half().contiguous(), "shown": shown.flatten(0, 2).any(dim=0)}
+        return {"image": slices.half().contiguous(), "shown": shown}
 
     def _packed_targets(self, case: dict, image: Tensor) -> dict[str, Tensor]:
         if self.make_targets is None:

@@ -12,14 +12,14 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from ..checkpoint import unwrapped
-from ..images import window_pads
+from ..images import filled_slices, window_pads
 
 
 class SliceMapInferer(Inferer):
     """Class maps and slice probabilities of a volume from a network with `explain(image) -> (maps, logits)`.
 
-    Slices run along the last axis, many at once. With an organ channel, slices without organ are not computed and
-    the others are cropped to the organ's bounding box (nothing outside can be evidence).
+    Slices run along the last axis, many at once. Slices of one value are not computed, nor, with an organ channel,
+    those without organ; the others are cropped to the organ's bounding box (nothing outside can be evidence).
 
     Args:
         batch_size: slices per forward.
@@ -57,7 +57,7 @@ class SliceMapInferer(Inferer):
 
         Returns:
             `[B, N + C, H, W, D]`: channels `0…N-1` are the raw maps (0 where nothing was computed), the last C the
-            slices' class probabilities, constant over a slice (class 0 = certain where there is no organ). One
+            slices' class probabilities, constant over a slice (class 0 = certain where nothing was computed). One
             tensor, so that every workflow that expects a single output can carry it.
         """
         net = unwrapped(network)
@@ -73,12 +73,12 @@ class SliceMapInferer(Inferer):
         seen = torch.ones_like(slices[:, -1], dtype=torch.bool)
         if self.organ_channel:
             seen = slices[:, -1] > 0.5
-        with_organ = torch.nonzero(seen.flatten(1).any(1)).flatten()
-        if len(with_organ) == 0:
+        filled = torch.nonzero(filled_slices(slices, organ_channel=self.organ_channel)).flatten()
+        if len(filled) == 0:
             return out.permute(1, 2, 3, 0)
         pads = self._pads(seen.any(0))
         back = [-pad for pad in pads]
-        for chunk in with_organ.split(self.batch_size):
+        for chunk in filled.split(self.batch_size):
             explained, logits = self._explain(F.pad(slices[chunk], pads), network)
             out[chunk, :maps] = F.pad(explained, back)
             out[chunk, maps:] = logits.softmax(1)[:, :, None, None]

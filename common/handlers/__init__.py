@@ -6,6 +6,7 @@ from .calibration import Calibration
 from .case_scores import CaseScores, position_prior
 from .label_calibration import LabelCalibration
 from .label_scores import LabelScores
+from .median_loss import MedianLoss
 from .montage import MASK_COLOR, TRUTH_COLOR, draw_montage, with_colorbar
 from .panel import Panel
 from .volume_scores import VolumeScores
@@ -21,6 +22,7 @@ __all__ = [
     "CaseWriter",
     "LabelCalibration",
     "LabelScores",
+    "MedianLoss",
     "Panel",
     "PredictionWriter",
     "VolumeScores",

@@ -42,6 +42,18 @@ def window_pads(organ: Tensor, size: Sequence[int]) -> list[int]:
     return pads
 
 
+def filled_slices(slices: Tensor, *, organ_channel: bool) -> Tensor:
+    """Which of `[D, C, H, W]` slices show anything, bool `[D]`: more than one value, and some organ.
+
+    Args:
+        slices: image channels, and the organ mask as the last one with `organ_channel`.
+        organ_channel: whether there is one.
+    """
+    image = slices[:, :-1] if organ_channel else slices
+    filled = (image != image[:, :, :1, :1]).flatten(1).any(dim=1)
+    return filled & (slices[:, -1] > 0.5).flatten(1).any(dim=1) if organ_channel else filled
+
+
 def axial(volume: Tensor) -> Tensor:
     """`[C, H, W, D]` MetaTensor flipped and permuted (never resampled) to LPS: the last axis runs upwards."""
     return Orientation(axcodes="LPS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(volume)

@@ -22,9 +22,9 @@ BINARIZE = ("fixed", "multi_otsu", "otsu", "quantile")
 class MapsToMaskd(MapTransform):
     """Turn the maps and slice probabilities of `SliceMapInferer` into a heatmap, a mask and the numbers beside them.
 
-    Writes `pred` (label values `[1, H, W, D]`), `heatmap` (raw evidence against class 0, its minimum outside the
-    organ), `probability` `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability`
-    `[C, D]`, `threshold`, and `heat_outside`, the share of positive evidence that lay outside the organ.
+    Writes `pred` (label values `[1, H, W, D]`), `heatmap` (the evidence, its minimum outside the organ), `probability`
+    `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability` `[C, D]`, `threshold`,
+    and `heat_outside`, the share of positive evidence that lay outside the organ.
 
     Args:
         keys: the inferer's output `[2C, H, W, D]`.
@@ -40,7 +40,8 @@ class MapsToMaskd(MapTransform):
         mask_quantile: of the heat inside the organ, for `quantile`.
         one_class: slices with a lesion share one class, that with the most probability over all of them: for grades of
             a patient, learned from one label a volume. Otherwise each has its own.
-        evidence: `predicted` shows the predicted class's map, `sum` adds the maps of all classes but 0.
+        evidence: `predicted` shows the predicted class's map against class 0's, `own` that map alone after ReLU (GP's
+            paper: one that is negative everywhere marks nothing), `sum` adds the maps of all classes against class 0's.
         clean: keyword arguments of `common.masks.clean`, applied slice by slice.
         refine: keyword arguments of `common.masks.refine_by_intensity`; None leaves the thresholded map.
         largest: without refinement: keep only the largest 3D component.
@@ -61,7 +62,7 @@ class MapsToMaskd(MapTransform):
         offset: float = 0.0,
         mask_quantile: float = 0.98,
         one_class: bool = False,
-        evidence: Literal["predicted", "sum"] = "predicted",
+        evidence: Literal["predicted", "own", "sum"] = "predicted",
         clean: Mapping[str, Any] | None = None,
         refine: Mapping[str, Any] | None = None,
         largest: bool = False,
@@ -73,8 +74,8 @@ class MapsToMaskd(MapTransform):
             raise ValueError(f"binarize must be one of {BINARIZE}, got {binarize!r}")
         if not 0 <= mask_quantile <= 1:
             raise ValueError(f"mask_quantile must lie in [0, 1], got {mask_quantile}")
-        if evidence not in ("predicted", "sum"):
-            raise ValueError(f"evidence must be 'predicted' or 'sum', got {evidence!r}")
+        if evidence not in ("predicted", "own", "sum"):
+            raise ValueError(f"evidence must be 'predicted', 'own' or 'sum', got {evidence!r}")
         self.image_key = image_key
         self.organ_channel = organ_channel
         self.gate = gate
@@ -125,7 +126,7 @@ class MapsToMaskd(MapTransform):
         return data
 
     def _evidence(self, maps: np.ndarray, classes_of_slices: np.ndarray, leading: int) -> np.ndarray:
-        margins = maps[1:] - maps[:1]
+        margins = np.maximum(maps[1:], 0) if self.evidence == "own" else maps[1:] - maps[:1]
         if self.evidence == "sum":
             return margins.sum(axis=0)
         # A slice without finding still shows evidence: that of the volume's leading class.

@@ -92,6 +92,23 @@ def test_without_organ_channel_items_are_whole_and_flat_slices_are_left_out():
     assert data[0]["image"].shape == (1, 5, 4)
 
 
+def test_flat_slices_are_left_out_where_everything_is_organ():
+    image = volume()
+    image[1] = 1
+    image[0, ..., 1] = 0.7
+    data = dataset([{"case": "a", "image": image, "cls": [0, 1, 0, 1, 0, 1]}])
+    assert 1 not in [z for _, z in data.where]
+    assert len(data) >= 3
+
+
+def test_the_label_of_a_volume_of_one_slice_is_the_slices():
+    cases = [{"case": name, "image": volume()[..., 2:3], "cls": cls} for name, cls in (("a", 1), ("b", 0))]
+    data = dataset(cases)
+    assert data.classes == [1, 0]
+    assert data.bags == [-1, -1]
+    assert not data.pooled
+
+
 def test_a_dataset_with_a_window_holds_that_part_of_each_volume():
     image = volume()
     image[1, 3:] = 0  # the organ: three rows, four columns

@@ -84,6 +84,15 @@ def test_slices_without_organ_are_certainly_class_0_and_have_no_evidence(volume)
     assert (out[4:] == 0).all()
 
 
+def test_a_slice_of_one_value_shows_nothing_even_where_everything_is_organ(volume):
+    volume[:, 1] = 1
+    volume[..., 2] = volume[:, :, :1, :1, 2]
+    out = infer(volume, SmallNet())[0]
+    assert (out[:3, ..., 2] == 0).all()
+    assert (out[3, ..., 2] == 1).all()
+    assert (out[3] == 1).flatten(0, 1).all(dim=0).sum() == 1
+
+
 def test_a_volume_without_organ_needs_no_network(volume):
     volume[:, 1] = 0
     network = SmallNet()

@@ -122,6 +122,23 @@ class TestMapsToMaskd:
         expected = data["maps"][1] + data["maps"][2] - 2 * data["maps"][0]
         np.testing.assert_allclose(heat[data["organ"]], expected[data["organ"]], atol=1e-6)
 
+    @pytest.mark.parametrize("binarize", ["fixed", "multi_otsu", "otsu"])
+    def test_own_evidence_that_is_negative_everywhere_marks_nothing_however_little_class_0_has(self, binarize):
+        data = scene()
+        data["pred"][1] = -data["pred"][1].abs()
+        data["pred"][0] = data["pred"][1] * 3
+        assert MapsToMaskd(binarize=binarize)(dict(data))["pred"].any()
+        out = MapsToMaskd(evidence="own", binarize=binarize, offset=0.3)(dict(data))
+        assert not out["pred"].any()
+        assert (out["heatmap"] == 0).all()
+
+    def test_own_evidence_is_the_predicted_classs_map_after_relu(self):
+        data = scene(classes=3)
+        heat, organ = MapsToMaskd(evidence="own")(data)["heatmap"][0].numpy(), data["organ"]
+        for z, shown in enumerate([2, 2, 1, 2, 2, 2]):
+            expected = np.maximum(data["maps"][shown, ..., z], 0)
+            np.testing.assert_array_equal(heat[..., z][organ[..., z]], expected[organ[..., z]])
+
     @pytest.mark.parametrize("offset", [0.0, 0.7])
     def test_multi_otsu_is_that_of_binarize_slice_by_slice_inside_the_organ(self, offset):
         data = scene(shape=(30, 30, 6))
@@ -194,7 +211,7 @@ class TestMapsToMaskd:
         ("option", "message"),
         [
             ({"binarize": "mean"}, "binarize must be one of .*, got 'mean'"),
-            ({"evidence": "max"}, "evidence must be 'predicted' or 'sum', got 'max'"),
+            ({"evidence": "max"}, "evidence must be 'predicted', 'own' or 'sum', got 'max'"),
         ],
     )
     def test_unknown_options_are_refused_at_once(self, option, message):
