@@ -92,6 +92,7 @@ def _stack(series: Series, path: str, dicom_geometry: str | None) -> tuple[list[
         rest = Counter(series.left_out)
         warnings = [f"left out of the series: {count} {kind}(s)" for kind, count in rest.items()]
         _check_alike(frames, ("rows", "columns"))
+        _check_one_kind(frames)
         if any(frame.position is None or frame.orientation is None for frame in frames):
             affine, order, said = _assumed(frames, dicom_geometry)
         else:
@@ -113,10 +114,27 @@ def _check_alike(frames: Sequence[Frame], names: Sequence[str], tolerance: float
                 )
 
 
+def _check_one_kind(frames: Sequence[Frame]) -> None:
+    """Refuse a series some of whose values mean something else: raw beside Hounsfield units, inverted ones."""
+    first = frames[0]
+    for frame in frames:
+        for what, one, other in (
+            ("Modality", first.modality, frame.modality),
+            ("rescale to a unit", first.slope is not None and first.unit, frame.slope is not None and frame.unit),
+            ("MONOCHROME1", first.inverted, frame.inverted),
+            ("frame of reference", first.reference, frame.reference),
+        ):
+            if one != other:
+                raise ValueError(
+                    f"two kinds of images in one series: {first.name} and {frame.name} differ in {what}; put each "
+                    "kind into a folder of its own"
+                )
+
+
 def _placed(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    lacking = [frame.name for frame in frames if frame.spacing is None]
+    lacking = [frame.name for frame in frames if frame.spacing is None or not min(frame.spacing) > 0]
     if lacking:
-        raise ValueError(f"no PixelSpacing in {len(lacking)} of {len(frames)} images, e.g. {lacking[0]}")
+        raise ValueError(f"no PixelSpacing above 0 in {len(lacking)} of {len(frames)} images, e.g. {lacking[0]}")
     _check_alike(frames, ("orientation",), DIRECTION)
     _check_alike(frames, ("spacing",), 1e-3 * min(frames[0].spacing or (1.0,)))
     positions = np.array([frame.position for frame in frames], dtype=np.float64)
@@ -163,7 +181,9 @@ def slice_affine(
     """
     row, column = np.asarray(orientation[:3], dtype=np.float64), np.asarray(orientation[3:], dtype=np.float64)
     lengths = np.linalg.norm([row, column], axis=1)
-    if not np.isfinite(positions).all() or np.abs(lengths - 1).max() > DIRECTION or abs(row @ column) > DIRECTION:
+    if not np.isfinite(positions).all():
+        raise ValueError("an ImagePositionPatient that is no number")
+    if np.abs(lengths - 1).max() > DIRECTION or abs(row @ column) > DIRECTION:
         raise ValueError(f"ImageOrientationPatient {list(orientation)} is no pair of perpendicular unit vectors")
     normal = np.cross(row, column)
     along = positions @ normal

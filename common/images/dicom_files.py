@@ -139,6 +139,9 @@ def _read_header(path: str) -> Header | None:
         series, kind = str(data.get("SeriesInstanceUID") or ""), str(data.get("SOPClassUID") or "")
         if start[128:] != b"DICM" and not series:
             return None
+        kind = kind or str(data.file_meta.get("MediaStorageSOPClassUID") or "")
+        if not data.get("Rows") and (not kind or "Image Storage" in pydicom().uid.UID(kind).name):
+            return Header(series, other="a header that ends early", broken=True)
         patient, name = str(data.get("PatientID") or "").strip(), str(data.get("PatientName") or "")
         return Header(
             series,

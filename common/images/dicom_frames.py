@@ -32,6 +32,7 @@ _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 _TAGS = (
     "Modality",
     "InstanceNumber",
+    "FrameOfReferenceUID",
     "ImageType",
     *_VARYING,
     *_PLACE,
@@ -59,6 +60,7 @@ class Frame:
         number: InstanceNumber, or the number of the frame.
         modality: `CT`, `MR`, ...
         slope, intercept, unit: of the rescale; slope and intercept are `None` where there is none.
+        reference: FrameOfReferenceUID, or empty.
         inverted: MONOCHROME1 in a modality whose values are no quantities.
         varies: what tells it from another one at its position.
     """
@@ -78,6 +80,7 @@ class Frame:
     slope: float | None
     intercept: float | None
     unit: str
+    reference: str
     inverted: bool
     varies: dict[str, str]
 
@@ -136,6 +139,7 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
                 _float(rescale("PixelValueTransformationSequence", "RescaleSlope")),
                 _float(rescale("PixelValueTransformationSequence", "RescaleIntercept")),
                 str(rescale("PixelValueTransformationSequence", "RescaleType") or ""),
+                str(data.get("FrameOfReferenceUID") or ""),
                 data.PhotometricInterpretation == "MONOCHROME1" and modality not in _QUANTITIES,
                 {name: str(data.get(name)) for name in (*_VARYING, "ImageType")},
             )

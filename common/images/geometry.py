@@ -37,6 +37,8 @@ def nifti_affine(header: nib.Nifti1Header, path: str) -> tuple[np.ndarray, tuple
     shape = header.get_data_shape()[:3]
     forms = {name: form for name in ("sform", "qform") if (form := _form(header, name, path)) is not None}
     forms = {name: to_millimeters @ form for name, form in forms.items()}
+    for name, form in forms.items():
+        _check_directions(form, f"{path}: the {name}", " mend it, or set its code to 0")
     if not forms:
         affine = check_affine(to_millimeters @ header.get_base_affine(), shape, path)
         size = _numbers(nib.affines.voxel_sizes(affine))
@@ -83,8 +85,7 @@ def check_affine(affine: np.ndarray, shape: Sequence[int], path: str) -> np.ndar
         ValueError: it is not finite, flat, or its spacing or extent is that of no medical image.
     """
     affine = np.asarray(affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ValueError(f"{path}: the affine {affine.tolist()} places no volume: three directions are needed")
+    _check_directions(affine, f"{path}: the affine")
     spacing = nib.affines.voxel_sizes(affine)
     low, high = SPACING_MM
     longest = max((float(n * s) for n, s in zip(shape, spacing, strict=False)), default=0.0)
@@ -94,6 +95,13 @@ def check_affine(affine: np.ndarray, shape: Sequence[int], path: str) -> np.ndar
             f"{high:g} mm, and no side longer than {EXTENT_MM:g} mm; mend the header (pixdim, sform, xyzt_units)"
         )
     return affine
+
+
+def _check_directions(affine: np.ndarray, what: str, advice: str = "") -> None:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise ValueError(
+            f"{what} {affine.tolist()} places no volume: three directions are needed{advice and ';'}{advice}"
+        )
 
 
 def corners(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ def _pixels(path: str) -> np.ndarray:
         with Image.open(path) as picture:
             _check_pages(getattr(picture, "n_frames", 1))
             return np.asarray(picture.convert(_MODES[picture.mode]) if picture.mode in _MODES else picture)
-    except (OSError, ValueError, SyntaxError, tifffile.TiffFileError) as error:
+    except (OSError, ValueError, SyntaxError, tifffile.TiffFileError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); expected one whole PNG, JPEG or TIFF picture") from error
 
 

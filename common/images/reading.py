@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import zlib
 from collections.abc import Sequence
@@ -11,15 +12,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from nibabel.filebasedimages import ImageFileError, SerializableImage
+from nibabel.spatialimages import HeaderDataError
 
 from ..files import PathLike
-from .geometry import check_affine, check_one_grid, in_axes_of, nifti_affine
+from .geometry import LPS_TO_RAS, check_affine, check_one_grid, in_axes_of, nifti_affine
 from .pictures import is_picture, picture_grid, read_picture
 from .volume import Volume
 
 OTHERS = (".mha", ".mhd", ".nrrd", ".nhdr")  # read by ITK
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+# What nibabel raises of a file that is none, is cut off, or whose header says what cannot be.
+_UNREADABLE = (ImageFileError, HeaderDataError, EOFError, OSError, KeyError, ValueError, OverflowError, zlib.error)
 
 
 def is_dicom(path: PathLike) -> bool:
@@ -52,8 +56,8 @@ def read_volume(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
     affine, warnings = _place(image, path)
     _check_type(image.get_data_dtype(), path)
     try:
-        array = np.asanyarray(image.dataobj)
-    except (ImageFileError, EOFError, OSError, ValueError, zlib.error) as error:
+        array = _values(image, path)
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read ({error}); expected a complete NIfTI file") from error
     return Volume(_squeezed(array), affine, path, warnings)
 
@@ -89,15 +93,40 @@ def on_grid(volume: Volume, shape: Sequence[int], affine: np.ndarray, *, image: 
     return replace(volume, array=array, affine=np.asarray(affine))
 
 
-def mask_on_grid(mask: Volume, shape: Sequence[int], affine: np.ndarray, *, image: str) -> Volume:
+def mask_on_grid(
+    mask: Volume, shape: Sequence[int], affine: np.ndarray, *, image: str, probabilities: bool = False
+) -> Volume:
     """`on_grid` of a mask, which has no channels.
 
+    Args:
+        mask, shape, affine, image: see `on_grid`.
+        probabilities: whether values between 0 and 1 mean something.
+
     Raises:
-        ValueError: it is not 3D, or lies on another grid.
+        ValueError: it is not 3D, has values that no mask has, or lies on another grid.
     """
     if mask.array.ndim != 3:
-        raise ValueError(f"{mask.path}: expected a 3D mask, got the shape {list(mask.array.shape)}")
+        color = " (in color? A mask's gray values are its labels)" if is_picture(mask.path) else ""
+        raise ValueError(f"{mask.path}: expected a 3D mask, got the shape {list(mask.array.shape)}{color}")
+    if not probabilities:
+        _check_labels(mask)
     return on_grid(mask, shape, affine, image=image)
+
+
+def _check_labels(mask: Volume) -> None:
+    """Refuse masks in which what is above 0 is more than what was marked: probabilities, blurred edges."""
+    if not np.isfinite(mask.array).all():
+        raise ValueError(f"{mask.path}: a mask with NaN or infinite values; write 0 where nothing is marked")
+    marked = mask.array[mask.array > 0]
+    if not marked.size or marked.min() == marked.max():
+        return
+    if np.abs(marked - np.rint(marked)).max() > 1e-3:
+        found = f"{marked.min():.3g} to {marked.max():.3g}"
+        raise ValueError(
+            f"{mask.path}: a mask with fractions ({found}): probabilities? Write whole labels, 0 elsewhere"
+        )
+    if mask.path.lower().endswith((".jpg", ".jpeg")):
+        raise ValueError(f"{mask.path}: a mask whose edges JPEG has blurred; threshold it, and write it as PNG")
 
 
 def read_mask(path: PathLike, image: PathLike, *, dicom_geometry: str | None = None) -> Volume:
@@ -115,15 +144,42 @@ def _load(path: str) -> Any:
         raise FileNotFoundError(f"{path} does not exist, or is no file")
     try:
         image: Any = nib.load(path)
-    except (ImageFileError, EOFError, OSError, zlib.error) as error:
+        image.get_data_dtype()
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read ({error}); expected a complete NIfTI file") from error
     return image
 
 
+def _values(image: Any, path: str) -> np.ndarray:
+    if not path.lower().endswith(".gz") or not isinstance(image, SerializableImage):
+        return np.asanyarray(image.dataobj)
+    with gzip.open(path) as file:
+        stream: Any = type(image).from_stream(file)
+        array = np.asanyarray(stream.dataobj)
+        while file.read(1 << 20):  # to the checksum at the end, which nibabel does not reach: most damage shows there
+            pass
+    return array
+
+
 def _place(image: Any, path: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    if isinstance(image.header, nib.Nifti1Header):
-        return nifti_affine(image.header, path)
-    return check_affine(image.affine, image.shape[:3], path), ()
+    header, warnings = image.header, []
+    if isinstance(header, nib.analyze.AnalyzeHeader) and not ("sform_code" in header and header["sform_code"] > 0):
+        _check_stored_spacing(image, path)
+    if isinstance(header, nib.Nifti1Header):
+        return nifti_affine(header, path)
+    if isinstance(image, nib.AnalyzeImage) and not Path(path).with_suffix(".mat").is_file():
+        warnings.append("Analyze files do not say which side is left: the orientation is a guess")
+    return check_affine(image.affine, image.shape[:3], path), tuple(warnings)
+
+
+def _check_stored_spacing(image: Any, path: str) -> None:
+    """Refuse a spacing of 0 where pixdim alone tells it: nibabel makes 1 mm of it."""
+    with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj() as file:
+        stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
+    if any(size == 0 and length > 1 for size, length in zip(stored, image.shape, strict=False)):
+        raise ValueError(
+            f"{path}: no spacing in the header (pixdim {stored.tolist()}); write the one of the scan into it"
+        )
 
 
 def _check_type(dtype: np.dtype, path: str) -> None:
@@ -145,13 +201,33 @@ def _squeezed(array: np.ndarray) -> np.ndarray:
 
 
 def _read_by_itk(path: str) -> Volume:
-    from monai.transforms import LoadImage
+    from monai.data import ITKReader
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist, or is no file")
     try:
-        image: Any = LoadImage(reader="ITKReader", dtype=None)(path)
-    except Exception as error:  # MONAI wraps ITK's errors in its own
+        reader = ITKReader()
+        array, meta = reader.get_data(reader.read(path))
+    except Exception as error:  # ITK has errors of its own
         raise ValueError(f"{path}: cannot be read by ITK; expected a complete .mha or .nrrd file") from error
-    affine = check_affine(image.affine.numpy(), image.shape[:3], path)
-    return Volume(_squeezed(image.numpy()), affine, path)
+    _check_nrrd_units(path)
+    if array.ndim < 3:
+        raise ValueError(f"{path}: expected a 3D image, got shape {list(array.shape)}")
+    affine = check_affine(np.asarray(meta["affine"]), array.shape[:3], path)
+    plain = not affine[:3, 3].any() and np.array_equal(_turns(affine), _turns(LPS_TO_RAS))
+    lost = "spacing, " if np.array_equal(np.abs(affine), np.eye(4)) else ""
+    doubt = f"{lost}orientation and origin are those of a file that does not say any: they may have been lost"
+    return Volume(_squeezed(array), affine, path, (doubt,) if plain else ())
+
+
+def _turns(affine: np.ndarray) -> np.ndarray:
+    return affine[:3, :3] / nib.affines.voxel_sizes(affine)
+
+
+def _check_nrrd_units(path: str) -> None:
+    """Refuse NRRD in other units than millimeters, which ITK does not look at."""
+    with open(path, "rb") as file:
+        units = re.search(rb"^space units:(.*)$", file.read(1 << 16), re.MULTILINE)
+    named = re.findall(rb'"(.*?)"', units[1]) if units and path.lower().endswith((".nrrd", ".nhdr")) else []
+    if any(name.lower() not in (b"", b"mm", b"millimeter", b"millimeters") for name in named):
+        raise ValueError(f"{path}: its unit is {named[0].decode(errors='replace')}; write it in millimeters")

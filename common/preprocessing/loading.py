@@ -49,7 +49,9 @@ class LoadCased(Transform):
         warnings = [f"{os.path.basename(v.path)}: {text}" for v in (first, *others) for text in v.warnings]
         for key in self.masks:
             if data.get(key) is not None:
-                data[key] = meta_tensor(mask_on_grid(self._read(data[key]), *grid, image=first.path))
+                mask = self._read(data[key])
+                on_image = mask_on_grid(mask, *grid, image=first.path, probabilities=key == "organ")
+                data[key] = meta_tensor(on_image)
         data["warnings"] = "; ".join(dict.fromkeys(warnings))
         return data
 

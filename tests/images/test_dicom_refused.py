@@ -80,7 +80,25 @@ REFUSED = {
         lambda s: [changed([one], 0, ImagePositionPatient=None, Modality="NM")[0] for one in s],
         r"no image \(Modality NM\) has ImagePositionPatient .* --dicom_geometry assume_axial",
     ),
-    "no spacing": (lambda s: changed(s, 0, PixelSpacing=None), r"no PixelSpacing in 1 of 6 images, e.g. 000.dcm"),
+    "no spacing": (
+        lambda s: changed(changed(s, 0, PixelSpacing=None), 1, PixelSpacing=[-1, 1]),
+        r"no PixelSpacing above 0 in 2 of 6 images, e.g. 000.dcm",
+    ),
+    "raw values beside Hounsfield units": (
+        lambda s: [
+            changed([one], 0, Modality="CT", **({} if i == 3 else {"RescaleSlope": 1, "RescaleIntercept": -1024}))[0]
+            for i, one in enumerate(s)
+        ],
+        r"two kinds of images in one series: 000.dcm and 003.dcm differ in rescale",
+    ),
+    "a slice inverted": (
+        lambda s: changed(s, 2, PhotometricInterpretation="MONOCHROME1"),
+        r"000.dcm and 002.dcm differ in MONOCHROME1",
+    ),
+    "a slice of another frame of reference": (
+        lambda s: changed(s, 4, FrameOfReferenceUID="1.2.3"),
+        r"000.dcm and 004.dcm differ in frame of reference",
+    ),
     "directions that are none": (
         lambda s: [changed([one], 0, ImageOrientationPatient=[1, 0, 0, 1, 0, 0])[0] for one in s],
         r"ImageOrientationPatient .* is no pair of perpendicular unit vectors",
@@ -119,6 +137,12 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"999.dcm: no DICOM header; it may be a slice of the series"):
             read_series(folder)
         (folder / "999.dcm").unlink()
+        whole = (folder / "003.dcm").read_bytes()
+        for length in (140, 300, 500):  # in a header, before the rows of the last slice
+            (folder / "003.dcm").write_bytes(whole[:length])
+            with pytest.raises(ValueError, match=r"003.dcm: a header that ends early; it may be a slice of the series"):
+                read_series(folder)
+        (folder / "003.dcm").write_bytes(whole)
         (folder / "999").symlink_to(folder / "nowhere")
         with pytest.raises(ValueError, match=r"999: a link to a file that does not exist"):
             read_series(folder)

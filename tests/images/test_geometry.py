@@ -61,6 +61,16 @@ class TestForms:
     def test_an_identity_is_told_since_it_is_what_lost_headers_hold(self):
         assert "identity" in nifti_affine(header(np.eye(4)), "a.nii")[1][0]
 
+    @pytest.mark.parametrize("form", ["sform", "qform"])
+    def test_one_that_places_nothing_is_named_beside_one_that_does(self, form):
+        made = header(LPS, LPS)
+        if form == "sform":
+            made["srow_x"] = made["srow_y"] = made["srow_z"] = 0
+        else:
+            made["qoffset_x"] = np.nan
+        with pytest.raises(ValueError, match=rf"a.nii: the {form} .* places no volume.*set its code to 0"):
+            nifti_affine(made, "a.nii")
+
 
 class TestUnits:
     @pytest.mark.parametrize(("unit", "factor"), [("meter", 0.001), ("micron", 1000.0), ("mm", 1.0), ("unknown", 1.0)])

@@ -6,8 +6,9 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
-from common.images import read_grid, read_mask, read_volume
+from common.images import mask_on_grid, read_grid, read_mask, read_volume
 from tests.pipeline import affine_of, save
 
 SHAPE = (6, 8, 5)
@@ -73,6 +74,69 @@ def test_unreadable_and_missing_files_are_named(tmp_path):
         read_volume(tmp_path / "link.nii.gz")
 
 
+def test_one_wrong_bit_in_a_compressed_file_is_found(tmp_path):
+    noise = np.random.default_rng(0).normal(100, 10, (20, 20, 20)).astype(np.int16)
+    path = Path(save(tmp_path / "a.nii.gz", noise))
+    whole = path.read_bytes()
+    for place in range(400, len(whole) - 8, 1500):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"a.nii.gz: cannot be read"):
+            read_volume(path)
+
+
+@pytest.mark.parametrize("change", [{"datatype": 999}, {"quatern_b": 1.0, "quatern_c": 0.5}, {"dim": [3, 6, -8, 5]}])
+def test_headers_that_say_what_cannot_be_are_named(tmp_path, change):
+    path = _with_header(tmp_path / "a.nii", change)
+    with pytest.raises(ValueError, match=r"a.nii: cannot be read"):
+        read_volume(path)
+
+
+def test_a_spacing_of_0_is_no_millimeter_where_it_counts(tmp_path):
+    for codes in ({"qform_code": 0}, {"qform_code": 1}):
+        path = _with_header(tmp_path / "a.nii", {"pixdim": [1, 2, 2, 0], **codes})
+        with pytest.raises(ValueError, match=r"a.nii: no spacing in the header \(pixdim \[2.0, 2.0, 0.0\]\)"):
+            read_volume(path)
+    flat = _with_header(tmp_path / "a.nii", {"pixdim": [1, 2, 2, 0]}, VALUES[..., :1])
+    assert read_volume(flat).array.shape == (6, 8, 1)
+
+
+def _with_header(path: Path, changes: dict, values: np.ndarray = VALUES) -> Path:
+    image = nib.Nifti1Image(values, None)
+    image.set_qform(np.diag([2.0, 2.0, 2.0, 1.0]), code=1)
+    for name, value in changes.items():
+        image.header[name] = value if np.isscalar(value) else [*value, *image.header[name][len(value) :]]
+    image.header["magic"], image.header["vox_offset"] = b"n+1", 352
+    path.write_bytes(image.header.binaryblock + bytes(4) + values.tobytes("F"))
+    return path
+
+
+def test_formats_that_do_not_say_where_they_lie_are_doubted(tmp_path):
+    nib.save(nib.AnalyzeImage(VALUES, np.diag([-2.0, 2, 2, 1])), tmp_path / "a.img")
+    assert "orientation is a guess" in " ".join(read_volume(tmp_path / "a.img").warnings)
+    image = itk.image_from_array(np.ascontiguousarray(VALUES.T))
+    itk.imwrite(image, str(tmp_path / "a.mha"))
+    assert "spacing, orientation and origin" in " ".join(read_volume(tmp_path / "a.mha").warnings)
+    image.SetOrigin([1, 2, 3])
+    itk.imwrite(image, str(tmp_path / "a.mha"))
+    assert read_volume(tmp_path / "a.mha").warnings == ()
+
+
+def test_nrrd_in_other_units_is_refused(tmp_path):
+    path = tmp_path / "a.nrrd"
+    itk.imwrite(itk.image_from_array(np.ascontiguousarray(VALUES.T)), str(path))
+    for unit, passes in (("mm", True), ("um", False)):
+        head, rest = path.read_bytes().split(b"\n\n", 1)
+        lines = [line for line in head.split(b"\n") if not line.startswith(b"space units")]
+        path.write_bytes(
+            b"\n".join([*lines, b"space units: " + b" ".join([b'"%s"' % unit.encode()] * 3)]) + b"\n\n" + rest
+        )
+        if passes:
+            read_volume(path)
+        else:
+            with pytest.raises(ValueError, match=r"a.nrrd: its unit is um"):
+                read_volume(path)
+
+
 class TestMasks:
     def test_of_another_axis_order_are_brought_to_the_images(self, tmp_path):
         affine = affine_of("LPS", (1, 2, 3), SHAPE)
@@ -92,3 +156,30 @@ class TestMasks:
             save(tmp_path / "mask.nii.gz", VALUES, wrong)
             with pytest.raises(ValueError, match=r"mask.nii.gz and .*image.nii.gz do not lie on one grid"):
                 read_mask(tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz")
+
+    @pytest.mark.parametrize(
+        ("value", "message"), [(np.nan, "NaN or infinite"), (0.3, r"fractions \(0.3 to 1\): probabilities")]
+    )
+    def test_what_is_no_label_is_refused_in_a_mask_and_taken_in_an_organs_map(self, tmp_path, value, message):
+        values = (VALUES > 100).astype(np.float32)
+        values[0] = value
+        save(tmp_path / "image.nii.gz", VALUES, np.diag([2, 2, 2, 1]))
+        path = save(tmp_path / "mask.nii.gz", values, np.diag([2, 2, 2, 1]))
+        with pytest.raises(ValueError, match=rf"mask.nii.gz: a mask with {message}"):
+            read_mask(path, tmp_path / "image.nii.gz")
+        grid = read_grid(tmp_path / "image.nii.gz")
+        mask_on_grid(read_volume(path), *grid, image="image.nii.gz", probabilities=True)
+
+    def test_any_two_values_are_a_mask_and_so_are_several_labels(self, tmp_path):
+        save(tmp_path / "image.nii.gz", VALUES, np.diag([2, 2, 2, 1]))
+        for values in (np.float32(0.004) * (VALUES > 100), (VALUES % 4).astype(np.float32)):
+            path = save(tmp_path / "mask.nii.gz", values, np.diag([2, 2, 2, 1]))
+            np.testing.assert_array_equal(read_mask(path, tmp_path / "image.nii.gz").array, values)
+
+    def test_a_jpeg_is_refused_since_its_edges_are_blurred(self, tmp_path):
+        values = np.zeros((16, 16), np.uint8)
+        values[5:11, 5:11] = 255
+        Image.fromarray(values).save(tmp_path / "image.png")
+        Image.fromarray(values).save(tmp_path / "mask.jpg")
+        with pytest.raises(ValueError, match=r"mask.jpg: .*JPEG has blurred"):
+            read_mask(tmp_path / "mask.jpg", tmp_path / "image.png")
