@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from common.pooling import global_avg_pool
 
 from .networks import InsightHead
+from .scaling import FeatureScale
 
 
 class InstanceHead(nn.Module):
@@ -31,13 +32,23 @@ class InstanceHead(nn.Module):
         num_labels: K, labels that may hold together.
         width: length of the embedded instances.
         tokens: every cell is an instance, not every tile.
+        standardize: bring the features' channels to one scale, see `scaling.FeatureScale`.
     """
 
-    def __init__(self, in_channels: int = 1024, num_labels: int = 1, *, width: int = 512, tokens: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int = 1024,
+        num_labels: int = 1,
+        *,
+        width: int = 512,
+        tokens: bool = False,
+        standardize: bool = False,
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.num_labels = num_labels
         self.tokens = tokens
+        self.scale = FeatureScale(in_channels) if standardize else nn.Identity()
         self.embed = nn.Sequential(nn.Linear(in_channels, width), nn.ReLU())
 
     def bag(self, instances: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -52,7 +63,7 @@ class InstanceHead(nn.Module):
         """Embedded instances `[N, P, width]`, P of a tile, and which of them count, bool `[N, P]`."""
         if features.dim() != 4 or features.shape[1] != self.in_channels:
             raise ValueError(f"features must be [N, {self.in_channels}, h, w], got shape {list(features.shape)}")
-        features = features.to(self.embed[0].weight.dtype)
+        features = self.scale(features.to(self.embed[0].weight.dtype))
         cells = torch.ones_like(features[:, :1]) if inside is None else (inside > 0.5).to(features)
         if self.tokens:
             vectors, counts = features.flatten(2).transpose(1, 2), cells.flatten(1) > 0
@@ -256,7 +267,13 @@ INSTANCE_HEADS = {"abmil": ABMIL, "clam_sb": CLAM_SB, "clam_mb": CLAM_MB, "trans
 
 
 def make_head(
-    name: str, *, in_channels: int, num_labels: int, tokens: bool = False, **insight_options: Any
+    name: str,
+    *,
+    in_channels: int,
+    num_labels: int,
+    tokens: bool = False,
+    standardize: bool = False,
+    **insight_options: Any,
 ) -> InsightHead | InstanceHead:
     """The head of a name, so that one key of a config changes it.
 
@@ -265,6 +282,7 @@ def make_head(
         in_channels: channels of the features.
         num_labels: K.
         tokens: of the others than `insight`: every cell is an instance, not every tile.
+        standardize: see `InsightHead`.
         insight_options: of `InsightHead` (`width`, `fusion`, `norm`, `pooling`, `alpha`, `context`,
             `checkpoint_chunk` …). The other heads have the sizes of their papers and ignore them.
 
@@ -272,7 +290,7 @@ def make_head(
         ValueError: an unknown name, or as `InsightHead`.
     """
     if name == "insight":
-        return InsightHead(in_channels, num_labels, **insight_options)
+        return InsightHead(in_channels, num_labels, standardize=standardize, **insight_options)
     if name not in INSTANCE_HEADS:
         raise ValueError(f"unknown head {name!r}: use one of {['insight', *INSTANCE_HEADS]}")
-    return INSTANCE_HEADS[name](in_channels, num_labels, tokens=tokens)
+    return INSTANCE_HEADS[name](in_channels, num_labels, tokens=tokens, standardize=standardize)

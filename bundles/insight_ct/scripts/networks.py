@@ -25,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from common.pooling import GlobalPool, RunningPool
 
+from .scaling import FeatureScale
+
 FINGERPRINT_BYTES = 8
 
 
@@ -84,6 +86,7 @@ class InsightHead(nn.Module):
         context: whether to gate at all; False is an ablation.
         checkpoint_chunk: train with the activations of that many tiles in memory, recomputing them in the backward
             pass; None keeps all.
+        standardize: bring the features' channels to one scale, see `FeatureScale`, which the training fits.
 
     Raises:
         ValueError: an unknown option, or spatial norms without a grid.
@@ -102,6 +105,7 @@ class InsightHead(nn.Module):
         alpha: float = 8.0,
         context: bool = True,
         checkpoint_chunk: int | None = None,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         if fusion not in ("gate", "eq4"):
@@ -120,6 +124,7 @@ class InsightHead(nn.Module):
         self.alpha = alpha
         self.checkpoint_chunk = checkpoint_chunk
         self.pool = GlobalPool(pooling, **({"alpha": alpha} if pooling == "smooth_max" else {}))
+        self.scale = FeatureScale(in_channels) if standardize else nn.Identity()
         self.adapt = nn.Sequential(nn.Conv2d(in_channels, width, 1), nn.GELU(), _norm(width, norm, grid))
         self.detection = _branch(width, num_labels, 1, norm, grid)
         self.context = _branch(width, num_labels, 3, norm, grid) if context else None
@@ -128,7 +133,7 @@ class InsightHead(nn.Module):
         """Detection and context logits, each `[N, K, h, w]` in at least float32; those of no context are -inf."""
         if features.dim() != 4 or features.shape[1] != self.in_channels:
             raise ValueError(f"features must be [N, {self.in_channels}, h, w], got shape {list(features.shape)}")
-        adapted = self.adapt(features.to(self.adapt[0].weight.dtype))
+        adapted = self.adapt(self.scale(features.to(self.adapt[0].weight.dtype)))
         detection = self.detection(adapted)
         context = torch.full_like(detection, -float("inf"))
         if self.context is not None:
