@@ -71,12 +71,20 @@ class FinishedCases:
 
     def row(self, case: str, stamp: str) -> dict[str, Any] | None:
         """The row of a case that is whole: made from what `stamp` says, and all its files still there; else None."""
+        record = self._record(case)
+        whole = record.get("stamp") == stamp and all((self.output_dir / name).is_file() for name in record["files"])
+        return record["row"] if whole else None
+
+    def files(self, case: str) -> set[str]:
+        """Names of the files that were written for a case, whether it is whole or not."""
+        return set(self._record(case).get("files", ()))
+
+    def _record(self, case: str) -> dict[str, Any]:
         try:
             record = json.loads(self._path(case).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
-        whole = record["stamp"] == stamp and all((self.output_dir / name).is_file() for name in record["files"])
-        return record["row"] if whole else None
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def __contains__(self, case: str) -> bool:
         return self._path(case).is_file()
@@ -89,9 +97,9 @@ class FinishedCases:
         """
         write_json(self._path(case), {"stamp": stamp, "files": list(files), "row": dict(row)})
 
-    def remove(self, case: str) -> None:
-        """Say that a case is not whole; before anything of it is written."""
-        self._path(case).unlink(missing_ok=True)
+    def begin(self, case: str, files: Iterable[str]) -> None:
+        """Say that a case is not whole, and which files are its; before any of them gets its name."""
+        self.add(case, "", files, {})
 
     def _path(self, case: str) -> Path:
         return self.folder / f"{case}.json"

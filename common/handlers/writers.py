@@ -15,6 +15,7 @@ from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
+from ..data.outputs import is_result
 from ..files import atomic_path, write_csv
 from ..images import (
     DicomCodes,
@@ -39,7 +40,7 @@ class PredictionWriter(CaseHandler):
     """Handler: `predictions.csv`, a row a case; subclasses write a case's files in `_collect`, and append its row.
 
     Args:
-        output_dir: folder, made when needed.
+        output_dir: folder, made when needed. Files in it that no run wrote are never replaced.
         classes: class names; one probability column each, the first is "nothing there".
         overwrite: make every case anew. False: a case is skipped, and its row kept, where an earlier run with the same
             weights, settings and input left all its files; so an interrupted run goes on where it was.
@@ -106,16 +107,26 @@ class PredictionWriter(CaseHandler):
 
     @contextmanager
     def _files(self, case: str) -> Iterator[Callable[[str], Path]]:
-        """Gives the path of a case's file by its suffix, in a block at whose end all of them appear, or none does."""
-        self._done.remove(case)
+        """Gives the path of a case's file by its suffix, in a block at whose end all of them appear, or none does.
+
+        Raises:
+            FileExistsError: (of the path) there is a file of that name that no run wrote, e.g. a reader's mask.
+        """
+        own = self._done.files(case)
+        if own:
+            self._done.begin(case, own)
         self._names = []
 
         def file(suffix: str) -> Path:
-            self._names.append(f"{case}_{suffix}")
-            return finished.enter_context(atomic_path(self.output_dir / self._names[-1]))
+            path = self.output_dir / f"{case}_{suffix}"
+            if path.exists() and path.name not in own and not is_result(path):
+                raise FileExistsError(f"{path} is not of a run and stays as it is; give another output_dir, or move it")
+            self._names.append(path.name)
+            return finished.enter_context(atomic_path(path))
 
         with ExitStack() as finished:
             yield file
+            self._done.begin(case, own.union(self._names))
 
     def _probabilities(self, case: str, probability: Iterable[Any]) -> dict[str, Any]:
         """The beginning of a row."""

@@ -206,3 +206,40 @@ def test_what_cannot_be_told_from_others_is_refused_when_results_shall_be_kept(f
         else:
             with pytest.raises(ValueError, match=r"\.random is random"):
                 engine.run()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_files_that_no_run_wrote_are_never_replaced_and_own_ones_are(tmp_path, overwrite):
+    cases = make_cases(tmp_path, 3)
+    mask = Path(save(tmp_path / "c01_seg.nii.gz", np.ones(SHAPE, np.uint8)))  # a reader's, in the folder of the data
+    content = mask.read_bytes()
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=r"1 of 3 cases failed:\n  c01: FileExistsError: .*c01_seg.nii.gz is not"
+        ):
+            run(cases, tmp_path, overwrite=overwrite)
+        assert mask.read_bytes() == content
+        assert [row["case"] for row in table(tmp_path)] == ["c00", "c02"]
+        assert not (tmp_path / "c01_heatmap.nii.gz").exists()
+    mask.unlink()
+    run(cases, tmp_path, overwrite=overwrite)
+    assert len(table(tmp_path)) == 3
+
+
+def test_files_of_a_killed_run_are_its_own_at_whatever_point_it_was_killed(tmp_path, monkeypatch):
+    cases, out = make_cases(tmp_path / "in", 2), tmp_path / "out"
+    replace, left = os.replace, 4  # two temporary files, what will be written, the mask, but not the heatmap
+
+    def killed(*paths: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluator(cases, [CaseWriter(out, classes=["none", "tumor"], save_montage=False)]).run()
+    assert [path.name for path in out.glob("[!.]*")] == ["c00_seg.nii.gz"]
+    assert run(cases, out, overwrite=True) == 2
