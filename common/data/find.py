@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..files import PathLike
 from .matches import DICOM, Match, matches, series_of_tree
 
 Case = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 def find_cases(
@@ -47,9 +49,12 @@ def find_cases(
 
     Raises:
         FileNotFoundError: nothing matches, or a case lacks a modality or its organ.
-        ValueError: two files fit one case, two cases get one name, or a pattern matches single DICOM slices.
+        ValueError: two files fit one case, two cases get one name, a case is its own mask, or a pattern matches single
+            DICOM slices, or is none.
     """
     root = Path(dataset_dir).absolute()
+    if not image_pattern or not all(isinstance(p, str) for p in image_pattern):
+        raise ValueError(f"image_pattern must be a pattern, or a list of one per modality; got {image_pattern!r}")
     patterns = [image_pattern] if isinstance(image_pattern, str) else list(image_pattern)
     if DICOM in patterns and len(patterns) > 1:
         raise ValueError(f"image_pattern {patterns}: 'dicom' is a case a series; give folders instead, as '*/flair/'")
@@ -58,11 +63,23 @@ def find_cases(
         if not files:
             what = "DICOM scan" if pattern == DICOM else "folder with a DICOM scan" if pattern[-1:] == "/" else "file"
             raise FileNotFoundError(f"no {what} matches {pattern!r} in {root}; check dataset_dir and the pattern.")
-    masks = {
-        key: pair(found[0], matches(root, pattern, f"{key}_pattern"), pattern)[0]
-        for key, pattern in (("label", label_pattern), ("organ", organ_pattern))
-        if pattern
-    }
+    masks: dict[str, dict[Match, Match]] = {}
+    for key, wanted in (("label", label_pattern), ("organ", organ_pattern)):
+        if wanted:
+            masks[key], alone = pair(found[0], matches(root, wanted, f"{key}_pattern"), wanted)
+            own = next((match for match, mask in masks[key].items() if match.name == mask.name), None)
+            if own is not None:
+                raise ValueError(f"{own.name} is matched as image and as {key}, by {patterns[0]!r} and {wanted!r}")
+            if key == "label" and alone and 0 < len(masks[key]) < len(found[0]):
+                lacking = next(match.name for match in found[0] if match not in masks[key])
+                logger.warning(
+                    "%s: %d mask(s) of %r fit no case, e.g. %s, while %s has none",
+                    root,
+                    len(alone),
+                    wanted,
+                    alone[0],
+                    lacking,
+                )
     rows: dict[Match, list[Match]] = {match: [match] for match in found[0]}
     missing = [f"{organ_pattern!r} beside {m.name}" for m in rows if organ_pattern and m not in masks["organ"]]
     for pattern, files in zip(patterns[1:], found[1:], strict=True):

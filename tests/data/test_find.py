@@ -81,6 +81,28 @@ def test_refuses_two_masks_for_one_case(tmp_path):
         find_cases(tmp_path, "*/flair.nii", label_pattern="*/mask?.nii")
 
 
+@pytest.mark.parametrize("pattern", ["*/flair.nii", "*/*.nii"])
+def test_an_image_is_not_its_own_mask(tmp_path, pattern):
+    touch(tmp_path, "a/flair.nii", "b/flair.nii")
+    for key in ("label", "organ"):
+        with pytest.raises(ValueError, match=rf"a/flair.nii is matched as image and as {key}"):
+            find_cases(tmp_path, "*/flair.nii", **{f"{key}_pattern": pattern})
+
+
+def test_masks_that_fit_no_case_are_told_where_a_case_has_none(tmp_path, caplog):
+    touch(tmp_path, "a/ct.nii", "a/m.nii", "x/ct.nii", "masks/x/m.nii")
+    find_cases(tmp_path, "a/ct.nii", label_pattern="**/m.nii")
+    assert not caplog.text
+    find_cases(tmp_path, "*/ct.nii", label_pattern="**/m.nii")
+    assert "1 mask(s) of '**/m.nii' fit no case, e.g. masks/x/m.nii, while x/ct.nii has none" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", [None, "", [], [None]])
+def test_no_pattern_at_all_is_named(tmp_path, pattern):
+    with pytest.raises(ValueError, match="image_pattern must be a pattern"):
+        find_cases(tmp_path, pattern)
+
+
 def test_files_of_one_case_are_paired_by_their_folder(tmp_path):
     touch(tmp_path, "site_1/ct.nii.gz", "site_1/lung.nii.gz", "site_2/ct.nii.gz", "site_2/lung.nii.gz", "1/lung.nii.gz")
     found = find_cases(tmp_path, "site_*/ct.nii.gz", organ_pattern="*/lung.nii.gz", label_pattern="s*_2/lung.nii.gz")
