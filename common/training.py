@@ -150,10 +150,13 @@ class WeightAverage:
         self.average.update_parameters(self.network)
 
 
+HIDDEN = ("epoch", "learning_rate")  # columns of the log that the progress bar does not repeat
+
+
 class TrainingLog:
     """Handler: a progress bar over the epochs, and a row for each in `training_log.csv`.
 
-    A row holds epoch, loss, validation metrics and seconds.
+    A row holds epoch, loss, validation metrics, the learning rate of the first group of parameters, and seconds.
 
     Args:
         path: of the CSV file; a resumed training goes on from its rows.
@@ -195,8 +198,12 @@ class TrainingLog:
         row: dict[str, Any] = {"epoch": engine.state.epoch, "loss": round(sum(self.losses) / len(self.losses), 5)}
         if self.validator is not None:
             row |= {k: round(float(v), 5) for k, v in self.validator.state.metrics.items()}
+        if (optimizer := getattr(engine, "optimizer", None)) is not None:
+            row["learning_rate"] = float(f"{optimizer.param_groups[0]['lr']:.4g}")  # at the epoch's end
         if self._bar is not None:
-            self._bar.set_postfix({key: f"{value:.3f}" for key, value in row.items() if key != "epoch"}, refresh=False)
+            self._bar.set_postfix(
+                {key: f"{value:.3f}" for key, value in row.items() if key not in HIDDEN}, refresh=False
+            )
             self._bar.update()
         row["seconds"] = round(time.perf_counter() - self.start, 1)
         self.rows.append(row)

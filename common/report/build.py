@@ -16,8 +16,10 @@ from .cases import add_volumes, case_rows, shared_threshold
 from .curves import label_curves, threshold_curve, volume_agreement
 from .page import page
 from .pictures import find_picture, pictures, thumbnail
+from .record import described_weights, versions
 from .scores import baselines, facts, headline, supervision
 from .tables import Run, read_run
+from .training import build_training, training_supervision
 
 PICTURES = 2**21  # bytes of all montages: with the viewer and the thumbnails the page has less than 5 MB
 BINARY = ("picture", "thumbnail", "volumes")  # keys of base64
@@ -26,14 +28,30 @@ ABSOLUTE = re.compile(r"(?:(?<![\w./])/|\b[A-Za-z]:[\\/]|\\\\)(?:[^\s/\\'\",;:()
 
 
 def write_report(run_dir: PathLike, **options: Any) -> Path:
-    """Write `report.html` into a run's folder; arguments as `build_report`.
+    """Write `report.html` into the folder of an inference or evaluation, or of a training.
+
+    Args:
+        run_dir: that folder.
+        options: of `build_report`; a training needs none.
 
     Returns:
         The page.
     """
-    path = Path(run_dir) / "report.html"
-    write(path, page(build_report(run_dir, **options)))
-    return path
+    folder = Path(run_dir)
+    trained = None if (folder / "predictions.csv").is_file() else build_training(folder)
+    report = build_report(folder, **options) if trained is None else training_report(folder, trained)
+    write(folder / "report.html", page(report))
+    return folder / "report.html"
+
+
+def training_report(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The page of a training: `build_training` with what the weights' folder says about them."""
+    weights = described_weights(folder / "model.pt")
+    provenance = [("weights (SHA-256)", f"{weights['file']} {weights['sha256']}" if weights else "not there")]
+    provenance += [("versions", ", ".join(f"{name} {number}" for name, number in versions().items())), _made()]
+    run = {"kind": "training", "title": "Training", "seconds": training["seconds"], "failed": {}}
+    about = {"supervision": training_supervision(folder), "provenance": provenance}
+    return {"kind": "training", "run": run, "training": dict(training), **about}
 
 
 def build_report(
@@ -112,16 +130,14 @@ def find_files(
 def described(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What was run, on how many cases, for the head of the page."""
     record = run.record
-    slides = any(row["area"] for row in rows)
     return {
         "bundle": record.get("bundle"),
         "version": record.get("version"),
         "task": record.get("task"),
         "section": record.get("section"),
         "kind": "evaluation" if run.metrics or run.labels else "inference",
-        "unit": "slide" if slides else "case",
+        "unit": "slide" if run.unit == "slides" else "case",
         "cases": len(rows),
-        "scored": len(run.metrics),
         "failed": record.get("failed", {}),
         "settings": record.get("settings", {}),
         "date": record.get("began"),

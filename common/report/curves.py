@@ -18,7 +18,7 @@ AREAS = ("auc", "average_precision")
 
 
 def label_curves(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """ROC and precision-recall curves and the calibration of the probability, of volumes and of slices.
+    """ROC and precision-recall curves and the calibration of the probability, of volumes (or slides) and of slices.
 
     Only of kinds that have both labels, and of two patients at least.
 
@@ -26,7 +26,7 @@ def label_curves(run: Run) -> dict[str, list[dict[str, Any]]]:
         `roc`, `precision_recall`, `calibration`: a list with an entry for each kind.
     """
     found: dict[str, list[dict[str, Any]]] = {"roc": [], "precision_recall": [], "calibration": []}
-    for kind, rows in (("volumes", list(run.labels.values())), ("slices", run.slices)):
+    for kind, rows in ((run.unit, list(run.labels.values())), ("slices", run.slices)):
         rows = [row for row in rows if row.get("positive") is not None and row.get("probability") is not None]
         labels = np.array([row["positive"] for row in rows]) > 0
         if len(rows) < 2 or labels.all() or not labels.any():

@@ -19,6 +19,7 @@ BASELINES = {
     "dice_baseline_gated": ("intensity threshold, in slices that the network chose", True),
     "dice_baseline_opened_gated": ("threshold without thin parts, in slices that the network chose", True),
 }
+CHANCE = {"name": "chance", "value": 0.5, "low": None, "high": None, "learned": False}
 PAIRS = 2000  # resamples of paired differences
 
 
@@ -68,7 +69,7 @@ def headline(run: Run) -> dict[str, Any]:
         return {
             "measure": "mean Dice",
             **{key: own[key] for key in ("value", "low", "high", "median")},
-            "on": f"{_plural(number, 'case')} with a ground-truth mask",
+            "on": f"{_plural(number, run.unit[:-1] if run.unit == 'slides' else 'case')} with a ground-truth mask",
             "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over cases.",
             "rival": others[0] if others else None,
         }
@@ -80,8 +81,15 @@ def headline(run: Run) -> dict[str, Any]:
             return {
                 **{"measure": f"AUC of {kind}", "value": scores["auc"], "low": low, "high": high, "on": counts},
                 "note": "No mask is known: scored is how well yes/no labels are told apart. 0.5 is chance.",
-                "rival": {"name": "chance", "value": 0.5, "low": None, "high": None, "learned": False},
+                "rival": CHANCE,
             }
+    if run.summary.get("auc_macro") is not None:
+        return {
+            **{"measure": "AUC of slides", "value": run.summary["auc_macro"], "low": None, "high": None},
+            "on": f"{len(run.labels)} slides, mean over the labels",
+            "note": "No outline is known: scored is how well yes/no labels are told apart. 0.5 is chance.",
+            "rival": CHANCE,
+        }
     marked = sum(_marked(row) for row in run.predictions.values())
     return {
         **{"measure": "cases with a mask", "value": marked, "low": None, "high": None, "rival": None},
@@ -110,6 +118,8 @@ def facts(run: Run) -> list[dict[str, str]]:
         found.append(
             {"name": "AUC of a slice's position alone", "value": f"{position:.3f}", "on": "what needs no image"}
         )
+    for name, area in (run.summary.get("auc") or {}).items():
+        found.append({"name": f"AUC of {name}", "value": f"{area:.3f}", "on": f"{len(run.labels)} slides with a label"})
     milliliters = [row["volume_ml"] for row in run.predictions.values() if row.get("volume_ml") is not None]
     if milliliters:
         value = f"{np.median(milliliters):.1f} ml"
@@ -138,7 +148,7 @@ def supervision(run: Run) -> list[str]:
         lines.append(f"Masks used for these choices: {masks}.")
         if source.get("pseudo_masks"):
             lines.append(f"Pseudo-masks of the training came from: {source['pseudo_masks']}.")
-    scored = len(run.metrics)
+    scored = sum(row.get("dice") is not None for row in run.metrics.values())
     if scored:
         where = f" of the {run.record['section']} section" if run.record.get("section") else ""
         lines.append(f"Masks of {_plural(scored, 'case')}{where} were opened here, to score.")

@@ -39,6 +39,12 @@ class Run:
     label_summary: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def unit(self) -> str:
+        """What a case is: `volumes`, or `slides`, whose masks are measured in mm²."""
+        slides = any(key.startswith("area_mm2_") for row in self.predictions.values() for key in row)
+        return "slides" if slides else "volumes"
+
 
 def read_run(folder: PathLike) -> Run:
     """Read a run's folder.
@@ -52,16 +58,29 @@ def read_run(folder: PathLike) -> Run:
         raise FileNotFoundError(
             f"{folder} holds no predictions.csv: give the output_dir of an inference or evaluation, or of a training"
         )
+    metrics = _by_case(read_rows(folder / "metrics.csv"))
     return Run(
         folder=folder,
         predictions=_by_case(read_rows(folder / "predictions.csv")),
-        metrics=_by_case(read_rows(folder / "metrics.csv")),
-        labels=_by_case(read_rows(folder / "labels.csv")),
+        metrics=metrics,
+        labels=_by_case(read_rows(folder / "labels.csv")) or _labels_of_slides(metrics),
         slices=read_rows(folder / "slices.csv"),
         summary=_json(folder / "summary.json"),
         label_summary=_json(folder / "labels.json"),
         record=_json(folder / RECORD),
     )
+
+
+def _labels_of_slides(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Labels that the scores of slides hold: whether any label is positive, and the highest probability of one."""
+    found = {}
+    for case, row in metrics.items():
+        labels = [value for key, value in row.items() if key.startswith("label_") and value is not None]
+        probabilities = [value for key, value in row.items() if key.startswith("probability_") and value is not None]
+        if labels and probabilities:
+            shared = {"case": case, "patient": row.get("patient")}
+            found[case] = shared | {"positive": max(labels), "probability": max(probabilities)}
+    return found
 
 
 def read_rows(path: PathLike) -> list[dict[str, Any]]:

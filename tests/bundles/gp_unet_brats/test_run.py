@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import nibabel as nib
@@ -61,7 +63,7 @@ def one_epoch(data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluation(data, trained, tmp_path_factory) -> dict:
-    return evaluate(data, trained, tmp_path_factory.mktemp("evaluation"))
+    return evaluate(data, trained, tmp_path_factory.mktemp("evaluation"), report=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,17 @@ def inference(data, trained, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("inference")
     infer(BUNDLE, data, trained / "model.pt", output)
     return output
+
+
+def test_a_report_tells_the_scores_and_what_they_stand_on(evaluation, trained):
+    text = (evaluation["output"] / "report.html").read_text()
+    report = json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)[1])
+    assert report["headline"]["value"] == evaluation["dice"]["mean"]
+    assert "volumes" in report["cases"][0]
+    told = dict(report["provenance"])
+    assert told["weights (SHA-256)"] == f"model.pt {sha256((trained / 'model.pt').read_bytes()).hexdigest()}"
+    assert re.fullmatch("[0-9a-f]{64}", told["config (SHA-256)"])
+    assert str(trained) not in text
 
 
 def test_masks_beat_the_empty_mask_and_the_threshold(evaluation):

@@ -201,9 +201,15 @@ def test_the_bundle_trains_on_slides_and_scores_others_with_the_same_store(tmp_p
     monai_bundle("run", "--config_file", configs, *where, *options, cwd=bundle)
     assert len(list((tmp_path / "out" / "tiles").glob("*_tiles.png"))) == 6
     assert len(list(FeatureStore(tmp_path / "store").entries())) == 6
+    scale = torch.load(tmp_path / "out" / "model.pt", weights_only=True)["head.scale.spread"]
+    assert (scale != 1).all()  # fitted, and kept with the weights
     configs = "['configs/wsi_inference.json','configs/wsi_evaluate.json']"
-    weights = ("--ckpt", str(tmp_path / "out" / "model.pt"))
-    monai_bundle("run", "--config_file", configs, *where, *weights, "--gate", "0.0", cwd=bundle)
+    weights = ("--ckpt", str(tmp_path / "out" / "model.pt"), "--smooth_um", "0.0", "--binarize", "otsu")
+    weights += ("--threshold", "0.5")
+    monai_bundle("run", "--config_file", configs, *where, *weights, "--gate", "0.0", "--report", "true", cwd=bundle)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '"unit":"slide"' in page
+    assert str(tmp_path) not in page
     negative, positive = rows_of(tmp_path / "out" / "metrics.csv")
     assert (negative["label_tumor"], positive["label_tumor"]) == ("0", "1")
     for row, found in zip((negative, positive), rows_of(tmp_path / "out" / "predictions.csv"), strict=True):
