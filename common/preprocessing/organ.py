@@ -115,7 +115,7 @@ def brain_mask(
         min_area_mm2: slices with less brain hold none.
         step_mm: thinner slices are taken in steps of about this, those between get their neighbor's mask.
     """
-    step = max(1, round(step_mm / spacing[2]))
+    step = max(1, min(round(step_mm / spacing[2]), image.shape[2]))  # of few slices, one is taken
     if step > 1:
         options = {"neck_mm": neck_mm, "scalp_mm": scalp_mm, "skull_mm": skull_mm, "closing_mm": closing_mm}
         options |= {"drift_mm": drift_mm, "min_area_mm2": min_area_mm2, "step_mm": 0.0}

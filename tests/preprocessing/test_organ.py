@@ -67,6 +67,13 @@ class TestBrain:
         assert not mask[..., -4:].any()
         np.testing.assert_array_equal(mask[..., 4:-4].any(axis=(0, 1)), brain_mask(image, SPACING).any(axis=(0, 1)))
 
+    @pytest.mark.parametrize("slices", [1, 2])
+    def test_few_thin_slices_are_taken(self, heads, slices):
+        image = heads[0][0]
+        middle = image.shape[-1] // 2
+        found = brain_mask(image[..., middle : middle + slices], (*SPACING[:2], 1.0))
+        assert found.any(axis=(0, 1)).all()
+
     def test_slices_with_little_brain_are_emptied(self, heads):
         image = heads[0][0]
         area = brain_mask(image, SPACING, min_area_mm2=0.0).sum(axis=(0, 1)) * 9.0
