@@ -186,6 +186,8 @@ class TrainingCheckpoint:
         objects: what has `state_dict` / `load_state_dict`: network, optimizer, schedule …
         model: the network whose plain weights go to `model_path` after every epoch.
         best_of: evaluator of a validation: weights go to `model_path` only when its key metric is as good as ever.
+        stopping: MONAI's `EarlyStopHandler`: its count of epochs without progress goes on, and a training that it has
+            ended stays ended (unless its patience is longer now).
 
     Raises:
         ValueError: (as training starts) the checkpoint is damaged, of another training, or one whose schedule cannot
@@ -200,12 +202,14 @@ class TrainingCheckpoint:
         model: torch.nn.Module,
         model_path: str | os.PathLike[str],
         best_of: Any = None,
+        stopping: Any = None,
     ) -> None:
         self.path = Path(path)
         self.objects = objects
         self.model = model
         self.model_path = model_path
         self.best_of = best_of
+        self.stopping = stopping
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
@@ -238,6 +242,7 @@ class TrainingCheckpoint:
             self._replay(name, schedule, state, engine)
         engine.state.epoch = state["epoch"]
         self.best = state.get("best", -math.inf)
+        self._resume_stopping(state, engine)
         if engine.state.epoch_length:
             engine.state.iteration = state["epoch"] * engine.state.epoch_length
         logger.info("resuming %s after epoch %d", self.path, state["epoch"])
@@ -246,6 +251,15 @@ class TrainingCheckpoint:
         if changed:
             share = f"{state['epoch']} of {engine.state.max_epochs} epochs are done"
             logger.warning("%s: %s; schedules are those of the new length, of which %s", self.path, changed, share)
+
+    def _resume_stopping(self, state: Mapping[str, Any], engine: Engine) -> None:
+        if self.stopping is None or "stopping" not in state:
+            return
+        handler = self.stopping._handler  # ignite's, in which the count is
+        handler.counter, handler.best_score = state["stopping"]["counter"], state["stopping"]["best_score"]
+        if handler.counter >= handler.patience:
+            logger.info("%s: no progress in the last %d epochs: the training has ended", self.path, handler.counter)
+            engine.terminate()
 
     def _replay(self, name: str, schedule: LRScheduler, state: Mapping[str, Any], engine: Engine) -> None:
         """Step a fresh schedule to where the training is."""
@@ -281,6 +295,10 @@ class TrainingCheckpoint:
             save_weights(self.model, self.model_path)
         state = {name: target.state_dict() for name, target in self.objects.items()}
         state |= {"epoch": engine.state.epoch, "best": self.best, "length": _length(engine)}
+        if self.stopping is not None:
+            handler = self.stopping._handler
+            best = None if handler.best_score is None else float(handler.best_score)
+            state["stopping"] = {"counter": handler.counter, "best_score": best}
         with atomic_path(self.path) as temporary:
             torch.save(state, temporary)
 

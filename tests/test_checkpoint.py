@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import EarlyStopHandler
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -287,6 +288,23 @@ class TestBestOf:
         kept = self.train(tmp_path, reached)
         assert kept["model.pt"] == best
         assert kept["checkpoint.pt"] == list(range(1, len(reached) + 1))
+
+    @pytest.mark.parametrize("parts", [(8,), (1, 8), (3, 8), (4, 8), (4, 4, 8), (1, 2, 3, 4, 8)])
+    def test_early_stopping_counts_on_where_an_interrupted_training_was(self, tmp_path, parts):
+        reached = [0.5, 0.6, 0.6, 0.5, 0.9, 0.9, 0.9, 0.9]  # two without progress end it after epoch 4
+        assert [self.stop(tmp_path, reached, patience=2, epochs=epochs) for epochs in parts][-1] == 4
+        assert self.stop(tmp_path, reached, patience=3, epochs=8) == 8  # a longer patience goes on
+
+    def stop(self, folder: Path, reached: list[float], *, patience: int, epochs: int) -> int:
+        """Train up to so many epochs, and return after which one it was over."""
+        network, validator, engine = nn.Linear(1, 1), Engine(lambda *_: None), Engine(lambda *_: None)
+        stopping = EarlyStopHandler(patience, lambda _: reached[engine.state.epoch - 1], trainer=engine)
+        stopping.attach(validator)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: validator.run([0]))
+        names = {"model": network, "model_path": folder / "model.pt", "stopping": stopping}
+        TrainingCheckpoint(folder / "checkpoint.pt", {"network": network}, **names).attach(engine)
+        engine.run([0], max_epochs=epochs)
+        return engine.state.epoch
 
     def test_a_resumed_training_remembers_what_was_reached(self, tmp_path):
         self.train(tmp_path, [0.5, 0.8])
