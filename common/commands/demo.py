@@ -2,59 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..report import write_report
 from .arguments import read_json
 from .fit import fit
 from .phantom import phantom_dataset
 from .run import bundle_root
 
+# What is compared, by its key in `summary.json`, and whether its slice AUC is that of the method.
+LEARNED = {
+    "method (mask)": "dice",
+    "method (raw map)": "dice_raw",
+    "threshold in slices the method marks": "dice_baseline_gated",
+    "the same without thin parts": "dice_baseline_opened_gated",
+}
+NOT_LEARNED = {
+    "empty mask": "dice_empty",
+    "intensity threshold": "dice_baseline_threshold",
+    "threshold without thin parts": "dice_baseline_opened",
+}
 
-def demo(output_dir: str = "demo", bundle: str = "gp_unet_brats", cases: int = 24, epochs: int = 0) -> None:
+
+def demo(
+    output_dir: str = "demo",
+    bundle: str = "gp_unet_brats",
+    cases: int = 60,
+    epochs: int = 0,
+    rounds: int = 0,
+    seed: int = 0,
+    verbose: bool = False,
+) -> None:
     """Train a bundle on a phantom from yes/no labels, as `fit` does it, and score it beside what needs no network.
+
+    The phantom is that of `phantom --kind clinic`: a threshold finds other bodies as well as the lesion.
 
     Args:
         output_dir: gets the data, and what `fit` writes.
         bundle: name under `bundles/`.
         cases: phantom volumes.
-        epochs: of training; 0 takes those of the bundle's `phantom.json`.
+        epochs: of training; 0 takes those of the bundle's configs.
+        rounds: of training on masks of the training before, as in `fit`.
+        seed: of phantom, split and training.
+        verbose: show on the console what otherwise goes to `log.txt` alone.
 
     Example:
         `python -m common demo --output_dir demo --bundle tonno_mosmed`
     """
-    bundle_root(bundle)  # before anything is written
+    configs = configs_of(bundle)  # before anything is written
     home = Path(output_dir).resolve()
     print(f"phantom data: {cases} volumes with known truth; no mask is opened before the scores")
-    data = phantom_dataset(home / "data", cases=cases)
+    data = phantom_dataset(home / "data", cases=cases, seed=seed, kind="clinic")
     more: dict[str, Any] = {"max_epochs": epochs} if epochs else {}
-    fit(bundle, str(data), str(home), configs="phantom.json", rounds=0, **more)
+    fit(bundle, str(data), str(home), configs=configs, rounds=rounds, verbose=verbose, seed=seed, **more)
     print(table(read_json(home / "evaluation" / "summary.json")))
     print(f"scores by case, with the truth outlined in the pictures: {home / 'evaluation'}")
+    print(f"report: {write_report(home / 'evaluation')}")
 
 
-def table(summary: dict) -> str:
+def configs_of(bundle: str) -> list[str]:
+    """Configs that make a bundle train on the phantom: `phantom.json`, and what the clinic's lesions need over it."""
+    folder = bundle_root(bundle) / "configs"
+    return [name for name in ("phantom.json", "clinic.json") if (folder / name).is_file()]
+
+
+def table(summary: Mapping[str, Any]) -> str:
     """The comparison of a `summary.json` as text: Dice of the method and of its baselines, AUC where one exists."""
-    auc = _number(summary["slices"]["auc"])
-    rows = [
-        ("method (mask)", "dice", auc),
-        ("method (raw map)", "dice_raw", auc),
-        ("empty mask", "dice_empty", "0.500"),
-        ("intensity threshold", "dice_baseline_threshold", "-"),
-        ("threshold, gated by the method", "dice_baseline_gated", auc),
-        ("threshold without thin parts", "dice_baseline_opened", "-"),
-        ("the same, gated by the method", "dice_baseline_opened_gated", auc),
-    ]
-    lines = [f"{'':32}{'3D Dice':>9}  {'95 % interval':16}{'slice AUC':>9}"]
-    for name, key, shown_auc in rows:
-        if key in summary:
-            score = summary[key]
-            interval = f"{_number(score['low'])} - {_number(score['high'])}"
-            lines.append(f"{name:32}{_number(score['mean']):>9}  {interval:16}{shown_auc:>9}")
-    position = summary["slices"].get("auc_position_alone")
-    if position is not None:
-        lines.append(f"{'slice position alone':32}{'-':>9}  {'-':16}{position:>9.3f}")
+    slices = summary["slices"]
+    lines = [f"{'':38}{'3D Dice':>9}  {'95 % interval':16}{'slice AUC':>9}", "learned from yes/no labels"]
+    lines += [_row(name, summary[key], _number(slices["auc"])) for name, key in LEARNED.items() if key in summary]
+    lines.append("not learned (thresholds fitted with the masks of the training cases)")
+    lines += [_row(name, summary[key], "-") for name, key in NOT_LEARNED.items() if key in summary]
+    if slices.get("auc_position_alone") is not None:
+        lines.append(f"  {'slice position alone':36}{'-':>9}  {'-':16}{slices['auc_position_alone']:>9.3f}")
+    best = max((summary[key]["mean"] or 0.0 for key in NOT_LEARNED.values() if key in summary), default=0.0)
+    if summary["dice"]["mean"] is not None:
+        lines.append(f"learning gained {summary['dice']['mean'] - best:+.3f} Dice over the best that is not learned")
     return "\n".join(lines)
+
+
+def _row(name: str, score: Mapping[str, Any], auc: str) -> str:
+    interval = f"{_number(score['low'])} - {_number(score['high'])}"
+    return f"  {name:36}{_number(score['mean']):>9}  {interval:16}{auc:>9}"
 
 
 def _number(value: float | None) -> str:

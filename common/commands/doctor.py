@@ -20,8 +20,11 @@ INSTALL = f"{PIP} --editable"
 EXTRAS = {
     "dicom": "DICOM in and out",
     "dinov2": "DINOv2 features (insight_ct)",
+    "docs": "the site of the documentation",
+    "figshare": "T1ce slices of Cheng et al.",
     "lung": "lung masks by a network (insight_ct)",
     "radon": "faster reconstruction on CPUs (tonno_mosmed)",
+    "report": "npm, which gets the viewer of reports",
     "timm": "backbones and encoders of timm",
     "wsi": "slides (insight_ct)",
     "xlsx": "tables of labels as .xlsx",

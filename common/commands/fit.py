@@ -86,10 +86,11 @@ def fit(
     of_slices = any(labels_slices(case) for case in content["training"])
     over = names(configs) if of_slices else with_volumes(root, names(configs))
     own = make_bundle(bundle, home / root.name, over=over, settings=said, datalist=listed, counts=counts)
-    print(f"about {minutes(root.name, content, read_json(own / 'configs' / 'train.json'))} minutes on two CPU cores")
-    shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(listed)}
     if rounds is None:
         rounds = int(of_slices)
+    trained = read_json(own / "configs" / "train.json")
+    print(f"about {minutes(root.name, content, trained, rounds)} minutes on two CPU cores")
+    shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(listed)}
     scored = "test" if content.get("test") else "validation"
     everything = "+".join(section for section in SECTIONS if content.get(section))
     scores, masks = home / "evaluation" / "labels.json", home / "masks" / "predictions.csv"
@@ -272,13 +273,15 @@ def grid_of(content: Mapping[str, Any], root: Path) -> str:
     return f"spacing {' × '.join(spans)} mm"
 
 
-def minutes(bundle: str, content: Mapping[str, Any], train: Mapping[str, Any]) -> int:
+def minutes(bundle: str, content: Mapping[str, Any], train: Mapping[str, Any], rounds: int) -> int:
     """A guess, from what a slice costs: all steps of `fit` on two CPU cores."""
     epoch, volume = COSTS.get(bundle, (20, 5))
     cases = sum(len(content.get(section) or []) for section in SECTIONS)
-    draws = train.get("volumes_per_epoch") or train.get("bags_per_epoch") or 25 * len(content["training"])
+    volumes, labels = len(content["training"]), len(labels_of_cases(content["training"]))
+    slices = labels if labels > volumes else 25 * volumes  # with one label a volume the files would tell
+    draws = train.get("volumes_per_epoch") or train.get("bags_per_epoch") or slices
     training = train["max_epochs"] * draws / 1000 * epoch
-    return max(1, round((2 * training + 2 * cases * volume + 120) / 60))
+    return max(1, round(((1 + rounds) * training + 2 * cases * volume + 60) / 60))
 
 
 def summary(folder: Path, section: str) -> str:

@@ -33,7 +33,7 @@ def clinic_case(
     modalities: int = 1,
     lesion: bool = True,
     scanner: int = 0,
-    isointense: float = 0.18,
+    isointense: float = 0.12,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw one head with two or three bright bodies; the lesion, if there is one, takes the place of one of them.
 
@@ -63,6 +63,8 @@ def clinic_case(
         mask = blend > 0.5
     others = [_other(rng, head, *site) for site in sites]
     vessels = np.maximum(draw_vessels(rng, head.organ, per_1000=0.5), head.plexus * head.organ)
+    bodies = np.max([blend, *(body for body, _ in others)], axis=0)
+    vessels *= 0.8 * (1 - bodies)  # a dot on a smooth body would make it look mottled
     images = []
     for level, vessel_level, ventricle_level in list(MODALITIES.values())[:modalities]:
         tissue = np.zeros(shape)
@@ -70,9 +72,9 @@ def clinic_case(
         tissue[head.ventricle & head.organ] = ventricle_level
         for body, rim in others:
             tissue *= 1 - 0.55 * rim
-            tissue += body * (level * rng.uniform(0.95, 1.15) - tissue)
+            tissue += body * (level * rng.uniform(1.0, 1.15) - tissue)
         if lesion:
-            inside = 1 + (level * rng.uniform(0.95, 1.15) - 1) * bright + 0.3 * pattern
+            inside = 1 + (level * rng.uniform(1.0, 1.15) - 1) * bright + 0.3 * pattern
             tissue += blend * (inside - tissue)
         tissue = np.maximum(tissue, np.where(vessels > 0, 1 + (vessel_level - 1) * vessels, 0))
         tissue[head.skull], tissue[head.scalp] = 0.1, rng.uniform(1.6, 2.3)

@@ -20,12 +20,12 @@ from tests.running import REPOSITORY, run_module
 BUNDLES = {
     "gp_unet_brats": {
         "train": [
-            *("train+lgg", "train+paper", "train+phantom", "train+lgg+train_refine", "train+lgg+train_supervised"),
-            "train+multi_gpu_train",
+            *("train+lgg", "train+paper", "train+phantom+clinic", "train+lgg+train_refine"),
+            *("train+lgg+train_supervised", "train+multi_gpu_train"),
         ],
         "inference": [
-            *("inference+paper", "evaluate+paper", "evaluate+calibrate", "inference+phantom", "evaluate+phantom"),
-            *("evaluate+lgg_tested", "train+evaluate"),
+            *("inference+paper", "evaluate+paper", "evaluate+calibrate", "inference+phantom+clinic"),
+            *("evaluate+phantom", "evaluate+lgg_tested", "train+evaluate"),
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),
         "paper_classes": ["healthy", "LGG", "HGG"],
@@ -58,7 +58,7 @@ BUNDLES = {
         "inference": [
             *("inference+covid", "evaluate+covid", "inference+mosmed+paper"),
             *("inference+phantom", "evaluate+phantom", "evaluate+calibrate", "wsi_inference"),
-            "wsi_inference+wsi_evaluate",
+            *("wsi_inference+wsi_evaluate", "wsi_inference+wsi_calibrate"),
         ],
         "paper": ("flair",),
         "paper_classes": ["none", "tumor"],

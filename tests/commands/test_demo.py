@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import common.commands.fit
-from common.commands.demo import demo, table
+from common.commands.demo import configs_of, demo, table
 from tests.bundles.conftest import run_bundle
 
 SCORE = {"mean": 0.5, "low": 0.25, "high": 0.75}
@@ -20,7 +20,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(common.commands.fit, "run_bundle", run_bundle)
-        patch.setattr("builtins.print", lambda *lines: printed.extend(lines))
+        patch.setattr("builtins.print", lambda *lines, **_: printed.extend(lines))
         demo(str(home), cases=8, epochs=8)
     return home, "\n".join(printed)
 
@@ -58,26 +58,38 @@ def test_evaluation_and_inference_give_a_case_the_same_probability_by_the_traine
 def test_demo_prints_the_scores_that_it_found_and_where_the_files_are(finished):
     home, printed = finished
     assert table(json.loads((home / "evaluation" / "summary.json").read_text())) in printed
-    for name in ("evaluation", "masks"):
-        assert str(home / name) in printed
+    for name in ("evaluation", "masks", "evaluation/report.html"):
+        assert f"{home / name}\n" in f"{printed}\n"
+    assert "report" in (home / "evaluation" / "report.html").read_text(encoding="utf-8")
 
 
-def test_table_shows_each_score_with_its_interval_and_the_auc_of_what_has_one():
-    summary = {"dice": SCORE, "dice_empty": SCORE | {"mean": 0.0}, "dice_baseline_gated": SCORE}
+def test_table_parts_what_was_learned_from_what_was_not():
+    summary = {"dice": SCORE, "dice_empty": SCORE | {"mean": 0.125}, "dice_baseline_gated": SCORE}
+    summary["dice_baseline_opened"] = SCORE | {"mean": 0.25}
     lines = table(summary | {"slices": {"auc": 0.875, "auc_position_alone": 0.625}}).splitlines()
-    assert [line[:32].strip() for line in lines[1:]] == [
-        *("method (mask)", "empty mask", "threshold, gated by the method", "slice position alone")
+    assert [line[:38].strip() for line in lines[1:-1]] == [
+        *("learned from yes/no labels", "method (mask)", "threshold in slices the method marks"),
+        *("not learned (thresholds fitted with th", "empty mask", "threshold without thin parts"),
+        "slice position alone",
     ]
-    assert [line[32:].split() for line in lines[1:]] == [
+    assert [lines[number][38:].split() for number in (2, 3, 5, 6, 7)] == [
         ["0.500", "0.250", "-", "0.750", "0.875"],
-        ["0.000", "0.250", "-", "0.750", "0.500"],
         ["0.500", "0.250", "-", "0.750", "0.875"],
+        ["0.125", "0.250", "-", "0.750", "-"],
+        ["0.250", "0.250", "-", "0.750", "-"],
         ["-", "-", "0.625"],
     ]
-    assert len({len(line) for line in lines}) == 1
+    assert len({len(lines[number]) for number in (0, 2, 3, 5, 6, 7)}) == 1
+    assert lines[-1] == "learning gained +0.250 Dice over the best that is not learned"
 
 
 def test_table_says_what_is_undefined():
     shown = table({"dice": {"mean": None, "low": None, "high": None}, "slices": {"auc": None}})
-    assert shown.splitlines()[1].split()[2:] == ["n/a", "n/a", "-", "n/a", "n/a"]
+    assert shown.splitlines()[2].split()[2:] == ["n/a", "n/a", "-", "n/a", "n/a"]
     assert "position" not in shown
+    assert "gained" not in shown
+
+
+def test_each_bundle_takes_its_config_for_the_clinics_phantom_where_it_has_one():
+    assert configs_of("gp_unet_brats") == ["phantom.json", "clinic.json"]
+    assert configs_of("tonno_mosmed")[:1] == ["phantom.json"]

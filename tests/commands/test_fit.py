@@ -13,6 +13,8 @@ from common.commands.fit import (
     check_settings,
     described,
     labels_slices,
+    minutes,
+    steps,
     summary,
     with_volumes,
 )
@@ -94,6 +96,25 @@ def test_a_folder_of_another_fit_is_refused(tmp_path):
     check_same(tmp_path, told)
     with pytest.raises(ValueError, match="made with another settings"):
         check_same(tmp_path, told | {"settings": {}})
+
+
+def test_the_guess_of_minutes_grows_with_slices_epochs_and_rounds():
+    content = {"training": cases([0, 1] * 500)}
+    once = minutes("gp_unet_brats", content, {"max_epochs": 50}, 0)
+    assert once == 11  # 50 epochs of 12 s
+    assert minutes("gp_unet_brats", content, {"max_epochs": 100}, 0) == 21
+    assert minutes("gp_unet_brats", content, {"max_epochs": 50}, 1) == 21
+    assert minutes("gp_unet_brats", {"training": cases(*[1] * 40)}, {"max_epochs": 50}, 0) == 12
+
+
+@pytest.mark.parametrize(
+    ("refine", "rounds", "count"), [(None, 1, 4), ({}, 0, 4), ({}, 1, 6), ({"pseudo_dir": 0}, 2, 10)]
+)
+def test_steps_are_as_many_as_there_are_runs(refine, rounds, count, tmp_path):
+    (tmp_path / "configs").mkdir()
+    if refine is not None:
+        (tmp_path / "configs" / "train_refine.json").write_text(json.dumps(refine))
+    assert steps(tmp_path, rounds) == count
 
 
 def test_one_label_a_volume_asks_for_more_where_a_config_says_so():
