@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data import SECTIONS, patient_folds, split_patients, write_datalist
+from ..data import SECTIONS, kinds_of_patients, patient_folds, stratified_split, write_datalist
 from ..files import PathLike
 from .arguments import read_json
 
@@ -12,7 +12,7 @@ from .arguments import read_json
 def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
     """Write `<datalist>_fold<k>.json` for cross-validation by patient: fold k is the test section.
 
-    A sixth of the other patients validates.
+    A sixth of the other patients validates. Patients with and without a finding are dealt apart where there are enough.
 
     Args:
         datalist: as `prepare` writes it; its own sections are dissolved.
@@ -41,10 +41,11 @@ def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: i
     """
     content = read_json(datalist)
     everything = [case for section in SECTIONS for case in content.get(section, [])]
-    patients = [case["patient"] for case in everything]
+    kinds = kinds_of_patients(everything)
     files = []
-    for k, test in enumerate(patient_folds(patients, folds=count, seed=seed)):
-        training, validation = split_patients(set(patients) - set(test), fractions=(5 / 6, 1 / 6), seed=seed)
+    for k, test in enumerate(patient_folds(kinds, folds=count, seed=seed, kinds=kinds)):
+        others = {patient: kind for patient, kind in kinds.items() if patient not in test}
+        training, validation = stratified_split(others, fractions=(5 / 6, 1 / 6), seed=seed)
         parts = {"training": training, "validation": validation, "test": test}
         fold = content | {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
         files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")

@@ -17,7 +17,14 @@ from .datalist import (
 )
 from .find import Case, find_cases
 from .slices import SliceDataset, case_label, labels_of, read_unmasked, runs, slice_classes
-from .splits import matched_weights, patient_folds, split_patients, stratified_weights
+from .splits import (
+    kinds_of_patients,
+    matched_weights,
+    patient_folds,
+    split_patients,
+    stratified_split,
+    stratified_weights,
+)
 
 __all__ = [
     "SECTIONS",
@@ -31,6 +38,7 @@ __all__ = [
     "check_patients",
     "find_cases",
     "in_turns",
+    "kinds_of_patients",
     "label_counts",
     "label_of",
     "labels_of",
@@ -46,6 +54,7 @@ __all__ = [
     "slice_classes",
     "slice_labels",
     "split_patients",
+    "stratified_split",
     "stratified_weights",
     "write_datalist",
 ]

@@ -32,7 +32,14 @@ from ..files import PathLike, write_json
 from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
 from .find import Case, check_names, find_cases
-from .splits import class_against_class, split_patients, stratified_split
+from .splits import (
+    class_against_class,
+    kinds_of_patients,
+    signs_of,
+    signs_of_patients,
+    split_patients,
+    stratified_split,
+)
 
 SECTIONS = ("training", "validation", "test")
 
@@ -133,13 +140,6 @@ def multi_hot(cls: int | Sequence[str], classes: Sequence[str]) -> list[int]:
     if isinstance(names, int | str) or not all(name in classes for name in names):
         raise ValueError(f"cls must be an index or a list of names of {list(classes)} for the whole case; got {cls!r}.")
     return [int(name in names) for name in classes[1:]]
-
-
-def _signs(cls: Any) -> set[bool]:
-    """Whether a label, or one of several, is positive, and whether one is negative."""
-    if isinstance(cls, list) and (not cls or isinstance(cls[0], str)):
-        return {bool(cls)}
-    return {c > 0 for c in (cls if isinstance(cls, list) else [cls])}
 
 
 def _map_paths(case: Case, change: Any) -> Case:
@@ -281,13 +281,10 @@ def make_datalist(
     if np.shape(fractions) != (len(SECTIONS),):
         raise ValueError(f"fractions must be three numbers, for {', '.join(SECTIONS)}; got {fractions}.")
     fixed = {case["patient"]: SECTIONS.index(case["section"]) for case in cases if "section" in case}
-    signs: dict[str, set[bool]] = {case["patient"]: set() for case in cases}
-    for case in cases:
-        signs[case["patient"]] |= _signs(case["cls"]) if "cls" in case else set()
+    signs = signs_of_patients(cases)
     against = class_against_class(cases)
     if stratify or against:
-        positive = against or {patient: True in found for patient, found in signs.items()}
-        parts = stratified_split(positive, fractions=fractions, seed=seed, fixed=fixed)
+        parts = stratified_split(kinds_of_patients(cases), fractions=fractions, seed=seed, fixed=fixed)
     else:
         parts = split_patients(signs, fractions=fractions, seed=seed)
     drawn = {patient: k for k, patients in enumerate(parts) for patient in patients} | fixed
@@ -296,7 +293,7 @@ def make_datalist(
         datalist[section] = [{key: value for key, value in case.items() if key != "section"} for case in own]
     _check(datalist, name)
     for section in () if for_scoring or against else SECTIONS:
-        labels = {sign for case in datalist[section] if "cls" in case for sign in _signs(case["cls"])}
+        labels = {sign for case in datalist[section] if "cls" in case for sign in signs_of(case["cls"])}
         for sign, word in ((True, "positive"), (False, "negative")):
             if datalist[section] and sign not in labels:
                 count = {kind: sum(kind in found for found in signs.values()) for kind in (True, False)}

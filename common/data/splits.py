@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,27 @@ def class_against_class(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {patient: several[0] for patient, several in labels.items()}
 
 
+def kinds_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What tells patients apart in a stratified split: whether any label is positive, see `class_against_class`."""
+    signs = signs_of_patients(cases)
+    return class_against_class(cases) or {patient: int(True in found) for patient, found in signs.items()}
+
+
+def signs_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, set[bool]]:
+    """Whether each patient has a positive label, and whether a negative one."""
+    signs: dict[str, set[bool]] = {case["patient"]: set() for case in cases}
+    for case in cases:
+        signs[case["patient"]] |= signs_of(case["cls"]) if "cls" in case else set()
+    return signs
+
+
+def signs_of(cls: Any) -> set[bool]:
+    """Whether a label, or one of several, is positive, and whether one is negative."""
+    if isinstance(cls, list) and (not cls or isinstance(cls[0], str)):
+        return {bool(cls)}
+    return {c > 0 for c in (cls if isinstance(cls, list) else [cls])}
+
+
 def _shares(fractions: Sequence[float]) -> np.ndarray:
     share = np.asarray(fractions, dtype=float)
     if (share < 0).any() or not np.isclose(share.sum(), 1):
@@ -115,8 +137,17 @@ def _draw(ids: Sequence[str], sizes: np.ndarray, seed: int) -> list[list[str]]:
     return [sorted(ids[i] for i in part) for part in parts]
 
 
-def patient_folds(patients: Iterable[str], *, folds: int, seed: int = 0) -> list[list[str]]:
+def patient_folds(
+    patients: Iterable[str], *, folds: int, seed: int = 0, kinds: Mapping[str, int] | None = None
+) -> list[list[str]]:
     """Deal patients into cross-validation folds; each is in exactly one, and fold sizes differ by one at most.
+
+    Args:
+        patients: ids; repeats and order do not matter.
+        folds: number of folds.
+        seed: of the deal.
+        kinds: of each patient, e.g. whether there is a finding. If there are two, each with as many patients as there
+            are folds, they are dealt apart, so that each fold has its share of both.
 
     Raises:
         ValueError: fewer than two folds, or fewer patients than folds.
@@ -124,7 +155,12 @@ def patient_folds(patients: Iterable[str], *, folds: int, seed: int = 0) -> list
     ids = sorted(set(patients))
     if not 2 <= folds <= len(ids):
         raise ValueError(f"folds must lie between 2 and the number of patients ({len(ids)}); got {folds}.")
-    return [sorted(fold) for fold in partition_dataset(ids, num_partitions=folds, shuffle=True, seed=seed)]
+    apart = [[p for p in ids if (kinds or {}).get(p) == kind] for kind in sorted(set((kinds or {}).values()))]
+    if len(apart) != 2 or min(map(len, apart)) < folds:
+        apart = [ids]
+    dealt = [partition_dataset(group, num_partitions=folds, shuffle=True, seed=seed) for group in apart]
+    # The first folds get what is left over, of the second kind the last ones.
+    return [sorted(chain(*parts)) for parts in zip(dealt[0], *(group[::-1] for group in dealt[1:]), strict=True)]
 
 
 def matched_weights(

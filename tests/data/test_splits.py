@@ -77,6 +77,23 @@ class TestSplits:
         assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
         assert dealt == patient_folds(patients, folds=folds, seed=1) != patient_folds(patients, folds=folds, seed=2)
 
+    @pytest.mark.parametrize(("positive", "negative", "folds"), [(7, 5, 3), (8, 4, 4), (5, 5, 2)])
+    def test_each_fold_has_its_share_of_both_kinds(self, positive, negative, folds):
+        kinds = {f"P{i:02d}": int(i < positive) for i in range(positive + negative)}
+        dealt = patient_folds(kinds, folds=folds, kinds=kinds)
+        assert sorted(chain(*dealt)) == sorted(kinds)
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+        for kind, count in ((1, positive), (0, negative)):
+            held = [sum(kinds[patient] == kind for patient in fold) for fold in dealt]
+            assert max(held) - min(held) <= 1
+            assert sum(held) == count
+
+    def test_too_few_of_a_kind_or_only_one_are_dealt_as_without_kinds(self):
+        ids = [f"P{i}" for i in range(9)]
+        for negative in (0, 2):
+            kinds = {patient: int(i >= negative) for i, patient in enumerate(ids)}
+            assert patient_folds(ids, folds=3, kinds=kinds) == patient_folds(ids, folds=3)
+
 
 class TestMatchedWeights:
     @pytest.fixture
