@@ -9,7 +9,7 @@ import pytest
 import common.report.page
 from common.metrics import dice
 from common.report import build_report, find_files, write_report
-from common.report.build import without_paths
+from common.report.build import PICTURES, without_paths
 from tests.pipeline import save
 from tests.report.conftest import CASES, volumes, write_run
 
@@ -126,6 +126,12 @@ def test_a_hostile_name_ends_no_script(report):
     text = common.report.page.page(report | {"supervision": [hostile], "cases": []})
     assert hostile not in text
     assert text.count("</script>") == text.count("<script")
+
+
+def test_what_is_in_the_page_beside_volumes_stays_below_five_megabytes(report, tmp_path):
+    """Pictures as large as they may be, and a viewer of 2.3 MB."""
+    rows = [{**row, "volumes": None, "picture": "A" * (PICTURES * 4 // 3 // 4)} for row in report["cases"]]
+    assert len(common.report.page.page(report | {"cases": rows})) + 2_300_000 < 5_000_000
 
 
 def test_levels_of_heat_are_the_same_in_all_cases(report):

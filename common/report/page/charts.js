@@ -2,7 +2,7 @@
 
 const WIDTH = 360, HEIGHT = 300, LEFT = 46, RIGHT = 12, TOP = 12, BOTTOM = 42;
 
-// A plot with axes; `options`: x, y (ranges), xName, yName, label (alternative text), logs (axes that grow by factors).
+// A plot with axes; `options`: x, y (ranges), xName, yName, label (alternative text) and whole (x counts).
 function plot(options, ...layers) {
   const scale = scales(options);
   const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": options.label });
@@ -11,7 +11,7 @@ function plot(options, ...layers) {
     svg.append(make("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y }));
     svg.append(make("text", { class: "tick", x: LEFT - 6, y: y + 4, "text-anchor": "end", text: tickText(tick) }));
   }
-  for (const tick of ticks(options.x)) {
+  for (const tick of ticks(options.x, options.whole)) {
     const x = scale.x(tick);
     svg.append(make("line", { class: "grid", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }));
     svg.append(make("text", { class: "tick", x, y: HEIGHT - BOTTOM + 16, "text-anchor": "middle", text: tickText(tick) }));
@@ -32,10 +32,10 @@ function scales(options) {
 }
 
 // Four to six round numbers within a range.
-function ticks([low, high]) {
-  const rough = (high - low || 1) / 5;
+function ticks([low, high], whole) {
+  const rough = Math.max((high - low || 1) / 5, whole ? 1 : 0);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+  const step = (whole ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10]).map((factor) => factor * power).find((size) => size >= rough * 0.999);
   const found = [];
   for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-6; tick += step) found.push(tick);
   return found;
@@ -83,10 +83,14 @@ const whiskers = (curve, style) => (scale) => curve.x.flatMap((x, i) => [
 const rule = (from, to, style) => (scale) =>
   make("line", { class: `rule ${style || ""}`, x1: scale.x(from[0]), y1: scale.y(from[1]), x2: scale.x(to[0]), y2: scale.y(to[1]) });
 
-const mark = (at, text) => (scale) => [
-  make("line", { class: "rule own", x1: scale.x(at), x2: scale.x(at), y1: TOP, y2: HEIGHT - BOTTOM }),
-  make("text", { class: "tick", x: Math.min(scale.x(at) + 4, WIDTH - RIGHT - 90), y: TOP + 12, text }),
-];
+// An upright line, with a word on the side that has room.
+const mark = (at, text) => (scale) => {
+  const left = scale.x(at) > WIDTH - RIGHT - 90;
+  return [
+    make("line", { class: "rule own", x1: scale.x(at), x2: scale.x(at), y1: TOP, y2: HEIGHT - BOTTOM }),
+    make("text", { class: "tick", x: scale.x(at) + (left ? -4 : 4), y: (TOP + HEIGHT - BOTTOM) / 2, "text-anchor": left ? "end" : "start", text }),
+  ];
+};
 
 // A figure with its caption, and a key where it has several curves.
 function figure(title, drawing, note, keys) {

@@ -3,7 +3,7 @@
 function showHead() {
   const run = report.run;
   const about = [
-    run.version ? `${run.bundle} ${run.version}` : run.bundle || "bundle not recorded",
+    run.version ? `${run.bundle} ${run.version}` : run.bundle,
     run.kind, run.section ? `${run.section} section` : null,
     run.cases === undefined ? null : plural(run.cases, run.unit), run.date,
     run.seconds ? duration(run.seconds) : null,
