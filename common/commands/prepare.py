@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..data import SECTIONS, Case, label_counts, make_datalist, write_datalist
+from ..data import SECTIONS, Case, label_counts, labels_slices, make_datalist, write_datalist
 from ..datasets import read_cases
 from ..datasets.template import write_template
 from .run import names
@@ -22,6 +22,7 @@ def prepare(
     seed: int = 0,
     for_scoring: bool = False,
     stratify: bool | None = None,
+    split: Literal["patients", "paper"] = "patients",
     template: str | bool = False,
     **options: Any,
 ) -> None:
@@ -46,6 +47,8 @@ def prepare(
         stratify: split patients with and without a positive label apart, so that every section holds its share of
             both, and refuse a section without either. By default only tables are: the documented splits of the
             public data sets were drawn without.
+        split: `paper` draws slices and not patients, as GP's authors did: for comparison with their scores only, which
+            are of memory, too. Slices have to be cases of their own: pictures, or `substacks` of one slice.
         template: write an empty table to this file (`prepare table --template labels.csv`) and do nothing else.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`,
             `--positive_from 3`.
@@ -64,6 +67,10 @@ def prepare(
         options["classes"] = names(classes)
     try:
         cases, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
+        if split == "paper":
+            cases = whatever_patient(cases)
+        elif split != "patients":
+            raise ValueError(f"--split is 'patients' or 'paper'; got {split!r}")
         home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
         content = make_datalist(
             cases,
@@ -76,6 +83,7 @@ def prepare(
             for_scoring=for_scoring,
             stratify=adapter == "table" if stratify is None else stratify,
         )
+        content |= {"split": split} if split == "paper" else {}
         path = Path(datalist) if datalist else home / "datalist.json"
         write_datalist(path, content)
     except (ValueError, OSError, ImportError) as error:
@@ -83,6 +91,24 @@ def prepare(
     for section in SECTIONS:
         print(_counts(section, content[section], content["classes"]))
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
+
+
+def whatever_patient(cases: list[Case]) -> list[Case]:
+    """Cases that count as patients of their own, so that those of a patient come to lie in several sections.
+
+    GP's authors split slices so. What is scored is memory, too: `of_patient` keeps who they are of.
+
+    Raises:
+        ValueError: cases are volumes with a label a slice.
+    """
+    volumes = [case["case"] for case in cases if labels_slices(case)]
+    if volumes:
+        raise ValueError(
+            f"--split paper draws slices, but {volumes[0]!r} is a volume: cut slices before, as by `prepare substacks "
+            "DIR --min_slices 1 --max_slices 1 --dataset_dir SLICES`"
+        )
+    print("split 'paper': slices of one patient lie in several sections, so scores are of memory, too")
+    return [case | {"patient": case["case"], "of_patient": case["patient"]} for case in cases]
 
 
 def _template(adapter: str, path: str) -> None:

@@ -67,3 +67,14 @@ def test_what_is_no_such_file_is_named(tmp_path):
     write_mat(tmp_path / "1.mat", label=7, patient="A")
     with pytest.raises(ValueError, match="the label 7; expected 1, 2 or 3"):
         cheng(tmp_path, tmp_path)
+
+
+def test_papers_split_draws_slices_whatever_patient_they_are_of_and_says_so(tmp_path, capsys):
+    for number in range(24):
+        write_mat(tmp_path / "raw" / f"{number + 1}.mat", label=1 + number % 3, patient=f"P{number % 3}")
+    prepare("cheng", str(tmp_path / "raw"), dataset_dir=str(tmp_path / "out"), split="paper")
+    assert "scores are of memory" in capsys.readouterr().out
+    content = read_json(tmp_path / "out" / "datalist.json")
+    assert content["split"] == "paper"
+    for section in ("training", "validation", "test"):
+        assert {case["of_patient"] for case in content[section]} == {"P0", "P1", "P2"}
