@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from common.features import EntryLocked, FeatureStore
-from tests.bundles.conftest import load_script
+from common.features import EntryLocked, FeatureStore, extract
+from tests.bundles.conftest import REPOSITORY, load_script, read_json
 from tests.bundles.insight_ct.slides.helpers import ColorEncoder, color_network, run_slides, slide_case, write_slide
 
 slide_bags, slide_tiles = load_script("insight_ct", "slides.bags"), load_script("insight_ct", "slides.tiles")
@@ -66,3 +67,12 @@ class TestStore:
         bags = slide_bags.slide_bags(cases, store, slide_tiles.Tiler(), ColorEncoder(), **options)
         assert done == ["a", "b", "a"]
         assert [bag["case"] for bag in bags] == ["a", "b"]
+
+
+def test_the_config_for_features_of_volumes_says_how_those_of_slides_are_kept(tmp_path):
+    with pytest.raises(ValueError, match=r"wsi_inference.json with --store_dir FOLDER"):
+        extract([slide_case(tmp_path)], slide_tiles.Tiler(), ColorEncoder(), FeatureStore(tmp_path / "store"))
+    configs = REPOSITORY / "bundles" / "insight_ct" / "configs"
+    run = read_json(configs / "features.json")["run"]
+    known = {*read_json(configs / "features.json"), *read_json(configs / "wsi_inference.json")}
+    assert set(re.findall(r"@(\w+)", " ".join(run))) <= known  # so that the message is reached
