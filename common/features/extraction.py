@@ -153,8 +153,13 @@ def extract(
     Raises:
         RuntimeError: (after all others are done) some cases failed; the message lists them with the reasons.
         NotWritten: the disk is full.
-        ValueError: `subset` names a case that there is not, or the preprocessing is random.
+        ValueError: `subset` names a case that there is not, the preprocessing is random, or it is one of slides.
     """
+    if hasattr(preprocessing, "recipe"):  # a tiler
+        raise ValueError(
+            "features.json is for volumes. Features of slides are kept by a run that needs them: wsi_inference.json "
+            "with --store_dir FOLDER, or a training (train.json, wsi.json)"
+        )
     if subset is not None:
         if unknown := sorted(set(subset) - {case["case"] for case in cases}):
             raise ValueError(f"there are no cases {unknown}; the first of {len(cases)}: {cases[0]['case']}")
