@@ -84,6 +84,6 @@ function rowOf(row, shownColumns) {
     return make("td", { class: "n", "data-name": column.name }, make("span", { text: column.text(row) }),
       column.bar && value !== null && value !== undefined ? make("span", { class: "bar", "aria-hidden": "true", style: `--part: ${Math.min(Math.max(value, 0), 1)}` }) : null);
   });
-  const image = row.thumbnail ? make("img", { src: picture(row.thumbnail), alt: `heatmap of ${row.case} over its scan, small`, loading: "lazy" }) : make("span", { class: "none", text: "no picture" });
+  const image = row.thumbnail ? make("img", { src: picture(row.thumbnail), alt: `heatmap of ${row.case} over its scan, small` }) : make("span", { class: "none", text: "no picture" });
   return make("tr", { onclick: open, "data-case": row.case }, make("td", { class: "thumb" }, image), ...cells);
 }
