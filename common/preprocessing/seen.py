@@ -86,7 +86,8 @@ def describe_case(
 
     Returns:
         `spacing` (native), `organ_ml`, and for each channel `quantiles` (at `LEVELS`), `outside` (share of the organ's
-        voxels that are not in the window, or negative) and `contrast`. Intensities are those of some large slices.
+        voxels that are not in the window, or negative), `contrast`, and `negative` (share of the whole image's voxels
+        that are, by more than a twentieth of the organ's median). Intensities are those of some large slices.
     """
     thin = max(1, int(1.5 / min(spacing[:2])))
     pixel = (spacing[0] * thin, spacing[1] * thin)
@@ -104,6 +105,10 @@ def describe_case(
         "quantiles": [[_short(q) for q in np.percentile(values, LEVELS)] for values in inside],
         "outside": [round(float(((values < low) | (values > high)).mean()), 4) for values in inside],
         "contrast": [contrast(channel, within, pixel) for channel in some],
+        "negative": [
+            round(float((channel < -0.05 * np.median(np.abs(values))).mean()), 4)
+            for channel, values in zip(image, inside, strict=True)
+        ],
     }
 
 
@@ -128,8 +133,8 @@ def summarize(
         window: see `describe_case`.
 
     Returns:
-        Plain numbers: lowest, median and highest over the cases; `outside` is the highest; `contrast` of each channel
-        is mean, covariance and `limit`, None with fewer than `FEW_PATIENTS` patients.
+        Plain numbers: lowest, median and highest over the cases; `outside` and `negative` are the highest; `contrast` of
+        each channel is mean, covariance and `limit`, None with fewer than `FEW_PATIENTS` patients.
     """
     volumes: dict[str, float] = defaultdict(float)
     for case, patient in zip(cases, patients, strict=True):
@@ -145,7 +150,7 @@ def summarize(
         "organ_ml": _range(np.array([case["organ_ml"] for case in cases])) | {"max": _short(max(volumes.values()))},
         "levels": list(LEVELS),
         "quantiles": [_range(quantiles[:, i]) for i in range(count)],
-        "outside": [max(case["outside"][i] for case in cases) for i in range(count)],
+        **{share: [max(case[share][i] for case in cases) for i in range(count)] for share in ("outside", "negative")},
         "contrast": [_spread([case["contrast"][i] for case in cases], patients) for i in range(count)],
     }
 
@@ -208,7 +213,7 @@ def compare(
     if case["organ_ml"] > largest * (ORGAN_VOLUME if strange else IMPOSSIBLE_VOLUME):
         text = "; ".join([volume, *strange])
         return [*errors, f"{text}: another body part or kind of image, or a wrong spacing"], []
-    warnings = [*([volume] if volume else []), *strange]
+    warnings = [*([volume] if volume else []), *strange, *_strange_values(case, seen, window)]
     warnings += [] if errors else [text for i in range(len(names)) if (text := _strange_median(case, seen, i, window))]
     return errors, [*warnings, *_strange_spacing(case, seen)]
 
@@ -259,6 +264,16 @@ def _strange_median(case: Description, seen: Description, i: int, window: Sequen
         f"median inside the organ {case['quantiles'][i][middle]:g}; in training {before['min'][middle]:g} to "
         f"{before['max'][middle]:g} with the window {seen['window']}"
     )
+
+
+def _strange_values(case: Description, seen: Description, window: Sequence[float] | None) -> list[str]:
+    found = [f"nearly all of the organ is {own[1]:g}: a mask?" for own in case["quantiles"] if own[1] == own[-2]]
+    count = len(case["quantiles"])
+    shares = zip(case.get("negative", [0.0] * count), seen.get("negative", [0.0] * count), strict=True)
+    for own, usual in shares if window is None else ():
+        if own > usual + STRAY:
+            found.append(f"{own:.0%} of the voxels are negative, in training {usual:.0%}: standardized intensities?")
+    return found
 
 
 def _strange_volume(case: Description, seen: Description) -> str:

@@ -48,6 +48,22 @@ def test_another_contrast_is_a_warning_that_names_the_channel():
     assert "contrast unlike 't1' of the training" in warnings[0]
 
 
+def test_standardized_images_are_told_from_those_with_a_little_below_zero():
+    image = head(20)
+    ringing = image - 0.02 * image.max()
+    assert compare(described(ringing), T1) == ([], [])
+    whole = (image - image.mean()) / image.std()  # the organ itself stays positive
+    errors, warnings = compare(described(whole), T1)
+    assert errors == []
+    assert any("voxels are negative, in training 0%: standardized" in text for text in warnings)
+    same = seen_in([described((head(s) - head(s).mean()) / head(s).std()) for s in range(12)])
+    assert compare(described(whole), same) == ([], [])
+
+
+def test_a_mask_in_the_place_of_an_image_is_told():
+    assert "nearly all of the organ is 1: a mask?" in compare(described(ORGAN.astype(np.float32)), T1)[1]
+
+
 def test_contrast_is_that_of_the_organ_and_neither_scale_nor_offset_changes_it():
     plain = described(head(3))["contrast"][0]
     around = head(3, scale=-7.0, shift=900.0)
