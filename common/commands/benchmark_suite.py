@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .run import BUNDLES, names
 from .suite_page import Method, page_of
 
 SUITES = ("lgg", "covid", "phantom")
+SUPERVISED = "train_supervised.json"
 
 
 def benchmark_suite(
@@ -59,6 +61,7 @@ def benchmark_suite(
 
     Raises:
         ValueError: there is no such suite, or a bundle has no config for it.
+        RuntimeError: (after all others are done) some bundles failed; the page has the others.
     """
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}")
@@ -67,24 +70,31 @@ def benchmark_suite(
     if suite == "phantom" and not source.is_file():
         phantom(dataset_dir, cases=40, healthy_fraction=0.4)
     lists = write_folds(source, home, count=folds, seed=seed)
-    methods = []
+    methods: list[Method] = []
+    failed: list[str] = []
     for bundle in chosen:
-        parts = [
-            _fit(
-                bundle, dataset_dir, home / bundle / f"fold{k}", datalist=str(path), configs=f"{suite}.json", **settings
-            )
-            for k, path in enumerate(lists)
-        ]
-        bound = None
-        if upper_bound and (BUNDLES / bundle / "configs" / "train_supervised.json").is_file():
-            bound = home / "upper_bound" / bundle
-            same: dict[str, Any] = {"datalist": str(source), "folds": folds, "seed": seed}
-            train = f"train.json,{suite}.json,train_supervised.json"
-            crossvalidate(bundle, dataset_dir, str(bound), train=train, **same, **settings)
+        given = {"configs": f"{suite}.json", **settings}
+        bound = home / "upper_bound" / bundle if upper_bound and learns_from_masks(bundle) else None
+        same: dict[str, Any] = {"datalist": str(source), "folds": folds, "seed": seed}
+        try:
+            parts = [
+                _fit(bundle, dataset_dir, home / bundle / f"fold{k}", datalist=str(path), **given)
+                for k, path in enumerate(lists)
+            ]
+            if bound:
+                train = f"train.json,{suite}.json,{SUPERVISED}"
+                crossvalidate(bundle, dataset_dir, str(bound), train=train, **same, **settings)
+        except (RuntimeError, subprocess.CalledProcessError):  # the run has said why
+            failed.append(bundle)
+            continue
         methods.append(Method.read(bundle, parts, bound))
+    if not methods:
+        raise RuntimeError(f"all bundles failed ({', '.join(failed)}), see above; the same command goes on from there")
     path = Path(page or Path("docs") / "results" / f"{suite}.md")
     write(path, page_of(suite, methods, described(read_json(source)), folds=folds, seed=seed))
     print(f"{path}: {', '.join(f'{method.name} {method.headline()}' for method in methods)}")
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} failed, see above, and not in {path}; the same command goes on")
 
 
 def bundles_of(suite: str, asked: Sequence[str]) -> list[str]:
@@ -97,6 +107,11 @@ def bundles_of(suite: str, asked: Sequence[str]) -> list[str]:
     if lacking := [name for name in asked if name not in able]:
         raise ValueError(f"no {suite}.json in {', '.join(lacking)}; the suite {suite} takes {', '.join(able)}")
     return list(asked) or able
+
+
+def learns_from_masks(bundle: str) -> bool:
+    """Whether a bundle has a training with masks, the upper bound of that without."""
+    return (BUNDLES / bundle / "configs" / SUPERVISED).is_file()
 
 
 def described(content: Mapping[str, Any]) -> str:
@@ -116,7 +131,7 @@ def _fit(bundle: str, dataset_dir: str, output_dir: Path, **options: Any) -> Pat
     process.start()
     process.join()
     if process.exitcode:
-        raise RuntimeError(f"{bundle}: {output_dir.name} failed, see above; the same command goes on from there")
+        raise RuntimeError(f"{bundle}: {output_dir.name} failed")
     return output_dir
 
 

@@ -43,6 +43,8 @@ def fits(monkeypatch) -> list[dict[str, Any]]:
         ]
 
     def fit(bundle: str, dataset_dir: str, output_dir: Path, **options: Any) -> Path:
+        if bundle == options.get("broken"):
+            raise RuntimeError(f"{bundle} failed")
         calls.append({"bundle": bundle, "output": output_dir, **options})
         write_csv(output_dir / "evaluation" / "metrics.csv", rows(options["datalist"], LEVEL[bundle]))
         slices = {"auc": 0.9, "sensitivity": 0.8, "specificity": 0.7}
@@ -94,6 +96,14 @@ def test_the_page_has_dice_of_the_ill_labels_and_costs(data, fits):
     assert beside["upper bound: trained with masks"][0].startswith(f"{mean + 0.1:.3f}")
     assert beside["upper bound: trained with masks"][1] == "–"  # the ensemble has no training with masks
     assert beside["gp_unet_brats − ensemble_gradcam_brats"] == ["+0.100 [+0.100, +0.100]"]
+
+
+def test_a_bundle_that_fails_is_named_when_the_others_are_done(data, fits):
+    with pytest.raises(RuntimeError, match="gp_unet_brats failed, see above, and not in"):
+        run(data, broken="gp_unet_brats")
+    page = (data / "page.md").read_text()
+    assert "| ensemble_gradcam_brats | 7 |" in page
+    assert "gp_unet_brats" not in page
 
 
 def test_without_an_upper_bound_nothing_is_trained_with_masks(data, fits):
