@@ -133,8 +133,8 @@ def summarize(
         window: see `describe_case`.
 
     Returns:
-        Plain numbers: lowest, median and highest over the cases; `outside` and `negative` are the highest; `contrast` of
-        each channel is mean, covariance and `limit`, None with fewer than `FEW_PATIENTS` patients.
+        Plain numbers: lowest, median and highest over the cases; `outside` and `negative` are the highest; `contrast`
+        of each channel is mean, covariance and `limit`, None with fewer than `FEW_PATIENTS` patients.
     """
     volumes: dict[str, float] = defaultdict(float)
     for case, patient in zip(cases, patients, strict=True):
