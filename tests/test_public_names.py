@@ -42,7 +42,7 @@ PUBLIC = {
         write_mask_picture write_nifti write_raw_picture
     """,
     "handlers": """
-        MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter LabelCalibration
+        MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter ClassScores LabelCalibration
         LabelScores MedianLoss Panel PredictionWriter VolumeScores draw_montage iterate_cases position_prior
         with_colorbar
     """,
@@ -52,9 +52,9 @@ PUBLIC = {
         smooth_along_slices smooth_in_organ threshold_grid volume_gate volume_ml without_thin
     """,
     "metrics": """
-        balanced_accuracy bootstrap_by_patient bootstrap_interval classification_scores component_scores dice
-        dice_from_counts healthy_false_positive_rate heat_outside iou iou_from_counts max_iou miou_from_counts
-        paper_dsc pooled_miou roc_auc slice_dice summarize voxel_counts
+        balanced_accuracy bootstrap_by_patient bootstrap_interval class_scores classification_scores
+        component_scores dice dice_from_counts healthy_false_positive_rate heat_outside iou iou_from_counts max_iou
+        miou_from_counts paper_dsc patient_accuracy pooled_miou roc_auc slice_dice summarize voxel_counts
     """,
     "report": "Report build_report find_files get_viewer write_report",
     "preprocessing": """

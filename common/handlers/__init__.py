@@ -4,6 +4,7 @@ from .bags import BagAUC
 from .base import CaseHandler, iterate_cases
 from .calibration import Calibration
 from .case_scores import CaseScores, position_prior
+from .class_scores import ClassScores
 from .label_calibration import LabelCalibration
 from .label_scores import LabelScores
 from .median_loss import MedianLoss
@@ -20,6 +21,7 @@ __all__ = [
     "CaseHandler",
     "CaseScores",
     "CaseWriter",
+    "ClassScores",
     "LabelCalibration",
     "LabelScores",
     "MedianLoss",

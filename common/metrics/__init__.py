@@ -1,6 +1,7 @@
 """Scores of masks, heatmaps and probabilities, and their bootstrap intervals."""
 
 from .bootstrap import bootstrap_by_patient, bootstrap_interval, summarize
+from .classes import class_scores, patient_accuracy
 from .functional import (
     balanced_accuracy,
     classification_scores,
@@ -24,6 +25,7 @@ __all__ = [
     "balanced_accuracy",
     "bootstrap_by_patient",
     "bootstrap_interval",
+    "class_scores",
     "classification_scores",
     "component_scores",
     "dice",
@@ -35,6 +37,7 @@ __all__ = [
     "max_iou",
     "miou_from_counts",
     "paper_dsc",
+    "patient_accuracy",
     "pooled_miou",
     "roc_auc",
     "slice_dice",

@@ -24,7 +24,7 @@ BUNDLES = {
             *("train+lgg+train_supervised", "train+multi_gpu_train"),
         ],
         "inference": [
-            *("inference+paper", "evaluate+paper", "evaluate+calibrate", "inference+phantom+clinic"),
+            *("inference+paper", "evaluate+paper+paper_scores", "evaluate+calibrate", "inference+phantom+clinic"),
             *("evaluate+phantom", "evaluate+lgg_tested", "train+evaluate"),
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),

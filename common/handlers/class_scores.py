@@ -1,0 +1,180 @@
+"""GP's paper in tables and plots: slices of several classes, raw and cleaned masks, curves with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from ..data import case_label
+from ..engines import gathered_rows
+from ..files import atomic_path, rounded, write_csv, write_json
+from ..images import as_array, axial
+from ..masks import clean, multi_otsu
+from ..metrics import bootstrap_by_patient, bootstrap_interval, class_scores, dice, iou
+from .base import CaseHandler
+from .class_plots import draw_class_scores
+
+
+class ClassScores(CaseHandler):
+    """Handler: score every slice with a true class, and its mask: `class_slices.csv`, `class_scores.json` and `.png`.
+
+    A slice's true class is the datalist's; where a case has one label, it is that of the slices with a finding in their
+    mask, and of all where there is no mask. Masks are scored where the true mask holds something, in four ways: `mask`
+    is the run's own; `raw` the heatmap above its highest multi-Otsu threshold minus the offset; `cleaned` that after
+    `clean`; `fixed` the heatmap above a fixed threshold. Intervals of medians draw slices, as the paper's do, and
+    patients.
+
+    Args:
+        output_dir: where the files go.
+        classes: names, class 0 is healthy.
+        offset: of the multi-Otsu threshold, in units of the heatmap.
+        offsets: candidates; the median Dice of each, raw and cleaned, goes to `offset_sweep.csv`. For validation only.
+        fixed: the fixed threshold.
+        clean: keyword arguments of `common.masks.clean`.
+        resamples: bootstrap resamples of the curves' intervals.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        classes: Sequence[str],
+        offset: float = 0.0,
+        offsets: Sequence[float] = (),
+        fixed: float = 0.5,
+        clean: Mapping[str, Any] | None = None,
+        resamples: int = 500,
+    ) -> None:
+        super().__init__(output_dir)
+        self.classes = list(classes)
+        self.offset = offset
+        self.offsets = list(offsets)
+        self.fixed = fixed
+        self.clean = dict(clean or {})
+        self.resamples = resamples
+
+    def _collect(self, batch: dict, output: dict, engine: Any) -> None:
+        probability = as_array(output["slice_probability"])
+        heat, pred = (axial(output[key])[0].numpy() for key in ("heatmap", "pred"))
+        truth = axial(batch["label"])[0].numpy() > 0 if "label" in batch else None
+        depth = probability.shape[1]
+        if heat.shape[-1] != depth:
+            raise ValueError(f"case {batch['case']}: {heat.shape[-1]} slices in the scan, {depth} scored")
+        labels = true_classes(engine.cases.get(batch["case"], {}), truth, depth)
+        shown = as_array(batch["image"])[-1].any(axis=(0, 1))
+        for z in range(depth):
+            if labels[z] is None or not (shown[z] or labels[z]):
+                continue
+            row = {"case": batch["case"], "patient": batch.get("patient", batch["case"]), "slice": z}
+            row |= {"class": labels[z], "called": int(probability[:, z].argmax())}
+            row |= {f"probability_{name}": float(p) for name, p in zip(self.classes, probability[:, z], strict=True)}
+            row["marked"] = int((pred[..., z] > 0).any())
+            if truth is not None and truth[..., z].any():
+                row |= self._mask_scores(heat[..., z], pred[..., z] > 0, truth[..., z])
+            self.rows.append(row)
+
+    def _mask_scores(self, heat: np.ndarray, pred: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+        highest = multi_otsu(heat)
+        masks = {"mask": pred, "fixed": heat > self.fixed}
+        for suffix, offset in (("", self.offset), *((f"@{offset:g}", offset) for offset in self.offsets)):
+            masks[f"raw{suffix}"] = heat > max(0.0, highest - offset)  # nothing where nothing stands out
+            masks[f"cleaned{suffix}"] = clean(masks[f"raw{suffix}"], **self.clean)
+        found = {f"dice_{name}": dice(mask, truth) for name, mask in masks.items()}
+        return found | {"jaccard_mask": iou(pred, truth), "jaccard_cleaned": iou(masks["cleaned"], truth)}
+
+    def _gather(self, cases: Sequence[str]) -> None:
+        self.rows = gathered_rows(self.rows, cases)
+
+    def _check(self) -> None:
+        if not self.rows:
+            raise RuntimeError("no slice has a true class: is the datalist's section right?")
+
+    def _write(self) -> None:
+        names = list(dict.fromkeys(key for row in self.rows for key in row if "@" not in key))
+        write_csv(self.output_dir / "class_slices.csv", [rounded({k: r.get(k, "") for k in names}) for r in self.rows])
+        summary = self.summary()
+        write_json(self.output_dir / "class_scores.json", _plain(summary))
+        sweep = self.sweep()
+        if sweep:
+            write_csv(self.output_dir / "offset_sweep.csv", [rounded(row) for row in sweep])
+        figure = draw_class_scores(self.rows, summary, sweep, self.classes)
+        with atomic_path(self.output_dir / "class_scores.png") as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+
+    def summary(self) -> dict[str, Any]:
+        """What `class_scores.json` holds."""
+        patients = [row["patient"] for row in self.rows]
+        labels = np.array([row["class"] for row in self.rows])
+        found = class_scores(self._probabilities(), labels, patients, resamples=self.resamples)
+        found["classes"] = {self.classes[k]: scores for k, scores in found["classes"].items()}
+        healthy = [row["marked"] for row in self.rows if row["class"] == 0]
+        found["healthy_marked"] = float(np.mean(healthy)) if healthy else float("nan")
+        masked = [row for row in self.rows if "dice_mask" in row]
+        found["masks"] = {"all": self._medians(masked)} if masked else {}
+        for k, name in enumerate(self.classes):
+            if own := [row for row in masked if row["class"] == k]:
+                found["masks"][name] = self._medians(own)
+        confident = [row[f"probability_{self.classes[row['called']]}"] for row in masked]
+        scores = [row["dice_mask"] for row in masked]
+        varied = len(set(confident)) > 1 and len(set(scores)) > 1
+        found["confidence_against_dice"] = float(spearmanr(confident, scores).statistic) if varied else float("nan")
+        return found
+
+    def _probabilities(self) -> np.ndarray:
+        return np.array([[row[f"probability_{name}"] for name in self.classes] for row in self.rows])
+
+    def _medians(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        patients = [row["patient"] for row in rows]
+        found: dict[str, Any] = {"slices": len(rows)}
+        for key in ("dice_mask", "dice_raw", "dice_cleaned", "dice_fixed", "jaccard_mask", "jaccard_cleaned"):
+            values = np.array([row[key] for row in rows])
+            found[key] = {
+                "median": float(np.median(values)),
+                "interval_slices": list(bootstrap_interval(values, statistic=np.median)),
+                "interval_patients": list(bootstrap_by_patient(patients, _median, values, resamples=self.resamples)),
+                "mean": float(values.mean()),
+            }
+        return found
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """Median Dice at each offset."""
+        masked = [row for row in self.rows if "dice_mask" in row]
+        if not masked:
+            return []
+        median: Callable[[str], float] = lambda key: float(np.median([row[key] for row in masked]))  # noqa: E731
+        return [
+            {
+                "offset": offset,
+                "dice_raw": median(f"dice_raw@{offset:g}"),
+                "dice_cleaned": median(f"dice_cleaned@{offset:g}"),
+            }
+            for offset in self.offsets
+        ]
+
+
+def true_classes(case: dict[str, Any], truth: np.ndarray | None, depth: int) -> list[int | None]:
+    """The true class of each slice, inferior to superior; None where it is not known."""
+    found: list[bool] | None = None if truth is None else np.any(truth, axis=(0, 1)).tolist()
+    if case.get("cls") is None:
+        return [None] * depth if found is None else [int(positive) for positive in found]
+    label = case_label(case, depth)
+    if isinstance(label, int):
+        return [label if positive else 0 for positive in found or [True] * depth]
+    return list(label)
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers with four decimals, None for NaN, which JSON lacks."""
+    if isinstance(value, float):
+        return round(value, 4) if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+
+from common.handlers import ClassScores
+from common.handlers.class_scores import true_classes
+from common.masks import clean, multi_otsu
+from common.metrics import dice
+from tests.bundles.conftest import read_json
+from tests.pipeline import run_handler
+
+CLASSES = ["healthy", "LGG", "HGG"]
+DEPTH = 4
+
+
+def volume(array: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.as_tensor(array[None]), affine=torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])))
+
+
+def case(number: int, cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Slices 1 and 2 hold a tumor under uneven heat; slice 3 shows nothing at all."""
+    rng = np.random.default_rng(number)
+    truth = np.zeros((24, 20, DEPTH), np.uint8)
+    truth[4:16, 5:15, 1:3] = 1
+    heat = (rng.random(truth.shape) + truth * rng.uniform(0.5, 2.0, truth.shape)).astype(np.float32)
+    shown = np.ones(truth.shape, np.float32)
+    shown[..., 3] = 0
+    probability = rng.dirichlet(np.ones(3), DEPTH).T.astype(np.float32)
+    batch = {"case": f"case_{number}", "patient": f"patient_{number}", "image": np.stack([shown, shown])}
+    batch |= {"label": volume(truth), "cls": cls}
+    pred = (heat > 1.2).astype(np.uint8)
+    pred[..., 0] = 0
+    return batch, {"heatmap": volume(heat), "pred": volume(pred), "slice_probability": probability}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+CASES = [case(0, [0, 1, 1, 0]), case(1, [0, 2, 2, 0]), case(2, [0, 2, 2, 0])]
+CLEAN = {"min_size": 20, "largest_only": True}
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scored")
+    options = {"offset": 0.2, "fixed": 1.0, "clean": CLEAN, "offsets": [0.0, 0.2, 5.0], "resamples": 5}
+    known = {batch["case"]: {"case": batch["case"], "cls": batch["cls"]} for batch, _ in CASES}
+    run_handler(ClassScores(folder, classes=CLASSES, **options), CASES, cases=known)
+    return folder
+
+
+def test_raw_cleaned_and_fixed_masks_are_scored_slice_by_slice(scored):
+    written = rows(scored / "class_slices.csv")
+    assert len(written) == 9  # the slices that show nothing are left out
+    heat, truth = (np.asarray(part[0]) for part in (CASES[0][1]["heatmap"], CASES[0][0]["label"]))
+    row, heat, truth = written[1], heat[..., 1], truth[..., 1] > 0
+    raw = heat > multi_otsu(heat) - 0.2
+    assert (row["class"], row["slice"]) == ("1", "1")
+    assert float(row["dice_raw"]) == pytest.approx(dice(raw, truth), abs=1e-4)
+    assert float(row["dice_cleaned"]) == pytest.approx(dice(clean(raw, **CLEAN), truth), abs=1e-4)
+    assert float(row["dice_fixed"]) == pytest.approx(dice(heat > 1.0, truth), abs=1e-4)
+    assert float(row["dice_mask"]) == pytest.approx(dice(heat > 1.2, truth), abs=1e-4)
+    assert written[0]["dice_raw"] == ""  # no finding there
+    assert read_json(scored / "class_scores.json")["healthy_marked"] == 0
+
+
+def test_medians_are_of_all_and_of_each_class_with_intervals_of_slices_and_of_patients(scored):
+    summary = read_json(scored / "class_scores.json")
+    own = [float(row["dice_mask"]) for row in rows(scored / "class_slices.csv") if row["class"] == "2"]
+    masks = summary["masks"]
+    assert masks.keys() == {"all", "LGG", "HGG"}
+    assert (masks["all"]["slices"], masks["HGG"]["slices"]) == (6, 4)
+    assert masks["HGG"]["dice_mask"]["median"] == pytest.approx(np.median(own), abs=1e-3)
+    low, high = masks["HGG"]["dice_mask"]["interval_slices"]
+    assert low <= masks["HGG"]["dice_mask"]["median"] <= high
+    assert masks["LGG"]["dice_mask"]["interval_patients"] == [None, None]  # of one patient
+    assert np.sum(summary["confusion"]) == 9
+    assert summary["classes"].keys() == set(CLASSES)
+    assert Image.open(scored / "class_scores.png").size[0] > 1000
+
+
+def test_offsets_are_swept(scored):
+    sweep, slices = rows(scored / "offset_sweep.csv"), rows(scored / "class_slices.csv")
+    assert [float(row["offset"]) for row in sweep] == [0.0, 0.2, 5.0]
+    own = [float(row["dice_raw"]) for row in slices if row["dice_raw"]]
+    assert float(sweep[1]["dice_raw"]) == pytest.approx(np.median(own), abs=1e-3)
+    assert not any("@" in name for name in slices[0])
+
+
+def test_one_label_of_a_case_is_that_of_its_slices_with_a_finding():
+    truth = np.zeros((3, 3, 4), bool)
+    truth[1, 1, 1:3] = True
+    assert true_classes({"case": "a", "cls": 2}, truth, 4) == [0, 2, 2, 0]
+    assert true_classes({"case": "a", "cls": 2}, None, 4) == [2, 2, 2, 2]
+    assert true_classes({"case": "a", "cls": [0, 1, 2, 0]}, truth, 4) == [0, 1, 2, 0]
+    assert true_classes({"case": "a"}, truth, 4) == [0, 1, 1, 0]
+    assert true_classes({"case": "a"}, None, 4) == [None] * 4
