@@ -52,6 +52,8 @@ def read_volume(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
         return _read_by_itk(path)
     if is_picture(path):
         return read_picture(path)
+    if path.lower().endswith((".dcm", ".ima")):
+        raise ValueError(f"{path} is one file of DICOM: an image is the folder of its series, a mask is NIfTI")
     image = _load(path)
     affine, warnings = _place(image, path)
     _check_type(image.get_data_dtype(), path)

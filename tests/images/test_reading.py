@@ -137,6 +137,12 @@ def test_nrrd_in_other_units_is_refused(tmp_path):
                 read_volume(path)
 
 
+def test_one_file_of_dicom_says_what_is_read_in_its_place(tmp_path):
+    (tmp_path / "seg.dcm").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(ValueError, match=r"seg.dcm is one file of DICOM: .* a mask is NIfTI"):
+        read_volume(tmp_path / "seg.dcm")
+
+
 class TestMasks:
     def test_of_another_axis_order_are_brought_to_the_images(self, tmp_path):
         affine = affine_of("LPS", (1, 2, 3), SHAPE)
