@@ -30,6 +30,8 @@ class SlideCalibration(CaseHandler):
         output_dir: where the files go.
         ckpt: the weights.
         classes: names, the negative one first.
+        sensitivity: share of positive slides that pass the gate; None: Youden's J chooses. The quantile alone bounds
+            what is marked in negatives, so the gate may be low.
         quantile: of the heat in negatives that becomes the threshold.
         quantiles: others to report.
         more: settings that are kept beside the weights with what is chosen here.
@@ -42,6 +44,7 @@ class SlideCalibration(CaseHandler):
         *,
         ckpt: PathLike,
         classes: Sequence[str],
+        sensitivity: float | None = None,
         quantile: float = 0.99,
         quantiles: Sequence[float] = (),
         more: Mapping[str, Any] | None = None,
@@ -50,6 +53,7 @@ class SlideCalibration(CaseHandler):
         super().__init__(output_dir)
         self.ckpt = ckpt
         self.names = list(classes)[1:]
+        self.sensitivity = sensitivity
         self.quantile = quantile
         self.quantiles = list(quantiles)
         self.more = dict(more or {})
@@ -72,7 +76,8 @@ class SlideCalibration(CaseHandler):
 
     def _write(self) -> None:
         labels, probability = (np.stack([row[key] for row in self.rows]) for key in ("labels", "probability"))
-        gates = [choose_gate(probability[:, k], labels[:, k]) for k in range(len(self.names))]
+        pairs = zip(probability.T, labels.T, strict=True)
+        gates = [choose_gate(scores, truth, sensitivity=self.sensitivity) for scores, truth in pairs]
         told = {q: self._told(q, gates) for q in sorted({self.quantile, *self.quantiles})}
         thresholds = [row["threshold"] for row in told[self.quantile]]
         write_csv(self.output_dir / "calibration.csv", [rounded(row) for rows in told.values() for row in rows])
@@ -84,6 +89,7 @@ class SlideCalibration(CaseHandler):
             "patients": len({row["patient"] for row in self.rows}),
             "positives": labels.sum(axis=0).tolist(),
             "negatives": (~labels).sum(axis=0).tolist(),
+            "sensitivity": self.sensitivity,
             "heat_quantile": self.quantile,
             "datalist_sha256": hashlib.sha256(Path(self.datalist).read_bytes()).hexdigest() if self.datalist else None,
         }
