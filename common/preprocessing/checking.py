@@ -10,14 +10,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from ignite.distributed import one_rank_only
+from ignite.distributed import barrier, one_rank_only
 from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform
 from tqdm import tqdm
 
 from ..checkpoint import add_beside, read_beside
-from ..files import PathLike
+from ..files import PathLike, json_text
 from ..images import as_array, file_of, spacing_of
 from .seen import Description, compare, describe_case, summarize
 
@@ -152,6 +152,8 @@ def _axial_spacing(affine: Any) -> list[float] | None:
 class SeenWriter:
     """Handler: write, before the first epoch, what the training's images look like, beside the weights to come.
 
+    A training that has nothing left to do leaves the file as it is, with what was chosen for the weights.
+
     Cases that the preprocessing has already described as they were read are not read again; of those that come from a
     cache, up to `most` patients are.
 
@@ -165,6 +167,9 @@ class SeenWriter:
             gives them back to a run that uses the weights.
         most: so many patients, evenly drawn, are described.
         progress: show a progress bar while reading.
+
+    Raises:
+        ValueError: (as a resumed training goes on) the weights depend on other values than those of its beginning.
     """
 
     def __init__(
@@ -185,9 +190,29 @@ class SeenWriter:
         self.trained = dict(trained or {})
         self.most = most
         self.progress = progress
+        self._begun = False
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.write)
+        # Not as the engine starts: a checkpoint may end it there, and then the file has to stay as it is.
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+
+    def _start(self, engine: Engine) -> None:
+        self._begun = False
+
+    def _begin(self, engine: Engine) -> None:
+        if self._begun:
+            return
+        before, now = read_beside(self.path).get("trained", {}), json.loads(json_text(self.trained))
+        changed = [f"{key} was {before[key]}, now {now[key]}" for key in now if before.get(key, now[key]) != now[key]]
+        if changed and engine.state.epoch > 1:
+            raise ValueError(
+                f"the training in {self.path.parent} began with other settings: {'; '.join(changed)}. Give the "
+                "same, or another output_dir"
+            )
+        self._begun = True
+        barrier()  # all have read the file
+        self.write(engine)
 
     @one_rank_only()
     def write(self, engine: Engine | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.transforms import Compose, Orientationd, Spacingd
 
 from common.checkpoint import add_beside, read_beside
@@ -151,6 +151,33 @@ def test_what_the_weights_depend_on_is_kept_and_a_new_training_forgets_what_was_
     writer.write(Engine(lambda *_: None))
     assert read_beside(path)["chosen"] == {}
     assert read_beside(path)["trained"] == {"spacing": [1.0, 1.0, -1.0]}
+
+
+def run_of(path: Path, *, resumed_at: int, spacing: float) -> None:
+    """A training of three epochs whose checkpoint, attached after the writer, is of epoch `resumed_at`."""
+    engine = Engine(lambda *_: None)
+    SeenWriter(path, data=[], preprocessing=None, trained={"spacing": (spacing, 1.0)}).attach(engine)
+    engine.add_event_handler(Events.STARTED, lambda: setattr(engine.state, "epoch", resumed_at))
+    engine.run([0], max_epochs=3)
+
+
+def test_a_training_that_is_resumed_depends_on_what_it_began_with(tmp_path):
+    path = tmp_path / "model.json"
+    run_of(path, resumed_at=0, spacing=1.5)
+    run_of(path, resumed_at=2, spacing=1.5)
+    with pytest.raises(ValueError, match=r"began with other settings: spacing was \[1.5, 1.0\], now \[2.0, 1.0\]"):
+        run_of(path, resumed_at=2, spacing=2.0)
+    assert read_beside(path)["trained"] == {"spacing": [1.5, 1.0]}
+    run_of(path, resumed_at=0, spacing=2.0)  # begun anew
+    assert read_beside(path)["trained"] == {"spacing": [2.0, 1.0]}
+
+
+def test_a_finished_training_that_is_started_again_keeps_what_was_chosen(tmp_path):
+    path = tmp_path / "model.json"
+    run_of(path, resumed_at=0, spacing=1.5)
+    add_beside(path, chosen={"gate": 0.3})
+    run_of(path, resumed_at=3, spacing=1.5)
+    assert read_beside(path)["chosen"] == {"gate": 0.3}
 
 
 def test_features_do_not_depend_on_what_is_only_looked_at(trained):
