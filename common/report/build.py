@@ -72,7 +72,8 @@ def build_report(
         max_mb: of all embedded volumes.
 
     Returns:
-        `run`, `headline`, `facts`, `supervision`, `baselines`, `cases`, `stops`, `curves`, `provenance`.
+        `run`, `headline`, `facts`, `supervision`, `baselines`, `cases`, `stops`, `stop`, `threshold`, `curves`,
+        `provenance`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -102,6 +103,7 @@ def build_report(
         "cases": rows,
         "stops": None if stops is None else [float(f"{stop:.5g}") for stop in stops],
         "stop": _nearest(stops, threshold),
+        "threshold": threshold,
         "curves": curves,
         "provenance": provenance(run),
     }

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -89,5 +91,5 @@ def test_one_looks_first_at_the_slice_with_most_of_the_mask(case):
 
 def test_an_array_is_always_encoded_alike():
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    assert encoded(array, AFFINE) == encoded(array, AFFINE)
+    assert base64.b64decode(encoded(array, AFFINE))[4:8] == bytes(4)  # gzip's time
     assert np.array_equal(decoded(encoded(array, AFFINE))[0], array)

@@ -99,7 +99,7 @@ function moveTo(stop) {
   current.stop = Math.min(Math.max(stop, 0), report.stops.length - 1);
   const put = (id, text) => { const element = document.getElementById(id); if (element) element.textContent = text; };
   document.getElementById("stop").value = current.stop;
-  put("at", shown(report.stops[current.stop], 4) + (current.stop === report.stop && report.curves.thresholds && report.curves.thresholds.threshold !== null ? ", the run’s own" : ""));
+  put("at", shown(report.stops[current.stop], 4) + (current.stop === report.stop && report.threshold !== null ? ", the run’s own" : ""));
   put("live-components", String(table.components[current.stop]));
   put("live-ml", milliliters(table.ml[current.stop]));
   if (table.dice) put("live-dice", shown(table.dice[current.stop], 4));
