@@ -20,12 +20,12 @@ from tests.running import REPOSITORY, run_module
 BUNDLES = {
     "gp_unet_brats": {
         "train": [
-            *("train+lgg", "train+paper", "train+phantom+clinic", "train+lgg+train_refine"),
+            *("train+lgg", "train+paper", "train+phantom+clinic", "train+lgg+train_refine", "train+t1ce"),
             *("train+lgg+train_supervised", "train+multi_gpu_train"),
         ],
         "inference": [
             *("inference+paper", "evaluate+paper+paper_scores", "evaluate+calibrate", "inference+phantom+clinic"),
-            *("evaluate+phantom", "evaluate+lgg_tested", "train+evaluate"),
+            *("evaluate+phantom", "evaluate+lgg_tested", "train+evaluate", "inference+t1ce"),
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),
         "paper_classes": ["healthy", "LGG", "HGG"],
