@@ -33,7 +33,7 @@ def clinic_case(
     modalities: int = 1,
     lesion: bool = True,
     scanner: int = 0,
-    isointense: float = 0.12,
+    isointense: float = 0.1,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw one head with two or three bright bodies; the lesion, if there is one, takes the place of one of them.
 
@@ -74,7 +74,7 @@ def clinic_case(
             tissue *= 1 - 0.55 * rim
             tissue += body * (level * rng.uniform(1.0, 1.15) - tissue)
         if lesion:
-            inside = 1 + (level * rng.uniform(1.0, 1.15) - 1) * bright + 0.3 * pattern
+            inside = 1 + (level * rng.uniform(1.0, 1.15) - 1) * bright + 0.25 * pattern
             tissue += blend * (inside - tissue)
         tissue = np.maximum(tissue, np.where(vessels > 0, 1 + (vessel_level - 1) * vessels, 0))
         tissue[head.skull], tissue[head.scalp] = 0.1, rng.uniform(1.6, 2.3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import common.commands.fit
-from common.commands.demo import configs_of, demo, table
+from common.commands.demo import configs_of, demo, reach_of, table
 from tests.bundles.conftest import run_bundle
 
 SCORE = {"mean": 0.5, "low": 0.25, "high": 0.75}
@@ -93,3 +93,9 @@ def test_table_says_what_is_undefined():
 def test_each_bundle_takes_its_config_for_the_clinics_phantom_where_it_has_one():
     assert configs_of("gp_unet_brats") == ["phantom.json", "clinic.json"]
     assert configs_of("tonno_mosmed")[:1] == ["phantom.json"]
+
+
+def test_masks_reach_two_voxels_and_where_a_rule_reaches_further_that(finished):
+    assert [reach_of(bundle)["start#refine#dilate_mm"] for bundle in ("gp_unet_brats", "tonno_mosmed")] == [6.0, 9.0]
+    chosen = json.loads((finished[0] / "training" / "calibrated.json").read_text())
+    assert chosen["refine"]["dilate_mm"] == 6.0
