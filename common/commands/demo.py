@@ -12,7 +12,7 @@ from .fit import fit
 from .phantom import phantom_dataset
 from .run import bundle_root
 
-# Masks reach at least so far beyond what a map marks: two voxels of the phantom. The rule's own reach is for finer scans.
+# Masks reach at least so far beyond what a map marks: two voxels of the phantom; the rule itself is for finer scans.
 REACH_MM = 6.0
 # What is compared, by its key in `summary.json`, and whether its slice AUC is that of the method.
 LEARNED = {
