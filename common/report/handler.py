@@ -11,7 +11,7 @@ from typing import Any
 from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 
-from ..engines import raise_together, running_config
+from ..engines import gathered, raise_together, running_config
 from ..files import PathLike, write_json
 from .build import write_report
 from .record import run_record
@@ -69,21 +69,22 @@ class Report:
 
     def _finish(self, engine: Any) -> None:
         error = None
+        failed = {case: reason for part in gathered(engine.failed) for case, reason in part.items()}
         try:
             if get_rank() == 0:
-                self._write(engine)
+                self._write(engine, failed)
         except Exception as met:
             error = met
         raise_together(error)
 
-    def _write(self, engine: Any) -> None:
+    def _write(self, engine: Any, failed: Mapping[str, str]) -> None:
         config, settings = running_config()
         record = run_record(
             engine.cases,
             config=config,
             settings=settings,
             seconds=time.time() - self._began,
-            failed=engine.failed,
+            failed=failed,
             device=str(engine.state.device),
             **self.about,
         )

@@ -91,7 +91,7 @@ def test_cases_that_failed_are_named_with_the_reason(cases, tmp_path):
 def test_a_second_run_of_one_evaluator_writes_once(cases, tmp_path):
     engine = evaluator(cases[:1], [CaseWriter(tmp_path, classes=["none", "tumor"]), report := Report(tmp_path)])
     calls = []
-    report._write = lambda engine: calls.append(engine)  # type: ignore[method-assign]
+    report._write = lambda engine, failed: calls.append(engine)  # type: ignore[method-assign]
     engine.run()
     engine.run()
     assert len(calls) == 2
