@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
 from ..data import case_label
 from ..engines import gathered_rows
 from ..files import atomic_path, rounded, write_csv, write_json
-from ..images import as_array, axial
+from ..images import as_array, axial, filled_slices
 from ..masks import clean, multi_otsu
 from ..metrics import bootstrap_by_patient, bootstrap_interval, class_scores, dice, iou
 from .base import CaseHandler
@@ -23,10 +24,11 @@ class ClassScores(CaseHandler):
     """Handler: score every slice with a true class, and its mask: `class_slices.csv`, `class_scores.json` and `.png`.
 
     A slice's true class is the datalist's; where a case has one label, it is that of the slices with a finding in their
-    mask, and of all where there is no mask. Masks are scored where the true mask holds something, in four ways: `mask`
-    is the run's own; `raw` the heatmap above its highest multi-Otsu threshold minus the offset; `cleaned` that after
-    `clean`; `fixed` the heatmap above a fixed threshold. Intervals of medians draw slices, as the paper's do, and
-    patients.
+    mask, and of all where there is no mask. Slices that show nothing are left out.
+
+    Masks are scored where the true mask holds something, in four ways: `mask` is the run's own; `raw` the heatmap above
+    its highest multi-Otsu threshold minus the offset; `cleaned` that after `clean`; `fixed` the heatmap above a fixed
+    threshold. Intervals of medians draw slices, as the paper's do, and patients.
 
     Args:
         output_dir: where the files go.
@@ -65,7 +67,8 @@ class ClassScores(CaseHandler):
         if heat.shape[-1] != depth:
             raise ValueError(f"case {batch['case']}: {heat.shape[-1]} slices in the scan, {depth} scored")
         labels = true_classes(engine.cases.get(batch["case"], {}), truth, depth)
-        shown = as_array(batch["image"])[-1].any(axis=(0, 1))
+        slices = torch.as_tensor(as_array(batch["image"])).movedim(-1, 0)
+        shown = filled_slices(slices, organ_channel=True).tolist()
         for z in range(depth):
             if labels[z] is None or not (shown[z] or labels[z]):
                 continue

@@ -34,7 +34,8 @@ def case(number: int, cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     shown = np.ones(truth.shape, np.float32)
     shown[..., 3] = 0
     probability = rng.dirichlet(np.ones(3), DEPTH).T.astype(np.float32)
-    batch = {"case": f"case_{number}", "patient": f"patient_{number}", "image": np.stack([shown, shown])}
+    image = np.stack([rng.random(truth.shape) * shown, np.ones_like(shown)])  # everything is organ
+    batch = {"case": f"case_{number}", "patient": f"patient_{number}", "image": image}
     batch |= {"label": volume(truth), "cls": cls}
     pred = (heat > 1.2).astype(np.uint8)
     pred[..., 0] = 0
