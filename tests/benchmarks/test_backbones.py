@@ -19,9 +19,9 @@ def test_operations_are_twice_the_multiplications_of_the_convolutions():
 
 
 def test_a_row_has_what_a_network_costs_forward_and_in_training(capsys):
-    (row,) = benchmark_backbones(size=32, repeats=1, threads=0, backbones="gp_efficientnet", channels=3)
-    assert row["backbone"] == "gp_efficientnet"
-    assert row["parameters"] == 707_139
+    (row,) = benchmark_backbones(size=16, repeats=1, threads=0, backbones="gp_unet", channels=3)
+    assert row["backbone"] == "gp_unet"
+    assert row["parameters"] == 1_740_099
     assert 0 < row["gflop"] < row["training_gflop"]
     assert row["training_seconds"] > 0
-    assert "707,139" in capsys.readouterr().out
+    assert "1,740,099" in capsys.readouterr().out
