@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..report import write_report
 from .arguments import read_json
 from .fit import fit
 from .phantom import phantom_dataset
@@ -61,7 +60,7 @@ def demo(
     fit(bundle, str(data), str(home), configs=configs, rounds=rounds, verbose=verbose, **more)
     print(table(read_json(home / "evaluation" / "summary.json")))
     print(f"scores by case, with the truth outlined in the pictures: {home / 'evaluation'}")
-    print(f"report: {write_report(home / 'evaluation')}")
+    print(f"report: {home / 'evaluation' / 'report.html'}")
 
 
 def configs_of(bundle: str) -> list[str]:

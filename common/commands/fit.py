@@ -19,6 +19,7 @@ from ..engines.settings import plain, tops
 from ..files import write, write_json
 from ..handlers.label_calibration import FEW
 from ..images import read_grid
+from ..report import write_report
 from .arguments import read_json
 from .console import logged, step
 from .format import format_json
@@ -47,7 +48,8 @@ def fit(
     - `<bundle>`: a complete bundle with these weights and settings, as `monai.bundle run`, `export`, `verify` and
       MONAI Label take it;
     - `training`, and `round1` … with what belongs to a second training on the first one's masks;
-    - `evaluation`: scores of the test section (of validation where there is none); Dice where there are masks;
+    - `evaluation`: scores of the test section (of validation where there is none), Dice where there are masks, and
+      `report.html`;
     - `masks`: mask, heatmap and picture of every case;
     - `log.txt`: what the runs said beside their warnings and errors.
 
@@ -101,8 +103,11 @@ def fit(
         _as_trained(own)
         _once(scores, f"scores of the {scored} section", own, "evaluate", **shared, section=scored)
         _once(masks, "masks of all cases", own, **shared, section=everything)
-    print(summary(home / "evaluation", scored))
-    print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}\nlog: {home / 'log.txt'}")
+    page = home / "evaluation" / "report.html"
+    if not page.is_file():
+        write_report(page.parent)
+    print(summary(page.parent, scored))
+    print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}\nlog: {home / 'log.txt'}\nreport: {page}")
 
 
 def steps(own: Path, rounds: int) -> int:
