@@ -169,10 +169,10 @@ def weights(root: Path) -> Iterator[str]:
 
 
 def seen(root: Path) -> Iterator[str]:
-    """Beside weights stands what they saw in training, so that cases can be compared with it."""
+    """Beside weights stands what they saw in training, so that cases can be compared with it; of slides, in words."""
     for path in sorted((root / "models").glob("*.pt")):
         beside = path.with_suffix(".json")
-        if not beside.is_file() or "seen" not in json.loads(beside.read_text(encoding="utf-8")):
+        if not beside.is_file() or not {"seen", "trained_on"} & json.loads(beside.read_text(encoding="utf-8")).keys():
             yield f"models/{beside.name} does not say what {path.name} saw: python -m common describe {root.name} DIR"
 
 

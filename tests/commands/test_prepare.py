@@ -3,11 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fire
 import numpy as np
 import pytest
 
-from common.__main__ import COMMANDS
+from common.__main__ import main
 from common.commands.prepare import prepare
 from common.data import SECTIONS, load_datalist
 from common.datasets import write_phantom
@@ -87,7 +86,7 @@ class TestPrepare:
             rows.append(f"{last}/flair.nii.gz;{'infection' if cls else 'no'};{last};{number};")
         (tmp_path / "labels.csv").write_text("\r\n".join(rows), encoding="utf-16")
         command = ["prepare", "table", str(tmp_path / "labels.csv"), "--dataset_dir", str(tmp_path / "data")]
-        fire.Fire(COMMANDS, command=[*command, "--classes", "none,infection", "--first_slice", "1"])
+        main([*command, "--classes", "none,infection", "--first_slice", "1"])
         *counts, end = capsys.readouterr().out.splitlines()
         assert end == f"{tmp_path / 'data' / 'datalist.json'}: 6 training, 2 validation, 2 test"
         assert counts[2] == "test: 2 cases of 2 patients; none 1, infection 1"
@@ -130,7 +129,7 @@ class TestPrepare:
 
     def test_a_template_is_written_where_asked_for(self, tmp_path, capsys):
         for command in (["--template", str(tmp_path / "a.csv")], [str(tmp_path / "b.tsv"), "--template"]):
-            fire.Fire(COMMANDS, command=["prepare", "table", *command])
+            main(["prepare", "table", *command])
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.tsv"]
         assert f"then: python -m common prepare table {tmp_path / 'b.tsv'}" in capsys.readouterr().out
         with pytest.raises(SystemExit, match=r"a.csv exists; name a new file"):
