@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import copy
-import hashlib
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ from ignite.distributed import get_world_size, one_rank_only
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from .files import atomic_path, write_json
+from .files import atomic_path, file_digest, write_json
 
 logger = logging.getLogger(__name__)
 # What schedules move of an optimizer's groups, and what goes with them: on resuming the config's values count.
@@ -132,12 +131,8 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
 def add_beside(ckpt: str | os.PathLike[str], **parts: Any) -> None:
     """Write parts of the `.json` beside weights; its other parts are kept. `chosen_from` names the weights, too."""
     if "chosen_from" in parts and Path(ckpt).is_file():
-        parts["chosen_from"] = parts["chosen_from"] | {"weights_sha256": _digest(ckpt)}
+        parts["chosen_from"] = parts["chosen_from"] | {"weights_sha256": file_digest(ckpt)}
     write_json(Path(ckpt).with_suffix(".json"), read_beside(ckpt) | parts)
-
-
-def _digest(path: str | os.PathLike[str]) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 class Chosen(dict):
@@ -166,7 +161,7 @@ def read_chosen(ckpt: str | os.PathLike[str]) -> Chosen:
     """
     content, path = read_beside(ckpt), Path(ckpt).with_suffix(".json")
     digest = content.get("chosen_from", {}).get("weights_sha256")
-    if digest and Path(ckpt).is_file() and digest != _digest(ckpt):
+    if digest and Path(ckpt).is_file() and digest != file_digest(ckpt):
         raise ValueError(
             f"gate and thresholds in {path} were chosen for other weights than {ckpt}: copy the .json that belongs to "
             "them, or choose anew by calibrate_labels.json (with masks, calibrate.json)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -114,3 +115,12 @@ def _plain(value: Any) -> Any:
 def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with floats to four decimals."""
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+
+
+def file_digest(path: PathLike) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()

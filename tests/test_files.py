@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.files import NotWritten, write_csv, write_json
+from common.files import NotWritten, file_digest, write_csv, write_json
 
 
 def no_constant(text: str) -> None:
@@ -52,3 +53,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_write_csv_has_all_columns_in_order_of_appearance(tmp_path):
     write_csv(tmp_path / "a.csv", [{"x": 1, "y": "a,b"}, {"z": 2, "x": 3}])
     assert (tmp_path / "a.csv").read_text().splitlines() == ["x,y,z", '1,"a,b",', "3,,2"]
+
+
+def test_a_digest_is_that_of_the_whole_file(tmp_path):
+    content = bytes(range(256)) * 2**13  # two reads
+    (tmp_path / "a").write_bytes(content)
+    assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import SECTIONS, label_counts
+from ..data import SECTIONS, labels_in_words
 from ..files import write, write_json
 from .arguments import read_json
 from .crossvalidate import crossvalidate
@@ -90,8 +90,11 @@ def benchmark_suite(
         methods.append(Method.read(bundle, parts, bound))
     if not methods:
         raise RuntimeError(f"all bundles failed ({', '.join(failed)}), see above; the same command goes on from there")
+    content = read_json(source)
+    everything = [case for section in SECTIONS for case in content.get(section) or []]
+    data = labels_in_words(everything, content["classes"])
     path = Path(page or Path("docs") / "results" / f"{suite}.md")
-    write(path, page_of(suite, methods, described(read_json(source)), folds=folds, seed=seed))
+    write(path, page_of(suite, methods, data, folds=folds, seed=seed))
     print(f"{path}: {', '.join(f'{method.name} {method.headline()}' for method in methods)}")
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed, see above, and not in {path}; the same command goes on")
@@ -112,15 +115,6 @@ def bundles_of(suite: str, asked: Sequence[str]) -> list[str]:
 def learns_from_masks(bundle: str) -> bool:
     """Whether a bundle has a training with masks, the upper bound of that without."""
     return (BUNDLES / bundle / "configs" / SUPERVISED).is_file()
-
-
-def described(content: Mapping[str, Any]) -> str:
-    """A datalist's cases, patients and labels in words."""
-    cases = [case for section in SECTIONS for case in content.get(section) or []]
-    volumes, slices = label_counts(cases, content["classes"])
-    kinds = [(what, count) for what, count in (("volumes", volumes), ("slices", slices)) if count]
-    told = "; ".join(f"{what} {', '.join(f'{n} {name}' for name, n in count.items())}" for what, count in kinds)
-    return f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients ({told})"
 
 
 def _fit(bundle: str, dataset_dir: str, output_dir: Path, **options: Any) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,9 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from ..checkpoint import read_beside
-from ..data import SECTIONS, Case, label_counts, label_of, labels_slices, load_datalist
+from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
 from ..engines.settings import plain, tops
-from ..files import write, write_json
+from ..files import file_digest, write, write_json
 from ..handlers.label_calibration import FEW
 from ..images import read_grid
 from ..report import write_report
@@ -80,7 +79,7 @@ def fit(
     if rounds is not None and rounds < 0:
         raise ValueError(f"--rounds: expected 0 or more, got {rounds}")
     told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
-    check_same(home, {"datalist_sha256": hashlib.sha256(listed.read_bytes()).hexdigest(), **told})
+    check_same(home, {"datalist_sha256": file_digest(listed), **told})
     said = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
     counts = "; ".join(described(section, content) for section in SECTIONS if content.get(section))
     print(f"{listed}: {counts}")
@@ -245,13 +244,7 @@ def natural(own: Path) -> float | None:
 
 def described(section: str, content: Mapping[str, Any]) -> str:
     """A section's cases, patients and labels in words."""
-    cases, classes = content[section], content["classes"]
-    volumes, slices = label_counts(cases, classes)
-    parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
-    for what, count in (("volumes", volumes), ("slices", slices)):
-        if count:
-            parts.append(f"{what} " + ", ".join(f"{name} {count[name]}" for name in classes))
-    return f"{section} {', '.join(parts)}"
+    return f"{section} {labels_in_words(content[section], content['classes'])}"
 
 
 def labels_of_cases(cases: Sequence[Case]) -> list[bool]:

@@ -123,6 +123,16 @@ def label_counts(cases: Iterable[Case], classes: Sequence[str]) -> tuple[Counter
     return volumes, slices
 
 
+def labels_in_words(cases: Sequence[Case], classes: Sequence[str]) -> str:
+    """Counts of cases and patients, and of each class among volumes and slices, as a user reads them."""
+    volumes, slices = label_counts(cases, classes)
+    parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
+    for what, count in (("volumes", volumes), ("slices", slices)):
+        if count:
+            parts.append(f"{what} " + ", ".join(f"{name} {count[name]}" for name in classes))
+    return ", ".join(parts)
+
+
 def multi_hot(cls: int | Sequence[str], classes: Sequence[str]) -> list[int]:
     """The label of a whole case as one 0 or 1 for each class but the negative one.
 

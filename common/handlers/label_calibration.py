@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,7 +15,7 @@ from monai.data import MetaTensor
 
 from ..checkpoint import add_beside
 from ..data import labels_of
-from ..files import PathLike, write_csv, write_json
+from ..files import PathLike, file_digest, write_csv, write_json
 from ..images import as_array, spacing_of
 from ..masks import MapsToMaskd, choose_gate, heat_threshold, otsu, smallest_volume, volume_gate, volume_ml
 from .base import CaseHandler
@@ -147,7 +146,7 @@ class LabelCalibration(CaseHandler):
             "patients": len({row["patient"] for row in self.rows}),
             "positives": int(labels.sum()),
             "negatives": int((~labels).sum()),
-            "datalist_sha256": hashlib.sha256(Path(self.datalist).read_bytes()).hexdigest() if self.datalist else None,
+            "datalist_sha256": file_digest(self.datalist) if self.datalist else None,
         }
         add_beside(self.ckpt, chosen=chosen, chosen_from=source)
         write_json(self.output_dir / "calibrated.json", chosen)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_beside
-from ..files import PathLike
+from ..files import PathLike, file_digest
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "scikit-image", "pytorch-ignite")
 INPUTS = ("image", "label")
@@ -108,15 +108,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def file_digest(path: PathLike) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def digest_of(value: Any) -> str:

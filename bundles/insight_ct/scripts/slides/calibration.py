@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.checkpoint import add_beside
-from common.files import PathLike, rounded, write_csv, write_json
+from common.files import PathLike, file_digest, rounded, write_csv, write_json
 from common.handlers import CaseHandler
 from common.masks import choose_gate, heat_threshold
 
@@ -91,7 +90,7 @@ class SlideCalibration(CaseHandler):
             "negatives": (~labels).sum(axis=0).tolist(),
             "sensitivity": self.sensitivity,
             "heat_quantile": self.quantile,
-            "datalist_sha256": hashlib.sha256(Path(self.datalist).read_bytes()).hexdigest() if self.datalist else None,
+            "datalist_sha256": file_digest(self.datalist) if self.datalist else None,
         }
         add_beside(self.ckpt, chosen=chosen, chosen_from=source)
         write_json(self.output_dir / "calibrated.json", chosen)
