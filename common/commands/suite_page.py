@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics import bootstrap_interval, summarize
+from ..report.tables import read_rows
 from .arguments import read_json
 
 BASELINES = {
@@ -38,25 +38,25 @@ class Method:
     """
 
     name: str
-    cases: list[dict[str, str]]
+    cases: list[dict[str, Any]]
     labels: list[dict[str, Any]]
     minutes: list[float]
     seconds: list[float]
     mib: list[float]
-    bound: list[dict[str, str]]
+    bound: list[dict[str, Any]]
 
     @classmethod
     def read(cls, name: str, folds: Sequence[Path], bound: Path | None = None) -> Method:
         """Gather what `fit` left in the folders of the folds, and `crossvalidate` in that of the upper bound."""
-        logs = [[row for log in sorted(fold.glob("*/training_log.csv")) for row in _rows(log)] for fold in folds]
+        logs = [[row for log in sorted(fold.glob("*/training_log.csv")) for row in read_rows(log)] for fold in folds]
         return cls(
             name=name,
-            cases=[row for fold in folds for row in _rows(fold / "evaluation" / "metrics.csv")],
+            cases=[row for fold in folds for row in read_rows(fold / "evaluation" / "metrics.csv")],
             labels=[read_json(fold / "evaluation" / "labels.json") for fold in folds],
-            minutes=[sum(float(row["seconds"]) for row in log) / 60 for log in logs],
-            seconds=[float(row["seconds"]) for fold in folds for row in _rows(fold / "masks" / "predictions.csv")],
+            minutes=[sum(row["seconds"] for row in log) / 60 for log in logs],
+            seconds=[row["seconds"] for fold in folds for row in read_rows(fold / "masks" / "predictions.csv")],
             mib=[read_json(fold / "peak_memory.json")["mib"] for fold in folds],
-            bound=_rows(bound / "metrics.csv") if bound else [],
+            bound=read_rows(bound / "metrics.csv") if bound else [],
         )
 
     def headline(self) -> str:
@@ -159,13 +159,13 @@ def _costs(method: Method) -> list[str]:
     return [method.name, f"{np.mean(method.minutes):.0f}", f"{np.median(method.seconds):.1f}", f"{max(method.mib):.0f}"]
 
 
-def _ill(rows: Sequence[Mapping[str, str]], name: str = "dice") -> list[float]:
+def _ill(rows: Sequence[Mapping[str, Any]], name: str = "dice") -> list[float]:
     """A score of the volumes that hold a lesion; a healthy one's is told by its label."""
-    return [float(row[name]) for row in rows if row.get(name) and float(row["dice_empty"]) == 0]
+    return [row[name] for row in rows if row.get(name) is not None and row["dice_empty"] == 0]
 
 
-def _by_patient(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    ill = [row for row in rows if float(row["dice_empty"]) == 0]
+def _by_patient(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    ill = [row for row in rows if row["dice_empty"] == 0]
     patients = {row["patient"] for row in ill}
     return {name: float(np.mean(_ill([row for row in ill if row["patient"] == name]))) for name in patients}
 
@@ -181,8 +181,3 @@ def _interval(values: Sequence[float], of: str = "mean") -> str:
 def _table(head: Sequence[str], rows: Any) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
