@@ -1,6 +1,6 @@
 """From maps to masks: morphology, thresholds, refinement by intensity, and the baselines that need no map."""
 
-from .baselines import BaselineMasksd, Thresholds, fit_baselines
+from .baselines import BaselineMasksd, Thresholds, fit_baselines, intensity_grid
 from .from_labels import choose_gate, heat_threshold, smallest_volume, volume_gate
 from .morphology import clean, each_slice, largest_component, least_voxels, smooth_in_organ, volume_ml, without_thin
 from .refine import gate_slices, refine_by_intensity, smooth_along_slices
@@ -18,6 +18,7 @@ __all__ = [
     "fit_baselines",
     "gate_slices",
     "heat_threshold",
+    "intensity_grid",
     "largest_component",
     "least_voxels",
     "multi_otsu",

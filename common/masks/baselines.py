@@ -18,10 +18,12 @@ from .refine import gate_slices
 
 logger = logging.getLogger(__name__)
 INTENSITIES = tuple(np.round(np.arange(0.7, 2.55, 0.1), 2).tolist())
+QUANTILES = 1 - np.geomspace(0.9, 2e-4, 40)
+MEASURED = 16  # cases whose intensities say what to try
 
 
 class Thresholds(NamedTuple):
-    """Of the baselines, in organ medians; `opened` is of the image without what is thinner than `opening_mm`."""
+    """Of the baselines, in units of the image; `opened` is of it without what is thinner than `opening_mm`."""
 
     plain: float
     gated: float
@@ -29,11 +31,25 @@ class Thresholds(NamedTuple):
     opening_mm: float | None = None
 
 
+def intensity_grid(normalize: str, intensities: Sequence[float] = INTENSITIES) -> tuple[float, ...] | None:
+    """Thresholds that the baselines try under a normalization.
+
+    Args:
+        normalize: mode of `common.preprocessing.NormalizeByOrgand`.
+        intensities: the grid in multiples of the organ's own intensity.
+
+    Returns:
+        `intensities` where images are in such multiples; None for other units, whose range `fit_baselines` measures.
+    """
+    return tuple(intensities) if normalize.startswith("organ_") else None
+
+
 def fit_baselines(
     cases: Sequence[dict],
     preprocessing: Callable,
     *,
-    intensities: Sequence[float] = INTENSITIES,
+    intensities: Sequence[float] | None = INTENSITIES,
+    channel: int = 0,
     smooth_mm: float = 0.0,
     openings_mm: Sequence[float] = (),
     progress: bool = True,
@@ -46,7 +62,9 @@ def fit_baselines(
     Args:
         cases: training cases with `image` and `label`; those without a label are left out.
         preprocessing: gives `image` `[image channels, organ, H, W, D]`.
-        intensities: what to try.
+        intensities: what to try; None: quantiles of what some training images hold inside the organ, for images that
+            are not in multiples of the organ's own intensity.
+        channel: of the image, that is thresholded.
         smooth_mm: in-plane Gaussian of the image before it is thresholded.
         openings_mm: radii of `common.masks.without_thin`, each tried with each threshold; without any, `opened`
             stays None.
@@ -59,6 +77,8 @@ def fit_baselines(
         logger.warning("no training case has a mask to fit baselines on: give --baseline_thresholds '[1.4, 1.2]'")
         return None
     to_image_grid = ResampleToMatchd(keys="label", key_dst="image", mode="nearest")
+    if intensities is None:
+        intensities = _measured(cases, preprocessing, channel)
     scores = np.zeros((len(cases), len(intensities), 2 + len(openings_mm)))
     bar = tqdm(cases, desc="fitting baselines", unit="case", leave=False, disable=not progress)
     for row, case in zip(scores, bar, strict=True):
@@ -66,7 +86,7 @@ def fit_baselines(
         read = to_image_grid(preprocessed)
         image, truth = read["image"].numpy(), read["label"][0].numpy() > 0
         organ, positive, spacing = image[-1] > 0.5, truth.any(axis=(0, 1)), spacing_of(read["image"])
-        shown = smooth_in_organ(image[0], organ, sigma_mm=smooth_mm, spacing=spacing)
+        shown = smooth_in_organ(image[channel], organ, sigma_mm=smooth_mm, spacing=spacing)
         opened = [without_thin(shown, radius_mm=radius, spacing=spacing) for radius in openings_mm]
         for i, intensity in enumerate(intensities):
             bright = (shown > intensity) & organ
@@ -80,10 +100,20 @@ def fit_baselines(
     return Thresholds(plain, gated, float(intensities[i]), float(openings_mm[k]))
 
 
+def _measured(cases: Sequence[dict], preprocessing: Callable, channel: int) -> list[float]:
+    """Quantiles of the intensities inside the organ, over cases from all of the list."""
+    values = []
+    for case in cases[:: -(-len(cases) // MEASURED)]:
+        read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
+        volume = as_array(read["image"])
+        values.append(volume[channel][volume[-1] > 0.5])
+    return np.unique(np.quantile(np.concatenate(values), QUANTILES)).tolist()
+
+
 class BaselineMasksd(MapTransform):
     """Add what needs no learned map: `baseline_threshold`, `_gated`, `_opened`, `_opened_gated`, on the model's grid.
 
-    The first is every organ voxel brighter than `plain` organ medians. The second, with a threshold of its own, keeps
+    The first is every organ voxel brighter than `plain`. The second, with a threshold of its own, keeps
     it only in slices whose probability passes the gate, and of that the largest component. The others are the
     same of the image that `common.masks.without_thin` leaves, both with the threshold `opened`.
 
@@ -92,6 +122,7 @@ class BaselineMasksd(MapTransform):
         thresholds: as `Thresholds`; plain and gated alone leave the other two masks out, None all.
         gate: as in `common.masks.MapsToMaskd`, whose `slice_probability` is used.
         smooth_mm: in-plane Gaussian of the image before it is thresholded.
+        channel: of the image, that is thresholded.
 
     Raises:
         ValueError: one of the two numbers that belong to the opening without the other, or a wrong count.
@@ -104,9 +135,11 @@ class BaselineMasksd(MapTransform):
         thresholds: Sequence[float | None] | None,
         gate: float | None = 0.5,
         smooth_mm: float = 0.0,
+        channel: int = 0,
     ) -> None:
         super().__init__(keys)
         self.gate = gate
+        self.channel = channel
         self.smooth_mm = smooth_mm
         self.thresholds: Thresholds | None = None
         if thresholds is None:
@@ -124,7 +157,7 @@ class BaselineMasksd(MapTransform):
             image = data[key]
             volume, spacing = as_array(image), spacing_of(image)
             organ = volume[-1] > 0.5
-            shown = smooth_in_organ(volume[0], organ, sigma_mm=self.smooth_mm, spacing=spacing)
+            shown = smooth_in_organ(volume[self.channel], organ, sigma_mm=self.smooth_mm, spacing=spacing)
             slices = gate_slices(as_array(data["slice_probability"]), self.gate) > 0
             masks = {"threshold": (shown > plain) & organ, "gated": largest_component((shown > gated) & organ & slices)}
             if opened is not None and radius is not None:

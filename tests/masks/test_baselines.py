@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from common.masks import BaselineMasksd, without_thin
+from common.masks import BaselineMasksd, intensity_grid, without_thin
 from common.masks import fit_baselines as fit
 from common.masks.baselines import INTENSITIES
 from common.metrics import dice
@@ -70,6 +70,24 @@ def test_without_any_mask_there_are_no_baselines_and_it_says_what_to_give(caplog
 
 def test_default_grid_surrounds_the_median():
     assert (INTENSITIES[0], INTENSITIES[-1], len(INTENSITIES)) == (0.7, 2.5, 19)
+    assert intensity_grid("organ_median") == INTENSITIES
+    assert intensity_grid("organ_mode", [1.0, 4.0]) == (1.0, 4.0)
+    assert intensity_grid("slice_max") is intensity_grid("none") is None
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 300.0])
+def test_in_other_units_the_grid_is_measured_and_separates_as_well(unit):
+    """A channel before the one that is thresholded, and what lies outside the organ, have no say in it."""
+    cases = [case(seed) for seed in range(3)]
+    for one in cases:
+        volume, organ = one["image"]
+        one["image"] = MetaTensor(torch.stack([7 - volume, volume * unit, organ]).as_tensor())
+    found = fit(cases, same, intensities=None, channel=1, progress=False)
+    assert 1.45 <= found.plain / unit < 1.65  # above the spot, below the core
+    assert 1.05 <= found.gated / unit < 1.18  # below the rim
+    image = cases[0] | {"slice_probability": torch.tensor([[0.0] * 8, [1.0] * 8])}
+    mask = BaselineMasksd(thresholds=found, channel=1)(image)["baseline_threshold"][0].numpy() > 0
+    assert np.array_equal(mask, (image["image"][1] > found.plain).numpy() & (image["image"][2] > 0.5).numpy())
 
 
 def test_with_smoothing_the_threshold_is_that_of_the_smooth_image():
