@@ -112,8 +112,8 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
     """What goes with weights wherever they go: the `.json` of the same name beside them; empty if there is none.
 
     `seen`: what their training images look like (`common.preprocessing.seen`). `trained`: keys of the config that the
-    weights depend on. `chosen`: gate, threshold and the like, and under `chosen_from` what they were chosen from and
-    for which weights.
+    weights depend on. `trained_on`: labels of what, and which masks if any, taught them. `chosen`: gate, threshold and
+    the like, and under `chosen_from` what they were chosen from and for which weights.
 
     Raises:
         ValueError: the file is no JSON.

@@ -60,6 +60,7 @@ PUBLIC = {
     "preprocessing": """
         ORGANS CheckSeend LoadCased NormalizeByOrgand OrganMaskd SeenWriter brain_mask check_image head_mask
         learned_lung_mask lung_mask normalize_by_median normalize_by_mode organ_mask read_seen
+        supervision_of
     """,
     "radon": """
         MapReconstruction by_azimuth directions extreme_points half_diagonal oblique_slices paper_geometry

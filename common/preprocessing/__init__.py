@@ -11,6 +11,7 @@ from .organ import (
     normalize_by_mode,
     organ_mask,
 )
+from .supervision import supervision_of
 from .transforms import NormalizeByOrgand, OrganMaskd
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "normalize_by_mode",
     "organ_mask",
     "read_seen",
+    "supervision_of",
 ]

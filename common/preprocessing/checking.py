@@ -20,6 +20,7 @@ from ..checkpoint import add_beside, read_beside
 from ..files import PathLike, json_text
 from ..images import as_array, file_of, spacing_of
 from .seen import Description, compare, describe_case, summarize
+from .supervision import Source, supervision_of
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,7 @@ class SeenWriter:
         datalist: file whose `modalities` name the channels.
         trained: keys of the config that the weights will depend on, with their values; `common.engines.check_settings`
             gives them back to a run that uses the weights.
+        learns_from, teacher_ckpt: see `supervision_of`, whose result is kept as `trained_on`.
         most: so many patients, evenly drawn, are described.
         progress: show a progress bar while reading.
 
@@ -180,6 +182,8 @@ class SeenWriter:
         preprocessing: Any,
         datalist: PathLike | None = None,
         trained: Mapping[str, Any] | None = None,
+        learns_from: Source = "labels",
+        teacher_ckpt: PathLike | None = None,
         most: int = 64,
         progress: bool = True,
     ) -> None:
@@ -188,6 +192,8 @@ class SeenWriter:
         self.preprocessing = preprocessing
         self.datalist = datalist
         self.trained = dict(trained or {})
+        self.learns_from: Source = learns_from
+        self.teacher_ckpt = teacher_ckpt
         self.most = most
         self.progress = progress
         self._begun = False
@@ -219,9 +225,10 @@ class SeenWriter:
         """Describe the cases and write the file; nothing where the preprocessing has no `CheckSeend` (slides)."""
         before = {} if engine else read_beside(self.path)  # a training replaces the weights
         parts = {part: before.get(part, {}) for part in ("chosen", "chosen_from")}
-        add_beside(self.path, trained=self.trained, **parts)
         transforms: Any = getattr(self.preprocessing, "transforms", ())
         places = [i for i, transform in enumerate(transforms) if isinstance(transform, CheckSeend)]
+        told = before.get("trained_on") or self._supervision("volumes" if places else "slides")
+        add_beside(self.path, trained=self.trained, trained_on=told, **parts)
         if not places:
             return
         check, until = transforms[places[0]], Compose(transforms[: places[0]])
@@ -233,6 +240,19 @@ class SeenWriter:
         patients = [_patient(case) for case in cases]
         seen = summarize(described, patients, channels=_modalities(self.datalist), window=check.window)
         add_beside(self.path, seen=seen)
+
+    def _supervision(self, unit: str) -> dict[str, Any]:
+        """What the training is told; empty where the classes are not known."""
+        if "classes" not in self.trained:
+            return {}
+        return supervision_of(
+            self.data,
+            classes=self.trained["classes"],
+            validation=_listed(self.datalist).get("validation", []),
+            learns_from=self.learns_from,
+            teacher_ckpt=self.teacher_ckpt,
+            unit=unit,
+        )
 
     def _some(self) -> list[dict]:
         """All cases of at most `most` patients."""
@@ -252,6 +272,11 @@ def _read(case: dict, transform: Callable) -> Any:
 
 
 def _modalities(datalist: PathLike | None) -> list[str] | None:
+    return _listed(datalist).get("modalities")
+
+
+def _listed(datalist: PathLike | None) -> dict[str, Any]:
+    """What the file of a datalist holds; nothing where there is none."""
     if datalist is None or not Path(datalist).is_file():
-        return None
-    return json.loads(Path(datalist).read_text(encoding="utf-8")).get("modalities")
+        return {}
+    return json.loads(Path(datalist).read_text(encoding="utf-8"))

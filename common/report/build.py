@@ -17,7 +17,8 @@ from .curves import label_curves, threshold_curve, volume_agreement
 from .page import page
 from .pictures import find_picture, pictures, thumbnail
 from .record import described_weights, versions
-from .scores import baselines, facts, headline, supervision
+from .scores import baselines, facts, headline
+from .supervision import supervision
 from .tables import Run, read_run
 from .training import build_training, training_supervision
 

@@ -80,7 +80,7 @@ def described_weights(ckpt: PathLike | None) -> dict[str, Any]:
         return {}
     beside = read_beside(ckpt)
     seen = {key: beside.get("seen", {}).get(key) for key in ("cases", "patients", "channels")}
-    parts = {key: beside.get(key, {}) for key in ("trained", "chosen_from")}
+    parts = {key: beside.get(key, {}) for key in ("trained", "trained_on", "chosen_from")}
     return {"file": Path(ckpt).name, "sha256": file_digest(ckpt), "seen": seen, **parts}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics import bootstrap_by_patient
+from .supervision import plural
 from .tables import Run
 
 # What each baseline is, and whether it uses anything that was learned; `common.masks.BaselineMasksd` makes them.
@@ -69,7 +70,7 @@ def headline(run: Run) -> dict[str, Any]:
         return {
             "measure": "mean Dice",
             **{key: own[key] for key in ("value", "low", "high", "median")},
-            "on": f"{_plural(number, run.unit[:-1] if run.unit == 'slides' else 'case')} with a ground-truth mask",
+            "on": f"{plural(number, run.unit[:-1] if run.unit == 'slides' else 'case')} with a ground-truth mask",
             "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over cases.",
             "rival": others[0] if others else None,
         }
@@ -93,7 +94,7 @@ def headline(run: Run) -> dict[str, Any]:
     marked = sum(_marked(row) for row in run.predictions.values())
     return {
         **{"measure": "cases with a mask", "value": marked, "low": None, "high": None, "rival": None},
-        "on": f"of {_plural(len(run.predictions), 'case')}",
+        "on": f"of {plural(len(run.predictions), 'case')}",
         "note": "Neither masks nor labels are known here: nothing can be scored.",
     }
 
@@ -123,40 +124,8 @@ def facts(run: Run) -> list[dict[str, str]]:
     milliliters = [row["volume_ml"] for row in run.predictions.values() if row.get("volume_ml") is not None]
     if milliliters:
         value = f"{np.median(milliliters):.1f} ml"
-        found.append({"name": "median volume of a mask", "value": value, "on": _plural(len(milliliters), "case")})
+        found.append({"name": "median volume of a mask", "value": value, "on": plural(len(milliliters), "case")})
     return found
-
-
-def supervision(run: Run) -> list[str]:
-    """How supervision was used, in sentences: labels of what, masks for what, scored on whom."""
-    weights = run.record.get("weights") or {}
-    source, seen = weights.get("chosen_from") or {}, weights.get("seen") or {}
-    lines = []
-    if not weights:
-        lines.append("What the weights learned from is not recorded in this folder.")
-    elif not source and not seen.get("cases"):
-        lines.append("Nothing beside the weights says what they learned from, or what chose their settings.")
-    if seen.get("cases"):
-        patients = f" of {_plural(seen['patients'], 'patient')}" if seen.get("patients") else ""
-        lines.append(f"Training saw {_plural(seen['cases'], 'case')}{patients}.")
-    if source:
-        labels = f"yes/no labels of {source['labels']}" if source.get("labels") else "what is told below"
-        cases = f" of {_plural(source['cases'], 'case')}" if source.get("cases") else ""
-        counts = f" ({source['positives']} positive, {source['negatives']} negative)" if "positives" in source else ""
-        lines.append(f"Gate, threshold and smallest volume were chosen from {labels}{cases}{counts}.")
-        masks = source.get("masks", "not recorded")
-        lines.append(f"Masks used for these choices: {masks}.")
-        if source.get("pseudo_masks"):
-            lines.append(f"Pseudo-masks of the training came from: {source['pseudo_masks']}.")
-    scored = sum(row.get("dice") is not None for row in run.metrics.values())
-    if scored:
-        where = f" of the {run.record['section']} section" if run.record.get("section") else ""
-        lines.append(f"Masks of {_plural(scored, 'case')}{where} were opened here, to score.")
-    else:
-        lines.append("No ground-truth mask was opened here.")
-    if any(key.startswith("dice_baseline_") for key in run.summary):
-        lines.append("The intensity thresholds of the baselines were fitted to masks of training patients.")
-    return lines
 
 
 def _interval(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +142,3 @@ def _number(value: float) -> float | None:
 
 def _count(value: Any, default: int) -> int:
     return default if value is None else int(value)
-
-
-def _plural(number: float, noun: str) -> str:
-    return f"{int(number)} {noun}{'' if int(number) == 1 else 's'}"

@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint import read_checkpoint
 from ..files import PathLike
 from .record import described_weights
+from .supervision import learned
 from .tables import read_rows
 
 LOG = "training_log.csv"
@@ -58,11 +59,9 @@ def kept_epoch(rows: Sequence[Mapping[str, Any]], *, best: float | None) -> dict
 
 
 def training_supervision(folder: PathLike) -> list[str]:
-    """What a training has seen, in sentences; by which labels is its config's to say."""
-    seen = described_weights(Path(folder) / "model.pt").get("seen") or {}
-    if not seen.get("cases"):
-        return ["What this training saw is not recorded in its folder."]
-    return [f"It saw {seen['cases']} cases of {seen.get('patients') or seen['cases']} patients."]
+    """What a training was told, in sentences."""
+    told = learned(described_weights(Path(folder) / "model.pt"))
+    return told or ["What this training saw is not recorded in its folder."]
 
 
 def _best(folder: Path) -> float | None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from common.report.scores import baselines, facts, headline, supervision
+from common.report.scores import baselines, facts, headline
+from common.report.supervision import learned, supervision
 from common.report.tables import Run, read_run
 
 
@@ -81,3 +82,23 @@ def test_masks_that_chose_settings_are_named(run):
     said = " ".join(supervision(replace(run, record={"weights": weights})))
     assert "Masks used for these choices: 12 cases, to choose these settings." in said
     assert "yes/no labels" not in said
+
+
+def test_pseudo_masks_are_told_back_to_the_network_that_had_labels_alone():
+    first = {"trained_on": {"labels": "slices", "masks": "none"}, "chosen_from": {"labels": "slices", "masks": "none"}}
+    second = {
+        "trained_on": {"labels": "slices", "masks": "none", "teacher": first},
+        "chosen_from": {"masks": "9 cases"},
+    }
+    told = {"labels": "slices", "training": "5 cases", "validation": "2 cases", "masks": "none", "teacher": second}
+    lines = learned({"trained_on": told, "seen": {"cases": 4}})
+    assert lines[0] == "The network learned from yes/no labels of slices: 5 cases."
+    assert "chosen from no labels (masks: 9 cases)" in lines[1]
+    assert "chosen from labels of slices (masks: none)" in lines[2]
+    assert lines[3] == "No ground-truth mask was opened in training."
+    assert lines[4] == "Validation after each epoch, by labels alone: 2 cases."
+
+
+def test_masks_that_taught_a_network_are_on_the_page():
+    said = learned({"trained_on": {"labels": "slices", "training": "5 cases", "masks": "those of its own cases"}})
+    assert said[-1] == "Ground-truth masks in training: those of its own cases."

@@ -37,11 +37,12 @@ def test_a_page_is_written_from_the_log_of_a_training(tmp_path):
     write_csv(tmp_path / "training_log.csv", ROWS)
     torch.save({"best": 0.9}, tmp_path / "checkpoint.pt")
     (tmp_path / "model.pt").write_bytes(b"weights")
-    write_json(tmp_path / "model.json", {"seen": {"cases": 5, "patients": 4}})
+    write_json(tmp_path / "model.json", {"trained_on": {"labels": "slices", "training": "5 cases", "masks": "none"}})
     text = write_report(tmp_path).read_text()
     report = json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)[1])
     assert report["kind"] == "training"
     assert [curve["name"] for curve in report["training"]["curves"]] == ["loss", "auc", "learning rate"]
     assert (report["training"]["seconds"], report["training"]["kept"]["epoch"]) == (10.0, 4)
-    assert report["supervision"] == ["It saw 5 cases of 4 patients."]
+    learned = "The network learned from yes/no labels of slices: 5 cases."
+    assert report["supervision"] == [learned, "No ground-truth mask was opened in training."]
     assert str(tmp_path) not in text
