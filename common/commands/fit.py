@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from ..checkpoint import read_beside
+from ..checkpoint import add_beside, read_beside
 from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
 from ..engines.settings import plain, tops
 from ..files import file_digest, write, write_json
@@ -20,10 +19,12 @@ from ..handlers.label_calibration import FEW
 from ..images import read_grid
 from ..report import write_report
 from .arguments import read_json
-from .console import logged, step
+from .console import logged
+from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
+from .fit_slides import are_slides, found_slides, minutes_of_slides, summary_of_slides
 from .format import format_json
-from .own_bundle import make_bundle, settings_of, with_settings
-from .run import bundle_root, for_configs, names, run_bundle
+from .own_bundle import make_bundle, make_slide_bundle, settings_of, slide_settings, with_settings
+from .run import bundle_root, names
 
 # Seconds on two CPU cores for one epoch over 1,000 slices (for `tonno_mosmed`: planes), and one volume of masks.
 COSTS = {"gp_unet_brats": (12, 1), "ensemble_gradcam_brats": (40, 2), "insight_ct": (3, 8), "tonno_mosmed": (20, 20)}
@@ -74,102 +75,71 @@ def fit(
         raise FileNotFoundError(f"{listed} does not exist: write it by `python -m common prepare table labels.csv`")
     content = read_json(listed)
     check_data(listed, content, dataset_dir)
+    recipe = recipe_of(root, content)
     settings = plain(settings)
-    check_settings(root, settings)
+    if isinstance(settings.get("classes"), str | tuple):
+        settings["classes"] = names(settings["classes"])
+    check_settings(root, settings, recipe)
     if rounds is not None and rounds < 0:
         raise ValueError(f"--rounds: expected 0 or more, got {rounds}")
     told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
     check_same(home, {"datalist_sha256": file_digest(listed), **told})
-    said = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
-    counts = "; ".join(described(section, content) for section in SECTIONS if content.get(section))
-    print(f"{listed}: {counts}")
-    print(f"images: {', '.join(content['modalities'])}; {grid_of(content, Path(dataset_dir))}")
-    of_slices = any(labels_slices(case) for case in content["training"])
-    over = names(configs) if of_slices else with_volumes(root, names(configs))
-    own = make_bundle(bundle, home / root.name, over=over, settings=said, datalist=listed, counts=counts)
-    if rounds is None:
-        rounds = int(of_slices)
-    trained = read_json(own / "configs" / "train.json")
-    print(f"about {minutes(root.name, content, trained, rounds)} minutes on two CPU cores")
     shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(listed)}
+    if recipe is SLIDES:  # whose features are computed once, by whichever run needs them first
+        shared["store_dir"] = str(Path(settings.pop("store_dir", None) or Path(dataset_dir) / "features").resolve())
+    said = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
+    counts = "; ".join(described(section, content, recipe) for section in SECTIONS if content.get(section))
+    print(f"{listed}: {counts}")
+    of_slices = recipe is VOLUMES and any(labels_slices(case) for case in content["training"])
+    over = names(configs) if of_slices or recipe is SLIDES else with_volumes(root, names(configs))
+    make = make_bundle if recipe is VOLUMES else make_slide_bundle
+    own = make(bundle, home / root.name, over=over, settings=said, datalist=listed, counts=counts)
+    if rounds is None:
+        rounds = int(of_slices or recipe is SLIDES)
+    trained = merged(own, recipe.train)
+    if recipe is VOLUMES:
+        print(f"images: {', '.join(content['modalities'])}; {grid_of(content, Path(dataset_dir))}")
+        guess = minutes(root.name, content, trained, rounds)
+    else:
+        found = found_slides(own, content, Path(dataset_dir))
+        print(found)
+        guess = minutes_of_slides(found, content, trained, rounds)
+    print(f"about {guess} minutes on two CPU cores", flush=True)
     scored = "test" if content.get("test") else "validation"
     everything = "+".join(section for section in SECTIONS if content.get(section))
-    scores, masks = home / "evaluation" / "labels.json", home / "masks" / "predictions.csv"
-    with logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds)):
-        best = _learn(own, home, rounds, calibration_section(content), shared)
+    scores, masks = home / "evaluation" / recipe.scores, home / "masks" / "predictions.csv"
+    with logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds, recipe)):
+        best = learn(own, home, rounds, calibration_section(content), shared, recipe)
+        weights = own / "models" / recipe.weights
         for end in (".pt", ".json"):
-            shutil.copy2(best.with_suffix(end), own / "models" / f"model{end}")
-        _as_trained(own)
-        _once(scores, f"scores of the {scored} section", own, "evaluate", **shared, section=scored)
-        _once(masks, "masks of all cases", own, **shared, section=everything)
+            shutil.copy2(best.with_suffix(end), weights.with_suffix(end))
+        if recipe is SLIDES:  # of which no intensities are kept
+            learned = "; ".join(described(section, content, recipe) for section in SECTIONS[:2])
+            stages = 1 + (best.parent.name != "training")
+            add_beside(
+                weights, trained_on={"slides": learned, "labels": "one a slide", "masks": "none", "stages": stages}
+            )
+        _as_trained(own, recipe)
+        once(scores, f"scores of the {scored} section", own, recipe, recipe.evaluate, **shared, section=scored)
+        once(masks, "masks of all cases", own, recipe, **shared, section=everything)
     page = home / "evaluation" / "report.html"
     if not page.is_file():
         write_report(page.parent)
-    print(summary(page.parent, scored))
+    print(summary(page.parent, scored) if recipe is VOLUMES else summary_of_slides(page.parent, scored))
     print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}\nlog: {home / 'log.txt'}\nreport: {page}")
 
 
-def steps(own: Path, rounds: int) -> int:
-    """How many runs there will be: two a training, or three where its maps are made before, and two at the end."""
-    refine = own / "configs" / "train_refine.json"
-    if not refine.is_file():
-        return 4
-    return 4 + rounds * (3 if "pseudo_dir" in read_json(refine) else 2)
+def recipe_of(root: Path, content: Mapping[str, Any]) -> Recipe:
+    """Which configs a data set takes, by its files.
 
-
-def _learn(own: Path, home: Path, rounds: int, section: str, shared: Mapping[str, Any]) -> Path:
-    """Train, choose from labels, and that again on the masks of the training before; weights of the last that works."""
-    title = f"gate and thresholds from the labels of {section.replace('+', ' and ')}"
-    best: Path | None = None
-    for number in range(rounds + 1):
-        if number and not (own / "configs" / "train_refine.json").is_file():
-            print(f"{own.name} has no second training")
-            break
-        place = home / (f"round{number}" if number else "training")
-        more = {"natural_threshold": natural(own)} if number else {}
-        chosen = {**shared, "ckpt": str(place / "model.pt"), "section": section, **more}
-        try:
-            _train(own, place, best, f"round {number}" if number else "training", **shared)
-            _once(place / "calibrated.json", title, own, "calibrate_labels", **chosen)
-        except subprocess.CalledProcessError:
-            if best is None:
-                raise
-            print(f"round {number} failed, see above; the training before it counts")
-            break
-        best = place / "model.pt"
-    assert best is not None
-    return best
-
-
-def _train(own: Path, place: Path, teacher: Path | None, title: str, **shared: Any) -> None:
-    """Train into a folder, on the masks of a teacher if there is one; once."""
-    finished = place / "finished"
-    if finished.is_file():
-        step(f"{title}: done before")
-        return
-    configs, more = ["train.json"], {}
-    if teacher:
-        configs.append("train_refine.json")
-        more["teacher_ckpt"] = str(teacher)
-        if "pseudo_dir" in read_json(own / "configs" / "train_refine.json"):  # its maps are made before
-            more["pseudo_dir"] = str(place / "maps")
-            maps = {**shared, "section": "training", "ckpt": str(teacher)}
-            _once(place / "maps" / "predictions.csv", "maps of the training section", own, **maps)
-    step(title)
-    run_bundle(own, configs, output_dir=str(place), **for_configs(own, configs, shared), **more)
-    finished.touch()
-
-
-def _once(result: Path, title: str, own: Path, over: str = "", **settings: Any) -> None:
-    """Run inference, with a config laid over it, into the folder of `result`, unless that was done."""
-    finished = result.with_name(f".{result.name}.finished")
-    if finished.is_file() and result.is_file():
-        step(f"{title}: done before")
-        return
-    step(title)
-    configs = ["inference.json", f"{over}.json"] if over else ["inference.json"]
-    run_bundle(own, configs, output_dir=str(result.parent), **settings)
-    finished.touch()
+    Raises:
+        ValueError: whole slides, and a bundle without configs for them; or some cases are slides and some are not.
+    """
+    if not are_slides(content):
+        return VOLUMES
+    if not (root / "configs" / SLIDES.inference).is_file():
+        raise ValueError(f"{root.name} takes no whole slides, which the datalist names; insight_ct does")
+    return SLIDES
 
 
 def with_volumes(root: Path, configs: Sequence[str]) -> list[str]:
@@ -197,23 +167,25 @@ def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str) -> No
             )
 
 
-def check_settings(root: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOLUMES) -> None:
     """Refuse settings that no config of the bundle has, and those that are chosen here.
 
     Raises:
         ValueError: naming the nearest key.
     """
     configs = [read_json(path) for path in (root / "configs").glob("*.json") if path.name != "metadata.json"]
-    known = set().union(*map(tops, configs))
+    known = set().union(*map(tops, configs)) if recipe is VOLUMES else slide_settings(root)
     chosen = {key for config in configs for key, value in config.items() if "@chosen[" in str(value)}
     for key in tops(settings):
         if key not in known:
             near = get_close_matches(key, known, n=1)
             raise ValueError(
-                f"--{key}: no config of {root.name} has it" + (f"; did you mean {near[0]}?" if near else "")
+                f"--{key}: no config of {root.name} has it"
+                + (" for slides" if recipe is SLIDES else "")
+                + (f"; did you mean {near[0]}?" if near else "")
             )
         if key in chosen:
-            raise ValueError(f"--{key} is chosen from labels here; give it to the made bundle's inference.json")
+            raise ValueError(f"--{key} is chosen from labels here; give it to the made bundle's {recipe.inference}")
 
 
 def check_same(home: Path, told: Mapping[str, Any]) -> None:
@@ -230,21 +202,16 @@ def check_same(home: Path, told: Mapping[str, Any]) -> None:
     write_json(path, told)
 
 
-def _as_trained(own: Path) -> None:
+def _as_trained(own: Path, recipe: Recipe) -> None:
     """Write into `inference.json` what the weights depend on, for servers that read it and run none of its steps."""
-    path = own / "configs" / "inference.json"
-    config = with_settings(read_json(path), read_beside(own / "models" / "model.pt").get("trained", {}))
+    path = own / "configs" / recipe.inference
+    config = with_settings(read_json(path), read_beside(own / "models" / recipe.weights).get("trained", {}))
     write(path, format_json(config))
 
 
-def natural(own: Path) -> float | None:
-    """The threshold that maps have by themselves once they were trained against masks."""
-    return read_json(own / "configs" / "train_refine.json").get("natural_threshold")
-
-
-def described(section: str, content: Mapping[str, Any]) -> str:
+def described(section: str, content: Mapping[str, Any], recipe: Recipe = VOLUMES) -> str:
     """A section's cases, patients and labels in words."""
-    return f"{section} {labels_in_words(content[section], content['classes'])}"
+    return f"{section} {labels_in_words(content[section], content['classes'], whole=f'{recipe.unit}s')}"
 
 
 def labels_of_cases(cases: Sequence[Case]) -> list[bool]:

@@ -12,6 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ReferenceResolver
 
 from ..data import SECTIONS, labels_slices
+from ..engines.settings import tops
 from ..files import write
 from .arguments import read_json
 from .format import format_json
@@ -23,6 +24,11 @@ CONFIGS = (
     *("multi_gpu_evaluate", "metadata"),
 )
 OVERLAID = ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate")
+# Configs of whole slides; the first lies over `train`, the second over that and `train_refine`.
+SLIDE_CONFIGS = ("wsi", "wsi_refine", "wsi_inference", "wsi_evaluate", "wsi_calibrate")
+# Of files that OpenSlide or tifffile open.
+SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
+TERMS = "{source}: whoever trained these weights states here where the data come from and their terms."
 README = """# {name}
 
 ## Overview
@@ -35,19 +41,18 @@ Research only. Not for diagnosis or treatment.
 {source}: {counts}. Where the data come from and under what terms: `docs/data_license.txt`.
 
 ## Training
-From yes/no labels alone; no outline was used. Settings: `configs/train.json`.
+From yes/no labels alone; no outline was used. Settings: `configs/{train}.json`.
 
 ## Input and output
-{inputs}. Output: mask, heatmap and picture of each case, `predictions.csv`. `models/model.json` says what the weights
-saw in training, and gate, threshold and refinement with what they were chosen from.
+{inputs}. Output: mask, heatmap and picture of each case, `predictions.csv`. `models/{weights}.json` says what the
+weights saw in training, and gate, threshold and refinement with what they were chosen from.{beside}
 
 ## Performance
-What `fit` measured lies beside this bundle, in `evaluation/labels.json` (from labels) and, where masks were at hand,
-`evaluation/summary.json`.
+What `fit` measured lies beside this bundle, in `evaluation/`: {measured}.
 
 ## Commands
 ```
-python -m monai.bundle run --config_file configs/inference.json --dataset_dir DIR --image_pattern "{pattern}" \\
+python -m monai.bundle run --config_file configs/{inference}.json --dataset_dir DIR --image_pattern "{pattern}" \\
     --output_dir OUT
 ```
 
@@ -76,13 +81,8 @@ def make_bundle(
         `target`.
     """
     root = bundle_root(bundle)
-    shutil.copytree(root / "scripts", target / "scripts", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__*__"))
-    shutil.copy2(root / "scripts" / "__init__.py", target / "scripts" / "__init__.py")
-    for folder in ("configs", "models", "docs"):
-        (target / folder).mkdir(parents=True, exist_ok=True)
-    shutil.copy2(root / "LICENSE", target / "LICENSE")
-    shutil.copy2(root / "configs" / "logging.conf", target / "configs" / "logging.conf")
-    laid = ConfigParser.load_config_files([str(path) for path in config_files(root, over)]) if over else {}
+    _copy_code(root, target)
+    laid = _laid(root, over)
     for name in CONFIGS:
         if (root / "configs" / f"{name}.json").is_file():
             config = read_json(root / "configs" / f"{name}.json")
@@ -93,6 +93,57 @@ def make_bundle(
     channels = read_json(root / "configs" / "inference.json")["channels"]
     _describe(target, bundle=root.name, channels=channels, content=read_json(datalist), counts=counts)
     return target
+
+
+def make_slide_bundle(
+    bundle: str, target: Path, *, over: Sequence[str], settings: Mapping[str, Any], datalist: Path, counts: str
+) -> Path:
+    """The same for whole slides: settings go into `wsi*.json`; what is for volumes, weights too, stays as shipped.
+
+    Args:
+        bundle, target, over, settings, datalist, counts: see `make_bundle`.
+
+    Returns:
+        `target`.
+    """
+    root = bundle_root(bundle)
+    _copy_code(root, target)
+    for name in (*(f"configs/{name}.json" for name in CONFIGS), "models/model.pt", "models/model.json"):
+        if (root / name).is_file():
+            shutil.copy2(root / name, target / name)
+    content = read_json(datalist)
+    asked = {**_laid(root, over), "image_pattern": pattern_of(content), **settings}
+    training, wsi = (read_json(root / "configs" / f"{name}.json") for name in ("train", "wsi"))
+    for name in SLIDE_CONFIGS:
+        config = read_json(root / "configs" / f"{name}.json")
+        # `wsi` lies over `train`, so it takes that one's keys as well; where both stages have a key, it is the first's.
+        config |= {key: training[key] for key in tops(asked) & training.keys() - config.keys() if name == "wsi"}
+        keys = tops(config) - (training.keys() | wsi.keys() if name == "wsi_refine" else set())
+        changed = with_settings(config, {key: value for key, value in asked.items() if tops({key: value}) <= keys})
+        write(target / "configs" / f"{name}.json", format_json(changed))
+    _describe_slides(target, bundle=root.name, content=content, counts=counts)
+    return target
+
+
+def slide_settings(root: Path) -> set[str]:
+    """Keys of a bundle's configs for slides: without those that only volumes have, as spacing and organ."""
+    train, inference = (read_json(root / "configs" / f"{name}.json").keys() for name in ("train", "inference"))
+    slides = (read_json(root / "configs" / f"{name}.json") for name in (*SLIDE_CONFIGS, "train_refine"))
+    return (train - inference).union(*map(tops, slides))
+
+
+def _copy_code(root: Path, target: Path) -> None:
+    """What every bundle of one's own has of the method: code, license, logging, and empty folders for the rest."""
+    shutil.copytree(root / "scripts", target / "scripts", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__*__"))
+    for folder in ("configs", "models", "docs"):
+        (target / folder).mkdir(parents=True, exist_ok=True)
+    for name in ("scripts/__init__.py", "LICENSE", "configs/logging.conf"):
+        shutil.copy2(root / name, target / name)
+
+
+def _laid(root: Path, over: Sequence[str]) -> dict[str, Any]:
+    """Keys of configs that lie over those of a bundle."""
+    return ConfigParser.load_config_files([str(path) for path in config_files(root, over)]) if over else {}
 
 
 def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,14 +187,49 @@ def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str,
         "pred_classes": ", ".join(f"{i} {name}" for i, name in enumerate(["background", *classes[1:]])),
     }
     write(path, format_json(metadata))
-    references = "\n".join(f"{i}. {text}" for i, text in enumerate(metadata["references"], 1))
     sliced = any(map(labels_slices, content["training"]))
-    words = {"name": metadata["name"], "references": references, "bundle": bundle}
-    words |= {"kind": "slices" if sliced else "volumes", "pattern": pattern_of(content)}
-    write(target / "docs" / "README.md", README.format(**words, source=source, counts=counts, inputs=inputs))
+    words = {"train": "train", "inference": "inference", "weights": "model", "beside": ""}
+    words |= {"kind": "slices" if sliced else "volumes", "inputs": inputs}
+    words |= {"measured": "`labels.json` (from labels) and, where masks were at hand, `summary.json`"}
+    _write_docs(target, metadata, content, bundle=bundle, counts=counts, **words)
+
+
+def _describe_slides(target: Path, *, bundle: str, content: Mapping[str, Any], counts: str) -> None:
+    """The same of weights for slides, which lie beside those for volumes that the method came with."""
+    path = target / "configs" / "metadata.json"
+    metadata = read_json(path)
+    source = content.get("name") or "own data"
+    metadata |= {
+        "version": "0.1.0",
+        "changelog": {"0.1.0": f"slides.pt trained on {source} from yes/no labels; model.pt as shipped"},
+        "data_source": f"slides.pt: {source}; model.pt: {metadata['data_source']}",
+        "description": f"slides.pt marks {', '.join(content['classes'][1:])} in whole slides, learned from yes/no "
+        f"labels of {source}; model.pt is for volumes, as shipped.",
+    }
+    write(path, format_json(metadata))
     terms = target / "docs" / "data_license.txt"
     if not terms.is_file():
-        write(terms, f"{source}: whoever trained these weights states here where the data come from and their terms.\n")
+        shipped = (bundle_root(bundle) / "docs" / "data_license.txt").read_text(encoding="utf-8").split("\n\n")
+        own = f"models/slides.pt: {TERMS.format(source=source)}"
+        write(terms, "\n\n".join([own, *(part for part in shipped if "slides.pt" not in part)]) + "\n")
+    words = {"train": "wsi", "inference": "wsi_inference", "weights": "slides", "kind": "slides"}
+    words |= {
+        "measured": "`summary.json`, from labels and, where there are any, outlines",
+        "inputs": "One whole slide a case",
+        "beside": " Configs without `wsi`, and `model.pt`, are for volumes, as shipped.",
+    }
+    _write_docs(target, metadata, content, bundle=bundle, counts=counts, **words)
+
+
+def _write_docs(target: Path, metadata: Mapping[str, Any], content: Mapping[str, Any], **words: str) -> None:
+    """The README, and a place for the terms of the data."""
+    references = "\n".join(f"{i}. {text}" for i, text in enumerate(metadata["references"], 1))
+    source = content.get("name") or "own data"
+    words |= {"name": metadata["name"], "references": references, "source": source, "pattern": pattern_of(content)}
+    write(target / "docs" / "README.md", README.format(**words))
+    terms = target / "docs" / "data_license.txt"
+    if not terms.is_file():
+        write(terms, TERMS.format(source=source) + "\n")
 
 
 def settings_of(datalist: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,4 +243,5 @@ def pattern_of(content: Mapping[str, Any]) -> str:
     """A pattern that finds images like those of the training: their name in any folder, where they share one."""
     images = [case["image"] for section in SECTIONS for case in content.get(section) or []]
     found = {Path(one if isinstance(one, str) else one[0]).name for one in images}
-    return f"*/{found.pop()}" if len(found) == 1 else "*.nii.gz"
+    suffixes = {Path(name).suffix.lower() for name in found} & set(SLIDE_SUFFIXES)
+    return f"**/*{suffixes.pop()}" if suffixes else f"*/{found.pop()}" if len(found) == 1 else "*.nii.gz"

@@ -123,11 +123,11 @@ def label_counts(cases: Iterable[Case], classes: Sequence[str]) -> tuple[Counter
     return volumes, slices
 
 
-def labels_in_words(cases: Sequence[Case], classes: Sequence[str]) -> str:
-    """Counts of cases and patients, and of each class among volumes and slices, as a user reads them."""
+def labels_in_words(cases: Sequence[Case], classes: Sequence[str], *, whole: str = "volumes") -> str:
+    """Counts of cases, patients, and each class among volumes (named `whole`) and slices, as users read them."""
     volumes, slices = label_counts(cases, classes)
     parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
-    for what, count in (("volumes", volumes), ("slices", slices)):
+    for what, count in ((whole, volumes), ("slices", slices)):
         if count:
             parts.append(f"{what} " + ", ".join(f"{name} {count[name]}" for name in classes))
     return ", ".join(parts)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import common.commands.fit
+import common.commands.fit_runs
 from common.commands.demo import configs_of, demo, reach_of, table
 from tests.bundles.conftest import run_bundle
 
@@ -19,7 +19,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     home = tmp_path_factory.mktemp("demo")
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common.commands.fit, "run_bundle", run_bundle)
+        patch.setattr(common.commands.fit_runs, "run_bundle", run_bundle)
         patch.setattr("builtins.print", lambda *lines, **_: printed.extend(lines))
         demo(str(home), cases=8, epochs=8)
     return home, "\n".join(printed)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 
+import common.commands.fit_runs
 from common.commands.fit import (
     calibration_section,
     check_data,
@@ -14,10 +17,12 @@ from common.commands.fit import (
     described,
     labels_slices,
     minutes,
-    steps,
+    recipe_of,
     summary,
     with_volumes,
 )
+from common.commands.fit_runs import SLIDES, VOLUMES, learn, steps
+from common.commands.fit_slides import summary_of_slides
 from common.commands.run import bundle_root
 
 CLASSES = ["none", "tumor"]
@@ -120,3 +125,57 @@ def test_steps_are_as_many_as_there_are_runs(refine, rounds, count, tmp_path):
 def test_one_label_a_volume_asks_for_more_where_a_config_says_so():
     assert with_volumes(bundle_root("tonno_mosmed"), ["phantom.json"]) == ["phantom.json", "phantom_volumes.json"]
     assert with_volumes(bundle_root("gp_unet_brats"), ["phantom.json"]) == ["phantom.json"]
+
+
+class TestSlides:
+    def test_files_decide_and_both_kinds_at_once_are_refused(self):
+        slides = [{"case": "a", "image": "x/a.SVS"}, {"case": "b", "image": "b.tif"}]
+        root, volume = bundle_root("insight_ct"), {"case": "c", "image": "c/ct.nii.gz"}
+        assert recipe_of(root, {"training": slides}) is SLIDES
+        assert recipe_of(root, {"training": [volume, {"case": "d", "image": ["t1.nii.gz", "t2.nii.gz"]}]}) is VOLUMES
+        with pytest.raises(ValueError, match="case 'a' is a whole slide and 'c' is none"):
+            recipe_of(root, {"training": slides, "test": [volume]})
+        with pytest.raises(ValueError, match="gp_unet_brats takes no whole slides"):
+            recipe_of(bundle_root("gp_unet_brats"), {"training": slides})
+
+    def test_settings_of_volumes_are_refused(self):
+        root = bundle_root("insight_ct")
+        check_settings(root, {"mpp": 2.0, "max_epochs": 2, "weight_decay": 0.1, "heat_quantile": 0.9}, SLIDES)
+        for key in ("spacing", "organ", "window"):
+            with pytest.raises(ValueError, match=f"--{key}: no config of insight_ct has it for slides"):
+                check_settings(root, {key: 1}, SLIDES)
+        with pytest.raises(ValueError, match="is chosen from labels here; give it to the made bundle's wsi_inference"):
+            check_settings(root, {"threshold": 0.5}, SLIDES)
+
+    def test_a_section_is_described_by_slides(self):
+        content = {"classes": CLASSES, "training": cases(0, 1)}
+        assert described("training", content, SLIDES) == "training 2 cases of 2 patients, slides none 1, tumor 1"
+
+    @pytest.mark.parametrize(("after", "counts"), [(0.8, "round1"), (0.7, "training")])
+    def test_a_second_training_counts_unless_it_tells_labels_apart_much_worse(
+        self, after, counts, tmp_path, monkeypatch
+    ):
+        def run(own, configs, *, output_dir, **settings):
+            aucs = [0.1, after] if "wsi_refine.json" in configs else [0.82, 0.5]
+            Path(output_dir).mkdir(exist_ok=True)
+            if "train.json" in configs:
+                with open(Path(output_dir) / "training_log.csv", "w", newline="") as file:
+                    csv.writer(file).writerows([["epoch", "auc"], *enumerate(aucs)])
+
+        monkeypatch.setattr(common.commands.fit_runs, "run_bundle", run)
+        best = learn(bundle_root("insight_ct"), tmp_path, 1, "validation", {}, SLIDES)
+        assert best == tmp_path / counts / "model.pt"
+
+    def test_the_summary_has_a_line_a_label(self, tmp_path):
+        row = {"auc": 0.9, "auc_interval": [0.8, 1.0], "positives": 4, "negatives": 5, "positives_marked": 3}
+        row |= {"negatives_marked": 1, "tissue_in_negatives": 0.0123}
+        other = row | {"auc": None, "auc_interval": None, "negatives": 0, "tissue_in_negatives": None}
+        scores = {"labels": {"low": row, "high": other}, "auc_macro": 0.9}
+        (tmp_path / "summary.json").write_text(json.dumps(scores))
+        assert summary_of_slides(tmp_path, "test").splitlines() == [
+            "test, from labels: low, AUC of slides 0.900 [0.8, 1.0]; marked 3 of 4 with it and 1 of 5 without, there "
+            "1.2 % of the tissue",
+            "test, from labels: high, AUC of slides n/a; marked 3 of 4 with it and 1 of 0 without, there 0 % of the "
+            "tissue",
+            "mean AUC over labels 0.900",
+        ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from skimage.draw import polygon
 
 from common.files import rounded, write_csv, write_json
 from common.handlers import CaseHandler
-from common.metrics import component_scores, dice, iou, roc_auc, summarize
+from common.metrics import bootstrap_by_patient, component_scores, dice, iou, roc_auc, summarize
 
 EXCLUDED = ("_2", "Exclusion")
 
@@ -76,6 +76,33 @@ def polygons_to_cells(
     return cells
 
 
+def label_scores(rows: Sequence[Mapping[str, Any]], name: str, *, resamples: int = 1000) -> dict[str, Any]:
+    """What the labels of slides say of one finding, without any outline.
+
+    Args:
+        rows: of slides, each with `patient`, `label_<name>`, `probability_<name>` and `share_<name>`, the share of its
+            tissue that is marked.
+        name: of the finding.
+        resamples: of the interval.
+
+    Returns:
+        `positives` and `negatives`, how many there are, and how many of either are marked; `tissue_in_negatives`, the
+        mean share of tissue marked there; `auc` and its 95 % interval by patient. None where there is no such slide.
+    """
+    label, probability, share = (
+        np.array([row[f"{key}_{name}"] for row in rows]) for key in ("label", "probability", "share")
+    )
+    ill, result = label == 1, dict.fromkeys(("auc", "auc_interval"))
+    if ill.any() and not ill.all():
+        patients = [row["patient"] for row in rows]
+        interval = bootstrap_by_patient(patients, roc_auc, probability, label, resamples=resamples)
+        interval = [round(float(v), 4) for v in interval] if np.isfinite(interval).all() else None
+        result = {"auc": round(float(roc_auc(probability, label)), 4), "auc_interval": interval}
+    for key, chosen in (("positives", ill), ("negatives", ~ill)):
+        result |= {key: int(chosen.sum()), f"{key}_marked": int((share[chosen] > 0).sum())}
+    return result | {"tissue_in_negatives": None if ill.all() else round(float(share[~ill].mean()), 5)}
+
+
 class SlideScores(CaseHandler):
     """Handler: Dice and components of slides with ground truth, AUC of all with a label.
 
@@ -86,11 +113,13 @@ class SlideScores(CaseHandler):
     Args:
         output_dir: where the files go.
         classes: names, the negative one first.
+        resamples: of the intervals of AUC.
     """
 
-    def __init__(self, output_dir: str | Path, *, classes: Sequence[str]) -> None:
+    def __init__(self, output_dir: str | Path, *, classes: Sequence[str], resamples: int = 1000) -> None:
         super().__init__(output_dir)
         self.names = list(classes)[1:]
+        self.resamples = resamples
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         result = output["pred"]
@@ -98,6 +127,8 @@ class SlideScores(CaseHandler):
         row |= {f"probability_{k}": float(p) for k, p in zip(self.names, result.probability, strict=True)}
         if "labels" in result.case:
             row |= {f"label_{k}": int(v) for k, v in zip(self.names, result.case["labels"], strict=True)}
+            tissue = max(1, int(result.inside.sum()))
+            row |= {f"share_{k}": float((result.mask == i).sum() / tissue) for i, k in enumerate(self.names, 1)}
         truth = result.truth
         if truth is not None:
             mm2 = (result.tiled.grid.cell_um / 1000) ** 2
@@ -126,14 +157,11 @@ class SlideScores(CaseHandler):
         """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
         result: dict[str, Any] = {"slides": len(self.rows)}
         labeled = [row for row in self.rows if f"label_{self.names[0]}" in row]
-        areas = {}
-        for name in self.names:
-            truth = np.array([row[f"label_{name}"] for row in labeled])
-            if len(np.unique(truth)) == 2:
-                areas[name] = roc_auc(np.array([row[f"probability_{name}"] for row in labeled]), truth)
-        if areas:
-            result["auc"] = {name: round(float(area), 4) for name, area in areas.items()}
-            result["auc_macro"] = round(float(np.mean(list(areas.values()))), 4)
+        if labeled:
+            result["labels"] = {name: label_scores(labeled, name, resamples=self.resamples) for name in self.names}
+            areas = {name: row["auc"] for name, row in result["labels"].items() if row["auc"] is not None}
+            if areas:
+                result |= {"auc": areas, "auc_macro": round(float(np.mean(list(areas.values()))), 4)}
         for name in ("dice", "iou", "precision", "recall", "f1", "dice_empty", "dice_tissue"):
             values = [row[name] for row in self.rows if np.isfinite(row.get(name, np.nan))]
             if values:

@@ -147,7 +147,7 @@ def run_slides(cases: Sequence[dict], output_dir: Path, *, classes: Sequence[str
     tiler = tiles.Tiler(**options.pop("tiler", {}))
     handlers = [inference.SlideWriter(output_dir, classes=classes), *options.pop("handlers", ())]
     if any("cls" in case for case in cases):
-        handlers.append(truth.SlideScores(output_dir, classes=classes))
+        handlers.append(truth.SlideScores(output_dir, classes=classes, resamples=20))
     evaluator = inference.SlideEvaluator(
         "cpu",
         inference.SlideDataset(cases, classes=classes),

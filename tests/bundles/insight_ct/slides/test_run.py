@@ -13,9 +13,13 @@ import pytest
 import tifffile
 import torch
 
+import common.commands.fit_runs
+from common.commands.fit import fit
+from common.commands.verify import problems
 from common.features import FeatureStore
+from common.files import file_digest
 from common.metrics import dice
-from tests.bundles.conftest import REPOSITORY, monai_bundle
+from tests.bundles.conftest import REPOSITORY, run_bundle
 from tests.bundles.insight_ct.slides.helpers import (
     LESIONS,
     TISSUE_BOX,
@@ -181,7 +185,7 @@ def test_memory_stays_flat_from_5_000_to_20_000_pixels_and_lesions_are_found(tmp
         assert ((mask > 0) != expected).sum() < 0.3 * expected.sum()
 
 
-def test_the_bundle_trains_on_slides_and_scores_others_with_the_same_store(tmp_path):
+def test_fit_goes_from_labeled_slides_to_masks_and_a_bundle_and_computes_features_once(tmp_path, monkeypatch, capsys):
     sections: dict[str, list] = {"training": [], "validation": [], "test": []}
     for number, section in enumerate(["training"] * 4 + ["validation"] * 2 + ["test"] * 2):
         case = slide_case(tmp_path / "data", f"s{number}", cls=number % 2, tissue=[(350, 400 - 9 * number, 2100, 1950)])
@@ -191,34 +195,44 @@ def test_the_bundle_trains_on_slides_and_scores_others_with_the_same_store(tmp_p
             polygons = [("_0", corners_of(box)) for box in LESIONS]
             write_annotation(tmp_path / "data" / case["label"], polygons)
         sections[section].append(case)
-    datalist = {"name": "toy", "classes": ["none", "tumor"], "modalities": ["HE"], "seed": 0, **sections}
+    datalist = {"name": "toy", "classes": ["none", "lesion"], "modalities": ["HE"], "seed": 0, **sections}
     (tmp_path / "data" / "datalist.json").write_text(json.dumps(datalist))
-    where = ("--dataset_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--device", "cpu")
-    where += ("--mpp", "2.0", "--width", "16", "--store_dir", str(tmp_path / "store"), "--progress", "False")
-    bundle = REPOSITORY / "bundles" / "insight_ct"
-    configs = "['configs/train.json','configs/wsi.json']"
-    options = ("--max_epochs", "1", "--learning_rate", "0.005")
-    monai_bundle("run", "--config_file", configs, *where, *options, cwd=bundle)
-    assert len(list((tmp_path / "out" / "tiles").glob("*_tiles.png"))) == 6
-    assert len(list(FeatureStore(tmp_path / "store").entries())) == 6
-    scale = torch.load(tmp_path / "out" / "model.pt", weights_only=True)["head.scale.spread"]
+    monkeypatch.setattr(common.commands.fit_runs, "run_bundle", run_bundle)
+    settings = {"mpp": 2.0, "width": 16, "max_epochs": 1, "learning_rate": 0.005, "store_dir": str(tmp_path / "store")}
+    command = ("insight_ct", str(tmp_path / "data"), str(tmp_path / "out"))
+    fit(*command, **settings)
+    said = capsys.readouterr().out
+    assert "training 4 cases of 4 patients, slides none 2, lesion 2; validation" in said
+    assert "slides: 8 .tif; 0.5 µm per pixel, longer side 2,500 pixels; tiles of 448 µm at 2 µm per pixel, 8 a" in said
+    assert "test, from labels: lesion, AUC of slides" in said
+    assert "with outlines, which chose nothing: Dice" in said
+    assert len(list(FeatureStore(tmp_path / "store").entries())) == 8
+    scale = torch.load(tmp_path / "out" / "training" / "model.pt", weights_only=True)["head.scale.spread"]
     assert (scale != 1).all()  # fitted, and kept with the weights
-    configs = "['configs/wsi_inference.json','configs/wsi_evaluate.json']"
-    weights = ("--ckpt", str(tmp_path / "out" / "model.pt"), "--smooth_um", "0.0", "--binarize", "otsu")
-    weights += ("--threshold", "0.5")
-    monai_bundle("run", "--config_file", configs, *where, *weights, "--gate", "0.0", "--report", "true", cwd=bundle)
-    page = (tmp_path / "out" / "report.html").read_text()
+    own = tmp_path / "out" / "insight_ct"
+    config = json.loads((own / "configs" / "wsi_inference.json").read_text())
+    assert (config["classes"], config["mpp"], config["width"]) == (["none", "lesion"], 2.0, 16)
+    assert config["image_pattern"] == "**/*.tif"
+    beside = json.loads((own / "models" / "slides.json").read_text())
+    assert beside["chosen_from"]["cases"] == 6  # validation has few labels, so training slides are asked, too
+    assert beside["chosen_from"]["weights_sha256"] == file_digest(own / "models" / "slides.pt")
+    assert problems(own, slow=()) == []
+    out = tmp_path / "out" / "evaluation"
+    page = (out / "report.html").read_text()
     assert '"unit":"slide"' in page
     assert str(tmp_path) not in page
-    negative, positive = rows_of(tmp_path / "out" / "metrics.csv")
-    assert (negative["label_tumor"], positive["label_tumor"]) == ("0", "1")
-    for row, found in zip((negative, positive), rows_of(tmp_path / "out" / "predictions.csv"), strict=True):
-        mask, cell_um = mask_of(tmp_path / "out" / f"{row['case']}_seg.tif")
+    negative, positive = rows_of(out / "metrics.csv")
+    assert (negative["label_lesion"], positive["label_lesion"]) == ("0", "1")
+    for row, found in zip((negative, positive), rows_of(out / "predictions.csv"), strict=True):
+        mask, cell_um = mask_of(out / f"{row['case']}_seg.tif")
         mm2 = (cell_um / 1000) ** 2
         assert row["case"] == found["case"]
-        assert float(row["mask_mm2"]) == float(found["area_mm2_tumor"]) == pytest.approx(mask.sum() * mm2, abs=1e-4)
-    assert float(negative["false_mm2"]) == float(negative["mask_mm2"]) > 0
+        assert float(row["mask_mm2"]) == float(found["area_mm2_lesion"]) == pytest.approx(mask.sum() * mm2, abs=1e-4)
+        share = float(row["mask_mm2"]) / float(found["tissue_mm2"])
+        assert float(row["share_lesion"]) == pytest.approx(share, abs=1e-3)
     lesions = planted(mask.shape, cell_um / 0.5)
     assert float(positive["dice"]) == pytest.approx(dice(mask, lesions), abs=1e-4)
     assert float(positive["truth_mm2"]) == pytest.approx(lesions.sum() * mm2, abs=1e-4)
-    assert len(list(FeatureStore(tmp_path / "store").entries())) == 8
+    assert len(list((tmp_path / "out" / "masks").glob("*_overlay.png"))) == 8
+    monkeypatch.setattr(common.commands.fit_runs, "run_bundle", None)  # everything was done before
+    fit(*command, **settings)

@@ -1,0 +1,154 @@
+"""The runs that `fit` is made of, and which configs they take for volumes and for whole slides."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .arguments import read_json
+from .console import step
+from .run import for_configs, run_bundle
+
+# A second training on masks counts unless the AUC of validation falls by more: with some ten slides less is noise.
+WORSE = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Names of a bundle's files for one kind of data.
+
+    Attributes:
+        unit: what a case is.
+        train, refine: configs of a training, and what lies over them in one on masks of the training before.
+        inference, evaluate, calibrate: configs; the last two lie over the first.
+        weights: in `models/`, where `inference` looks for them.
+        scores: what `evaluate` writes from labels.
+        compared: a second training counts only where its AUC is not worse.
+    """
+
+    unit: str = "volume"
+    train: tuple[str, ...] = ("train.json",)
+    refine: tuple[str, ...] = ("train_refine.json",)
+    inference: str = "inference.json"
+    evaluate: str = "evaluate.json"
+    calibrate: str = "calibrate_labels.json"
+    weights: str = "model.pt"
+    scores: str = "labels.json"
+    compared: bool = False
+
+
+VOLUMES = Recipe()
+SLIDES = Recipe(
+    unit="slide",
+    train=("train.json", "wsi.json"),
+    refine=("train_refine.json", "wsi_refine.json"),
+    inference="wsi_inference.json",
+    evaluate="wsi_evaluate.json",
+    calibrate="wsi_calibrate.json",
+    weights="slides.pt",
+    scores="summary.json",
+    compared=True,
+)
+
+
+def merged(own: Path, configs: tuple[str, ...]) -> dict[str, Any]:
+    """Top-level keys of configs that lie over each other; empty where the bundle lacks one of them."""
+    paths = [own / "configs" / name for name in configs]
+    if not all(path.is_file() for path in paths):
+        return {}
+    return {key: value for path in paths for key, value in read_json(path).items()}
+
+
+def has_refine(own: Path, recipe: Recipe) -> bool:
+    """Whether the bundle has a training on masks of the training before."""
+    return all((own / "configs" / name).is_file() for name in recipe.refine)
+
+
+def steps(own: Path, rounds: int, recipe: Recipe = VOLUMES) -> int:
+    """How many runs there will be: two a training, or three where its maps are made before, and two at the end."""
+    if not has_refine(own, recipe):
+        return 4
+    return 4 + rounds * (3 if "pseudo_dir" in merged(own, recipe.refine) else 2)
+
+
+def learn(own: Path, home: Path, rounds: int, section: str, shared: Mapping[str, Any], recipe: Recipe) -> Path:
+    """Train, choose from labels, and that again on the masks of the training before; weights of the last that counts.
+
+    Args:
+        own: the bundle.
+        home: gets `training`, `round1` ….
+        rounds: of training on masks.
+        section: whose labels choose.
+        shared: settings of all runs.
+        recipe: whose configs are run.
+    """
+    title = f"gate and thresholds from the labels of {section.replace('+', ' and ')}"
+    natural = merged(own, recipe.refine).get("natural_threshold")
+    takes_natural = "natural_threshold" in merged(own, (recipe.calibrate,))
+    best: Path | None = None
+    for number in range(rounds + 1):
+        if number and not has_refine(own, recipe):
+            print(f"{own.name} has no second training")
+            break
+        place = home / (f"round{number}" if number else "training")
+        # The threshold that maps have by themselves once they were trained against masks.
+        more = {"natural_threshold": natural} if number and takes_natural else {}
+        chosen = {**shared, "ckpt": str(place / "model.pt"), "section": section, **more}
+        try:
+            _train(own, place, best, f"round {number}" if number else "training", shared, recipe)
+            once(place / "calibrated.json", title, own, recipe, recipe.calibrate, **chosen)
+        except subprocess.CalledProcessError:
+            if best is None:
+                raise
+            print(f"round {number} failed, see above; the training before it counts")
+            break
+        if best is not None and recipe.compared:
+            before, after = best_auc(best.parent), best_auc(place)
+            print(f"AUC of validation: {before:.3f} before round {number}, {after:.3f} after it")
+            if after < before - WORSE:
+                print("the training before it counts")
+                break
+        best = place / "model.pt"
+    assert best is not None
+    return best
+
+
+def best_auc(place: Path) -> float:
+    """Of a training, the validation AUC of the epoch whose weights were kept."""
+    with open(place / "training_log.csv", newline="", encoding="utf-8") as file:
+        return max(float(row["auc"]) for row in csv.DictReader(file) if row.get("auc"))
+
+
+def _train(own: Path, place: Path, teacher: Path | None, title: str, shared: Mapping[str, Any], recipe: Recipe) -> None:
+    """Train into a folder, on the masks of a teacher if there is one; once."""
+    finished = place / "finished"
+    if finished.is_file():
+        step(f"{title}: done before")
+        return
+    configs, more = [*recipe.train], {}
+    if teacher:
+        configs += recipe.refine
+        more["teacher_ckpt"] = str(teacher)
+        if "pseudo_dir" in merged(own, recipe.refine):  # its maps are made before
+            more["pseudo_dir"] = str(place / "maps")
+            maps = {**shared, "section": "training", "ckpt": str(teacher)}
+            once(place / "maps" / "predictions.csv", "maps of the training section", own, recipe, **maps)
+    step(title)
+    run_bundle(own, configs, output_dir=str(place), **for_configs(own, configs, shared), **more)
+    finished.touch()
+
+
+def once(result: Path, title: str, own: Path, recipe: Recipe, over: str = "", **settings: Any) -> None:
+    """Run inference, with a config laid over it, into the folder of `result`, unless that was done."""
+    finished = result.with_name(f".{result.name}.finished")
+    if finished.is_file() and result.is_file():
+        step(f"{title}: done before")
+        return
+    step(title)
+    configs = [recipe.inference, over] if over else [recipe.inference]
+    run_bundle(own, configs, output_dir=str(result.parent), **settings)
+    finished.touch()
