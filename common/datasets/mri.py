@@ -24,7 +24,7 @@ _GRADES = {"LGG": 1, "HGG": 2}
 _KAGGLE_AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
 
 
-def brats2020(root: PathLike) -> list[Case]:
+def brats2020(root: PathLike, *, modalities: Sequence[str] = BRATS_MODALITIES, binary: bool = False) -> list[Case]:
     """Read the training part of BraTS 2020 (`MICCAI_BraTS2020_TrainingData`).
 
     Layout: `BraTS20_Training_XXX/BraTS20_Training_XXX_{t1,t2,t1ce,flair,seg}.nii` (or `.nii.gz`) and
@@ -33,41 +33,50 @@ def brats2020(root: PathLike) -> list[Case]:
 
     Args:
         root: the folder that holds the case folders and `name_mapping.csv`.
+        modalities: of `t1`, `t2`, `t1ce`, `flair`; one makes `image` a path, more a list in this order.
+        binary: label slices by tumor, yes or no, whatever its grade; `name_mapping.csv` is then not read.
 
     Returns:
-        Cases with `image` = T1, T2, T1ce, FLAIR (in this order) and `cls` per slice: 0 where the mask is empty,
-        else the grade of the patient, 1 = LGG, 2 = HGG.
+        Cases with `cls` per slice: 0 where the mask is empty, else the grade of the patient, 1 = LGG, 2 = HGG, or 1
+        with `binary`.
 
     Raises:
         FileNotFoundError: no case folder, no `name_mapping.csv`, or a case lacks a modality or the mask.
-        ValueError: the CSV lacks a column or a case, or states an unknown grade.
+        ValueError: an unknown modality; the CSV lacks a column or a case, or states an unknown grade.
     """
+    if set(modalities) - set(BRATS_MODALITIES) or not modalities:
+        raise ValueError(f"modalities must be among {BRATS_MODALITIES}; got {tuple(modalities)}.")
     root = Path(root).absolute()
     folders = sorted(path for path in root.glob("BraTS20_Training_*") if path.is_dir())
     if not folders:
         raise FileNotFoundError(f"no folder BraTS20_Training_* in {root}; give the folder of the training cases.")
-    table = read_table(root / "name_mapping.csv", ("Grade", "BraTS_2020_subject_ID"))
-    grades = {row["BraTS_2020_subject_ID"]: row["Grade"] for row in table}
+    grades = {} if binary else _grades_of(root / "name_mapping.csv")
     cases: list[Case] = []
     for path in tqdm(folders, desc="reading masks", unit="case", disable=None):
         name = path.name
-        if grades.get(name) not in _GRADES:
+        if not binary and grades.get(name) not in _GRADES:
             raise ValueError(
                 f"{root / 'name_mapping.csv'}: the Grade of {name} is {grades.get(name)!r}; expected one of "
                 f"{tuple(_GRADES)}."
             )
         label = first_file(path, f"{name}_seg.nii", f"{name}_seg.nii.gz", "*Segm.nii", "*Segm.nii.gz")
-        images = [first_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in BRATS_MODALITIES]
+        images = [first_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in modalities]
+        positive = 1 if binary else _GRADES[grades[name]]
         cases.append(
             {
                 "case": name,
                 "patient": name,
-                "image": images,
+                "image": images[0] if len(images) == 1 else images,
                 "label": label,
-                "cls": slice_labels(label, images, class_if_positive=_GRADES[grades[name]]),
+                "cls": slice_labels(label, images, class_if_positive=positive),
             }
         )
     return cases
+
+
+def _grades_of(table: Path) -> dict[str, str]:
+    rows = read_table(table, ("Grade", "BraTS_2020_subject_ID"))
+    return {row["BraTS_2020_subject_ID"]: row["Grade"] for row in rows}
 
 
 def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = ("flair",)) -> list[Case]:

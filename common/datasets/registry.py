@@ -99,8 +99,9 @@ def read_cases(
         return row.read(root, out_dir, **options)
     if "modalities" in row.options:
         options.setdefault("modalities", row.modalities)
+    classes = ("none", "tumor") if options.get("binary") else row.classes
     if not row.converts:
-        return row.read(root, **options), row.classes, tuple(options.get("modalities", row.modalities))
+        return row.read(root, **options), classes, tuple(options.get("modalities", row.modalities))
     if out_dir is None:
         raise ValueError(f"{adapter} writes files of its own: say where with --dataset_dir")
-    return row.read(root, out_dir, **options), row.classes, tuple(options.get("modalities", row.modalities))
+    return row.read(root, out_dir, **options), classes, tuple(options.get("modalities", row.modalities))

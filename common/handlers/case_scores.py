@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +44,10 @@ class CaseScores(CaseHandler):
         position_prior: `[bins]` share of positive slices by slice position, from the training labels; its AUC says
             how far position alone goes.
         resamples: bootstrap resamples of the intervals.
+        pooled_within: `scan`, or `organ`: voxels that the figures under `pooled` count, e.g. a paper's crop.
+
+    Raises:
+        ValueError: another `pooled_within`.
     """
 
     def __init__(
@@ -54,8 +58,12 @@ class CaseScores(CaseHandler):
         sweep: Sequence[float] = (),
         position_prior: Sequence[float] | None = None,
         resamples: int = 1000,
+        pooled_within: Literal["scan", "organ"] = "scan",
     ) -> None:
         super().__init__(output_dir)
+        if pooled_within not in ("scan", "organ"):
+            raise ValueError(f"pooled_within must be 'scan' or 'organ', got {pooled_within!r}")
+        self.pooled_within = pooled_within
         self.raw_threshold = raw_threshold
         self.sweep = list(sweep)
         self.position_prior = position_prior
@@ -96,16 +104,18 @@ class CaseScores(CaseHandler):
         for name, mask in baselines.items():
             row[f"dice_{name}"] = dice(mask, truth)
             row[f"slice_dice_{name}"] = float(slice_dice(mask, truth).mean()) if len(on_positive) else float("nan")
+        organ = np.ones_like(truth)
+        if "organ" in batch:  # of the input, so that MONAI leaves it there when it is brought back to the scan's grid
+            organ = axial(batch["organ"])[0].numpy() > 0.5
+        counted = organ if self.pooled_within == "organ" else np.ones_like(truth)
         for name, mask in {"method": pred, "empty": np.zeros_like(truth), **baselines}.items():
-            self.voxels[name] = self.voxels.get(name, 0) + voxel_counts(mask, truth)
+            self.voxels[name] = self.voxels.get(name, 0) + voxel_counts(mask[counted], truth[counted])
         self.rows.append(row)
         if self.sweep:
             self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
-        organ = np.ones_like(positive)
-        if "organ" in batch:  # of the input, so that MONAI leaves it there when it is brought back to the scan's grid
-            organ = np.asarray(axial(batch["organ"])[0].numpy().any(axis=(0, 1)))
+        shown = np.asarray(organ.any(axis=(0, 1)))
         for z, (p, y) in enumerate(zip(1 - probability[0], positive, strict=True)):
-            if not organ[z] and not y:  # else what needs no network is scored
+            if not shown[z] and not y:  # else what needs no network is scored
                 continue
             self.slices.append(
                 {

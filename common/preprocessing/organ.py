@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from monai.transforms import CenterSpatialCrop
 from scipy import ndimage as ndi
 from skimage.morphology import disk
 
@@ -24,8 +25,8 @@ def organ_mask(image: np.ndarray, *, spacing: Sequence[float], organ: str, **opt
     Args:
         image: `[H, W, D]`, finite, non-negative (CT: any units, air darkest).
         spacing: millimeters of the three axes.
-        organ: a key of `ORGANS`: `brain`, `head` (eroded), `lung`, `lungmask` (learned; needs Hounsfield units), or
-            `none` for all voxels.
+        organ: a key of `ORGANS`: `brain`, `head` (eroded), `lung`, `lungmask` (learned; needs Hounsfield units),
+            `center` for a box in the middle, or `none` for all voxels.
         options: of that organ's function.
 
     Returns:
@@ -69,6 +70,13 @@ def normalize_by_mode(image: np.ndarray, organ: np.ndarray, *, upper: float = 5.
 def whole_image(image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Every voxel: no restriction."""
     return np.ones(image.shape, dtype=bool)
+
+
+def center_box(image: np.ndarray, spacing: Sequence[float], *, size: Sequence[int] = (128, 128, 128)) -> np.ndarray:
+    """The box of `size` voxels in the middle of the image: where a paper cuts all scans, which share a grid, alike."""
+    mask = np.zeros(image.shape, dtype=bool)
+    mask[CenterSpatialCrop(size).compute_slices(image.shape)] = True
+    return mask
 
 
 def head_mask(image: np.ndarray, spacing: Sequence[float], *, erode_mm: float = 0.0, level: float = 0.12) -> np.ndarray:
@@ -226,6 +234,7 @@ def _closed(mask: np.ndarray, radius_mm: float, spacing: Sequence[float]) -> np.
 
 ORGANS: dict[str, Callable[..., np.ndarray]] = {
     "brain": brain_mask,
+    "center": center_box,
     "head": head_mask,
     "lung": lung_mask,
     "lungmask": learned_lung_mask,

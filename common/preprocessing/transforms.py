@@ -20,8 +20,8 @@ class OrganMaskd(MapTransform):
 
     Args:
         keys: one image key, `[C, H, W, D]`, slices along the last axis.
-        organ: `brain`, `head`, `lung`, `lungmask` or `none` (everything; the papers' plain recipe); see
-            `common.preprocessing.organ`.
+        organ: `brain`, `head`, `lung`, `lungmask`, `center` (a box in the middle) or `none` (everything; the papers'
+            plain recipe); see `common.preprocessing.organ`.
         options: keyword arguments of that organ's function.
     """
 
@@ -29,7 +29,7 @@ class OrganMaskd(MapTransform):
         self,
         keys: KeysCollection,
         *,
-        organ: Literal["brain", "head", "lung", "lungmask", "none"],
+        organ: Literal["brain", "center", "head", "lung", "lungmask", "none"],
         organ_key: str = "organ",
         options: Mapping[str, Any] | None = None,
     ) -> None:

@@ -231,7 +231,8 @@ def test_paper_config_of_gp_unet_builds_the_papers_network():
 def test_paper_config_of_the_ensemble_is_the_papers():
     parser = parsed("ensemble_gradcam_brats", "inference", "paper")
     assert parser.get("members") == ["resnet34", "resnet50"]
-    assert (parser.get("cam"), parser.get("combine"), parser.get("intensity_mask")) == ("GradCAM", "and", 0.8)
+    assert (parser.get("cam"), parser.get("combine"), parser.get("frame_threshold")) == ("GradCAM", "and", 0.8)
+    assert (parser.get("crop"), parser.get("organ_options")) == (True, {"size": [128, 128, 128]})
     assert (parser.get("channels"), parser.get("cam_channel")) == (3, 2)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from common.datasets import brats2020, decathlon, kaggle_3m
+from common.datasets import brats2020, decathlon, kaggle_3m, read_cases
 from tests.pipeline import affine_of, world
 from tests.pipeline import save as save_volume
 
@@ -55,6 +55,15 @@ class TestBrats2020:
         assert brats2020(brats_root)[0]["image"] == [
             str(brats_root / name / f"{name}_{m}.nii") for m in ("t1", "t2", "t1ce", "flair")
         ]
+
+    def test_binary_labels_ask_for_no_grade_and_modalities_come_as_chosen(self, brats_root):
+        (brats_root / "name_mapping.csv").unlink()
+        cases, classes, modalities = read_cases("brats2020", brats_root, binary=True, modalities=("t1ce", "flair"))
+        assert [c["cls"] for c in cases] == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+        assert [Path(path).name[-9:] for path in cases[0]["image"]] == ["_t1ce.nii", "flair.nii"]
+        assert (classes, modalities) == (("none", "tumor"), ("t1ce", "flair"))
+        with pytest.raises(ValueError, match=r"modalities must be among .* got \('adc',\)"):
+            brats2020(brats_root, modalities=["adc"])
 
     def test_says_what_is_missing(self, brats_root):
         path = brats_root / "BraTS20_Training_002" / "BraTS20_Training_002_t1ce.nii"

@@ -32,7 +32,7 @@ def test_fixed_options_cannot_be_given_twice():
     ("adapter", "options", "message"),
     [
         ("brats", {}, "unknown adapter 'brats'; use one of table, folder, brats2020, kag"),
-        ("brats2020", {"modalities": ("t1",)}, "brats2020 has no option modalities; it has none"),
+        ("brats2020", {"whole": True}, "brats2020 has no option whole; it has modalities, binary"),
         ("folder", {"mask": "a", "sort": 1}, "folder has no option mask, sort; it has modalities, label, org"),
         ("substacks", {}, "substacks writes files of its own: say where with --dataset_dir"),
     ],

@@ -218,6 +218,10 @@ def test_auc_is_mann_whitney_u():
     u = stats.mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic
     expected = u / (labels.sum() * (1 - labels).sum())
     assert roc_auc(scores, labels) == pytest.approx(expected)
+    assert roc_auc([0.5, 0.5, 0.1], [1, 0, 0]) == 0.75  # a tie is half in order
+    assert np.isnan(roc_auc([0.5, 0.1], [1, 1]))
+    with pytest.raises(ValueError, match="must not be NaN"):
+        roc_auc([0.5, np.nan], [1, 0])
     assert classification_scores(scores, labels)["auc"] == pytest.approx(expected)
 
 

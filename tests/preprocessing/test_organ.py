@@ -111,11 +111,17 @@ class TestOrganMask:
     def test_none_is_every_voxel(self):
         assert organ_mask(np.zeros((4, 5, 2)), spacing=SPACING, organ="none").all()
 
+    def test_center_is_the_box_in_the_middle_as_far_as_there_is_one(self):
+        found = organ_mask(np.zeros((24, 5, 15)), spacing=SPACING, organ="center", size=(12, 12, 12))
+        expected = np.zeros((24, 5, 15), bool)
+        expected[6:18, :, 1:13] = True
+        np.testing.assert_array_equal(found, expected)
+
     def test_unknown_organ_names_those_there_are(self):
-        with pytest.raises(ValueError, match=r"one of \['brain', 'head', 'lung', 'lungmask', 'none'\], got 'liver'"):
+        with pytest.raises(ValueError, match=r"one of .*'center', .*'none'\], got 'liver'"):
             organ_mask(np.ones((4, 4, 2)), spacing=SPACING, organ="liver")
 
-    @pytest.mark.parametrize("organ", sorted(set(ORGANS) - {"none", "lungmask"}))
+    @pytest.mark.parametrize("organ", sorted(set(ORGANS) - {"none", "center", "lungmask"}))
     def test_image_without_the_organ_is_refused(self, organ):
         with pytest.raises(ValueError, match=rf"no {organ} found in an image of shape \[16, 16, 5\].*organ: none"):
             organ_mask(np.zeros((16, 16, 5)), spacing=SPACING, organ=organ)

@@ -44,7 +44,10 @@ def normalize_maps(maps: np.ndarray, mode: str = "slice") -> np.ndarray:
 
 
 def bright_part(image: np.ndarray, organ: np.ndarray, fraction: float) -> np.ndarray:
-    """Pixels of at least `fraction` of their slice's largest intensity inside the organ: the paper's "threshold 0.8".
+    """Pixels of at least `fraction` of their slice's largest intensity inside the organ.
+
+    The paper's "threshold 0.8", applied to the maps; what its text says, applied to the frame before the network sees
+    it, is `EnsembleNet`'s `frame_threshold`.
 
     Args:
         image: `[H, W, D]`, not negative.

@@ -6,6 +6,7 @@ arXiv:2303.07896.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ class EnsembleNet(nn.Module):
         num_classes: classes, 0 = healthy.
         organ_channel: the last input channel is an organ mask, which the members do not see.
         zoom: the image is enlarged by it, which makes the maps finer in the image's pixels.
+        frame_threshold: the members see pixels of at least this value, all others as 0 (the paper: 0.8 of the
+            normalized frame); None: all as they are.
         cam: name of a class in `common.cam`.
         cam_stage: of `Classifier.stages`, whose activations the map is made of; -1 is the last.
         cam_channel: for the maps only, all channels are replaced by this one (the paper trains on T1ce, T2 and FLAIR
@@ -42,6 +45,7 @@ class EnsembleNet(nn.Module):
         num_classes: int = 2,
         organ_channel: bool = True,
         zoom: float = 1.0,
+        frame_threshold: float | None = None,
         cam: str = "GradCAM",
         cam_stage: int = -1,
         cam_channel: int | None = None,
@@ -56,6 +60,7 @@ class EnsembleNet(nn.Module):
         self.num_maps = len(members)
         self.organ_channel = organ_channel
         self.zoom = zoom
+        self.frame_threshold = -math.inf if frame_threshold is None else frame_threshold
         self.cam = cam
         self.cam_stage = cam_stage
         self.cam_channel = cam_channel
@@ -71,6 +76,8 @@ class EnsembleNet(nn.Module):
         """What the members see of `[B, in_channels (+1 with organ_channel), H, W]`."""
         if self.organ_channel:
             image = image[:, :-1]
+        if self.frame_threshold > -math.inf:
+            image = image.masked_fill(image < self.frame_threshold, 0.0)
         if self.zoom != 1.0:
             image = F.interpolate(image, scale_factor=self.zoom, mode="bilinear", align_corners=False)
         return image

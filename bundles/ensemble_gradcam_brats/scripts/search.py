@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.figure
 import numpy as np
@@ -150,6 +150,7 @@ class EnsembleSearch(CaseHandler):
         fit_cases: names of the cases on which thresholds are fitted.
         classes: number of classes.
         objective: see `grid_scores`.
+        within: `scan`, or `organ`: voxels of slices without organ are not counted, as where a paper cuts them off.
         gate: as in `MapsToMaskd`.
         levels: thresholds to try.
         intensity_masks: to try, see `MemberMaps`.
@@ -164,6 +165,7 @@ class EnsembleSearch(CaseHandler):
         fit_cases: Sequence[str],
         classes: int = 2,
         objective: str = "dice",
+        within: Literal["scan", "organ"] = "scan",
         gate: float | None = 0.5,
         levels: Sequence[float] = LEVELS,
         intensity_masks: Sequence[float | None] = (None,),
@@ -174,6 +176,7 @@ class EnsembleSearch(CaseHandler):
         self.fit_cases = set(fit_cases)
         self.classes = classes
         self.objective = objective
+        self.within = within
         self.gate = gate
         self.levels = list(levels)
         self.maps = {mask: MemberMaps(**{**(maps or {}), "intensity_mask": mask}) for mask in intensity_masks}
@@ -184,13 +187,16 @@ class EnsembleSearch(CaseHandler):
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         image = batch["image"].cpu()
         truth = as_array(ResampleToMatch(mode="nearest")(batch["label"].cpu(), image))[0] > 0
+        counted = slice(None) if self.within == "scan" else as_array(image)[-1].any(axis=(0, 1))
         seen = {k: maps(as_array(output["pred"]), as_array(image), self.classes) for k, maps in self.maps.items()}
         counts = []
         for candidate in self.candidates:
             maps, probability = seen[candidate["intensity_mask"]]
-            members = maps[list(candidate["use"])]
-            gated = gate_slices(probability, self.gate) > 0
-            counts.append(grid_counts(members, truth, how=candidate["how"], levels=self.levels, gated=gated))
+            members = maps[list(candidate["use"])][..., counted]
+            gated = gate_slices(probability, self.gate)[counted] > 0
+            counts.append(
+                grid_counts(members, truth[..., counted], how=candidate["how"], levels=self.levels, gated=gated)
+            )
         self.rows.append({"case": batch["case"], "counts": counts})
 
     def _counts(self, number: int, *, fit: bool) -> list[Counts]:

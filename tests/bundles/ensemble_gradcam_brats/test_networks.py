@@ -67,6 +67,12 @@ def test_maps_of_flair_alone_leave_the_classification_to_all_channels(image):
     assert not torch.allclose(logits, logits_other)
 
 
+def test_members_see_only_what_passes_the_frames_threshold():
+    frame = torch.tensor([[[[0.1, 0.8], [0.79, 1.0]]], [[[1.0, 1.0], [0.0, 0.0]]]])
+    seen = EnsembleNet(SMALL[:1], frame_threshold=0.8).image(frame.transpose(0, 1))
+    torch.testing.assert_close(seen, torch.tensor([[[[0.0, 0.8], [0.0, 1.0]]]]))
+
+
 @torch.no_grad()
 def test_zoom_makes_finer_maps_of_the_same_size(image):
     torch.manual_seed(0)
