@@ -109,6 +109,7 @@ def summary_of_slides(folder: Path, section: str) -> str:
             f"{section}, from labels: {name}, AUC of slides {auc}; marked {row['positives_marked']} of "
             f"{row['positives']} with it and {row['negatives_marked']} of {row['negatives']} without, there "
             f"{100 * (row['tissue_in_negatives'] or 0):.2g} % of the tissue"
+            + (f"; Dice of its outlines {row['dice']['mean']:.3f}" if "dice" in row else "")
         )
     if len(lines) > 1 and "auc_macro" in scores:
         lines.append(f"mean AUC over labels {scores['auc_macro']:.3f}")

@@ -107,7 +107,8 @@ class SlideScores(CaseHandler):
     """Handler: Dice and components of slides with ground truth, AUC of all with a label.
 
     Writes `metrics.csv` (a row for each slide) and `summary.json`. Masks are compared in cells, any label against any
-    finding, beside two trivial baselines: the empty mask and all tissue. A slide whose label says that nothing is there
+    finding, beside two trivial baselines: the empty mask and all tissue; of several labels each is also compared by
+    itself with the polygons of a group of its name. A slide whose label says that nothing is there
     has an empty truth: its row tells the false area, and Dice is averaged over slides with a finding only.
 
     Args:
@@ -130,6 +131,8 @@ class SlideScores(CaseHandler):
             tissue = max(1, int(result.inside.sum()))
             row |= {f"share_{k}": float((result.mask == i).sum() / tissue) for i, k in enumerate(self.names, 1)}
         truth = result.truth
+        if truth is not None and "label" in result.case:
+            row |= self._by_label(result)
         if truth is not None:
             mm2 = (result.tiled.grid.cell_um / 1000) ** 2
             pred = result.mask > 0
@@ -145,6 +148,17 @@ class SlideScores(CaseHandler):
                 row |= {"dice_empty": 0.0, "dice_tissue": dice(tissue, truth)}
         self.rows.append(row)
 
+    def _by_label(self, result: Any) -> dict[str, float]:
+        """Dice of each label whose name a group of polygons has, on a slide that has it."""
+        polygons = read_polygons(result.case["label"]) if len(self.names) > 1 else []
+        found = {}
+        for k, name in enumerate(self.names, 1):
+            own = [(group, corners) for group, corners in polygons if group in (name, *EXCLUDED)]
+            truth = polygons_to_cells(own, shape=result.mask.shape, cell_px=result.tiled.grid.cell_px)
+            if truth.any():
+                found[f"{name}_dice"] = dice(result.mask == k, truth)
+        return found
+
     def _check(self) -> None:
         if not any("dice" in row or f"label_{self.names[0]}" in row for row in self.rows):
             raise RuntimeError("no slide has a label or ground truth: nothing to score (is the datalist right?)")
@@ -159,6 +173,9 @@ class SlideScores(CaseHandler):
         labeled = [row for row in self.rows if f"label_{self.names[0]}" in row]
         if labeled:
             result["labels"] = {name: label_scores(labeled, name, resamples=self.resamples) for name in self.names}
+            for name, scores in result["labels"].items():
+                if values := [row[f"{name}_dice"] for row in self.rows if f"{name}_dice" in row]:
+                    scores |= {"dice": {k: round(float(v), 4) for k, v in summarize(values).items()}}
             areas = {name: row["auc"] for name, row in result["labels"].items() if row["auc"] is not None}
             if areas:
                 result |= {"auc": areas, "auc_macro": round(float(np.mean(list(areas.values()))), 4)}

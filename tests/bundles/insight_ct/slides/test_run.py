@@ -142,10 +142,17 @@ class TestRun:
         classes = ("none", "DCIS", "ADH")
         labels = {"a": ["DCIS"], "b": [], "c": ["ADH"], "d": ["DCIS", "ADH"]}
         cases = [slide_case(tmp_path, n, cls=c, lesions=LESIONS if "DCIS" in c else ()) for n, c in labels.items()]
+        polygons = [("DCIS", corners_of(LESIONS[0])), ("ADH", corners_of(LESIONS[1]))]
+        cases[3]["label"] = str(write_annotation(tmp_path / "d.xml", polygons))
         run_slides(cases, tmp_path / "out", classes=classes, tiler={"mpp": 1.0})
         summary = json.loads((tmp_path / "out" / "summary.json").read_text())
         assert summary["auc"] == {"DCIS": 1.0, "ADH": 0.5}
         assert summary["auc_macro"] == 0.75
+        row = rows_of(tmp_path / "out" / "metrics.csv")[3]
+        # All is marked as DCIS: nothing of ADH, and of DCIS twice 100,000 in 150,000 + 100,000 pixels.
+        assert float(row["DCIS_dice"]) == pytest.approx(0.8, abs=0.05)
+        assert (row["ADH_dice"], summary["labels"]["ADH"]["dice"]["count"]) == ("0.0", 1)
+        assert float(row["dice"]) > 0.9
 
     def test_temporary_files_are_gone_after_the_run(self, tmp_path):
         (tmp_path / "work").mkdir()
