@@ -58,8 +58,8 @@ PUBLIC = {
     """,
     "report": "Report build_report find_files get_viewer write_report",
     "preprocessing": """
-        ORGANS CheckSeend LoadCased NormalizeByOrgand OrganMaskd SeenWriter brain_mask check_image head_mask
-        learned_lung_mask lung_mask normalize_by_median normalize_by_mode organ_mask read_seen
+        ORGANS CheckSeend LoadCased NormalizeByOrgand OrganMaskd SeenWriter SpacingByAxesd brain_mask check_image
+        head_mask learned_lung_mask lung_mask normalize_by_median normalize_by_mode organ_mask read_seen
         supervision_of
     """,
     "radon": """

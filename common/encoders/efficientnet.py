@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.networks.nets import EfficientNet
 from monai.networks.nets.efficientnet import MBConvBlock
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..checkpoint import read_checkpoint
 
@@ -78,6 +80,11 @@ class EfficientNetLite(nn.Module):
         self._swish = nn.ReLU6(inplace=True)
         for module in self._blocks.modules():
             if isinstance(module, MBConvBlock):
+                module.__class__ = LiteBlock
+                left, right, top, bottom = module._depthwise_conv_padding.padding
+                if (left, top) == (right, bottom):  # a convolution can do that itself, without a copy
+                    module._depthwise_conv.padding = (top, left)
+                    module._depthwise_conv_padding = nn.Identity()
                 module._swish = nn.ReLU6(inplace=True)
                 # TorchScript compiles the branch of squeeze-and-excitation too, though no block here takes it.
                 for name in ("_se_adaptpool", "_se_reduce", "_se_reduce_padding", "_se_expand", "_se_expand_padding"):
@@ -110,13 +117,51 @@ class EfficientNetLite(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Features `[B, (16, 24, 40, 112), H/s, W/s]` of `[B, C, H, W]` in [0, 1], H and W multiples of 16."""
         image = (image - self.mean) / self.std
-        x = self._swish(self._bn0(self._conv_stem(self._conv_stem_padding(image))))
+        if not torch.jit.is_scripting() and not torch.is_grad_enabled():
+            x = self._swish(normalized(self._conv_stem_padding, self._conv_stem, self._bn0, image))
+        else:
+            x = self._swish(self._bn0(self._conv_stem(self._conv_stem_padding(image))))
         features: list[Tensor] = []
         for stage, block in enumerate(self._blocks):
             x = block(x)
             if stage != 3:  # stages 3 and 4 share stride 16; the later one has seen more
                 features.append(x)
         return features
+
+
+class LiteBlock(MBConvBlock):
+    """MONAI's block without squeeze-and-excitation and drop connect; see `normalized`."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = inputs
+        if not torch.jit.is_scripting() and not torch.is_grad_enabled():
+            if self.expand_ratio != 1:
+                x = self._swish(normalized(None, self._expand_conv, self._bn0, x))
+            x = self._swish(normalized(self._depthwise_conv_padding, self._depthwise_conv, self._bn1, x))
+            x = normalized(None, self._project_conv, self._bn2, x)
+        else:
+            if self.expand_ratio != 1:
+                x = self._swish(self._bn0(self._expand_conv(x)))
+            x = self._swish(self._bn1(self._depthwise_conv(self._depthwise_conv_padding(x))))
+            x = self._bn2(self._project_conv(x))
+        return x + inputs if self.stride == 1 and self.in_channels == self.out_channels else x
+
+
+def normalized(padding: Any, conv: Any, norm: Any, x: Tensor) -> Tensor:
+    """Padding, convolution and batch normalization in one convolution, where nothing learns: equal but for rounding.
+
+    Args:
+        padding: MONAI's for strides, or None.
+        conv: without bias.
+        norm: uses its stored statistics; else the three follow one another.
+    """
+    padded = x if padding is None else padding(x)
+    if norm.training:
+        return norm(conv(padded))
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return F.conv2d(padded, weight, bias, conv.stride, conv.padding, groups=conv.groups)
 
 
 def adapt_first_filters(state: dict[str, Any], name: str, weight: Tensor) -> None:

