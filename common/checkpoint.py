@@ -182,7 +182,7 @@ class TrainingCheckpoint:
         model: the network whose plain weights go to `model_path` after every epoch.
         best_of: evaluator of a validation: weights go to `model_path` only when its key metric is as good as ever.
         stopping: MONAI's `EarlyStopHandler`: its count of epochs without progress goes on, and a training that it has
-            ended stays ended (unless its patience is longer now).
+            ended stays ended (unless its patience is longer now). Without a trainer of its own it stops this one.
 
     Raises:
         ValueError: (as training starts) the checkpoint is damaged, of another training, or one whose schedule cannot
@@ -208,6 +208,8 @@ class TrainingCheckpoint:
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
+        if self.stopping is not None and self.stopping._handler is None:
+            self.stopping.set_trainer(engine)
         engine.add_event_handler(Events.STARTED, self._resume)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 

@@ -43,8 +43,8 @@ PUBLIC = {
     """,
     "handlers": """
         MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter ClassScores LabelCalibration
-        LabelScores MedianLoss Panel PredictionWriter VolumeScores draw_montage iterate_cases position_prior
-        with_colorbar
+        LabelScores MedianLoss Panel PredictionWriter Tracker ValidationMontages VolumeScores draw_montage
+        iterate_cases position_prior with_colorbar
     """,
     "masks": """
         BaselineMasksd MapsToMaskd Thresholds best_threshold choose_gate clean each_slice fit_baselines gate_slices
@@ -56,11 +56,10 @@ PUBLIC = {
         component_scores dice dice_from_counts healthy_false_positive_rate heat_outside iou iou_from_counts max_iou
         miou_from_counts paper_dsc patient_accuracy pooled_miou roc_auc slice_dice summarize voxel_counts
     """,
-    "report": "Report build_report find_files get_viewer write_report",
+    "report": "Report TrainingReport build_report find_files get_viewer write_report",
     "preprocessing": """
         ORGANS CheckSeend LoadCased NormalizeByOrgand OrganMaskd SeenWriter SpacingByAxesd brain_mask check_image
-        head_mask learned_lung_mask lung_mask normalize_by_median normalize_by_mode organ_mask read_seen
-        supervision_of
+        head_mask learned_lung_mask lung_mask normalize_by_median normalize_by_mode organ_mask read_seen supervision_of
     """,
     "radon": """
         MapReconstruction by_azimuth directions extreme_points half_diagonal oblique_slices paper_geometry

@@ -10,6 +10,8 @@ from .label_scores import LabelScores
 from .median_loss import MedianLoss
 from .montage import MASK_COLOR, TRUTH_COLOR, draw_montage, with_colorbar
 from .panel import Panel
+from .tracker import Tracker
+from .validation_montages import ValidationMontages
 from .volume_scores import VolumeScores
 from .writers import CaseWriter, PredictionWriter
 
@@ -27,6 +29,8 @@ __all__ = [
     "MedianLoss",
     "Panel",
     "PredictionWriter",
+    "Tracker",
+    "ValidationMontages",
     "VolumeScores",
     "draw_montage",
     "iterate_cases",

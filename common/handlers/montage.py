@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib
 import nibabel as nib
 import numpy as np
@@ -17,43 +19,46 @@ TRUTH_COLOR = (124, 252, 0)
 def draw_montage(
     image: np.ndarray,
     heatmap: np.ndarray,
-    mask: np.ndarray,
+    mask: np.ndarray | None,
     truth: np.ndarray | None = None,
     *,
     affine: np.ndarray,
     columns: int = 6,
     height: int = 192,
+    slices: Sequence[int] | None = None,
 ) -> Image.Image:
     """Axial slices (radiological view), above as they are with contours, below with the heatmap over them.
 
     Args:
-        image, heatmap, mask, truth: `[H, W, D]` on one grid; the mask is outlined in cyan, the ground truth, where
-            there is one, in green.
+        image, heatmap, mask, truth: `[H, W, D]` on one grid; mask and ground truth, where there are any, are outlined
+            in cyan and green.
         affine: of that grid, RAS+ mm; it decides what is shown as axial and which way is up.
         columns: number of slices.
         height: of one panel in pixels.
+        slices: which, counted from below; by default `columns` that are spread over heat and mask.
 
     Returns:
         An RGB picture; the color bar spans 0 to the largest heat of the volume (magma, never inverted).
     """
     low, high = np.percentile(image.ravel(order="K"), [1, 99.8])  # in the order of memory: twice as fast
-    volumes = [image, heatmap, mask > 0, np.zeros_like(mask, bool) if truth is None else truth > 0]
+    outlines = [np.zeros(image.shape, bool) if region is None else region > 0 for region in (mask, truth)]
+    volumes = [image, heatmap, *outlines]
     # To left, posterior, superior: transposed later, this shows the patient's right on the left.
-    image, heat, mask, shown_truth = (in_axes_of(volume, affine, LPS_TO_RAS)[0] for volume in volumes)
+    image, heat, shown_mask, shown_truth = (in_axes_of(volume, affine, LPS_TO_RAS)[0] for volume in volumes)
     spacing = nib.affines.voxel_sizes(in_axes_of(volumes[0], affine, LPS_TO_RAS)[1])
     width = max(1, round(height * spacing[0] * image.shape[0] / (spacing[1] * image.shape[1])))
     peak = max(float(heat.max()), 0.0)
     rows: list[list[np.ndarray]] = [[], []]
-    for z in _strongest((heat > 0) | mask, columns):
+    for z in _strongest((heat > 0) | shown_mask, columns) if slices is None else slices:
         gray = np.clip((_panel(image[..., z], height, width) - low) / max(high - low, 1e-6), 0, 1)
         plain = np.repeat(gray[..., None], 3, axis=-1)
         warmth = _panel(np.maximum(heat[..., z], 0), height, width) / peak if peak > 0 else np.zeros_like(gray)
         opacity = 0.65 * np.clip(warmth * 2, 0, 1)[..., None]
         colored = (1 - opacity) * plain + opacity * matplotlib.colormaps["magma"](warmth)[..., :3]
-        rows[0].append(_outlined(plain, mask[..., z], shown_truth[..., z], height, width))
+        rows[0].append(_outlined(plain, shown_mask[..., z], shown_truth[..., z], height, width))
         rows[1].append((255 * colored).astype(np.uint8))
     canvas = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
-    return with_colorbar(canvas, peak, truth is not None)
+    return with_colorbar(canvas, peak, truth is not None, has_mask=mask is not None)
 
 
 def _strongest(shown: np.ndarray, count: int) -> np.ndarray:
@@ -77,7 +82,7 @@ def _outlined(plain: np.ndarray, mask: np.ndarray, truth: np.ndarray, height: in
     return rgb
 
 
-def with_colorbar(canvas: np.ndarray, peak: float, has_truth: bool) -> Image.Image:
+def with_colorbar(canvas: np.ndarray, peak: float, has_truth: bool, *, has_mask: bool = True) -> Image.Image:
     """The picture `[H, W, 3]` with a bar of the heat from 0 to `peak` and the names of the outlines at its right."""
     bar, margin = 12, 70
     picture = Image.new("RGB", (canvas.shape[1] + margin, canvas.shape[0]))
@@ -91,7 +96,8 @@ def with_colorbar(canvas: np.ndarray, peak: float, has_truth: bool) -> Image.Ima
     x = canvas.shape[1] + 6
     draw.text((x + bar + 4, canvas.shape[0] // 2 + 6), f"{peak:.2g}", fill="white")
     draw.text((x + bar + 4, canvas.shape[0] - 20), "0", fill="white")
-    draw.text((x, 8), "mask", fill=MASK_COLOR)
+    if has_mask:
+        draw.text((x, 8), "mask", fill=MASK_COLOR)
     if has_truth:
         draw.text((x, 24), "truth", fill=TRUTH_COLOR)
     return picture

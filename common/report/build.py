@@ -19,7 +19,8 @@ from .pictures import find_picture, pictures, thumbnail
 from .record import described_weights, versions
 from .scores import baselines, facts, headline
 from .supervision import supervision
-from .tables import Run, read_run
+from .tables import Run, read_json, read_run
+from .training import RECORD as TRAINING
 from .training import build_training, training_supervision
 
 PICTURES = 1_700_000  # bytes of all montages; base64 and the viewer make 4.6 MB of them
@@ -40,19 +41,41 @@ def write_report(run_dir: PathLike, **options: Any) -> Path:
     """
     folder = Path(run_dir)
     trained = None if (folder / "predictions.csv").is_file() else build_training(folder)
-    report = build_report(folder, **options) if trained is None else training_report(folder, trained)
+    return _write(folder, build_report(folder, **options) if trained is None else training_report(folder, trained))
+
+
+def write_training_report(output_dir: PathLike) -> Path | None:
+    """Write `report.html` of a training, whatever else its folder holds; None where it has no log."""
+    folder = Path(output_dir)
+    trained = build_training(folder)
+    return None if trained is None else _write(folder, training_report(folder, trained))
+
+
+def _write(folder: Path, report: Mapping[str, Any]) -> Path:
     write(folder / "report.html", page(report))
     return folder / "report.html"
 
 
 def training_report(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]:
-    """The page of a training: `build_training` with what the weights' folder says about them."""
+    """The page of a training: `build_training` with its record, and what the weights' folder says about them."""
     weights = described_weights(folder / "model.pt")
-    provenance = [("weights (SHA-256)", f"{weights['file']} {weights['sha256']}" if weights else "not there")]
-    provenance += [("versions", ", ".join(f"{name} {number}" for name, number in versions().items())), _made()]
-    run = {"kind": "training", "title": "Training", "seconds": training["seconds"], "failed": {}}
-    about = {"supervision": training_supervision(folder), "provenance": provenance}
-    return {"kind": "training", "run": run, "training": dict(training), **about}
+    record = read_json(folder / TRAINING)
+    pairs = [("weights (SHA-256)", f"{weights['file']} {weights['sha256']}" if weights else "not there")]
+    if record:
+        pairs = [
+            ("bundle", f"{record.get('bundle')} {record.get('version') or ''}"),
+            ("began, seconds", f"{record.get('began')}, {record.get('seconds')} s on {record.get('device')}"),
+            ("config (SHA-256)", record.get("config_sha256") or "not recorded"),
+            *pairs,
+            ("datalist (SHA-256)", _datalist(record)),
+            ("settings of the command", _settings(record)),
+        ]
+    found = record.get("versions") or versions()
+    pairs += [("versions", ", ".join(f"{name} {number}" for name, number in found.items())), _made()]
+    run = {key: record.get(key) for key in ("bundle", "version", "task")} | {"date": record.get("began")}
+    run |= {"kind": "training", "title": "Training", "seconds": training["seconds"], "failed": {}}
+    report = {"kind": "training", "run": run, "training": dict(training), "provenance": pairs}
+    return without_paths(report | {"supervision": training_supervision(folder)}, [str(folder)])
 
 
 def build_report(
@@ -160,17 +183,23 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("began, seconds", f"{record.get('began')}, {record.get('seconds')} s on {record.get('device')}"),
         ("config (SHA-256)", record.get("config_sha256") or "not recorded"),
         ("weights (SHA-256)", f"{weights['file']} {weights['sha256']}" if weights else "not recorded"),
-        ("datalist (SHA-256)", f"{data.get('datalist')} {data['datalist_sha256']}" if data.get("datalist") else "none"),
+        ("datalist (SHA-256)", _datalist(record)),
         ("data: names and sizes (SHA-256)", data.get("names_and_sizes_sha256") or "not recorded"),
         ("gate, threshold, …", "; ".join(f"{key} {_short(value)}" for key, value in chosen.items()) or "not recorded"),
         ("chosen from", f"labels of {source}" if source else "not recorded"),
-        (
-            "settings of the command",
-            "; ".join(f"{k} {_short(v)}" for k, v in record.get("settings", {}).items()) or "none",
-        ),
+        ("settings of the command", _settings(record)),
         ("versions", ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())),
     ]
     return [*pairs, _made()]
+
+
+def _datalist(record: Mapping[str, Any]) -> str:
+    data = record.get("data") or {}
+    return f"{data['datalist']} {data['datalist_sha256']}" if data.get("datalist") else "none"
+
+
+def _settings(record: Mapping[str, Any]) -> str:
+    return "; ".join(f"{key} {_short(value)}" for key, value in record.get("settings", {}).items()) or "none"
 
 
 def _made() -> tuple[str, str]:

@@ -47,21 +47,42 @@ def run_record(
         device: where the network ran.
     """
     return {
-        **described_bundle(bundle_root),
-        "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() - seconds)),
-        "seconds": round(seconds, 1),
-        "device": device,
+        **_described_run(config, settings, bundle_root, seconds, device),
         "section": section if datalist else None,
         "cases": len(cases),
         "failed": dict(failed or {}),
-        "settings": {key: value for key, value in settings.items() if key != "config_file"},
         "chosen": dict(chosen or {}),
-        "options": {key: value for key, value in config.items() if _is_plain(value)},
-        "config_sha256": digest_of(config) if config else None,
         "weights": described_weights(ckpt),
         "data": described_data(cases, datalist),
-        "versions": versions(),
         "files": {case: {key: entry[key] for key in INPUTS if entry.get(key)} for case, entry in cases.items()},
+    }
+
+
+def training_record(
+    *,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    bundle_root: PathLike | None = None,
+    datalist: PathLike | None = None,
+    seconds: float = 0.0,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """The record of a training; arguments as those of `run_record`. What its weights saw lies beside them."""
+    return _described_run(config, settings, bundle_root, seconds, device) | {"data": described_data({}, datalist)}
+
+
+def _described_run(
+    config: Mapping[str, Any], settings: Mapping[str, Any], root: PathLike | None, seconds: float, device: str
+) -> dict[str, Any]:
+    return {
+        **described_bundle(root),
+        "began": time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() - seconds)),
+        "seconds": round(seconds, 1),
+        "device": device,
+        "settings": {key: value for key, value in settings.items() if key != "config_file"},
+        "options": {key: value for key, value in config.items() if _is_plain(value)},
+        "config_sha256": digest_of(config) if config else None,
+        "versions": versions(),
     }
 
 

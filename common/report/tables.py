@@ -65,9 +65,9 @@ def read_run(folder: PathLike) -> Run:
         metrics=metrics,
         labels=_by_case(read_rows(folder / "labels.csv")) or _labels_of_slides(metrics),
         slices=read_rows(folder / "slices.csv"),
-        summary=_json(folder / "summary.json"),
-        label_summary=_json(folder / "labels.json"),
-        record=_json(folder / RECORD),
+        summary=read_json(folder / "summary.json"),
+        label_summary=read_json(folder / "labels.json"),
+        record=read_json(folder / RECORD),
     )
 
 
@@ -117,7 +117,12 @@ def _by_case(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {row["case"]: row for row in rows}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a run wrote as JSON; empty where it wrote none.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
     if not path.is_file():
         return {}
     try:

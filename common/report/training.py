@@ -9,11 +9,15 @@ from typing import Any
 
 from ..checkpoint import read_checkpoint
 from ..files import PathLike
+from ..handlers.validation_montages import FOLDER, LABELS
+from .pictures import pictures
 from .record import described_weights
 from .supervision import learned
-from .tables import read_rows
+from .tables import read_json, read_rows
 
 LOG = "training_log.csv"
+RECORD = "training.json"
+PICTURES = 3_000_000  # bytes of all pictures on the page
 OTHERS = ("epoch", "seconds")  # columns that are no curve
 
 
@@ -22,7 +26,8 @@ def build_training(folder: PathLike) -> dict[str, Any] | None:
 
     Returns:
         `epochs`; `curves`, each with `name` and `y`, a value an epoch; `kept`: `epoch`, and `why` in words; `seconds`
-        of all epochs.
+        of all epochs; `montages`: of each validation case, `case`, `positive` (its label) and
+        `pictures`, each with its `epoch`.
     """
     folder = Path(folder)
     rows = read_rows(folder / LOG)
@@ -34,7 +39,28 @@ def build_training(folder: PathLike) -> dict[str, Any] | None:
         "curves": [{"name": name.replace("_", " "), "y": [row.get(name) for row in rows]} for name in names],
         "kept": kept_epoch(rows, best=_best(folder)),
         "seconds": round(sum(row.get("seconds") or 0 for row in rows), 1),
+        "montages": montages(folder / FOLDER, last=int(rows[-1]["epoch"])),
     }
+
+
+def montages(folder: Path, *, last: int) -> list[dict[str, Any]]:
+    """Pictures that `common.handlers.ValidationMontages` left, by case and epoch up to the last one of the log."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.glob("*_epoch_*.png")):
+        case, _, epoch = path.stem.rpartition("_epoch_")
+        if epoch.isdigit() and int(epoch) <= last:
+            found.setdefault(case, {})[int(epoch)] = path
+    paths = [path for epochs in found.values() for path in epochs.values()]
+    texts = dict(zip(paths, pictures(paths, most_bytes=PICTURES), strict=True))
+    labels = read_json(folder / LABELS)
+    return [
+        {
+            "case": case,
+            "positive": labels.get(case),
+            "pictures": [{"epoch": epoch, "picture": texts[path]} for epoch, path in sorted(epochs.items())],
+        }
+        for case, epochs in found.items()
+    ]
 
 
 def kept_epoch(rows: Sequence[Mapping[str, Any]], *, best: float | None) -> dict[str, Any]:

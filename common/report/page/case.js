@@ -67,7 +67,7 @@ function montage(row) {
   if (!row.picture) return make("p", { class: "note", text: "The run left no picture of this case." });
   const text = report.run.unit === "slide" ? "The slide with its heat and the edge of the mask"
     : "Slices through the heat: above the scan with the edges of mask (cyan) and truth (green), below the heatmap over it";
-  return make("figure", { class: "montage" }, make("img", { src: picture(row.picture), alt: `${row.case}: ${text}` }), make("figcaption", { text }));
+  return make("figure", { class: "montage" }, wide(make("img", { src: picture(row.picture), alt: `${row.case}: ${text}` })), make("figcaption", { text }));
 }
 
 function hints(volumes) {

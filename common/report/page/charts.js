@@ -42,7 +42,7 @@ function ticks([low, high], whole) {
 }
 
 function tickText(value) {
-  return (Math.abs(value) < 1e-9 ? "0" : String(Number(value.toPrecision(3)))).replace("-", "−");
+  return Math.abs(value) < 1e-9 ? "0" : compact(value);
 }
 
 // A range with a margin around values; the same on both axes where they are compared.

@@ -23,6 +23,12 @@ function shown(value, digits) {
   return value.toFixed(digits === undefined ? 2 : digits).replace("-", "−");
 }
 
+// A number of any size in few characters: 0.207, 2.5e−8.
+function compact(value) {
+  const small = value !== 0 && Math.abs(value) < 1e-3;
+  return (small ? value.toExponential(1) : String(Number(value.toPrecision(3)))).replaceAll("-", "−");
+}
+
 function milliliters(value) {
   if (value === null || value === undefined) return "–";
   return `${shown(value, 3)} ml`;
@@ -49,6 +55,12 @@ function bytesOf(base64) {
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   return bytes;
+}
+
+// A picture that is too wide for a narrow screen scrolls by itself, and with the keyboard.
+function wide(image) {
+  image.addEventListener("load", () => image.classList.toggle("strip", image.naturalWidth > 2 * image.naturalHeight));
+  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "picture, scrolls sideways" }, image);
 }
 
 function section(id, title, ...children) {

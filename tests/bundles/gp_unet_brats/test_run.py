@@ -50,6 +50,11 @@ def log_of(training: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_report(folder: Path) -> dict:
+    text = (folder / "report.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)[1])
+
+
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> Path:
     """Folder of a training with the demo's settings, but shorter."""
@@ -74,14 +79,13 @@ def inference(data, trained, tmp_path_factory) -> Path:
 
 
 def test_a_report_tells_the_scores_and_what_they_stand_on(evaluation, trained):
-    text = (evaluation["output"] / "report.html").read_text()
-    report = json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)[1])
+    report = read_report(evaluation["output"])
     assert report["headline"]["value"] == evaluation["dice"]["mean"]
     assert "volumes" in report["cases"][0]
     told = dict(report["provenance"])
     assert told["weights (SHA-256)"] == f"model.pt {sha256((trained / 'model.pt').read_bytes()).hexdigest()}"
     assert re.fullmatch("[0-9a-f]{64}", told["config (SHA-256)"])
-    assert str(trained) not in text
+    assert str(trained) not in (evaluation["output"] / "report.html").read_text()
 
 
 def test_masks_beat_the_empty_mask_and_the_threshold(evaluation):
@@ -149,10 +153,15 @@ def test_inference_and_evaluation_give_the_same_masks(inference, evaluation):
 
 
 def test_training_never_sees_where_in_a_slice_the_mask_is(data, one_epoch, tmp_path):
-    other = train(shuffled_copy(data, tmp_path / "shuffled"), tmp_path / "run", **ONE_EPOCH)
+    """Nor does what it learns depend on whether pictures are drawn meanwhile."""
+    other = train(shuffled_copy(data, tmp_path / "shuffled"), tmp_path / "run", **ONE_EPOCH, report=True)
     states = [torch.load(folder / "model.pt", weights_only=True) for folder in (one_epoch, other)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert len(list((other / "montages").glob("*_epoch_0001.png"))) == 3
+    report = read_report(other)
+    assert report["supervision"][0].startswith("The network learned from yes/no labels of slices: 12 cases")
+    assert [len(case["pictures"]) for case in report["training"]["montages"]] == [1, 1, 1]
 
 
 def test_interrupted_training_goes_on_after_its_last_epoch(data, one_epoch, tmp_path):

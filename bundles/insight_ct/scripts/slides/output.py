@@ -227,7 +227,7 @@ def write_pyramid(
 def overlay(
     tiled: TiledSlide,
     heat: np.ndarray,
-    mask: np.ndarray,
+    mask: np.ndarray | None,
     truth: np.ndarray | None = None,
     *,
     longest: int = 1200,
@@ -237,7 +237,7 @@ def overlay(
     Args:
         tiled: the slide.
         heat: `[K, rows, columns]` of its cells.
-        mask: `[rows, columns]`, k + 1 for label k; outlined in cyan.
+        mask: `[rows, columns]`, k + 1 for label k; outlined in cyan, where there is one.
         truth: `[rows, columns]` bool; outlined in green.
         longest: pixels of the slide's longer side.
     """
@@ -252,7 +252,7 @@ def overlay(
         opacity = 0.65 * np.clip(warmth * 2, 0, 1)[..., None]
         colored = (1 - opacity) * gray + opacity * 255 * matplotlib.colormaps["magma"](warmth)[..., :3]
         plain = view.astype(np.uint8)
-        outlines = [(tiled.on_view(mask, shape) == number, MASK_COLOR)]
+        outlines = [] if mask is None else [(tiled.on_view(mask, shape) == number, MASK_COLOR)]
         if truth is not None:
             outlines.insert(0, (tiled.on_view(truth, shape), TRUTH_COLOR))
         for region, color in outlines:
@@ -260,4 +260,4 @@ def overlay(
         rows[0].append(plain)
         rows[1].append(colored.astype(np.uint8))
     canvas = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
-    return with_colorbar(canvas, peak, truth is not None)
+    return with_colorbar(canvas, peak, truth is not None, has_mask=mask is not None)
