@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import monai.networks.nets as nets
 import torch
@@ -30,8 +30,9 @@ class Classifier(nn.Module):
         num_classes: logits.
         pretrained: weights of the body: None (random), a local file (with torchvision's or timm's key names; heads and
             other surplus keys are ignored), or `imagenet` for EfficientNet-Lite.
-        norm: `batch`, `frozen_batch` (statistics and affine parameters stay) or `group` (32 groups, keeping the affine
-            parameters); None: `batch` for ResNets and timm's models, frozen statistics for EfficientNet-Lite.
+        norm: `batch`, `frozen_batch` (statistics and affine parameters stay: for pretrained weights alone) or `group`
+            (32 groups, keeping the affine parameters); None: `batch` for ResNets and timm's models, frozen statistics
+            for EfficientNet-Lite.
         dropout: before the head.
         width: factor on the channels of a ResNet.
         input_scale: brings images to the range that ImageNet's mean and deviation (0.45, 0.225) expect; 0.4 fits
@@ -66,6 +67,8 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.input_scale = input_scale
         self.norm = norm
+        self.backbone = backbone
+        self.has_weights = pretrained is not None
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         seen = 3 if in_channels == 1 else in_channels
         if backbone in LITES:
@@ -96,10 +99,26 @@ class Classifier(nn.Module):
         self.head = nn.Linear(features, num_classes)
 
     def train(self, mode: bool = True) -> Classifier:
+        """As `nn.Module.train`.
+
+        Raises:
+            ValueError: norms are frozen and nothing was ever learned: neither `pretrained` nor a state dict was given.
+        """
+        if mode and self.norm == "frozen_batch" and not self.has_weights:
+            raise ValueError(
+                f"norm 'frozen_batch' keeps the statistics of pretrained weights, but {self.backbone} has random ones: "
+                "give a local file with --pretrained FILE (of a timm model: pytorch_model.bin of "
+                f"huggingface.co/timm/{self.backbone.rpartition('/')[2]}), or train the norms, too, with --norm batch "
+                "or --norm group"
+            )
         super().train(mode)
         if self.norm == "frozen_batch":
             freeze_statistics(self.body)
         return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.has_weights = True
+        super()._load_from_state_dict(*args)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `[B, num_classes]` of `[B, in_channels, H, W]`."""

@@ -48,7 +48,10 @@ BUNDLES = {
         ],
         "paper": ("flair",),
         "paper_classes": ["none", "tumor"],
-        "overrides": {"covid": {"organ": "brain", "stratify_by": []}},
+        "overrides": {
+            "covid": {"organ": "brain", "stratify_by": []},
+            "paper": {"backbone": "resnet10"},  # timm's needs timm
+        },
     },
     "insight_ct": {
         "train": [
@@ -255,6 +258,7 @@ def test_presets_of_tonno_are_the_papers_and_the_fast_one():
     paper, fast = config("tonno_mosmed", "paper"), config("tonno_mosmed", "fast")
     assert (paper["num_slices"], paper["num_directions"], paper["size"]) == (100, 2000, 224)
     assert (paper["layout"], paper["hemisphere"], paper["geometry"]) == ("fibonacci", False, "paper")
+    assert (paper["backbone"], paper["norm"], paper["pretrained"]) == ("timm/resnet10t.c3_in1k", "frozen_batch", None)
     assert (fast["num_slices"], fast["num_directions"], fast["size"]) == (50, 500, 128)
 
 

@@ -59,6 +59,19 @@ def test_torchscript_gives_the_same_logits(backbone):
         torch.testing.assert_close(torch.jit.script(network)(image), network(image), atol=1e-5, rtol=1e-4)
 
 
+def learned(network: Classifier) -> Classifier:
+    """The network as if its weights came from a checkpoint."""
+    network.load_state_dict(network.state_dict())
+    return network
+
+
+def test_frozen_norms_are_not_trained_around_without_weights():
+    network = Classifier("resnet10", norm="frozen_batch").eval()  # inference, for which a checkpoint follows
+    with pytest.raises(ValueError, match=r"resnet10 has random ones: give a local file with --pretrained FILE"):
+        network.train()
+    assert learned(network).train().training
+
+
 def statistics(network: nn.Module) -> list[torch.Tensor]:
     return [m.running_mean.clone() for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
 
@@ -75,7 +88,7 @@ def statistics(network: nn.Module) -> list[torch.Tensor]:
     ],
 )
 def test_batch_statistics_move_in_training_unless_frozen(backbone, norm, moves):
-    network = Classifier(backbone, norm=norm).train()
+    network = learned(Classifier(backbone, norm=norm)).train()
     before = statistics(network)
     network(torch.rand(4, 1, 64, 64))
     changed = any(not torch.equal(a, b) for a, b in zip(before, statistics(network), strict=True))
@@ -83,7 +96,7 @@ def test_batch_statistics_move_in_training_unless_frozen(backbone, norm, moves):
 
 
 def test_frozen_batch_norm_keeps_its_affine_parameters_and_trains_the_rest():
-    network = Classifier("resnet10", norm="frozen_batch").train()
+    network = learned(Classifier("resnet10", norm="frozen_batch")).train()
     network(torch.rand(2, 1, 64, 64)).sum().backward()
     for name, parameter in network.named_parameters():
         is_norm = isinstance(network.get_submodule(name.rpartition(".")[0]), nn.BatchNorm2d)

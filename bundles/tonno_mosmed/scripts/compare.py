@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from common.files import write_csv, write_json
 from common.images import spacing_of
-from common.masks import best_threshold, clean, least_voxels, refine_by_intensity
+from common.masks import clean, least_voxels, refine_by_intensity
 from common.metrics import balanced_accuracy, component_scores, dice, summarize
 
 from .geometry import Body
-from .inferers import ToNNOInferer
+from .inferers import CAMS, ToNNOInferer
 from .sampling import stacks
 
 QUANTILES = 1 - np.geomspace(0.5, 2e-4, 80)
@@ -31,7 +31,7 @@ class MethodsInferer(ToNNOInferer):
 
     Args:
         layers: of the CAMs.
-        cam: the kind of all of them, `layercam`, `gradcam` or `gradcampp`.
+        cam: the kind of all of them: `layercam`, `gradcam`, `gradcampp` or `scorecam`.
         options: of `ToNNOInferer`.
     """
 
@@ -58,8 +58,21 @@ class MethodsInferer(ToNNOInferer):
 
 
 def read_with_truth(case: Mapping[str, Any], preprocessing: Callable) -> tuple[MetaTensor, Tensor]:
-    """The preprocessed image `[C, D, H, W]` of a case and its mask on the same grid, bool `[D, H, W]`."""
+    """The preprocessed image `[C, D, H, W]` of a case and its mask on the same grid, bool `[D, H, W]`.
+
+    Raises:
+        ValueError: it has no mask.
+    """
+    image, truth = _read(case, preprocessing)
+    if truth is None:
+        raise ValueError(f"case {case['case']!r} has no mask")
+    return image, truth
+
+
+def _read(case: Mapping[str, Any], preprocessing: Callable) -> tuple[MetaTensor, Tensor | None]:
     read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "cls"})
+    if "label" not in read:
+        return read["image"], None
     return read["image"], ResampleToMatch(mode="nearest")(read["label"], read["image"])[0].as_tensor() > 0
 
 
@@ -71,6 +84,9 @@ def compare(
     validation: Sequence[dict],
     test: Sequence[dict],
     output_dir: str | Path,
+    method: str = "tonno",
+    cam_layer: int = 1,
+    views: str = "axial",
     score: str = "dice",
     refine: Mapping[str, Any] | None = None,
     min_component_ml: float = 0.0,
@@ -80,16 +96,21 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Score each method on test cases with the threshold that has the best mean score on validation cases.
 
-    `intensity` is the image itself, the baseline that needs no network. Scores are taken in the model's grid. Writes
-    `table.csv`, one row a method, `table.json` with intervals, and `cases.csv`.
+    `intensity` is the image itself, the baseline that needs no network. Scores are taken in the model's grid, and
+    thresholds chosen and scored behind the same filter of components. Balanced accuracy is that of volumes (a case, or
+    its stacks of slices of one label) and that of patients, who are positive where any of their volumes is; it is
+    missing where all are alike. Writes `table.csv`, one row a method, `table.json` with intervals, `cases.csv`, and
+    `calibrated.json`, a config with the threshold of the method that inference uses, where that is among them.
 
     Args:
         inferer: gives the maps.
         network: with its weights.
         preprocessing: of the bundle.
-        validation, test: cases with masks.
+        validation: cases; those with a mask choose the thresholds.
+        test: cases; those without a mask count for balanced accuracy alone.
         output_dir: where the files go.
-        score: by which thresholds are chosen, `dice` or `f1` of components; the latter takes minutes a method.
+        method, cam_layer, views: of inference, see `ToNNOInferer`.
+        score: by which thresholds are chosen, `dice` or `f1` of components.
         refine: options of `common.masks.refine_by_intensity` for the second Dice; None leaves it out.
         min_component_ml: smaller components are dropped from the thresholded map.
         max_slices: longest stack of slices of one label that counts as a volume of the balanced accuracy.
@@ -100,64 +121,97 @@ def compare(
         The rows of `table.csv`.
 
     Raises:
-        ValueError: no such score.
+        ValueError: no such score, or no validation case with a mask.
     """
     if score not in SCORES:
         raise ValueError(f"score must be one of {tuple(SCORES)}, got {score!r}")
+    if method != "tonno":
+        method = f"{'three_views' if views == 'three' and method in CAMS else method}@{cam_layer}"
     network = network.to(device).eval()
     parts: list[list[dict[str, Any]]] = [[], []]
     chosen = [(part, case) for part, cases in zip(parts, (validation, test), strict=True) for case in cases]
     for part, case in tqdm(chosen, desc="comparing", unit="case", disable=not progress):
-        image, truth = read_with_truth(case, preprocessing)
+        image, truth = _read(case, preprocessing)
+        if truth is None and part is parts[0]:
+            continue
         maps, _ = inferer.volumes(image.as_tensor().to(device), spacing_of(image), network)
         part.append(
             {
                 "case": case,
                 "image": image[0].numpy(),
                 "organ": image[-1].numpy() > 0.5,
-                "truth": truth.numpy(),
+                "truth": None if truth is None else truth.numpy(),
                 "spacing": spacing_of(image),
                 "maps": {name: heat.cpu().numpy() for name, heat in maps.items()},
             }
         )
+    if not parts[0]:
+        raise ValueError("no validation case has a mask to choose thresholds with")
     rows, details, intervals = [], [], {}
     for name in inferer.names:
-        inside = [item["maps"][name][item["organ"]] for item in parts[0]]
-        grid = np.unique(np.quantile(np.concatenate(inside), QUANTILES))
-        heats, truths = [item["maps"][name] for item in parts[0]], [item["truth"] for item in parts[0]]
-        threshold, validated = best_threshold(heats, truths, grid, score=SCORES[score])
-        scored = [_scores(item, name, threshold, refine, min_component_ml, max_slices) for item in parts[1]]
-        volumes = [pair for scores in scored for pair in scores.pop("volumes")]
-        means = {key: summarize([scores[key] for scores in scored]) for key in scored[0]}
+        threshold, validated = _best_threshold(parts[0], name, score, min_component_ml)
+        masks = [_mask(item, name, threshold, min_component_ml) for item in parts[1]]
+        scored = [_scores(item, mask, refine) for item, mask in zip(parts[1], masks, strict=True)]
+        names = dict.fromkeys(key for scores in scored for key in scores)
+        means = {key: summarize([scores[key] for scores in scored if key in scores]) for key in names}
         row = {"method": name, "threshold": threshold, f"validation_{score}": validated}
-        row |= {key: value["mean"] for key, value in means.items()}
-        row["balanced_accuracy"] = balanced_accuracy(*zip(*volumes, strict=True))
-        rows.append({k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in row.items()})
+        row |= {key: value["mean"] for key, value in means.items()} | _accuracies(parts[1], masks, max_slices)
+        rows.append({k: v if isinstance(v, str | None) else float(f"{v:.4g}") for k, v in row.items()})
         intervals[name] = {k: {n: float(f"{x:.4g}") for n, x in v.items()} for k, v in means.items()}
         details += [{"case": i["case"]["case"], "method": name, **s} for i, s in zip(parts[1], scored, strict=True)]
+        if name == method:
+            settings = {"binarize": "fixed", "threshold": threshold, "raw_threshold": threshold, "refine": refine}
+            write_json(Path(output_dir) / "calibrated.json", settings | {"min_component_ml": min_component_ml})
     write_csv(Path(output_dir) / "table.csv", rows)
     write_csv(Path(output_dir) / "cases.csv", details)
     write_json(Path(output_dir) / "table.json", intervals)
     return rows
 
 
-def _scores(
-    item: Mapping[str, Any],
-    name: str,
-    threshold: float,
-    refine: Mapping[str, Any] | None,
-    min_component_ml: float,
-    max_slices: int | None,
-) -> dict[str, Any]:
-    """Scores of one case, and `volumes`: whether each of its stacks of equal label is positive, and predicted so."""
+def _mask(item: Mapping[str, Any], name: str, threshold: float, min_component_ml: float) -> np.ndarray:
     mask = item["maps"][name] > threshold
-    mask = clean(mask, min_size=least_voxels(min_component_ml, item["spacing"])) & item["organ"]
+    return clean(mask, min_size=least_voxels(min_component_ml, item["spacing"])) & item["organ"]
+
+
+def _best_threshold(
+    items: Sequence[Mapping[str, Any]], name: str, score: str, min_component_ml: float
+) -> tuple[float, float]:
+    """The threshold with the best mean score over cases, the lowest of equals, and that score."""
+    inside = np.concatenate([item["maps"][name][item["organ"]] for item in items])
+    grid = np.unique(np.quantile(inside, QUANTILES)).tolist()
+    of_cases = [[SCORES[score](_mask(item, name, t, min_component_ml), item["truth"]) for t in grid] for item in items]
+    means = np.ma.masked_invalid(of_cases).mean(axis=0).filled(-np.inf)  # a case without components has no F1
+    return grid[int(means.argmax())], float(means.max())
+
+
+def _scores(item: Mapping[str, Any], mask: np.ndarray, refine: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Scores of one case; none without a true mask."""
     truth = item["truth"]
+    if truth is None:
+        return {}
     found = component_scores(mask, truth)
     scores: dict[str, Any] = {"dice": dice(mask, truth), **{k: found[k] for k in ("precision", "recall", "f1")}}
     if refine is not None:
         refined = refine_by_intensity(mask, item["image"], item["organ"], spacing=item["spacing"], **refine)
         scores["dice_refined"] = dice(refined, truth)
-    parts = stacks(item["case"], truth.shape[-1], 1, max_slices)
-    scores["volumes"] = [(int(label > 0), int(mask[..., start:stop].any())) for start, stop, label in parts]
     return scores
+
+
+def _accuracies(
+    items: Sequence[Mapping[str, Any]], masks: Sequence[np.ndarray], max_slices: int | None
+) -> dict[str, float | None]:
+    """Balanced accuracy of volumes and of patients; None where all are positive, or none."""
+    volumes: list[tuple[bool, bool]] = []
+    patients: dict[str, tuple[bool, bool]] = {}
+    for item, mask in zip(items, masks, strict=True):
+        patient = item["case"].get("patient", item["case"]["case"])
+        for start, stop, label in stacks(item["case"], mask.shape[-1], 1, max_slices):
+            volume = (label > 0, bool(mask[..., start:stop].any()))
+            before = patients.get(patient, (False, False))
+            volumes.append(volume)
+            patients[patient] = (volume[0] or before[0], volume[1] or before[1])
+    found = {"": volumes, "_patients": list(patients.values())}
+    accuracies = {
+        f"balanced_accuracy{end}": balanced_accuracy(*zip(*pairs, strict=True)) for end, pairs in found.items()
+    }
+    return {name: None if np.isnan(value) else value for name, value in accuracies.items()}

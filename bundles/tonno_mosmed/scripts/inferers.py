@@ -22,9 +22,9 @@ from .cells import first_cell, maps_on_body
 from .geometry import GEOMETRIES, Body, Geometry, crop_to_organ, slices_across
 from .planes import Planes
 
-CAMS = {"layercam": "LayerCAM", "gradcam": "GradCAM", "gradcampp": "GradCAMpp"}
+CAMS = {"layercam": "LayerCAM", "gradcam": "GradCAM", "gradcampp": "GradCAMpp", "scorecam": "ScoreCAM"}
 METHODS = ("tonno", *CAMS, "averaged_cam", "tomographic_cam")
-Method = Literal["tonno", "layercam", "gradcam", "gradcampp", "averaged_cam", "tomographic_cam"]
+Method = Literal["tonno", "layercam", "gradcam", "gradcampp", "scorecam", "averaged_cam", "tomographic_cam"]
 
 
 class ToNNOInferer(Inferer):
@@ -36,12 +36,13 @@ class ToNNOInferer(Inferer):
     - `tonno`: the logits of M + 2 planes in each of L directions, reconstructed (Eq. 11).
     - `averaged_cam`, `tomographic_cam`: the planes' class activation maps, averaged (Eq. 12), or their second
       difference across the planes (Eq. 13).
-    - `layercam`, `gradcam`, `gradcampp`: the maps of the axial slices, or the mean of those of the three axes.
+    - `layercam`, `gradcam`, `gradcampp`, `scorecam`: the maps of the axial slices, or the mean of those of the three
+      axes. The last costs a forward for each channel of the layer.
 
     Args:
         method: one of those listed.
         cam_layer: resolution of the maps, 1 (finest) to as many as the network has `stages`.
-        cam: of `averaged_cam` and `tomographic_cam`: `layercam`, `gradcam` or `gradcampp`.
+        cam: of `averaged_cam` and `tomographic_cam`: `layercam`, `gradcam`, `gradcampp` or `scorecam`.
         num_slices: M.
         num_directions: L, over half a sphere: a plane and its mirror image are the same.
         layout: `latitude` cuts planes some ten times faster, `fibonacci` is the paper's lattice.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ def test_every_method_is_scored_with_the_threshold_of_validation(tmp_path):
         assert row["dice"] > 0.5, row
         assert row["dice_refined"] > 0.9, row
         assert row["balanced_accuracy"] >= 0.5
+        assert row["balanced_accuracy_patients"] is None  # all are ill
     assert table["intensity"]["precision"] == pytest.approx(0.5)  # the bright voxel is a component of its own
     alone = compare.ToNNOInferer(num_slices=20, num_directions=60, size=24, progress=False)
     read = ball_case(balls(1)[0])
@@ -35,6 +37,7 @@ def test_every_method_is_scored_with_the_threshold_of_validation(tmp_path):
     (expected,) = alone.volumes(image, (1.0, 1.0, 1.0), Bright())[0].values()
     torch.testing.assert_close(inferer.volumes(image, (1.0, 1.0, 1.0), Bright())[0]["tonno"], expected)
     assert (tmp_path / "table.csv").exists()
+    assert read_json(tmp_path / "calibrated.json")["threshold"] == pytest.approx(table["tonno"]["threshold"], rel=1e-3)
     assert set(read_json(tmp_path / "table.json")) == names
 
 
@@ -45,13 +48,14 @@ class Squared(Bright):
         return (self.excess(image) ** 2).mean(dim=(1, 2, 3))[:, None]
 
 
-def test_comparison_takes_every_kind_of_map():
+@pytest.mark.parametrize("cam", ["gradcam", "scorecam"])
+def test_comparison_takes_every_kind_of_map(cam):
     options = {"num_slices": 8, "num_directions": 10, "size": 24, "progress": False}
     image = ball_case(balls(1)[0])["image"].as_tensor()
-    maps = compare.MethodsInferer(layers=(1,), cam="gradcam", **options).volumes(image, (1.0, 1.0, 1.0), Squared())[0]
+    maps = compare.MethodsInferer(layers=(1,), cam=cam, **options).volumes(image, (1.0, 1.0, 1.0), Squared())[0]
     assert "layercam@1" not in maps
-    for name, method in {"gradcam@1": "gradcam", "averaged_cam@1": "averaged_cam"}.items():
-        alone = compare.ToNNOInferer(method=method, cam="gradcam", cam_layer=1, **options)
+    for name, method in {f"{cam}@1": cam, "averaged_cam@1": "averaged_cam"}.items():
+        alone = compare.ToNNOInferer(method=method, cam=cam, cam_layer=1, **options)
         (expected,) = alone.volumes(image, (1.0, 1.0, 1.0), Squared())[0].values()
         torch.testing.assert_close(maps[name], expected)
 
@@ -67,3 +71,24 @@ def test_thresholds_by_f1_leave_fewer_false_components_than_those_by_dice(tmp_pa
     assert any(rows["f1"][name]["f1"] > rows["dice"][name]["f1"] for name in rows["dice"])
     with pytest.raises(ValueError, match="score must be one of"):
         compare.compare(inferer, Bright(), ball_case, score="auc", **options)
+
+
+def test_thresholds_are_chosen_behind_the_filter_of_components_that_scores(tmp_path):
+    """The bright voxel beside the cube: without the filter only a threshold above it would be free of it."""
+    options = {"validation": balls(2), "test": balls(1), "output_dir": tmp_path, "progress": False}
+    inferer = compare.MethodsInferer(layers=(1,), num_slices=4, num_directions=4, size=12, progress=False)
+    rows = {
+        ml: compare.compare(inferer, Bright(), ball_case, min_component_ml=ml, **options)[0] for ml in (0.0, 0.002)
+    }
+    assert [row["method"] for row in rows.values()] == ["intensity"] * 2
+    assert rows[0.002]["validation_dice"] == rows[0.002]["dice"] == 1 > rows[0.0]["validation_dice"]
+
+
+def test_patients_are_told_apart_by_all_of_their_volumes_and_need_no_mask():
+    halves = [("a", 1, True), ("a", 0, False), ("b", 0, True), ("c", 0, False), ("d", 1, False)]
+    items = [{"case": {"case": f"{p}{k}", "patient": p, "cls": cls}} for k, (p, cls, _) in enumerate(halves)]
+    masks = [np.full((2, 2, 3), marked) for _, _, marked in halves]
+    found = compare._accuracies(items, masks, None)
+    assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert found["balanced_accuracy_patients"] == pytest.approx((1 / 2 + 1 / 2) / 2)  # a, but not d; c, but not b
+    assert compare._accuracies(items[:1], masks[:1], None)["balanced_accuracy_patients"] is None
