@@ -12,6 +12,7 @@ import openslide
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 import common.commands.fit_runs
 from common.commands.fit import fit
@@ -206,6 +207,7 @@ def test_fit_goes_from_labeled_slides_to_masks_and_a_bundle_and_computes_feature
     (tmp_path / "data" / "datalist.json").write_text(json.dumps(datalist))
     monkeypatch.setattr(common.commands.fit_runs, "run_bundle", run_bundle)
     settings = {"mpp": 2.0, "width": 16, "max_epochs": 1, "learning_rate": 0.005, "store_dir": str(tmp_path / "store")}
+    settings["report"] = True
     command = ("insight_ct", str(tmp_path / "data"), str(tmp_path / "out"))
     fit(*command, **settings)
     said = capsys.readouterr().out
@@ -216,6 +218,9 @@ def test_fit_goes_from_labeled_slides_to_masks_and_a_bundle_and_computes_feature
     assert len(list(FeatureStore(tmp_path / "store").entries())) == 8
     scale = torch.load(tmp_path / "out" / "training" / "model.pt", weights_only=True)["head.scale.spread"]
     assert (scale != 1).all()  # fitted, and kept with the weights
+    page = (tmp_path / "out" / "training" / "report.html").read_text()
+    assert "yes/no labels of slides: 4 cases" in page
+    assert [Image.open(path).mode for path in (tmp_path / "out" / "training").glob("montages/*.png")] == ["RGB"] * 2
     own = tmp_path / "out" / "insight_ct"
     config = json.loads((own / "configs" / "wsi_inference.json").read_text())
     assert (config["classes"], config["mpp"], config["width"]) == (["none", "lesion"], 2.0, 16)
