@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from ..checkpoint import add_beside, read_beside
+from ..checkpoint import read_beside
 from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
 from ..engines.settings import plain, tops
 from ..files import file_digest, write, write_json
@@ -113,12 +113,6 @@ def fit(
         weights = own / "models" / recipe.weights
         for end in (".pt", ".json"):
             shutil.copy2(best.with_suffix(end), weights.with_suffix(end))
-        if recipe is SLIDES:  # of which no intensities are kept
-            learned = "; ".join(described(section, content, recipe) for section in SECTIONS[:2])
-            stages = 1 + (best.parent.name != "training")
-            add_beside(
-                weights, trained_on={"slides": learned, "labels": "one a slide", "masks": "none", "stages": stages}
-            )
         _as_trained(own, recipe)
         once(scores, f"scores of the {scored} section", own, recipe, recipe.evaluate, **shared, section=scored)
         once(masks, "masks of all cases", own, recipe, **shared, section=everything)

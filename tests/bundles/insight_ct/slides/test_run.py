@@ -226,6 +226,10 @@ def test_fit_goes_from_labeled_slides_to_masks_and_a_bundle_and_computes_feature
     assert (config["classes"], config["mpp"], config["width"]) == (["none", "lesion"], 2.0, 16)
     assert config["image_pattern"] == "**/*.tif"
     beside = json.loads((own / "models" / "slides.json").read_text())
+    assert (beside["trained_on"]["labels"], beside["trained_on"]["teacher"]["trained_on"]["masks"]) == (
+        "slides",
+        "none",
+    )
     assert beside["chosen_from"]["cases"] == 6  # validation has few labels, so training slides are asked, too
     assert beside["chosen_from"]["weights_sha256"] == file_digest(own / "models" / "slides.pt")
     assert problems(own, slow=()) == []
