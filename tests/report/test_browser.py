@@ -213,3 +213,30 @@ def test_without_webgl_the_picture_takes_the_place_of_the_volumes(browser, addre
 
 def test_nothing_lies_beside_the_page(address):
     assert [path.name for path in Path(address.removeprefix("file://")).parent.iterdir()] == ["report.html"]
+
+
+def test_a_training_is_looked_at_epoch_by_epoch(browser, report, tmp_path):
+    shots = [{"epoch": epoch, "picture": row["picture"]} for epoch, row in zip((5, 10), report["cases"], strict=False)]
+    training = {"epochs": [5, 10], "curves": [{"name": "learning rate", "y": [1e-3, 2.5e-8]}], "seconds": 20.0}
+    training |= {"kept": {"epoch": 10, "why": "the last one"}}
+    training |= {"montages": [{"case": "p1", "positive": True, "pictures": shots}]}
+    run = {"kind": "training", "title": "Training", "seconds": 20.0, "failed": {}}
+    told = {"kind": "training", "run": run, "training": training, "supervision": ["labels"], "provenance": []}
+    (tmp_path / "report.html").write_text(as_html(told), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    image = page.locator(".montage img")
+    assert "p1, label: positive" in page.locator("#montages").inner_text()
+    assert "At last 2.5e−8." in page.locator("#curves").inner_text()
+    assert image.get_attribute("alt").startswith("p1 after epoch 10:")
+    last = image.get_attribute("src")
+    page.locator("#epoch").press("ArrowLeft")
+    assert page.locator("#epoch-shown").inner_text() == "epoch 5"
+    assert image.get_attribute("alt").startswith("p1 after epoch 5:")
+    assert image.get_attribute("src") != last
+    assert image.evaluate("image => image.decode().then(() => image.clientWidth)") >= 700  # wide: it scrolls by itself
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert wrong == []
+    page.close()
