@@ -20,6 +20,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..checkpoint import read_beside
+from .ranges import out_of_range
 from .settings import plain, problems, tops
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,9 @@ def check_settings() -> None:
     others = dict(_configs(workflow.config_root_path))
     config, told = _told(caller, workflow) if caller else _found(workflow, others)
     given = {name: plain(value) for name, value in told.items()}
-    if wrong := problems(given, config, others):
+    now: Any = workflow.parser.config
+    used = {key: given.get(key, value) for key, value in now.items()}
+    if wrong := [*dict.fromkeys([*problems(given, config, others), *out_of_range(used)])]:
         raise ValueError("\n".join([f"{len(wrong)} settings are wrong:", *wrong] if len(wrong) > 1 else wrong))
     for name, value in given.items():
         key = name.removeprefix("+")

@@ -19,6 +19,8 @@ from typing import Any
 from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.config_item import ConfigComponent
 
+from .ranges import unsuitable
+
 Config = Mapping[str, Any]
 REFERENCE = r"@[\w#:]+"
 NULL, ANY = "null", "anything"
@@ -34,6 +36,9 @@ KINDS: tuple[tuple[Any, str], ...] = (
 FITS = {("a whole number", "a number"), ("a text", "a path")}
 # What an expression gives that is one of these calls.
 CALLS = {"os.path.join": "a path", "float": "a number", "int": "a whole number", "str": "a text"}
+# A key that is one of these in every config of a bundle has to be something, but for keys of this kind.
+NEVER_NULL = {"a text", "a path", "a whole number", "a number", "a list"}
+MAY_BE_NULL = ("finalize", "handlers", "seed")
 # JSON's words, of which the command line makes texts.
 WORDS: dict[str, Any] = {"null": None, "true": True, "false": False}
 
@@ -64,6 +69,7 @@ def problems(given: Config, config: Config, others: Mapping[str, Config]) -> lis
         if parts[0] == ConfigParser.meta_key:
             continue
         line = _unknown(parts, now, others) or _mistyped(parts, value, now, others)
+        line = line or unsuitable(_meant(parts, now), value)
         if line:
             found.append(f"--{name}: {line}")
         elif value is not None and "::".join(parts) in merged:
@@ -97,8 +103,12 @@ def _unknown(parts: Sequence[str], config: Any, others: Mapping[str, Config]) ->
 
 def _mistyped(parts: Sequence[str], value: Any, config: Config, others: Mapping[str, Config]) -> str:
     """Why a value cannot be meant; empty if it can."""
-    asked = {kind(_entry(parts, one), one) for one in (config, *others.values())} - {NULL}
-    return mismatch(value, asked) if asked else ""
+    everywhere = [one for one in (config, *others.values()) if _has(parts, one)]
+    asked = {kind(_entry(parts, one), one) for one in everywhere}
+    if value is None:
+        needed = len(parts) == 1 and asked and asked <= NEVER_NULL and parts[0] not in MAY_BE_NULL
+        return f"expected {' or '.join(sorted(asked))}, got null" if needed else ""
+    return mismatch(value, asked - {NULL}) if asked - {NULL} else ""
 
 
 def mismatch(value: Any, asked: Set[str]) -> str:
@@ -161,6 +171,18 @@ def _more(item: Config, parts: Sequence[str], others: Mapping[str, Config]) -> I
         yield ANY
         return
     yield from (ANY if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters)
+
+
+def _meant(parts: Sequence[str], config: Config) -> str:
+    """The id of an entry, or of the key to which it refers: `batch_size` for `inferer#batch_size`."""
+    entry = _entry(parts, config)
+    return entry[1:] if isinstance(entry, str) and re.fullmatch(REFERENCE, entry) else "#".join(parts)
+
+
+def _has(parts: Sequence[str], config: Config) -> bool:
+    """Whether a config has that entry, null or not."""
+    inside = _entry(parts[:-1], config)
+    return parts[-1] in inside if isinstance(inside, Mapping) else _entry(parts, config) is not None
 
 
 def _entry(parts: Sequence[str], config: Any) -> Any:

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 
 from common.data import make_datalist, write_datalist
 from common.datasets import folder, write_phantom
+from common.engines.ranges import CHOICES, OPTIONS, RANGES, out_of_range
 from tests.bundles.conftest import read_json
 from tests.pipeline import save
 from tests.running import REPOSITORY, run_module
@@ -162,6 +163,19 @@ def test_every_run_begins_with_a_check_of_its_settings(bundle, names, found_in):
     assert said[0] == "2 settings are wrong:"
     assert said[1] == "--datset_dir: the configs of this run have no such key; did you mean dataset_dir?"
     assert said[2] == "--datalist: expected a path, got a whole number: 1; write ./1"
+
+
+def test_every_config_keeps_to_the_ranges_of_its_keys_and_every_range_is_of_a_key():
+    contents = [read_json(path) for path in sorted(REPOSITORY.glob("bundles/*/configs/*.json"))]
+    assert [line for content in contents for line in out_of_range(content)] == []
+    known = {key for content in contents for key in content}
+    known |= {f"{key}#{inner}" for content in contents for key, value in content.items() for inner in _inner(value)}
+    ranged = {key for keys in RANGES.values() for key in keys.split()} | {*CHOICES, *OPTIONS}
+    assert ranged <= known
+
+
+def _inner(value: object) -> list[str]:
+    return [*value] if isinstance(value, dict) else []
 
 
 @pytest.mark.parametrize("bundle", NAMES)

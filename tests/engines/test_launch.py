@@ -28,6 +28,7 @@ CONFIG = {
 def file(tmp_path) -> str:
     seen.clear()
     (tmp_path / "other.json").write_text(json.dumps({"epochs": 3, "threshold": "otsu"}))
+    (tmp_path / "free.json").write_text(json.dumps({"threshold": None, "sizes": None}))
     (tmp_path / "metadata.json").write_text(json.dumps({"version": "0.1"}))
     path = tmp_path / "config.json"
     path.write_text(json.dumps(CONFIG))
@@ -87,6 +88,17 @@ def test_settings_of_an_args_file_are_checked_and_give_way(file, tmp_path):
     )
 
 
+@pytest.mark.parametrize("start", STARTS)
+def test_a_value_that_no_run_could_use_is_refused_with_what_it_may_be(start, file, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"gate": 2, "refine": {"dilate_mm": -1}}))
+    own = [file, str(tmp_path / "own.json")]
+    said = refusal(lambda _, **given: start(own, **given), "")
+    assert "--gate: expected a number from 0 to 1, got 2" in said
+    assert "--refine#dilate_mm: expected 0 or more, got -1" in said
+    start(own, **{"gate": 1, "refine#dilate_mm": 1.5})
+    assert seen[0][1]["dilate_mm"] == 1.5
+
+
 def test_files_of_the_users_own_may_bring_keys_and_merge(file, tmp_path):
     own = tmp_path / "elsewhere" / "own.json"
     own.parent.mkdir()
@@ -114,14 +126,14 @@ def test_a_run_inside_another_is_checked_by_its_own_settings(file, tmp_path):
 def test_what_weights_depend_on_is_as_in_their_training_unless_the_run_says_otherwise(tmp_path):
     seen.clear()
     here = {key: CONFIG[key] for key in ("imports",)} | {
-        **{"ckpt": str(tmp_path / "model.pt"), "spacing": [1.0, 1.0], "window": [0, 255], "sides": 2},
+        **{"ckpt": str(tmp_path / "model.pt"), "spacing": [1.0, 1.0, 1.0], "window": [0, 255], "sides": 2},
         "run": ["$engines.check_settings()", "$here.seen.append([@spacing, @window, @sides])"],
     }
     (tmp_path / "inference.json").write_text(json.dumps(here))
-    (tmp_path / "over.json").write_text(json.dumps({"spacing": [2.0, 2.0]}))
+    (tmp_path / "over.json").write_text(json.dumps({"spacing": [2.0, 2.0, 2.0]}))
     file = str(tmp_path / "inference.json")
     run(config_file=file)
-    trained = {"spacing": [3.0, 3.0], "window": [-1000, 400], "unknown": 1}
+    trained = {"spacing": [3.0, 3.0, 3.0], "window": [-1000, 400], "unknown": 1}
     (tmp_path / "model.json").write_text(json.dumps({"trained": trained}))
     run(config_file=file)
     run(config_file=file, window=[0, 1])
@@ -134,12 +146,12 @@ def test_what_weights_depend_on_is_as_in_their_training_unless_the_run_says_othe
     (tmp_path / "bundle" / "models" / "model.json").write_text(json.dumps({"trained": trained}))
     run(config_file=str(own))  # a bundle's config was made for its own weights, and may be edited
     assert seen == [
-        [[1.0, 1.0], [0, 255], 2],
-        [[3.0, 3.0], [-1000, 400], 2],
-        [[3.0, 3.0], [0, 1], 2],
-        [[3.0, 3.0], [0, 255], 2],
-        [[2.0, 2.0], [-1000, 400], 2],
-        [[1.0, 1.0], [0, 255], 3],
+        [[1.0, 1.0, 1.0], [0, 255], 2],
+        [[3.0, 3.0, 3.0], [-1000, 400], 2],
+        [[3.0, 3.0, 3.0], [0, 1], 2],
+        [[3.0, 3.0, 3.0], [0, 255], 2],
+        [[2.0, 2.0, 2.0], [-1000, 400], 2],
+        [[1.0, 1.0, 1.0], [0, 255], 3],
     ]
 
 

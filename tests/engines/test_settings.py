@@ -17,6 +17,7 @@ CONFIG = {
     "batch_size": 16,
     "flip": False,
     "clean": {},
+    "more": {},
     "refine": {"dilate_mm": 3.0, "largest": True},
     "inferer": {"_target_": "common.engines.SliceMapInferer", "batch_size": "@batch_size"},
     "transforms": [{"_target_": "Lambdad", "keys": "image"}],
@@ -84,6 +85,11 @@ def test_what_may_stand_beside_the_keys_of_the_configs_is_known(key, value):
         ("refine::largest", "yes", "expected true or false, got a text: 'yes'"),
         ("batch_size", 2.5, "expected a text or a whole number, got a number: 2.5; write \"'2.5'\""),
         ("inferer#batch_size", [2], "expected a whole number, got a list: [2]"),
+        ("batch_size", None, "expected a text or a whole number, got null"),
+        ("spacing", None, "expected a list, got null"),
+        ("dataset_dir", None, "expected a path, got null"),
+        ("inferer#batch_size", 0, "expected 1 or more, got 0"),
+        ("refine", {"dilate": 3}, "it has no 'dilate'; did you mean dilate_mm?"),
     ],
 )
 def test_a_value_of_another_type_is_named_with_what_is_expected(key, value, said):
@@ -100,7 +106,8 @@ def test_a_value_of_another_type_is_named_with_what_is_expected(key, value, said
         ("device", 0),  # known only when it is evaluated
         ("image_pattern", ["t1.nii", "t2.nii"]),  # one, or several
         ("batch_size", "all"),  # a text in another config
-        *((key, value) for key in ("refine", "spacing", "flip") for value in (None, "$f()", "@clean", "%a.json#b")),
+        *((key, value) for key in ("refine", "spacing", "flip") for value in ("$f()", "@clean", "%a.json#b")),
+        *((key, None) for key in ("refine", "flip", "datalist", "device", "refine#dilate_mm")),
     ],
 )
 def test_a_value_that_can_be_meant_is_none_of_the_problems(key, value):
@@ -114,8 +121,8 @@ def test_every_wrong_setting_has_its_line_and_the_config_stays_as_it_is():
 
 
 def test_a_setting_may_lie_inside_another_one():
-    assert wrong(**{"clean": {"steps": [1, 2]}, "clean#steps#1": 3}) == []
-    assert len(wrong(**{"clean": {"steps": [1, 2]}, "clean#steps#2": 3})) == 1
+    assert wrong(**{"more": {"steps": [1, 2]}, "more#steps#1": 3}) == []
+    assert len(wrong(**{"more": {"steps": [1, 2]}, "more#steps#2": 3})) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""Which values the settings of the bundles may have: one table. Their types are told by the configs themselves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any
+
+from ..masks import clean, refine_by_intensity
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a number must be, or each number of a list; with `whole`, the list itself."""
+
+    said: str
+    holds: Callable[[Any], bool]
+    whole: bool = False
+
+
+FROM_1 = Rule("1 or more", lambda value: value >= 1)
+FROM_0 = Rule("0 or more", lambda value: value >= 0)
+ABOVE_0 = Rule("more than 0", lambda value: value > 0)
+SHARE = Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)
+LENGTH = Rule("more than 0, or -1 for the scan's own", lambda value: value > 0 or value == -1)
+TWO = Rule("two numbers", lambda value: len(value) == 2, whole=True)
+THREE = Rule("three numbers", lambda value: len(value) == 3, whole=True)
+SEVERAL = Rule("two or more, the first of which is healthy", lambda value: len(value) >= 2, whole=True)
+SOME = Rule("at least one", lambda value: len(value) >= 1, whole=True)
+
+# Keys of all bundles; `a#b` lies in a dict of options. A key that is not here may have any value of its type.
+RANGES: dict[Rule, str] = {
+    FROM_1: """
+        bag_size bags_per_epoch batch_size cases channels checkpoint_chunk encoder_batch_size levels max_epochs
+        max_slices min_slices num_directions num_slices patience planes schedule_epochs size slice_size stack stride
+        threads thumbnail_px tile_px tile_stride val_interval validation_planes volumes volumes_per_epoch width
+    """,
+    FROM_0: """
+        across_mm alpha baseline_openings_mm baseline_smooth_mm body_learning_rate classification decoupling
+        encoder_learning_rate gate_smooth_mm image_channel min_area_cm2 min_component_ml min_volume_ml num_workers
+        refine#dilate_mm refine#intensity refine#opening_mm refine#smooth_mm rotate scale seed segmentation shear
+        smooth_um translate weight_decay
+    """,
+    ABOVE_0: """
+        clip_norm clip_value input_scale learning_rate mpp mpp_of_file radius tissue_mpp upper zoom
+    """,
+    SHARE: """
+        average_decay dropout gate heat_quantile heat_quantiles intensity intensity_mask intensity_masks mask_quantile
+        min_tissue quantile refine#adaptive sensitivity smoothing table_gate vertical_flip
+    """,
+    LENGTH: "spacing shape",
+    TWO: "slice_size window",
+    THREE: "spacing shape",
+    SEVERAL: "classes",
+    SOME: "levels members",
+}
+# Words of keys that nothing else checks before the first case.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "backend": ("openslide", "tifffile"),
+    "combine": ("or", "and", "min", "max", "mean", "product"),
+    "dicom_geometry": ("assume_axial", None),
+    "geometry": ("organ", "paper"),
+    "normalize_maps": ("slice", "volume"),
+    "objective": ("dice", "miou"),
+    "score": ("dice", "f1"),
+}
+# Dicts that are keyword arguments of a function.
+OPTIONS: dict[str, Callable] = {"clean": clean, "refine": refine_by_intensity}
+FREE = ("$", "@", "%")  # known only when it is evaluated
+
+
+def out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each setting that no run could use, with what it may be.
+
+    Args:
+        config: values by key; expressions and references may stand for everything.
+    """
+    for key, value in config.items():
+        if isinstance(value, str) and value.startswith(FREE):
+            continue
+        yield from (f"--{key}: {text}" for text in [unsuitable(key, value)] if text)
+        if isinstance(value, Mapping) and "_target_" not in value:
+            inner = {f"{key}#{name}": one for name, one in value.items()}
+            yield from (f"--{name}: {text}" for name, one in inner.items() if (text := unsuitable(name, one)))
+
+
+def unsuitable(key: str, value: Any) -> str:
+    """Why a key cannot have a value; empty if it can."""
+    if isinstance(value, str) and value.startswith(FREE):
+        return ""
+    if key in CHOICES and value not in CHOICES[key]:
+        words = ", ".join("null" if word is None else str(word) for word in CHOICES[key])
+        return f"expected one of {words}; got {value!r}"
+    if key in OPTIONS and isinstance(value, Mapping):
+        return _unknown_option(OPTIONS[key], value)
+    parts = value if isinstance(value, list | tuple) else [value]
+    numbers = [part for part in parts if isinstance(part, Real) and not isinstance(part, bool)]
+    for rule in (rule for rule, keys in RANGES.items() if key in keys.split()):
+        if rule.whole and isinstance(value, list | tuple) and not rule.holds(value):
+            return f"expected {rule.said}, got {value!r}"
+        if not rule.whole and not all(map(rule.holds, numbers)):
+            return f"expected {rule.said}, got {value!r}"
+    return ""
+
+
+def _unknown_option(function: Callable, options: Mapping[str, Any]) -> str:
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.default is not p.empty]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            return f"it has no {name!r}; " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
+    return ""

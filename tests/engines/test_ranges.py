@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from common.engines.ranges import RANGES, out_of_range, unsuitable
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("batch_size", 0, "expected 1 or more, got 0"),
+        ("num_workers", -1, "expected 0 or more, got -1"),
+        ("learning_rate", 0.0, "expected more than 0, got 0.0"),
+        ("gate", 2, "expected a number from 0 to 1, got 2"),
+        ("gate", [0.2, 1.5], "expected a number from 0 to 1, got [0.2, 1.5]"),
+        ("learning_rate", float("nan"), "expected more than 0, got nan"),
+        ("spacing", [], "expected three numbers, got []"),
+        ("spacing", [1.0, 0.0, 1.0], "expected more than 0, or -1 for the scan's own, got [1.0, 0.0, 1.0]"),
+        ("slice_size", [0, 64], "expected 1 or more, got [0, 64]"),
+        ("classes", ["none"], "expected two or more, the first of which is healthy, got ['none']"),
+        ("members", [], "expected at least one, got []"),
+        ("backend", "cucim", "expected one of openslide, tifffile; got 'cucim'"),
+        ("dicom_geometry", "axial", "expected one of assume_axial, null; got 'axial'"),
+        ("clean", {"min_sise": 1}, "it has no 'min_sise'; did you mean min_size?"),
+        (
+            "refine",
+            {"xyz": 1},
+            "it has no 'xyz'; it has dilate_mm, intensity, adaptive, smooth_mm, opening_mm, largest",
+        ),
+    ],
+)
+def test_what_no_run_could_use_is_told_with_what_may_be(key, value, said):
+    assert unsuitable(key, value) == said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("gate", value) for value in (None, 0, 1.0, [0.5], "$float(@chosen['gate'])")),
+        *(("batch_size", value) for value in (1, "all", "@other", True)),
+        ("spacing", (1.5, 1.5, -1.0)),
+        ("dicom_geometry", None),
+        ("backend", "$'openslide'"),
+        ("refine", None),
+        ("no_such_key", -1),
+    ],
+)
+def test_what_may_be_meant_is_let_through(key, value):
+    assert unsuitable(key, value) == ""
+
+
+def test_options_inside_a_dict_have_ranges_of_their_own_and_components_none():
+    config = {"refine": {"dilate_mm": -1.0, "intensity": 1.25}, "intensity": 1.25, "a": {"_target_": "b", "gate": 9}}
+    assert [line.split(":")[0] for line in out_of_range(config)] == ["--refine#dilate_mm", "--intensity"]
+
+
+def test_no_key_has_two_rules_of_one_kind():
+    for whole in (True, False):
+        keys = [key for rule, text in RANGES.items() if rule.whole == whole for key in text.split()]
+        assert len(keys) == len(set(keys))
