@@ -135,23 +135,26 @@ def add_beside(ckpt: str | os.PathLike[str], **parts: Any) -> None:
     write_json(Path(ckpt).with_suffix(".json"), read_beside(ckpt) | parts)
 
 
+CHOOSING = "calibrate_labels.json (or, with masks, calibrate.json) over inference.json"
+
+
 class Chosen(dict):
     """Settings that were chosen for weights; one that is not there says how to get it."""
 
-    def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
+    def __init__(self, settings: Mapping[str, Any], path: Path, by: str) -> None:
         super().__init__(settings)
         self.path = path
+        self.by = by
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(
-            f"{self.path} holds no {key!r}: nothing was chosen for these weights yet. Run calibrate_labels.json (or, "
-            f"with masks, calibrate.json) over inference.json with --ckpt {self.path.with_suffix('.pt')}, copy the "
-            f".json that belongs to the weights, or give --{key}"
+            f"{self.path} holds no {key!r}: nothing was chosen for these weights yet. Run {self.by} with --ckpt "
+            f"{self.path.with_suffix('.pt')}, copy the .json that belongs to the weights, or give --{key}"
         )
 
 
-def read_chosen(ckpt: str | os.PathLike[str]) -> Chosen:
-    """Gate, threshold, refinement … that were chosen for weights, from the `.json` beside them.
+def read_chosen(ckpt: str | os.PathLike[str], *, by: str = CHOOSING) -> Chosen:
+    """Gate, threshold … that were chosen for weights, from the `.json` beside them; `by` which configs, for messages.
 
     Example:
         `"gate": "$float(@chosen['gate'])"` in `inference.json`, where `--gate 0.5` overrides it.
@@ -164,9 +167,9 @@ def read_chosen(ckpt: str | os.PathLike[str]) -> Chosen:
     if digest and Path(ckpt).is_file() and digest != file_digest(ckpt):
         raise ValueError(
             f"gate and thresholds in {path} were chosen for other weights than {ckpt}: copy the .json that belongs to "
-            "them, or choose anew by calibrate_labels.json (with masks, calibrate.json)"
+            f"them, or choose anew by {by}"
         )
-    return Chosen(content.get("chosen", {}), path)
+    return Chosen(content.get("chosen", {}), path, by)
 
 
 class TrainingCheckpoint:

@@ -7,6 +7,8 @@ import shutil
 import pytest
 
 from common.checkpoint import add_beside, read_beside, read_chosen
+from common.commands.arguments import read_json
+from tests.running import REPOSITORY
 
 
 def test_what_lies_beside_weights_is_kept_part_by_part(tmp_path):
@@ -30,6 +32,14 @@ def test_a_setting_that_was_never_chosen_is_refused_with_what_to_do(tmp_path):
     assert read_beside(tmp_path / "model.pt") == {}
     with pytest.raises(ValueError, match=r"model\.json holds no 'gate'.*calibrate_labels\.json.*--gate"):
         read_chosen(tmp_path / "model.pt")["gate"]
+    with pytest.raises(ValueError, match=r"Run wsi_calibrate\.json over wsi_inference\.json with --ckpt .*slides\.pt"):
+        read_chosen(tmp_path / "slides.pt", by=by_slides("wsi_inference", "chosen"))["gate"]
+    assert by_slides("wsi_refine", "teacher_chosen#by") == by_slides("wsi_inference", "chosen")
+
+
+def by_slides(config: str, key: str) -> str:
+    content = read_json(REPOSITORY / "bundles" / "insight_ct" / "configs" / f"{config}.json")[key]
+    return content if isinstance(content, str) else content["by"]
 
 
 def test_a_broken_file_beside_weights_is_named(tmp_path):

@@ -17,12 +17,14 @@ from monai.transforms import Compose, MapTransform
 from tqdm import tqdm
 
 from ..checkpoint import add_beside, read_beside
-from ..files import PathLike, json_text
+from ..files import PathLike, json_text, write_json
 from ..images import as_array, file_of, spacing_of
 from .seen import Description, compare, describe_case, summarize
 from .supervision import Source, supervision_of
 
 logger = logging.getLogger(__name__)
+
+CASES = "cases_of_training.json"  # beside the weights of a training, for the day that it is resumed
 
 
 def read_seen(ckpt: PathLike, *, check_range: bool = True, datalist: PathLike | None = None) -> dict[str, Any]:
@@ -218,7 +220,19 @@ class SeenWriter:
             )
         self._begun = True
         barrier()  # all have read the file
+        self._say_other_cases(resumed=engine.state.epoch > 1)
         self.write(engine)
+
+    @one_rank_only()
+    def _say_other_cases(self, *, resumed: bool) -> None:
+        """Warn where a resumed training sees other cases than before; to go on with more of them is a reason for it."""
+        path = self.path.with_name(CASES)
+        now = json.loads(json_text({str(case["case"]): case.get("cls") for case in self.data}))
+        if resumed and path.is_file():
+            said = changed_cases(json.loads(path.read_text(encoding="utf-8")), now)
+            if said:
+                logger.warning("the training in %s goes on with other cases than it had: %s", path.parent, said)
+        write_json(path, now)
 
     @one_rank_only()
     def write(self, engine: Engine | None = None) -> None:
@@ -260,6 +274,20 @@ class SeenWriter:
         drawn = np.linspace(0, len(patients) - 1, min(self.most, len(patients))).round().astype(int)
         kept = {patients[i] for i in drawn}
         return [case for case in self.data if _patient(case) in kept]
+
+
+def changed_cases(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two lists of cases, with their labels by name, in words; empty where nothing does."""
+    parts = {
+        "gone": [name for name in before if name not in now],
+        "new": [name for name in now if name not in before],
+        "with another label": [name for name in now if name in before and before[name] != now[name]],
+    }
+    return "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+        for what, names in parts.items()
+        if names
+    )
 
 
 def _patient(case: dict) -> str:

@@ -153,10 +153,11 @@ def test_what_the_weights_depend_on_is_kept_and_a_new_training_forgets_what_was_
     assert read_beside(path)["trained"] == {"spacing": [1.0, 1.0, -1.0]}
 
 
-def run_of(path: Path, *, resumed_at: int, spacing: float) -> None:
+def run_of(path: Path, *, resumed_at: int, spacing: float = 1.5, labels: dict | None = None) -> None:
     """A training of three epochs whose checkpoint, attached after the writer, is of epoch `resumed_at`."""
     engine = Engine(lambda *_: None)
-    SeenWriter(path, data=[], preprocessing=None, trained={"spacing": (spacing, 1.0)}).attach(engine)
+    data = [{"case": name, "cls": label} for name, label in (labels or {}).items()]
+    SeenWriter(path, data=data, preprocessing=None, trained={"spacing": (spacing, 1.0)}).attach(engine)
     engine.add_event_handler(Events.STARTED, lambda: setattr(engine.state, "epoch", resumed_at))
     engine.run([0], max_epochs=3)
 
@@ -170,6 +171,20 @@ def test_a_training_that_is_resumed_depends_on_what_it_began_with(tmp_path):
     assert read_beside(path)["trained"] == {"spacing": [1.5, 1.0]}
     run_of(path, resumed_at=0, spacing=2.0)  # begun anew
     assert read_beside(path)["trained"] == {"spacing": [2.0, 1.0]}
+
+
+def test_a_training_that_is_resumed_with_other_cases_goes_on_and_says_which(tmp_path, caplog):
+    path = tmp_path / "model.json"
+    before = {"a": 0, "b": [0, 1], "c": 1}
+    run_of(path, resumed_at=0, labels=before)
+    run_of(path, resumed_at=2, labels=dict(reversed(before.items())))
+    assert caplog.messages == []
+    run_of(path, resumed_at=2, labels={"a": 0, "b": [1, 1], "d": 0, "e": 1})
+    (said,) = caplog.messages
+    assert said.endswith("goes on with other cases than it had: 1 gone (c); 2 new (d, e); 1 with another label (b)")
+    run_of(path, resumed_at=2, labels={"a": 0, "b": [1, 1], "d": 0, "e": 1})  # once is enough
+    run_of(path, resumed_at=0, labels=before)  # begun anew
+    assert len(caplog.messages) == 1
 
 
 def test_a_finished_training_that_is_started_again_keeps_what_was_chosen(tmp_path):
