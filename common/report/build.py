@@ -18,13 +18,14 @@ from .page import page
 from .pictures import find_picture, pictures, thumbnail
 from .record import described_weights, versions
 from .scores import baselines, facts, headline
+from .slides import add_slides
 from .supervision import supervision
 from .tables import Run, read_json, read_run
 from .training import RECORD as TRAINING
 from .training import build_training, training_supervision
 
 PICTURES = 1_700_000  # bytes of all montages; base64 and the viewer make 4.6 MB of them
-BINARY = ("picture", "thumbnail", "volumes")  # keys of base64
+BINARY = ("picture", "thumbnail", "view", "volumes")  # keys of base64
 # A path from the root of a file system: the page names files by their last part alone.
 ABSOLUTE = re.compile(r"(?:(?<![\w./])/|\b[A-Za-z]:[\\/]|\\\\)(?:[^\s/\\'\",;:()]+[\\/])+(?=[^\s/\\'\",;:()]*)")
 
@@ -113,6 +114,8 @@ def build_report(
     stops, scores = add_volumes(
         run, rows, known, max_embedded=max_embedded, max_bytes=int(max_mb * 1e6), threshold=threshold
     )
+    if run.unit == "slides":
+        add_slides(run, rows, max_embedded=max_embedded, max_bytes=int(max_mb * 1e6))
     _add_pictures(run, rows)
     curves: dict[str, Any] = label_curves(run)
     curves["thresholds"] = threshold_curve(stops, scores, threshold) if stops is not None else None

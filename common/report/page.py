@@ -11,7 +11,7 @@ from ..files import json_text
 from .viewer import COMMAND, read_viewer
 
 FOLDER = Path(__file__).parent / "page"
-SCRIPTS = ("dom", "charts", "head", "list", "viewer", "case", "training", "main")
+SCRIPTS = ("dom", "charts", "head", "list", "viewer", "slide", "case", "training", "main")
 
 
 def page(report: Mapping[str, Any]) -> str:

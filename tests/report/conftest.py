@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from common.files import write_csv, write_json
 from common.handlers import draw_montage
@@ -89,3 +92,41 @@ def run_dir(tmp_path_factory) -> Path:
     """Scored, with a record; tests leave it as it is."""
     home = tmp_path_factory.mktemp("run")
     return write_run(home / "eval", home / "data")
+
+
+_RNG = np.random.default_rng(0)
+CELLS = {
+    "heat": _RNG.random((16, 20)).astype(np.float32),
+    "tissue": _RNG.random((16, 20)) > 0.3,
+    "truth": _RNG.random((16, 20)) > 0.5,
+    "threshold": 0.123456789,
+}
+
+
+def write_slides(folder: Path) -> Path:
+    """The tables and pictures of a run over four slides, two of them ill."""
+    found = [("s1", 0.9, 1, 2.5), ("s2", 0.2, 0, 0.1), ("s3", 0.6, 1, 0.0), ("s4", 0.4, 0, 0.0)]
+    predictions, metrics = [], []
+    for case, p, label, area in found:
+        predictions.append({"case": case, "probability_none": 1 - p, "probability_tumor": p, "threshold_tumor": 0.5})
+        predictions[-1] |= {"area_mm2_tumor": area, "tissue_mm2": 9.0, "tiles": 7, "seconds": 1.5}
+        metrics.append({"case": case, "patient": case, "probability_tumor": p, "label_tumor": label})
+        Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(folder / f"{case}_overlay.png")
+    write_csv(folder / "predictions.csv", predictions)
+    write_csv(folder / "metrics.csv", metrics)
+    write_json(folder / "summary.json", {"slides": 4, "auc": {"tumor": 1.0}, "auc_macro": 1.0})
+    return folder
+
+
+def write_cells(folder: Path, case: str, *, truth: np.ndarray = CELLS["truth"]) -> None:
+    """Heat, mask and cells of a slide as a run leaves them."""
+    heat, tissue, threshold = CELLS["heat"], CELLS["tissue"], CELLS["threshold"]
+    mask = (np.float32(threshold) < heat) & tissue
+    tifffile.imwrite(folder / f"{case}_heatmap.ome.tif", heat[None], metadata={"axes": "CYX"}, ome=True)
+    tifffile.imwrite(folder / f"{case}_seg.tif", mask.astype(np.uint8))
+    buffer = io.BytesIO()
+    Image.new("RGB", (96, 80), "pink").save(buffer, "JPEG")
+    view = np.frombuffer(buffer.getvalue(), np.uint8)
+    cells = {"names": np.array(["tumor"]), "thresholds": np.array([threshold]), "tissue": tissue[:, :19]}
+    cells |= {"cell_um": np.array(8.0), "extent": np.array([19.2, 16.0]), "view": view, "truth": truth}
+    np.savez(folder / f"{case}_cells.npz", **cells)

@@ -16,6 +16,7 @@ from PIL import Image
 from common.report.build import build_report
 from common.report.page import page as as_html
 from common.report.viewer import read_viewer
+from tests.report.conftest import CELLS, write_cells, write_slides
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Without a GPU the browser draws WebGL on the CPU.
@@ -238,5 +239,37 @@ def test_a_training_is_looked_at_epoch_by_epoch(browser, report, tmp_path):
     assert image.get_attribute("src") != last
     assert image.evaluate("image => image.decode().then(() => image.clientWidth)") >= 700  # wide: it scrolls by itself
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert wrong == []
+    page.close()
+
+
+def test_the_heat_of_a_slide_moves_with_the_threshold_and_tells_pythons_figures(browser, tmp_path):
+    write_cells(write_slides(tmp_path), "s1")
+    report = build_report(tmp_path)
+    (tmp_path / "report.html").write_text(as_html(report), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 920, "height": 700})
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(f"{error}\n{error.stack}"))
+    page.goto((tmp_path / "report.html").as_uri())
+    page.locator("tr[data-case='s1'] .open").click()
+    canvas = page.locator("canvas.heat[data-ready='s1']")
+    canvas.wait_for()
+    page.locator("#opacity").fill("1")
+    page.locator("#show-mask").uncheck()
+    page.locator("#show-truth").uncheck()
+    (label,), tissue = report["cases"][0]["slide"]["labels"], CELLS["tissue"][:, :19].sum()
+    assert "the run’s own" in page.locator("#at").inner_text()
+    for stop in (label["stop"], 128, 250):
+        page.locator("#stop").fill(str(stop))
+        assert page.locator("#live-share").inner_text() == f"{100 * label['share'][stop]:.2f} %"
+        assert page.locator("#live-mm2").inner_text() == f"{label['mm2'][stop]:.4f} mm²"
+        assert page.locator("#live-dice").inner_text() == f"{label['dice'][stop]:.4f}"
+        drawn = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+        assert sum(alpha > 0 for alpha in drawn[3::4]) / tissue == pytest.approx(label["share"][stop], abs=1e-4)
+    page.keyboard.press("-")
+    assert page.locator("#stop").input_value() == "249"
+    view, heat = page.locator(".slide img").bounding_box(), canvas.bounding_box()
+    assert heat["width"] / view["width"] == pytest.approx(20 / 19.2, abs=0.01)  # cells reach beyond the slide
     assert wrong == []
     page.close()

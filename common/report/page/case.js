@@ -7,17 +7,28 @@ function openCase(name) {
   const row = list.rows.find((one) => one.case === name);
   if (!row) return;
   current.row = row;
-  current.stop = report.stop === null || report.stop === undefined ? 0 : report.stop;
-  const reason = obstacle(row);
+  const own = ownStop(row);
+  current.stop = own === null ? Math.floor(stopsOf(row).length / 2) : own;
+  const reason = row.slide ? "" : obstacle(row);
   dialog.replaceChildren(bar(row), make("div", { class: reason ? "case plain" : "case" },
-    reason ? null : panel(row), make("div", { class: "beside" }, reason && reason.length ? make("p", { class: "note", text: reason }) : null, about(row), montage(row), hints(!reason))));
+    reason ? null : row.slide ? slidePanel(row) : panel(row), make("div", { class: "beside" }, reason && reason.length ? make("p", { class: "note", text: reason }) : null, about(row), montage(row), hints(!reason))));
   if (!dialog.open) dialog.showModal();
   document.getElementById("close").focus();
   history.replaceState(null, "", `#${encodeURIComponent(name)}`);
   if (reason) return;
+  if (row.slide) {
+    slide.levels = null;
+    moveTo(current.stop);
+    startSlide(row);
+    return;
+  }
   if (row.table) moveTo(current.stop);
   start(row);
 }
+
+// The thresholds of a case, and the place of the run's own among them: those of a slide's label are its own.
+const stopsOf = (row) => (row.slide ? labelOf(row).stops : report.stops || []);
+const ownStop = (row) => (row.slide ? labelOf(row).stop : report.threshold === null ? null : report.stop);
 
 function closeCase() {
   const name = current.row && current.row.case;
@@ -72,7 +83,7 @@ function montage(row) {
 
 function hints(volumes) {
   const keys = [["n, p", "next, previous case"], ["Esc", "back to the list"]];
-  if (volumes) keys.unshift(["arrows", "slices"], ["+, −", "threshold"], ["m, t", "edge of mask, of truth"]);
+  if (volumes) keys.unshift(...(current.row.slide ? [] : [["arrows", "slices"]]), ["+, −", "threshold"], ["m, t", "edge of mask, of truth"]);
   return make("p", { class: "hints" }, ...keys.flatMap(([key, text]) => [make("kbd", { text: key }), ` ${text} `]));
 }
 
@@ -95,11 +106,20 @@ function panel(row) {
 }
 
 function moveTo(stop) {
-  const { table } = current.row;
-  current.stop = Math.min(Math.max(stop, 0), report.stops.length - 1);
+  const { row } = current, stops = stopsOf(row), own = ownStop(row);
+  current.stop = Math.min(Math.max(stop, 0), stops.length - 1);
   const put = (id, text) => { const element = document.getElementById(id); if (element) element.textContent = text; };
   document.getElementById("stop").value = current.stop;
-  put("at", shown(report.stops[current.stop], 4) + (current.stop === report.stop && report.threshold !== null ? ", the run’s own" : ""));
+  put("at", shown(stops[current.stop], 4) + (current.stop === own ? ", the run’s own" : ""));
+  if (row.slide) {
+    const { share, mm2, dice } = labelOf(row);
+    put("live-share", `${shown(100 * share[current.stop], 2)} %`);
+    put("live-mm2", `${shown(mm2[current.stop], 4)} mm²`);
+    if (dice) put("live-dice", shown(dice[current.stop], 4));
+    drawSlide();
+    return;
+  }
+  const { table } = row;
   put("live-components", String(table.components[current.stop]));
   put("live-ml", milliliters(table.ml[current.stop]));
   if (table.dice) put("live-dice", shown(table.dice[current.stop], 4));
@@ -110,7 +130,8 @@ function toggle(name, on) {
   current.on[name] = on;
   const box = document.getElementById(`show-${name}`);
   if (box) box.checked = on;
-  setOpacity(name, on ? 1 : 0);
+  if (current.row.slide) drawSlide();
+  else setOpacity(name, on ? 1 : 0);
 }
 
 // One case after the other: a viewer that is filling is not filled with another one meanwhile.
@@ -137,13 +158,13 @@ document.addEventListener("keydown", (event) => {
   if (!dialog.open || event.ctrlKey || event.metaKey || event.altKey) return;
   const field = ["INPUT", "SELECT"].includes(event.target.tagName);
   const moves = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1 };
-  const volumes = current.row.volumes && viewer;
+  const { row } = current, volumes = row.volumes && viewer;
   if (event.key === "n") turn(1);
   else if (event.key === "p") turn(-1);
   else if (event.key in moves && !field && volumes) step(current.view, moves[event.key]);
-  else if (["+", "=", "-"].includes(event.key) && volumes && current.row.table) moveTo(current.stop + (event.key === "-" ? -1 : 1));
-  else if (event.key === "m" && volumes) toggle("mask", !current.on.mask);
-  else if (event.key === "t" && volumes && current.row.volumes.truth) toggle("truth", !current.on.truth);
+  else if (["+", "=", "-"].includes(event.key) && (row.slide || (volumes && row.table))) moveTo(current.stop + (event.key === "-" ? -1 : 1));
+  else if (event.key === "m" && (row.slide || volumes)) toggle("mask", !current.on.mask);
+  else if (event.key === "t" && (row.slide ? labelOf(row).truth : volumes && row.volumes.truth)) toggle("truth", !current.on.truth);
   else return;
   event.preventDefault();
   event.stopPropagation();

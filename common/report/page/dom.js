@@ -45,8 +45,8 @@ function plural(number, noun) {
 
 // The address of a picture's bytes; made once, since a page may show it twice.
 const addresses = new Map();
-function picture(base64) {
-  if (!addresses.has(base64)) addresses.set(base64, URL.createObjectURL(new Blob([bytesOf(base64)], { type: "image/jpeg" })));
+function picture(base64, type = "image/jpeg") {
+  if (!addresses.has(base64)) addresses.set(base64, URL.createObjectURL(new Blob([bytesOf(base64)], { type })));
   return addresses.get(base64);
 }
 

@@ -63,8 +63,10 @@ function showList() {
   chooser.addEventListener("change", () => { const [key, end] = chooser.value.split(" "); orderBy(key, end === "1"); });
   search.addEventListener("input", fill);
   fill();
-  const embedded = list.rows.filter((row) => row.volumes).length;
-  const hint = embedded ? `A click opens a case; ${embedded === list.rows.length ? "each" : `the first ${embedded}`} can be looked at in three planes, with the threshold to move.` : "A click opens a case.";
+  const slides = report.run.unit === "slide", noun = slides ? "slide" : "case";
+  const embedded = list.rows.filter((row) => row.volumes || row.slide).length;
+  const which = embedded === list.rows.length ? "each" : embedded === 1 ? "the first one" : `the first ${embedded}`;
+  const hint = `A click opens a ${noun}${embedded ? `; ${which} can be looked at ${slides ? "with its heat" : "in three planes"}, with the threshold to move.` : "."}`;
   return section("cases", report.run.unit === "slide" ? "Slides" : "Cases",
     make("div", { class: "tools" }, make("label", { for: "order", text: "Order" }), chooser, make("label", { for: "search", text: "Search" }), search),
     make("p", { class: "note", text: hint }), status,
@@ -77,7 +79,7 @@ function rowOf(row, shownColumns) {
   const cells = shownColumns.map((column) => {
     if (column.key === "case") {
       return make("th", { scope: "row" }, make("button", { type: "button", class: "open", text: row.case, onclick: (event) => { event.stopPropagation(); open(); } }),
-        row.volumes ? make("span", { class: "tag", text: "3 planes" }) : null,
+        row.volumes ? make("span", { class: "tag", text: "3 planes" }) : row.slide ? make("span", { class: "tag", text: "heat" }) : null,
         row.warnings ? make("span", { class: "tag doubt", text: "warning", title: row.warnings }) : null);
     }
     const value = column.bar && column.bar(row);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.data import ThreadBuffer
+from PIL import Image
 from torch import Tensor, nn
 
 from common.data import multi_hot
@@ -117,7 +119,7 @@ class SlideInferer:
         self._open.callback(tiled.slide.close)
         if self.tiles_dir is not None:
             with atomic_path(Path(self.tiles_dir) / f"{case['case']}_tiles.png") as path:
-                tiled.picture().save(path)
+                tiled.picture().save(path, compress_level=1)  # stained tissue hardly packs
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(dir=self.work_dir)))
         canvas = HeatCanvas(folder, tiled.grid.shape, network.num_labels)  # type: ignore[arg-type]
         stream = network.head.stream()  # type: ignore[operator, union-attr]
@@ -209,19 +211,41 @@ class SlideEvaluator(CaseEvaluator):
             self.inferer.close()  # type: ignore[attr-defined]
 
 
+def cells_of(result: SlideResult, labels: Sequence[str], *, longest: int = 800) -> dict[str, np.ndarray]:
+    """What `common.report.slides` reads of a slide, beside its heat and mask.
+
+    Returns:
+        `names` and `thresholds` of the labels, `tissue` and, where known, `truth` (`[rows, columns]` bool), `cell_um`,
+        `extent` (how many cells the slide is wide and high) and `view` (the bytes of a JPEG).
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(result.tiled.view(longest)).save(buffer, "JPEG", quality=80)
+    grid, sides = result.tiled.grid, result.tiled.slide.size
+    found = {
+        "names": np.array(labels),
+        "thresholds": np.array(result.thresholds, np.float64),
+        "tissue": result.inside,
+        "cell_um": np.array(grid.cell_um),
+        "extent": np.array([side / cell for side, cell in zip(sides, grid.cell_px, strict=True)]),
+        "view": np.frombuffer(buffer.getvalue(), np.uint8),
+    }
+    return found if result.truth is None else found | {"truth": result.truth}
+
+
 class SlideWriter(PredictionWriter):
     """Handler: writes heat, mask and overlay of each slide, and `predictions.csv`.
 
     - `<case>_heatmap.ome.tif`: raw heat, float32, one channel a label (Bio-Formats: QuPath, ImageJ);
     - `<case>_heatmap_<label>.tif`: heat 0 to 1 as 0 to 255 (OpenSlide: QuPath, most viewers);
     - `<case>_seg.tif`: the mask, k for class k (OpenSlide);
-    - `<case>_overlay.png`.
+    - `<case>_overlay.png`;
+    - `<case>_cells.npz`: what a report needs to move thresholds: tissue, truth, exact thresholds, the slide's view.
 
     The TIFF files have the slide's upper left corner, and the size of a cell in their resolution tags.
 
     Args:
         output_dir, classes, overwrite: see `PredictionWriter`.
-        save_heatmap, save_mask, save_overlay: what to write.
+        save_heatmap, save_mask, save_overlay, save_cells: what to write.
     """
 
     def __init__(
@@ -233,11 +257,13 @@ class SlideWriter(PredictionWriter):
         save_heatmap: bool = True,
         save_mask: bool = True,
         save_overlay: bool = True,
+        save_cells: bool = True,
     ) -> None:
         super().__init__(output_dir, classes=classes, overwrite=overwrite)
         self.save_heatmap = save_heatmap
         self.save_mask = save_mask
         self.save_overlay = save_overlay
+        self.save_cells = save_cells
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         result: SlideResult = output["pred"]
@@ -255,7 +281,10 @@ class SlideWriter(PredictionWriter):
             if self.save_mask:
                 write_pyramid(file("seg.tif"), result.mask[None], **options)
             if self.save_overlay:
-                overlay(result.tiled, result.heat, result.mask, result.truth).save(file("overlay.png"))
+                picture = overlay(result.tiled, result.heat, result.mask, result.truth)
+                picture.save(file("overlay.png"), compress_level=1)
+            if self.save_cells:
+                np.savez_compressed(file("cells.npz"), **cells_of(result, labels))
         self.rows.append(self._row(result, time.perf_counter() - engine.started))
 
     def _row(self, result: SlideResult, seconds: float) -> dict[str, Any]:

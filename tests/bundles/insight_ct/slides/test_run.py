@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ class TestRun:
         case["label"] = str(write_annotation(tmp_path / "a.xml", [("Tumor", corners_of(box)) for box in LESIONS]))
         run_slides([case], tmp_path / "out")
         out = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
-        files = ["heatmap.ome.tif", "heatmap_tumor.tif", "overlay.png", "seg.tif", "tiles.png"]
+        files = ["cells.npz", "heatmap.ome.tif", "heatmap_tumor.tif", "overlay.png", "seg.tif", "tiles.png"]
         assert out == sorted([f"a_{name}" for name in files] + ["predictions.csv", "metrics.csv", "summary.json"])
         heat, mask = (tifffile.imread(tmp_path / "out" / f"a_{name}.tif") for name in ("heatmap.ome", "seg"))
         expected = planted(mask.shape, 14)
@@ -248,6 +249,16 @@ def test_fit_goes_from_labeled_slides_to_masks_and_a_bundle_and_computes_feature
         assert float(row["share_lesion"]) == pytest.approx(share, abs=1e-3)
     lesions = planted(mask.shape, cell_um / 0.5)
     assert float(positive["dice"]) == pytest.approx(dice(mask, lesions), abs=1e-4)
+    report = json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.DOTALL)[1])
+    shown = {row["case"]: row["slide"]["labels"][0] for row in report["cases"]}
+    for row in (negative, positive):  # at the run's own threshold the slider says what the tables say
+        label = shown[row["case"]]
+        if label["stop"] is not None:
+            assert label["share"][label["stop"]] == pytest.approx(float(row["share_lesion"]), abs=1e-4)
+            assert label["mm2"][label["stop"]] == pytest.approx(float(row["mask_mm2"]), abs=1e-4)
+    own = shown[positive["case"]]
+    assert own["dice"][own["stop"]] == pytest.approx(float(positive["dice"]), abs=1e-4)
+    assert shown[negative["case"]]["dice"] is None  # nothing to agree with
     assert float(positive["truth_mm2"]) == pytest.approx(lesions.sum() * mm2, abs=1e-4)
     assert len(list((tmp_path / "out" / "masks").glob("*_overlay.png"))) == 8
     monkeypatch.setattr(common.commands.fit_runs, "run_bundle", None)  # everything was done before
