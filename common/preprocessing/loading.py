@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import Transform
 from torch import Tensor
@@ -28,7 +30,8 @@ class LoadCased(Transform):
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file cannot be read; not 3D; another number of channels; NaN or infinite values; nothing but one
-            value; or files of the case lie on different grids. The message names the file.
+            value; two modalities are the same image; or files of the case lie on different grids. The message names
+            the file.
     """
 
     masks = ("organ", "label")
@@ -43,6 +46,7 @@ class LoadCased(Transform):
         first = self._read(files[0])
         grid = (first.array.shape[:3], first.affine)
         others = [on_grid(self._read(file), *grid, image=first.path) for file in files[1:]]
+        check_different([first, *others])
         image = torch.cat([meta_tensor(volume) for volume in (first, *others)])
         check_image(image, channels=self.channels)
         data |= {"image": image, "scan": image.clone()}
@@ -57,6 +61,19 @@ class LoadCased(Transform):
 
     def _read(self, path: Any) -> Volume:
         return read_volume(path, dicom_geometry=self.dicom_geometry)
+
+
+def check_different(modalities: Sequence[Volume]) -> None:
+    """Refuse one image in the place of two modalities: the same file, or the same values.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for one, other in combinations(modalities, 2):
+        if one.array.shape == other.array.shape and np.array_equal(one.array, other.array):
+            raise ValueError(
+                f"{one.path} and {other.path} are the same image, given as two modalities: is a pattern wrong?"
+            )
 
 
 def check_image(image: Tensor, *, channels: int) -> None:

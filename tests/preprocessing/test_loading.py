@@ -42,7 +42,7 @@ def test_masks_and_modalities_of_any_axis_order_come_on_the_grid_of_the_first_im
 
 def test_a_second_modality_may_differ_by_rounding_and_no_more(tmp_path):
     first = save(tmp_path / "a.nii.gz", VALUES, AFFINE)
-    near = save(tmp_path / "b.nii.gz", VALUES, AFFINE + 1e-6)
+    near = save(tmp_path / "b.nii.gz", VALUES + 1, AFFINE + 1e-6)
     assert LoadCased(channels=2)({"image": [first, near]})["image"].shape == (2, *SHAPE)
     for key, names in (("image", [first, save(tmp_path / "c.nii.gz", VALUES, np.eye(4))]), ("organ", first)):
         case = {"image": first, key: names} if key == "image" else {"image": first, key: str(tmp_path / "c.nii.gz")}
@@ -51,9 +51,16 @@ def test_a_second_modality_may_differ_by_rounding_and_no_more(tmp_path):
 
 
 def test_what_is_doubtful_about_the_files_is_told_once_with_their_names(tmp_path):
-    path = save(tmp_path / "scan.nii.gz", VALUES, np.eye(4))
-    data = LoadCased(channels=2)({"image": [path, path]})
+    paths = [save(tmp_path / folder / "scan.nii.gz", VALUES + len(folder), np.eye(4)) for folder in ("a", "bc")]
+    data = LoadCased(channels=2)({"image": paths})
     assert data["warnings"] == "scan.nii.gz: the affine is the identity: spacing and orientation may have been lost"
+
+
+def test_one_image_in_the_place_of_two_modalities_is_refused(tmp_path):
+    one, copy, other = (save(tmp_path / f"{k}.nii.gz", VALUES + (k == 2), AFFINE) for k in range(3))
+    for files in ([one, one], [one, other, copy]):
+        with pytest.raises(ValueError, match=rf"{files[0]} and {files[-1]} are the same image, given as two modalities"):
+            LoadCased(channels=len(files))({"image": files})
 
 
 def test_a_mask_with_channels_is_refused(tmp_path):
