@@ -162,7 +162,7 @@ def described(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "bundle": record.get("bundle"),
         "version": record.get("version"),
-        "task": record.get("task"),
+        "task": "Findings on whole slides, from yes/no labels" if run.unit == "slides" else record.get("task"),
         "section": record.get("section"),
         "kind": "evaluation" if run.metrics or run.labels else "inference",
         "unit": "slide" if run.unit == "slides" else "case",
@@ -212,6 +212,8 @@ def _made() -> tuple[str, str]:
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} {_short(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_short, value)) + "]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -32,11 +32,13 @@ def picture(path: Path, most_bytes: int) -> str:
 
 
 def thumbnail(path: Path) -> str:
-    """The middle of a picture as base64 of a JPEG: of a montage its fourth slice, with heat; of a slide all of it."""
+    """A part of a picture as base64 of a JPEG: of a montage its fourth slice, of a slide all of it, both with heat."""
     image = Image.open(path).convert("RGB")
     if path.name.endswith(SUFFIXES[0]):
         width, height = (image.width - BAR) // COLUMNS, image.height // 2
         image = image.crop((3 * width, height, 4 * width, 2 * height))
+    elif image.width > BAR:
+        image = image.crop((0, image.height // 2, image.width - BAR, image.height))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return base64.b64encode(_jpeg(image, 75)).decode()
 

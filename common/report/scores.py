@@ -92,9 +92,10 @@ def headline(run: Run) -> dict[str, Any]:
             "rival": CHANCE,
         }
     marked = sum(_marked(row) for row in run.predictions.values())
+    noun = "slide" if run.unit == "slides" else "case"
     return {
-        **{"measure": "cases with a mask", "value": marked, "low": None, "high": None, "rival": None},
-        "on": f"of {plural(len(run.predictions), 'case')}",
+        **{"measure": f"{noun}s with a mask", "value": marked, "low": None, "high": None, "rival": None},
+        "on": f"of {plural(len(run.predictions), noun)}",
         "note": "Neither masks nor labels are known here: nothing can be scored.",
     }
 

@@ -83,7 +83,7 @@ def chosen(source: Mapping[str, Any]) -> list[str]:
     cases = f" of {plural(source['cases'], 'case')}" if source.get("cases") else ""
     kinds = [f"{_words(source[kind])} {kind[:-1]}" for kind in ("positives", "negatives") if kind in source]
     counts = f" ({', '.join(kinds)})" if kinds else ""
-    lines = [f"Gate, threshold and smallest volume were chosen from {labels}{cases}{counts}."]
+    lines = [f"Gate and thresholds were chosen from {labels}{cases}{counts}."]
     lines.append(f"Masks used for these choices: {source.get('masks', 'not recorded')}.")
     if source.get("pseudo_masks"):
         lines.append(f"Pseudo-masks of the training came from: {source['pseudo_masks']}.")

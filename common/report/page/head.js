@@ -21,7 +21,7 @@ function duration(seconds) {
 
 function showHeadline() {
   const head = report.headline, rival = head.rival;
-  const whole = head.measure === "cases with a mask";
+  const whole = head.measure.endsWith("with a mask");
   const own = make("div", { class: "number" },
     make("p", { class: "measure", text: head.measure }),
     make("p", { class: "value", text: shown(head.value, whole ? 0 : 2) }),
