@@ -2,12 +2,22 @@
 
 from .baselines import BaselineMasksd, Thresholds, fit_baselines, intensity_grid
 from .from_labels import choose_gate, heat_threshold, smallest_volume, volume_gate
-from .morphology import clean, each_slice, largest_component, least_voxels, smooth_in_organ, volume_ml, without_thin
+from .morphology import (
+    clean,
+    each_slice,
+    hottest_component,
+    largest_component,
+    least_voxels,
+    smooth_in_organ,
+    volume_ml,
+    without_thin,
+)
 from .refine import gate_slices, refine_by_intensity, smooth_along_slices
-from .thresholds import best_threshold, multi_otsu, otsu, threshold_grid
+from .thresholds import NO_EVIDENCE, best_threshold, multi_otsu, otsu, threshold_grid
 from .transforms import MapsToMaskd
 
 __all__ = [
+    "NO_EVIDENCE",
     "BaselineMasksd",
     "MapsToMaskd",
     "Thresholds",
@@ -18,6 +28,7 @@ __all__ = [
     "fit_baselines",
     "gate_slices",
     "heat_threshold",
+    "hottest_component",
     "intensity_grid",
     "largest_component",
     "least_voxels",

@@ -36,6 +36,19 @@ def largest_component(mask: np.ndarray, *, connectivity: int | None = None) -> n
     return labels == sizes.argmax()
 
 
+def hottest_component(mask: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The connected component that holds the highest heat; an empty mask stays empty.
+
+    Args:
+        mask: bool, any rank; positions that touch by a corner belong together.
+        heat: of the same shape.
+    """
+    if not mask.any():
+        return mask
+    labels, _ = _label(mask, mask.ndim)
+    return labels == labels.flat[np.where(mask, heat, -np.inf).argmax()]
+
+
 def _close(mask: np.ndarray, radius: int) -> np.ndarray:
     """Close with a disk or ball, as if the image went on with background: at the border nothing is lost or added."""
     footprint = {2: disk, 3: ball}[mask.ndim](radius)

@@ -18,6 +18,8 @@ from ..metrics import dice, dice_from_counts, iou, iou_from_counts
 # Values whose spread is below this share of their size are rounding noise of a constant map in float32.
 _CONSTANT = 1e-6
 
+NO_EVIDENCE = -10.0  # heat of a class where it cannot be, a probability of 5e-5: thresholds do not count it
+
 
 def _finite(heatmap: np.ndarray) -> np.ndarray:
     """Return the map as an array, refusing NaN, which compares as false and would silently count as background."""

@@ -14,7 +14,7 @@ from ..images import as_array, like_image, spacing_of
 from ..metrics import heat_outside
 from .morphology import clean, each_slice, largest_component, least_voxels, volume_ml
 from .refine import gate_slices, refine_by_intensity, smooth_along_slices
-from .thresholds import multi_otsu, otsu
+from .thresholds import NO_EVIDENCE, multi_otsu, otsu
 
 BINARIZE = ("fixed", "multi_otsu", "otsu", "quantile")
 
@@ -139,9 +139,10 @@ class MapsToMaskd(MapTransform):
             return self.offset
         if self.binarize == "fixed" or not organ.any():
             return self.threshold
-        return (
-            otsu(heat, mask=organ) if self.binarize == "otsu" else float(np.quantile(heat[organ], self.mask_quantile))
-        )
+        counted = organ & (heat > NO_EVIDENCE)
+        if self.binarize == "otsu":
+            return otsu(heat, mask=counted)
+        return float(np.quantile(heat[counted if counted.any() else organ], self.mask_quantile))
 
     def _seed(self, heat: np.ndarray, organ: np.ndarray, threshold: float) -> np.ndarray:
         if self.binarize != "multi_otsu":

@@ -22,7 +22,7 @@ BUNDLES = {
     "gp_unet_brats": {
         "train": [
             *("train+lgg", "train+paper", "train+phantom+clinic", "train+lgg+train_refine", "train+t1ce"),
-            *("train+lgg+train_supervised", "train+multi_gpu_train"),
+            *("train+train_refine+t1ce+t1ce_refine", "train+lgg+train_supervised", "train+multi_gpu_train"),
         ],
         "inference": [
             *("inference+paper", "evaluate+paper+paper_scores", "evaluate+calibrate", "inference+phantom+clinic"),
@@ -30,6 +30,7 @@ BUNDLES = {
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),
         "paper_classes": ["healthy", "LGG", "HGG"],
+        "overrides": {"t1ce_refine": {"network": "$@network_def", "teacher": "$@teacher_def"}},  # else of four classes
     },
     "ensemble_gradcam_brats": {
         "train": ["train+lgg", "train+paper", "train+prostate", "train+phantom", "train+multi_gpu_train"],

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from common.masks import clean, each_slice, largest_component, least_voxels, smooth_in_organ, without_thin
+from common.masks import (
+    clean,
+    each_slice,
+    hottest_component,
+    largest_component,
+    least_voxels,
+    smooth_in_organ,
+    without_thin,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -172,3 +180,9 @@ def test_without_thin_keeps_what_holds_a_box_of_twice_the_radius_in_millimeters(
     expected = np.where(image == 2.0, 2.0, 0.5)
     np.testing.assert_array_equal(opened, expected)
     np.testing.assert_array_equal(without_thin(image, radius_mm=0.4, spacing=(1.0, 1.0, 2.0)), image)
+
+
+def test_the_hottest_component_need_not_be_the_largest():
+    mask = np.array([[1, 1, 1, 0, 1]], dtype=bool)
+    assert hottest_component(mask, np.array([[1.0, 2, 1, 9, 3]])).tolist() == [[False] * 4 + [True]]
+    assert not hottest_component(~mask & mask, np.ones((1, 5))).any()

@@ -199,3 +199,19 @@ class TestSmoothAlongSlices:
             smooth = smooth_along_slices(lone, sigma_mm=sigma_mm, slice_mm=slice_mm)[0]
             expected = np.exp(-0.5 * (np.arange(41) - 20.0) ** 2 / 4.0)
             np.testing.assert_allclose(smooth, expected / expected.sum(), atol=1e-4)
+
+
+def test_a_dark_lesion_keeps_its_seed():
+    image, organ = np.ones((20, 20, 1)), np.ones((20, 20, 1), bool)
+    image[5:8, 5:8] = 3.0
+    bright, dark = (np.zeros(image.shape, bool) for _ in range(2))
+    bright[4:8, 4:8], dark[12:17, 12:17] = True, True
+    plain = {"smooth_mm": 0.0, "opening_mm": 0.0, "dilate_mm": 1.0}
+
+    def refined(seed, least_share):
+        return refine_by_intensity(seed, image, organ, spacing=(1, 1, 1), **plain, least_share=least_share)
+
+    assert (refined(bright, 0.5) == (image > 1)).all()  # 9 of 16
+    assert (refined(bright, 0.6) == bright).all()
+    assert not refined(dark, 0.0).any()
+    assert (refined(dark, 0.5) == dark).all()

@@ -36,7 +36,8 @@ def gp_network(
         num_classes: classes, 0 = healthy.
         dropout: see the network.
         encoder_weights: of GPEfficientNet; the others have no encoder of their own.
-        options: of that network alone: `features`, `upsample`, `width`, `blocks`, `input_mean` …
+        options: of that network alone: `features`, `upsample`, `width`, `blocks`, `input_mean` …;
+            of all: `evidence_above`.
         kwargs: see `GPNet`.
 
     Raises:
@@ -46,7 +47,7 @@ def gp_network(
         raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}; got {backbone!r}")
     network = BACKBONES[backbone]
     fixed = ("self", "in_channels", "num_classes", "dropout", "weights", "kwargs")
-    known = [name for name in inspect.signature(network).parameters if name not in fixed]
+    known = [name for name in inspect.signature(network).parameters if name not in fixed] + ["evidence_above"]
     options = dict(options or {})
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"network_options: {backbone} has no option {', '.join(unknown)}; it has {', '.join(known)}")

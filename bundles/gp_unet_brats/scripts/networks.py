@@ -6,6 +6,7 @@ their application to brain tumour classification", arXiv:2206.05148.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.encoders import EfficientNetLite
+from common.masks import NO_EVIDENCE
 from common.pooling import GlobalPool
+
+from .evidence import bright_regions
 
 
 def sinc_upsample(x: Tensor) -> Tensor:
@@ -118,6 +122,8 @@ class GPNet(nn.Module):
         pool_options: keyword arguments of the pool, e.g. `{"alpha": 8}` for `smooth_max`.
         organ_channel: the last input channel is an organ mask (> 0.5 inside). It is not seen by the convolutions;
             it restricts the pool to the organ, so no evidence can come from outside.
+        evidence_above: by class, how bright the first channel must be for evidence of that class, `-inf` (or None for
+            all) for anywhere: lesions that take up contrast are brighter than the organ. See `evidence.bright_regions`.
     """
 
     def __init__(
@@ -129,14 +135,20 @@ class GPNet(nn.Module):
         pool_at: Literal["features", "map"] = "features",
         pool_options: dict | None = None,
         organ_channel: bool = False,
+        evidence_above: Sequence[float | None] | None = None,
     ) -> None:
         super().__init__()
+        if evidence_above is not None and (len(evidence_above) != num_classes or pool_at != "map"):
+            raise ValueError(f"evidence_above: one number a class ({num_classes}) and pool_at 'map' are needed")
         if pool_at not in ("features", "map"):
             raise ValueError(f"pool_at must be 'features' or 'map', got {pool_at!r}")
         self.num_classes = num_classes
         self.pool_at: str = pool_at
         self.organ_channel = organ_channel
         self.pool = GlobalPool(pool, **(pool_options or {}))
+        levels = [-math.inf if level is None else float(level) for level in evidence_above or ()]
+        self.register_buffer("evidence_above", torch.tensor(levels), persistent=False)
+        self.no_evidence = NO_EVIDENCE
         self.head = nn.Conv2d(num_features, num_classes, kernel_size=1)
 
     def features(self, image: Tensor) -> Tensor:
@@ -164,11 +176,22 @@ class GPNet(nn.Module):
         if self.pool_at == "map":
             # Evidence relative to class 0; the shift cancels in the softmax, and class 0's logit is 0.
             maps = maps - maps[:, :1]
+            if self.evidence_above.numel() > 0:
+                return self._where_bright(maps, image, mask)
             return maps, self.pool(maps, mask)
         if mask is not None and features.shape[-2:] != image.shape[-2:]:
             mask = F.interpolate(mask.float(), size=features.shape[-2:]) > 0.5
         pooled = self.pool(features, mask)
         return maps, F.linear(pooled, self.head.weight.flatten(1), self.head.bias)
+
+    def _where_bright(self, maps: Tensor, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Maps and logits with each class's evidence from its own regions; elsewhere `no_evidence`."""
+        allowed = bright_regions(image[:, :1], self.evidence_above)
+        inside = allowed if mask is None else allowed & mask
+        one_by_one = self.pool(maps.flatten(0, 1)[:, None], inside.flatten(0, 1)[:, None])
+        logits = one_by_one.view(maps.shape[0], maps.shape[1])
+        nowhere = ~inside.flatten(2).any(dim=2)
+        return maps.masked_fill(~allowed, self.no_evidence), logits.masked_fill(nowhere, self.no_evidence)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `[B, num_classes]` of `[B, in_channels (+1 with organ_channel), H, W]`."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
@@ -20,7 +21,7 @@ from common import training
 from common.data import SliceDataset, case_label, slice_classes
 from common.images import file_of, meta_tensor, read_mask, spacing_of
 from common.losses import pool_bags, soft_bce_dice
-from common.masks import refine_by_intensity
+from common.masks import NO_EVIDENCE, hottest_component, otsu, refine_by_intensity
 from common.pooling import GlobalPool
 
 
@@ -32,6 +33,8 @@ def pseudo_masks(
     teacher: torch.nn.Module,
     inferer: Callable,
     threshold: float = 0.0,
+    binarize: Literal["fixed", "otsu"] = "fixed",
+    hottest: bool = False,
     refine: Mapping[str, Any] | None = None,
     sure: Sequence[float] = (0.1, 0.5),
 ) -> dict[str, Tensor]:
@@ -45,7 +48,10 @@ def pseudo_masks(
         image: `[C, H, W, Z]`, the last channel the organ.
         teacher: network of the first stage, with its weights, on the device where it shall run.
         inferer: `common.engines.SliceMapInferer`.
-        threshold: of the teacher's tumor-minus-healthy map.
+        threshold: of the teacher's map of the class that the label names, against class 0's.
+        binarize: `otsu`: each slice has Otsu's threshold in its place, of the evidence inside the organ; for labels
+            that name no slice without a lesion, from which a threshold could come.
+        hottest: only the component with the highest heat of each slice is refined.
         refine: options of `common.masks.refine_by_intensity`.
         sure: in a positive volume with one label, slices that the teacher gives a lower probability of a lesion than
             the first have none, and those with a higher one than the second, and the most probable, have one.
@@ -56,14 +62,25 @@ def pseudo_masks(
     device = next(teacher.parameters()).device
     output = inferer(image[None].to(device), teacher)[0].cpu().numpy()
     classes = output.shape[0] // 2
-    margin = (output[1:classes] - output[:1]).max(axis=0)
     volume = image.numpy()
     organ = volume[-1] > 0.5
     probability = torch.as_tensor(1 - output[classes, 0, 0])
     positive, negative = _labels(case, probability, sure)
-    seed = (margin > threshold) & organ & positive.numpy()
+    named = np.maximum(case_label(case, len(probability)), 1) - 1
+    shown = np.broadcast_to(named, organ.shape)[None]
+    heat = np.take_along_axis(output[1:classes] - output[:1], shown, axis=0)[0]
+    seed = heat > (_otsu_of_slices(heat, organ) if binarize == "otsu" else threshold)
+    seed &= organ & positive.numpy()
+    if hottest:
+        seed = np.stack([hottest_component(s, h) for s, h in zip(seed.T, heat.T, strict=True)]).T
     refined = refine_by_intensity(seed, volume[0], organ, spacing=spacing_of(image), **(refine or {}))
     return _targets(torch.as_tensor(refined), negative)
+
+
+def _otsu_of_slices(heat: np.ndarray, organ: np.ndarray) -> np.ndarray:
+    """Otsu's threshold of each slice of `[H, W, Z]`, `[Z]`; infinite where there is nothing to tell apart."""
+    counted = organ & (heat > NO_EVIDENCE)
+    return np.array([otsu(h, mask=c) for h, c in zip(heat.T, counted.T, strict=True)], dtype=np.float32)
 
 
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
@@ -92,7 +109,7 @@ class PseudoMaskDataset(SliceDataset):
 
     Args:
         data, preprocessing, options: see `SliceDataset`.
-        teacher, inferer, threshold, refine, sure: see `pseudo_masks`.
+        teacher, inferer, threshold, binarize, hottest, refine, sure: see `pseudo_masks`.
     """
 
     def __init__(
@@ -103,11 +120,14 @@ class PseudoMaskDataset(SliceDataset):
         teacher: torch.nn.Module,
         inferer: Callable,
         threshold: float = 0.0,
+        binarize: Literal["fixed", "otsu"] = "fixed",
+        hottest: bool = False,
         refine: Mapping[str, Any] | None = None,
         sure: Sequence[float] = (0.1, 0.5),
         **options: Any,
     ) -> None:
         settings: dict[str, Any] = {"threshold": threshold, "refine": refine, "sure": sure}
+        settings |= {"binarize": binarize, "hottest": hottest}
         targets = partial(pseudo_masks, teacher=teacher.eval(), inferer=inferer, **settings)
         super().__init__(data, preprocessing, targets=targets, **options)
 
@@ -132,7 +152,9 @@ class ExplainInferer(Inferer):
 
 
 class PseudoMaskLoss(torch.nn.Module):
-    """Segmentation loss of the tumor-minus-healthy map on the pseudo-masks plus cross-entropy of the logits.
+    """Segmentation loss of the maps on the pseudo-masks plus cross-entropy of the logits.
+
+    Inside a pseudo-mask the map of the slice's own class is to be above class 0's, outside no class's map is.
 
     Args:
         segmentation, classification: weights of the two terms.
@@ -159,7 +181,9 @@ class PseudoMaskLoss(torch.nn.Module):
             target: `cls` and `bag` `[B]`, `pseudo` and `organ` `[B, 1, H, W]`, `counts` `[B]`.
         """
         maps, logits = output
-        margin = (maps[:, 1:] - maps[:, :1]).amax(dim=1, keepdim=True)
+        margins = maps[:, 1:] - maps[:, :1]
+        named = (target["cls"].clamp(min=1) - 1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
+        margin = torch.where(target["pseudo"] > 0.5, margins.gather(1, named), margins.amax(dim=1, keepdim=True))
         valid = target["organ"] * target["counts"][:, None, None, None]
         segmentation = soft_bce_dice(margin, target["pseudo"] * target["organ"], valid=valid)
         pooled = pool_bags(logits, target["cls"], target["bag"], self.pool)

@@ -173,3 +173,42 @@ def test_evidence_outside_the_organ_cannot_change_the_logits():
 def test_another_number_of_channels_is_refused_with_the_inputs_shape():
     with pytest.raises(ValueError, match=r"1 image channel.*\[1, 3, 16, 16\]"):
         small()(torch.rand(1, 4, 16, 16))
+
+
+class TestEvidenceWhereTheImageIsBright:
+    """Class 1 is looked for where it is bright, class 2 anywhere."""
+
+    LEVELS = (None, 1.5, None)
+
+    def image(self):
+        image = torch.ones(2, 2, 16, 16)
+        image[0, 0, 4:10, 4:10] = 2.0
+        return image
+
+    def test_a_class_has_evidence_nowhere_else(self):
+        maps, logits = small(evidence_above=self.LEVELS, pool="max").explain(self.image())
+        bright = torch.zeros(16, 16, dtype=torch.bool)
+        bright[5:9, 5:9] = True  # well inside
+        assert bool((maps[0, 1] > -10)[bright].all())
+        assert int((maps[0, 1] > -10).sum()) <= 36
+        assert torch.equal(maps[1, 1], torch.full((16, 16), -10.0))
+        assert logits[1, 1] == -10
+        assert (maps[:, 2] > -10).all()
+
+    def test_logits_are_pooled_there(self):
+        maps, logits = small(evidence_above=self.LEVELS, pool="avg").explain(self.image())
+        torch.testing.assert_close(logits[0, 1], maps[0, 1][maps[0, 1] > -10].mean())
+        torch.testing.assert_close(logits[:, 2], maps[:, 2].mean(dim=(1, 2)))
+
+    def test_weights_and_torchscript_do_not_notice(self):
+        network = small(evidence_above=self.LEVELS)
+        network.load_state_dict(small().state_dict())
+        scripted = torch.jit.script(network)
+        torch.testing.assert_close(scripted.explain(self.image()), network.explain(self.image()))
+
+    def test_one_number_a_class(self):
+        with pytest.raises(ValueError, match="one number a class"):
+            small(evidence_above=[1.0])
+        with pytest.raises(ValueError, match="pool_at 'map'"):
+            small(evidence_above=self.LEVELS, pool_at="features")
+        assert tiny("gp_unet", options=TINY["gp_unet"][0] | {"evidence_above": self.LEVELS}).evidence_above.numel() == 3

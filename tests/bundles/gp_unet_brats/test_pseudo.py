@@ -175,3 +175,58 @@ def test_pseudo_mask_loss_is_zero_for_certain_and_right_maps():
         "counts": torch.ones(2),
     }
     assert float(pseudo.PseudoMaskLoss()((maps, logits), target)) < 1e-3
+
+
+class ThreeClasses(Teacher):
+    """Class 1 is hot in the lesion's half of the image, class 2 in the decoy's; in half of the lesion still hotter."""
+
+    num_classes = 3
+
+    def explain(self, image):
+        bright = image[:, :1] - self.level
+        left = (torch.arange(bright.shape[2]) < 12)[:, None].expand_as(bright)
+        maps = torch.cat([0 * bright, torch.where(left, 2 * bright, -10.0), torch.where(left, -10.0, bright)], dim=1)
+        return maps, maps.amax(dim=(2, 3))
+
+
+def test_the_map_of_the_class_that_the_label_names_counts():
+    assert torch.equal(masks(dataset(teacher=ThreeClasses(), cls=LABELS)), marked(LESION))
+    assert not masks(dataset(teacher=ThreeClasses(), cls=[2 * label for label in LABELS])).any()
+    assert torch.equal(masks(dataset(teacher=ThreeClasses(), cls=[0, 0, 0, 0, 2, 2])), marked(DECOY))
+
+
+def test_otsu_takes_the_place_of_a_threshold():
+    high = {"teacher": Teacher(), "threshold": 5.0, "cls": LABELS}
+    assert not masks(dataset(**high)).any()
+    assert torch.equal(masks(dataset(**high, binarize="otsu")), marked(LESION))
+    hidden = dataset(**high | {"teacher": ThreeClasses()}, binarize="otsu")
+    assert torch.equal(masks(hidden), marked(LESION))  # what lies at -10 does not count
+
+
+class TwoSpots(Teacher):
+    """A large spot, and a small one that is hotter."""
+
+    def explain(self, image):
+        evidence = torch.full_like(image[:, :1], -1.0)
+        evidence[:, :, 4:9, 5:10] = 1.0
+        evidence[:, :, 14:16, 10:12] = 3.0
+        maps = torch.cat([torch.zeros_like(evidence), evidence], dim=1)
+        return maps, maps.amax(dim=(2, 3))
+
+
+@pytest.mark.parametrize(("hottest", "pixels"), [(True, 4), (False, 29)])
+def test_the_hottest_component_alone_is_refined_where_asked(hottest, pixels):
+    items = masks(dataset(teacher=TwoSpots(), hottest=hottest))
+    assert items.sum(dim=(0, 1)).tolist() == [pixels * label for label in LABELS]
+
+
+def test_the_class_that_the_label_names_is_to_fill_the_mask():
+    maps = torch.zeros(1, 3, 4, 4)
+    maps[:, 1] = 9.0
+    ones = torch.ones(1, 1, 4, 4)
+    target = {"bag": torch.tensor([-1]), "counts": torch.ones(1), "pseudo": ones, "organ": ones}
+    loss = pseudo.PseudoMaskLoss(classification=0.0)
+    right, wrong = (float(loss((maps, maps[..., 0, 0]), target | {"cls": torch.tensor([k])})) for k in (1, 2))
+    assert right < 0.01
+    assert wrong > 0.5
+    assert float(loss((maps, maps[..., 0, 0]), target | {"pseudo": 0 * ones, "cls": torch.tensor([2])})) > 5
