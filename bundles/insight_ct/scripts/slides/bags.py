@@ -139,6 +139,6 @@ def _encoded(
         with tiled.slide:
             if folder is not None:
                 with atomic_path(Path(folder) / f"{case['case']}_tiles.png") as path:
-                    tiled.picture().save(path)
+                    tiled.picture().save(path, compress_level=1)  # stained tissue hardly packs
             stored_features(store, case, tiled, tiler, encoder, batch_size=batch_size, key=key)
     return key
