@@ -24,6 +24,7 @@ def crossvalidate(
     *,
     datalist: str | None = None,
     scans: str | None = None,
+    keep: str | None = None,
     folds: int = 3,
     seed: int = 0,
     train: str | Sequence[str] = "train.json",
@@ -46,12 +47,18 @@ def crossvalidate(
     Where training used parts of scans (half-lungs, stacks of slices), `scans` lists the whole ones: thresholds are
     chosen and masks scored on these, and `fold<k>/parts` holds the scores of the parts, their AUC among them.
 
+    With `keep`, one section of the datalist is dealt into no fold: each fold's network is scored on its own test part
+    and, in `fold<k>/kept`, on that section, whose cases go to `kept_metrics.csv`. So INSIGHT's protocol for MosMed:
+    five folds of the volumes without masks for classification, the 50 with masks for Dice. Test cases without masks
+    are scored by their labels alone.
+
     Args:
         bundle: name under `bundles/`.
         dataset_dir: folder of the data.
         output_dir: gets all files.
         datalist: as `prepare` writes it, whose sections are dissolved; by default `datalist.json` in `dataset_dir`.
         scans: datalist of whole scans of the same patients; paths relative to `dataset_dir`, too.
+        keep: `test`, say: the section that is not dissolved; not together with `scans`.
         folds: number of folds.
         seed: of the folds.
         train: config files of the training, later ones override earlier ones.
@@ -67,12 +74,16 @@ def crossvalidate(
     Example:
         `python -m common crossvalidate gp_unet_brats DIR OUT --folds 4 --max_epochs 10`
     """
+    if keep and scans:
+        raise ValueError("keep and scans do not go together: list the kept scans in a datalist without parts")
     home = Path(output_dir).resolve()
     source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
-    lists = write_folds(source, home, count=folds, seed=seed)
+    lists = write_folds(source, home, count=folds, seed=seed, keep=keep)
     whole = [_of_patients(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
-    summaries, rows = [], []
+    summaries: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    kept_rows: list[dict[str, Any]] = []
     with logged(home / "log.txt", verbose=verbose):
         for k, (part_list, fold_list) in enumerate(zip(lists, whole, strict=True)):
             fold = home / f"fold{k}"
@@ -94,15 +105,25 @@ def crossvalidate(
                     result = place / Path(choice).stem / "calibrated.json"
                     _once(result, f"{title}: {choice}", bundle, [*evaluate, *chosen, choice], **on_scans)
                     chosen.append(str(result))
-            summary, parts = place / "evaluation" / "summary.json", place / "parts" / "summary.json"
-            _once(summary, f"fold {k}: evaluation", bundle, [*evaluate, *chosen], **on_scans)
+            configs = [*evaluate, *chosen]
+            summary = _result(place / "evaluation", fold_list)
+            _once(summary, f"fold {k}: evaluation", bundle, configs, **on_scans)
+            summaries.append(_scores(summary.parent))
+            rows += _cases_of(summary.parent, k)
             if scans:
-                configs = [*evaluate, *chosen]
+                parts = place / "parts" / "summary.json"
                 _once(parts, f"fold {k}: evaluation of the parts", bundle, configs, **on_parts, ckpt=str(ckpt))
-            summaries.append(_scores(summary.parent) | ({"parts": _scores(parts.parent)} if scans else {}))
-            with open(summary.parent / "metrics.csv", newline="") as file:
-                rows += [{"fold": k, **row} for row in csv.DictReader(file)]
-    write_csv(home / "metrics.csv", rows)
+                summaries[-1]["parts"] = _scores(parts.parent)
+            if keep:
+                kept = _with_test(source, keep, fold_list)
+                result = _result(place / "kept", kept)
+                on_kept = {**on_scans, "datalist": str(kept)}
+                _once(result, f"fold {k}: evaluation of the kept section", bundle, configs, **on_kept)
+                summaries[-1]["kept"] = _scores(result.parent)
+                kept_rows += _cases_of(result.parent, k)
+    for name, found in (("metrics.csv", rows), ("kept_metrics.csv", kept_rows)):
+        if found:
+            write_csv(home / name, found)
     scores = over_folds(summaries)
     write_json(home / "crossvalidation.json", scores)
     for name, score in scores.items():
@@ -117,11 +138,33 @@ def _once(result: Path, title: str, bundle: str, configs: list[str], **overrides
         run_bundle(bundle, configs, output_dir=str(result.parent), **for_configs(bundle, configs, overrides))
 
 
+def _result(folder: Path, datalist: Path) -> Path:
+    """What an evaluation leaves at its end: scores of masks, or of labels alone where no test case has a mask."""
+    summary = folder / "summary.json"
+    masks = summary.is_file() or any("label" in case for case in read_json(datalist)["test"])
+    return summary if masks else folder / "labels.json"
+
+
 def _scores(folder: Path) -> dict[str, Any]:
-    """What the handlers of an evaluation wrote: by case, and where there are any by volume."""
-    scores = read_json(folder / "summary.json")
-    volumes = folder / "volumes.json"
+    """What the handlers of an evaluation wrote: by case (without masks, by label), where there are any by volume."""
+    summary, labels, volumes = (folder / f"{name}.json" for name in ("summary", "labels", "volumes"))
+    scores = read_json(summary) if summary.is_file() else {"labels": read_json(labels)}
     return scores | ({"volumes": read_json(volumes)} if volumes.is_file() else {})
+
+
+def _cases_of(folder: Path, fold: int) -> list[dict[str, Any]]:
+    """Rows of the masks' scores, with the fold; none where there were no masks."""
+    if not (folder / "metrics.csv").is_file():
+        return []
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{"fold": fold, **row} for row in csv.DictReader(file)]
+
+
+def _with_test(source: Path, section: str, fold: Path) -> Path:
+    """Write the datalist of a fold with a kept section as its test cases; `<fold>_kept.json`."""
+    path = fold.with_name(f"{fold.stem}_kept.json")
+    write_datalist(path, read_json(fold) | {"test": read_json(source)[section]})
+    return path
 
 
 def _of_patients(scans: PathLike, fold: Path) -> Path:

@@ -9,7 +9,7 @@ from ..files import PathLike
 from .arguments import read_json
 
 
-def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
+def folds(datalist: str, count: int = 5, seed: int = 0, keep: str | None = None) -> None:
     """Write `<datalist>_fold<k>.json` for cross-validation by patient: fold k is the test section.
 
     A sixth of the other patients validates. Patients with and without a finding are dealt apart where there are enough.
@@ -18,16 +18,19 @@ def folds(datalist: str, count: int = 5, seed: int = 0) -> None:
         datalist: as `prepare` writes it; its own sections are dissolved.
         count: number of folds.
         seed: of the folds.
+        keep: a section that is not dissolved, `test` say: its cases are in no fold.
 
     Example:
         `python -m common folds DIR/datalist.json --count 4`
     """
-    for path in write_folds(datalist, Path(datalist).parent, count=count, seed=seed):
+    for path in write_folds(datalist, Path(datalist).parent, count=count, seed=seed, keep=keep):
         content = read_json(path)
         print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
 
 
-def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: int = 0) -> list[Path]:
+def write_folds(
+    datalist: PathLike, output_dir: PathLike, *, count: int, seed: int = 0, keep: str | None = None
+) -> list[Path]:
     """Write the files of `folds` into a folder of their own.
 
     Args:
@@ -35,12 +38,20 @@ def write_folds(datalist: PathLike, output_dir: PathLike, *, count: int, seed: i
         output_dir: gets the files; paths in them stay relative to the same folder of the data.
         count: number of folds.
         seed: of the folds.
+        keep: a section whose cases are in no fold.
 
     Returns:
         The files.
+
+    Raises:
+        ValueError: no such section, or it is empty.
     """
     content = read_json(datalist)
-    everything = [case for section in SECTIONS for case in content.get(section, [])]
+    if keep is not None and not content.get(keep):
+        raise ValueError(
+            f"{datalist}: there is no section {keep!r} to keep; it has {[s for s in SECTIONS if content.get(s)]}"
+        )
+    everything = [case for section in SECTIONS if section != keep for case in content.get(section, [])]
     kinds = kinds_of_patients(everything)
     files = []
     for k, test in enumerate(patient_folds(kinds, folds=count, seed=seed, kinds=kinds)):

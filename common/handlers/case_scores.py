@@ -80,11 +80,9 @@ class CaseScores(CaseHandler):
         if "label" not in batch:
             return
         truth = axial(batch["label"])[0].numpy() > 0
-        probability = np.asarray(output["slice_probability"])
         positive: np.ndarray = np.asarray(truth.any(axis=(0, 1)))
-        if len(positive) != probability.shape[1]:
-            raise ValueError(f"case {batch['case']}: {len(positive)} slices in the mask, {probability.shape[1]} scored")
         pred = axial(output["pred"])[0].numpy() > 0
+        probability = _at_slices(np.asarray(output["slice_probability"]), len(positive))
         heat = axial(output["heatmap"])[0].numpy()
         raw = heat > self.raw_threshold
         on_positive = slice_dice(pred, truth)
@@ -174,6 +172,11 @@ class CaseScores(CaseHandler):
     def _auc_interval(self, patients: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> list[float]:
         low, high = bootstrap_by_patient(patients, roc_auc, probabilities, labels, resamples=self.resamples)
         return [_round(low), _round(high)]
+
+
+def _at_slices(probability: np.ndarray, depth: int) -> np.ndarray:
+    """The class probabilities `[C, depth]` of a scan's slices, from those `[C, D]` of slices resampled along it."""
+    return probability[:, ((np.arange(depth) + 0.5) * probability.shape[1] / depth).astype(int)]
 
 
 def position_prior(cases: Sequence[dict], *, bins: int = 20) -> list[float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data import labels_of
+from ..data import labels_of, labels_slices, multi_hot
 from ..engines import gathered_rows
 from ..files import rounded, write_csv, write_json
 from ..images import as_array, axial, spacing_of
@@ -25,12 +26,22 @@ class LabelScores(CaseHandler):
     Args:
         output_dir: where the files go.
         gate: probability above which a slice, or a volume, counts as positive.
+        classes: names, the negative one first. With more than one positive, volumes are also told apart by each: its
+            AUC against all others, and the mean over classes.
         resamples: bootstrap resamples of the intervals, by patient.
     """
 
-    def __init__(self, output_dir: str | Path, *, gate: float | None = 0.5, resamples: int = 1000) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        gate: float | None = 0.5,
+        classes: Sequence[str] = (),
+        resamples: int = 1000,
+    ) -> None:
         super().__init__(output_dir)
         self.gate = 0.5 if gate is None else gate
+        self.classes = list(classes)
         self.resamples = resamples
         self.slices: list[dict[str, Any]] = []
 
@@ -49,6 +60,7 @@ class LabelScores(CaseHandler):
         shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
         ml = volume_ml(mask, spacing_of(pred))
         row = {"positive": int(positive), "probability": float(1 - output["probability"][0]), "ml": ml}
+        row |= self._by_class(engine.cases.get(batch["case"], {}), as_array(output["probability"]))
         self.rows.append({**shared, **row})
         organ = as_array(batch["image"])[-1] > 0.5
         if labels is None:
@@ -57,6 +69,13 @@ class LabelScores(CaseHandler):
             marked = int(mask[..., z].any()) if mask.shape[-1] == len(probability) else None
             slice_ = {"slice": int(z), "positive": int(labels[z]), "probability": float(probability[z])}
             self.slices.append({**shared, **slice_, "marked": marked})
+
+    def _by_class(self, case: dict, probability: np.ndarray) -> dict[str, Any]:
+        """Label and probability of each class, where there are several and the volume has one label, or names."""
+        if len(self.classes) < 3 or case.get("cls") is None or labels_slices(case):
+            return {}
+        found = zip(self.classes[1:], multi_hot(case["cls"], self.classes), probability[1:], strict=True)
+        return {k: v for name, y, p in found for k, v in ((f"positive {name}", y), (f"probability {name}", float(p)))}
 
     @staticmethod
     def _labels(batch: dict, case: dict, depth: int) -> tuple[bool, np.ndarray | None] | None:
@@ -92,7 +111,16 @@ class LabelScores(CaseHandler):
         if self.slices:
             negative = [not row["marked"] for row in self.slices if not row["positive"] and row["marked"] is not None]
             parts["slices"] = self._scores(self.slices) | {"negatives_empty": _mean(negative)}
+        by_class = {name: self._class_auc(name) for name in self.classes[1:] if f"positive {name}" in self.rows[0]}
+        if by_class:
+            parts["classes"] = {name: {"auc": _number(auc)} for name, auc in by_class.items()}
+            defined = [auc for auc in by_class.values() if not np.isnan(auc)]
+            parts["macro"] = {"auc": _number(float(np.mean(defined))) if defined else None}
         return parts
+
+    def _class_auc(self, name: str) -> float:
+        rows = [row for row in self.rows if f"positive {name}" in row]
+        return roc_auc(*([row[f"{what} {name}"] for row in rows] for what in ("probability", "positive")))
 
     def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         labels = np.array([row["positive"] for row in rows])

@@ -15,7 +15,7 @@ from common.commands.crossvalidate import crossvalidate, over_folds
 def data(tmp_path) -> Path:
     """A datalist of nine patients, two cases each."""
     cases = [
-        {"case": f"p{i}_{j}", "patient": f"p{i}", "image": f"p{i}_{j}.nii.gz", "cls": [0, 1]}
+        {"case": f"p{i}_{j}", "patient": f"p{i}", "image": f"p{i}_{j}.nii.gz", "cls": [0, 1], "label": f"m{i}.nii.gz"}
         for i in range(9)
         for j in range(2)
     ]
@@ -39,7 +39,11 @@ def runs(monkeypatch) -> list[dict]:
         elif configs[-1] == "choose.json":
             (output / "calibrated.json").write_text("{}")
         else:
+            tested = json.loads(Path(str(overrides["datalist"])).read_text())["test"]
+            (output / "labels.json").write_text(json.dumps({"volumes": {"auc": 0.8}}))
             k = next(int(part[4:]) for part in output.parts if part.startswith("fold"))
+            if not any("label" in case for case in tested):
+                return
             (output / "summary.json").write_text(json.dumps({"dice": {"mean": k / 10}, "name": "x", "cases": 6}))
             (output / "metrics.csv").write_text(f"case,dice\na,{k}\nb,{k}\n")
             auc = 0.5 + k / 10 if output.name == "parts" else k / 10
@@ -144,6 +148,7 @@ def test_only_numbers_that_every_fold_has_are_averaged():
 def scans(data) -> str:
     """The whole scans of the nine patients."""
     cases = [{"case": f"p{i}", "patient": f"p{i}", "image": f"p{i}.nii.gz", "cls": 1} for i in range(9)]
+    cases = [case | {"label": "mask.nii.gz"} for case in cases]
     content = {"name": "x", "classes": ["none", "tumor"], "modalities": ["flair"]}
     (data / "scans.json").write_text(json.dumps(content | {"training": cases[:5], "test": cases[5:]}))
     return str(data / "scans.json")
@@ -173,6 +178,45 @@ def test_scores_of_scans_and_of_parts_are_told_apart(data, runs, scans, tmp_path
     runs.clear()
     crossvalidate("b", str(data), str(out), folds=3, choose="", scans=scans)
     assert not runs
+
+
+@pytest.fixture
+def kept(data) -> Path:
+    """The nine patients without masks, and as test section two others with masks."""
+    path = data / "datalist.json"
+    cases = [{"case": x, "patient": x, "image": f"{x}.nii.gz", "cls": 1, "label": f"{x}_mask.nii.gz"} for x in "ab"]
+    content = json.loads(path.read_text())
+    for case in content["training"]:
+        del case["label"]
+    path.write_text(json.dumps(content | {"test": cases}))
+    return data
+
+
+def test_a_kept_section_is_in_no_fold_and_scored_by_each_folds_network(kept, runs, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(kept), str(out), folds=3, choose="choose.json", keep="test")
+    assert [Path(call["output_dir"]).name for call in runs] == 3 * ["training", "choose", "evaluation", "kept"]
+    dealt: list[str] = []
+    for k in range(3):
+        training, _, evaluation, scored = runs[4 * k : 4 * k + 4]
+        assert scored["ckpt"] == evaluation["ckpt"]
+        assert scored["configs"] == evaluation["configs"]
+        fold, held = (json.loads(Path(call["datalist"]).read_text()) for call in (evaluation, scored))
+        assert training["datalist"] == evaluation["datalist"]
+        assert [case["case"] for case in held["test"]] == ["a", "b"]
+        assert held["training"] == fold["training"]
+        dealt += [case["patient"] for case in fold["test"]]
+    assert sorted(set(dealt)) == [f"p{i}" for i in range(9)]
+    result = json.loads((out / "crossvalidation.json").read_text())
+    assert result["labels.volumes.auc"]["mean"] == pytest.approx(0.8)  # of the folds' own, which have no mask
+    assert result["kept.dice.mean"]["mean"] == pytest.approx(0.1)
+    assert (out / "kept_metrics.csv").is_file()
+    assert not (out / "metrics.csv").exists()
+    runs.clear()
+    crossvalidate("b", str(kept), str(out), folds=3, choose="choose.json", keep="test")
+    assert not runs
+    with pytest.raises(ValueError, match=r"no section 'validation' to keep; it has \['training', 'test'\]"):
+        crossvalidate("b", str(kept), str(out), folds=3, keep="validation")
 
 
 def test_a_scan_of_a_patient_without_parts_is_refused_before_anything_runs(data, runs, scans, tmp_path):

@@ -248,14 +248,17 @@ def test_label_of_another_shape_fails_its_case_alone_with_both_shapes(tmp_path):
     assert (row["case"], float(row["dice"])) == ("good", 1.0)
 
 
-def test_another_number_of_slices_than_scored_fails_before_anything_is_counted(tmp_path):
-    good, bad = pair(item(0)), pair(item(1))
-    bad[1]["slice_probability"] = bad[1]["slice_probability"][:, :4]
-    handler = CaseScores(tmp_path)
-    with pytest.raises(ValueError, match="case case_1: 6 slices in the mask, 4 scored"):
-        run_handler(handler, [good, bad])
-    assert [row["case"] for row in handler.rows] == ["case_0"]
-    assert {row["case"] for row in handler.slices} == {"case_0"}
+@pytest.mark.parametrize(
+    ("seen", "expected"), [([0.1, 0.9], [0.1] * 3 + [0.9] * 3), ([*range(12)], [*range(1, 12, 2)])]
+)
+def test_slices_of_a_scan_that_was_resampled_have_the_probability_of_the_one_that_was_seen_there(
+    tmp_path, seen, expected
+):
+    batch, output = pair(item(0))
+    output["slice_probability"] = np.stack([1 - np.array(seen), np.array(seen)])
+    handler = CaseScores(tmp_path, resamples=5)
+    run_handler(handler, [(batch, output)])
+    assert [row["probability"] for row in handler.slices] == pytest.approx(expected)
 
 
 def test_a_second_run_starts_afresh(tmp_path, cases):

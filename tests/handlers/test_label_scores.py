@@ -72,6 +72,22 @@ def test_a_mask_gives_the_label_where_the_datalist_has_none_and_no_label_is_left
     assert found["slices"]["positives"] == 1
 
 
+def test_several_labels_are_told_apart_one_by_one(tmp_path):
+    """Labels of whole volumes that may hold together; the mean over those that some volume has and some has not."""
+    classes = ["none", "edema", "mass", "rare"]
+    found = {"a": ([0.9, 0.2, 0.1], ["edema"]), "b": ([0.8, 0.6, 0.1], ["edema", "mass"]), "c": ([0.1, 0.7, 0.1], [])}
+    items, cases = [], {}
+    for name, (probability, cls) in found.items():
+        batch, output = pair(name, [0.5], [])
+        items.append((batch, output | {"probability": torch.tensor([0.1, *probability])}))
+        cases[name] = {"case": name, "cls": cls}
+    run_handler(LabelScores(tmp_path, classes=classes, resamples=5), items, cases=cases)
+    result = json.loads((tmp_path / "labels.json").read_text())
+    assert [result["classes"][name]["auc"] for name in classes[1:3]] == [1.0, 0.5]
+    assert result["macro"]["auc"] == 0.75
+    assert "probability mass" in (tmp_path / "labels.csv").read_text()
+
+
 def test_a_probability_at_the_gate_does_not_pass(tmp_path):
     items = [pair("a", [0.5], []), pair("b", [0.5], [])]
     found = scores(tmp_path, items, {"a": {"case": "a", "cls": 1}, "b": {"case": "b", "cls": 0}})["volumes"]

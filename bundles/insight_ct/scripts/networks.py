@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from common.pooling import GlobalPool, RunningPool
 
 from .scaling import FeatureScale
+from .streams import HeatmapStream, above_otsu, as_one_bag
 
 FINGERPRINT_BYTES = 8
 
@@ -67,8 +68,8 @@ class InsightHead(nn.Module):
       least probability of a bag without evidence against the label: choose thresholds accordingly.
     - without context: `σ(z)`.
 
-    The probability is the pool of the heatmap over all cells inside, at least in float32. The penalty is the mean of
-    `z²` over the cells inside (spectral decoupling, Eq. 7, as in the authors' code: a mean, not the sum).
+    The probability is the pool of the heatmap over all cells inside, at least in float32. The penalty is the squared
+    norm of `z` over the cells inside (spectral decoupling, Eq. 7).
 
     669,954 parameters with 1024 channels, one label and spatial norms on 14 × 14, 419,074 without norms, as in the
     authors' code.
@@ -84,6 +85,9 @@ class InsightHead(nn.Module):
         pooling: `smooth_max`, `max` or `avg`, see `common.pooling`.
         alpha: sharpness of `smooth_max`.
         context: whether to gate at all; False is an ablation.
+        squared_norm: of Eq. 7: `mean` of the squares (the code), or their `sum` (the paper), which grows with the bag.
+        otsu: cells of a label up to Otsu's threshold of the bag count as 0 in the pool, in training and inference (the
+            code; Eq. 9). A bag of equal cells is pooled as it is. `heatmap` stays whole.
         checkpoint_chunk: train with the activations of that many tiles in memory, recomputing them in the backward
             pass; None keeps all.
         standardize: bring the features' channels to one scale, see `FeatureScale`, which the training fits.
@@ -104,10 +108,14 @@ class InsightHead(nn.Module):
         pooling: Literal["smooth_max", "max", "avg"] = "smooth_max",
         alpha: float = 8.0,
         context: bool = True,
+        squared_norm: Literal["mean", "sum"] = "mean",
+        otsu: bool = False,
         checkpoint_chunk: int | None = None,
         standardize: bool = False,
     ) -> None:
         super().__init__()
+        if squared_norm not in ("mean", "sum"):
+            raise ValueError(f"squared_norm must be 'mean' or 'sum', got {squared_norm!r}")
         if fusion not in ("gate", "eq4"):
             raise ValueError(f"fusion must be 'gate' or 'eq4', got {fusion!r}")
         if norm not in ("channel", "spatial", "none"):
@@ -122,6 +130,8 @@ class InsightHead(nn.Module):
         self.fusion: str = fusion
         self.pooling: str = pooling
         self.alpha = alpha
+        self.squared_norm: str = squared_norm
+        self.otsu = otsu
         self.checkpoint_chunk = checkpoint_chunk
         self.pool = GlobalPool(pooling, **({"alpha": alpha} if pooling == "smooth_max" else {}))
         self.scale = FeatureScale(in_channels) if standardize else nn.Identity()
@@ -185,57 +195,23 @@ class InsightHead(nn.Module):
             detection, context = self._logits(features)
         heatmap = self._fuse(detection, context, inside)
         mask: Tensor | None = None
+        cells = torch.tensor(detection.numel())
+        penalty = detection.square().sum()
         if inside is not None:
-            mask = _as_one_bag(inside)
+            mask = as_one_bag(inside)
             outside = inside <= 0.5
             cells = (~outside).sum() * self.num_labels
-            penalty = detection.masked_fill(outside, 0.0).square().sum() / cells.clamp(min=1)
-        else:
-            penalty = detection.square().mean()
-        return heatmap, self.pool(_as_one_bag(heatmap), mask)[0], penalty
+            penalty = detection.masked_fill(outside, 0.0).square().sum()
+        if self.squared_norm == "mean":
+            penalty = penalty / cells.clamp(min=1)
+        pooled = heatmap
+        if self.otsu and not torch.jit.is_scripting():
+            pooled = above_otsu(heatmap, inside)
+        return heatmap, self.pool(as_one_bag(pooled), mask)[0], penalty
 
     def stream(self) -> HeatmapStream:
         """A bag that comes in chunks, see `HeatmapStream`."""
         return HeatmapStream(self)
-
-
-def _as_one_bag(maps: Tensor) -> Tensor:
-    """`[1, K, N, h, w]` of `[N, K, h, w]`: the tiles become one more axis to pool over."""
-    return maps.transpose(0, 1).unsqueeze(0)
-
-
-class HeatmapStream:
-    """Inference on a bag of any size in flat memory: heatmaps chunk by chunk, then the probability of the whole.
-
-    Args:
-        head: an `InsightHead`; its mode (train, eval) is left alone and makes no difference.
-
-    Example:
-        >>> stream = InsightHead(16).stream()
-        >>> [list(stream.update(features).shape) for features in torch.rand(2, 5, 16, 4, 4)]
-        [[5, 1, 4, 4], [5, 1, 4, 4]]
-        >>> stream.compute().shape
-        torch.Size([1])
-    """
-
-    def __init__(self, head: InsightHead) -> None:
-        self.head = head
-        self._pool = RunningPool(head.pooling, alpha=head.alpha)
-
-    @torch.no_grad()
-    def update(self, features: Tensor, inside: Tensor | None = None) -> Tensor:
-        """Heatmap `[n, K, h, w]` of the next n tiles, see `InsightHead.heatmap`."""
-        heatmap = self.head.heatmap(features, inside)
-        self._pool.update(_as_one_bag(heatmap), None if inside is None else _as_one_bag(inside))
-        return heatmap
-
-    def compute(self) -> Tensor:
-        """Probability `[K]`, float32 on the CPU, of all tiles so far.
-
-        Raises:
-            RuntimeError: there was no tile.
-        """
-        return self._pool.compute()[0]
 
 
 class Insight(nn.Module):

@@ -42,7 +42,7 @@ class Brightness(nn.Module):
 class Threshold(nn.Module):
     """Heat is 1 where a cell is bright, and 0.25 times that for each further label."""
 
-    in_channels, pooling, alpha = 3, "smooth_max", ALPHA
+    in_channels, pooling, alpha, otsu = 3, "smooth_max", ALPHA, False
 
     def __init__(self, num_labels: int = 1) -> None:
         super().__init__()

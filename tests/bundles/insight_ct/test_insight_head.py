@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from common.masks import otsu
 from common.pooling import POOLINGS, GlobalPool
 from tests.bundles.insight_ct.toy import features, half_inside, networks, small
 
@@ -137,6 +138,22 @@ def test_penalty_is_the_mean_squared_detection_logit_inside():
     torch.testing.assert_close(head(x)[2], logits.square().mean())
     cells = logits.transpose(0, 1)[:, inside[:, 0] > 0.5]
     torch.testing.assert_close(head(x, inside)[2], cells.square().mean())
+    summed = small(squared_norm="sum")
+    torch.testing.assert_close(summed(x)[2], logits.square().sum())
+    torch.testing.assert_close(summed(x, inside)[2], cells.square().sum())
+
+
+def test_otsu_leaves_the_pool_what_lies_above_the_threshold_of_each_label_and_bag():
+    head, x, inside = small(otsu=True, pooling="avg").train(), features(), half_inside()
+    heatmap, probability, _ = head(x, inside)
+    for label in range(2):
+        cells = heatmap[:, label][inside[:, 0] > 0.5]
+        kept = cells[cells > otsu(cells.detach().numpy())]
+        assert 0 < len(kept) < len(cells)
+        torch.testing.assert_close(probability[label], kept.sum() / len(cells))
+    probability.sum().backward()
+    assert all(p.grad is not None for p in head.detection.parameters())
+    assert (head(torch.zeros_like(x), inside)[1] > 0).all()  # alike everywhere: nothing is taken away
 
 
 def test_order_of_tiles_does_not_matter_and_tiles_do_not_see_each_other():
@@ -179,16 +196,17 @@ def test_checkpointing_keeps_no_activations_of_the_branches():
     assert kept[1] < kept[0] / 20  # a few maps of two labels, against all channels of all layers
 
 
-@pytest.mark.parametrize("pooling", ["smooth_max", "max", "avg"])
+@pytest.mark.parametrize(("pooling", "cut"), [("smooth_max", False), ("max", False), ("avg", False), ("avg", True)])
 @pytest.mark.parametrize("sizes", [[9], [1] * 9, [4, 0, 3, 2]])
-def test_stream_gives_the_heatmaps_and_probability_of_one_pass(pooling, sizes):
-    head, x, inside = small(pooling=pooling), features(tiles=9), half_inside(tiles=9)
+def test_stream_gives_the_heatmaps_and_probability_of_one_pass(pooling, cut, sizes):
+    head, x, inside = small(pooling=pooling, otsu=cut), features(tiles=9), half_inside(tiles=9)
     inside[4:7] = 0  # one of the chunks has no cell inside
     heatmap, probability, _ = head(x, inside)
     stream = head.stream()
     maps = [stream.update(f, i) for f, i in zip(x.split(sizes), inside.split(sizes), strict=True)]
     torch.testing.assert_close(torch.cat(maps), heatmap, atol=1e-6, rtol=0)
-    torch.testing.assert_close(stream.compute(), probability, atol=1e-6, rtol=0)
+    for _ in range(2):
+        torch.testing.assert_close(stream.compute(), probability, atol=1e-6, rtol=0)
     assert not maps[0].requires_grad
 
 
@@ -242,6 +260,7 @@ def test_features_in_half_precision_are_taken_as_they_are():
         ({"pooling": "top_fraction"}, "cannot run over chunks; choose"),
         ({"alpha": float("inf")}, "alpha must be finite"),
         ({"checkpoint_chunk": 0}, "checkpoint_chunk must be at least 1"),
+        ({"squared_norm": "max"}, "squared_norm must be 'mean' or 'sum', got 'max'"),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -77,9 +77,7 @@ def test_thresholds_are_chosen_behind_the_filter_of_components_that_scores(tmp_p
     """The bright voxel beside the cube: without the filter only a threshold above it would be free of it."""
     options = {"validation": balls(2), "test": balls(1), "output_dir": tmp_path, "progress": False}
     inferer = compare.MethodsInferer(layers=(1,), num_slices=4, num_directions=4, size=12, progress=False)
-    rows = {
-        ml: compare.compare(inferer, Bright(), ball_case, min_component_ml=ml, **options)[0] for ml in (0.0, 0.002)
-    }
+    rows = {ml: compare.compare(inferer, Bright(), ball_case, min_component_ml=ml, **options)[0] for ml in (0.0, 0.002)}
     assert [row["method"] for row in rows.values()] == ["intensity"] * 2
     assert rows[0.002]["validation_dice"] == rows[0.002]["dice"] == 1 > rows[0.0]["validation_dice"]
 

@@ -9,19 +9,17 @@ import csv
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
+from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 
 from common.commands.prepare import prepare
-from common.commands.run import run_arguments
-from tests.bundles.conftest import monai_bundle, read_json, volumes
+from tests.bundles.conftest import read_json, volumes
+from tests.bundles.mosmed import SHAPE, run_with_modules, write_mosmed
 
 TRAINING = ("train.json", "mosmed.json", "paper.json")
 SCORING = ("inference.json", "evaluate.json", "mosmed.json", "paper.json")
-AFFINE = np.diag([-1.5, -1.5, 4.0, 1.0])
 SMALL = {"size": 32, "max_epochs": 1, "volumes": 4, "planes": 2, "volumes_per_epoch": 8, "validation_planes": 4}
 FEW = {"size": 32, "num_slices": 5, "num_directions": 6, "baseline_openings_mm": [], "min_component_ml": 0.01}
 TIMM = """
@@ -37,23 +35,6 @@ def create_model(name, pretrained, in_chans, num_classes):
 """
 
 
-def write_mosmed(root: Path) -> None:
-    """`COVID19_1110`: six studies without a finding and six with one, of which there are masks."""
-    rng = np.random.default_rng(0)
-    (root / "masks").mkdir(parents=True)
-    for number in range(12):
-        ill = number % 2
-        image, mask = rng.normal(-850, 30, (20, 20, 8)).astype(np.int16), np.zeros((20, 20, 8), np.uint8)
-        if ill:
-            x, y, z = rng.integers(3, (10, 10, 4))
-            mask[x : x + 6, y : y + 6, z : z + 3] = 1
-            nib.save(nib.Nifti1Image(mask, AFFINE), root / "masks" / f"study_{number:04d}_mask.nii.gz")
-        folder = root / "studies" / f"CT-{ill}"
-        folder.mkdir(parents=True, exist_ok=True)
-        image[mask > 0] += 700
-        nib.save(nib.Nifti1Image(image, AFFINE), folder / f"study_{number:04d}.nii.gz")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("mosmed")
@@ -67,10 +48,9 @@ def data(tmp_path_factory) -> Path:
     return data
 
 
-def run(data: Path, configs: tuple[str, ...], output: Path, *, check: bool = True, **more) -> CompletedProcess[str]:
-    settings = {"dataset_dir": data, "output_dir": output, "progress": False} | more
-    modules = {"PYTHONPATH": str(data / "modules")}
-    return monai_bundle(*run_arguments("tonno_mosmed", list(configs), **settings), check=check, environment=modules)
+def run(data: Path, configs: tuple[str, ...], output: Path, **more: Any) -> CompletedProcess[str]:
+    settings = {"modules": data / "modules", "dataset_dir": data, "output_dir": output} | more
+    return run_with_modules("tonno_mosmed", configs, **settings)
 
 
 def test_frozen_norms_without_weights_end_the_run_before_anything_is_read(data, tmp_path):
@@ -115,7 +95,7 @@ def test_masks_are_cut_at_the_threshold_of_validation_and_scored_beside_the_base
     heats, masks = volumes(data / "out", "heatmap"), volumes(data / "out")
     assert len(masks) == 2
     for case, mask in masks.items():
-        assert mask.shape == (20, 20, 8)
+        assert mask.shape == SHAPE
         assert not (mask.astype(bool) & (heats[case] <= read_json(chosen)["threshold"] - 1e-3)).any()
     assert read_json(data / "out" / "summary.json")["dice_baseline_threshold"]["mean"] > 0.95
     assert "balanced_accuracy" in read_json(data / "out" / "volumes.json")["threshold"]

@@ -102,7 +102,7 @@ class ColorEncoder(nn.Module):
 class ColorHead(nn.Module):
     """Heat of label k: 1 at the lesion's color, 0 at the tissue's; label 2, if any, has none."""
 
-    in_channels, pooling, alpha = 3, "max", 1.0
+    in_channels, pooling, alpha, otsu = 3, "max", 1.0, False
 
     def __init__(self, num_labels: int = 1) -> None:
         super().__init__()
