@@ -20,6 +20,11 @@ from skimage.morphology import disk
 from ..masks import each_slice
 from .chest import IN_PLANE, airways, behind_consolidations, mean_in_regions, regions
 
+# Of 13 chests at most .62 of the border is bright (cut to the body), and then 176 ml inside (vessels); inverted at
+# least .90, and 1218 ml (lungs).
+BRIGHT_BORDER, ENCLOSED_ML = 0.75, 500.0
+LITTLE_ML, A_CHEST_MM = 300.0, (200.0, 200.0, 120.0)  # in a field as large as a chest there is more lung than that
+
 
 def lung_mask(
     image: np.ndarray,
@@ -75,6 +80,52 @@ def lung_mask(
     rim = ndi.binary_dilation(aerated, iterations=steps) & (smooth < rim_level) & cage
     lungs = _closed_by_side(aerated | ((rim | hidden) & allowed), coarse_spacing, center, closing_mm)
     return _enlarged(lungs & allowed, factors, image.shape)
+
+
+def check_gray(image: np.ndarray, spacing: Sequence[float]) -> None:
+    """Refuse a chest whose gray values are inverted: bright all around the body, and as bright in its lungs.
+
+    A chest that fills the image has bright borders, too, but next to nothing bright that the body encloses.
+
+    Args:
+        image: `[H, W, D]`, axial slices along the last axis.
+        spacing: millimeters of the three axes.
+
+    Raises:
+        ValueError: air is brighter than the body.
+    """
+    factors = tuple(max(1, round(6.0 / s)) for s in spacing)
+    coarse = _block_mean(image, factors)
+    if coarse.min() == coarse.max():
+        return
+    bright = coarse > threshold_otsu(coarse)
+    labels, _ = ndi.label(bright, IN_PLANE)
+    edge = np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
+    enclosed = bright & ~np.isin(labels, np.unique(edge))
+    milliliter = float(np.prod(spacing) * np.prod(factors)) / 1000.0
+    if (edge > 0).mean() > BRIGHT_BORDER and enclosed.sum() * milliliter > ENCLOSED_ML:
+        raise ValueError(
+            "the air around the body, and in it, is brighter than the body: gray values are inverted, but air has to "
+            "be darkest"
+        )
+
+
+def doubt_about_lungs(lungs: np.ndarray, spacing: Sequence[float]) -> str:
+    """Why what was found cannot be all lung that a scan shows; empty if it can.
+
+    Args:
+        lungs: bool `[H, W, D]`, axial slices along the last axis.
+        spacing: millimeters of the three axes.
+    """
+    extent = [n * s for n, s in zip(lungs.shape, spacing, strict=True)]
+    milliliters = float(lungs.sum() * np.prod(spacing)) / 1000.0
+    if milliliters >= LITTLE_ML or any(mm < least for mm, least in zip(extent, A_CHEST_MM, strict=True)):
+        return ""
+    field = " x ".join(f"{mm:.0f}" for mm in extent)
+    return (
+        f"{milliliters:.0f} ml of lung found in {field} mm: no chest, or values that do not tell lung from tissue "
+        "(inverted, or Hounsfield units cut off at 0)?"
+    )
 
 
 def _block_mean(image: np.ndarray, factors: Sequence[int]) -> np.ndarray:

@@ -10,13 +10,17 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from ..images import as_array, file_of, spacing_of
+from .lungs import check_gray, doubt_about_lungs
 from .organ import ORGANS, normalize_by_median, normalize_by_mode, organ_mask
+
+LUNGS = ("lung", "lungmask")
 
 
 class OrganMaskd(MapTransform):
     """Add an organ mask `[1, H, W, D]` (float 0/1) of the first channel under `organ_key`.
 
-    A mask that is there already, loaded from a file, is kept: above 0.5 is organ.
+    A mask that is there already, loaded from a file, is kept: above 0.5 is organ. Lungs that were found, and are less
+    than a scan of that size shows, are doubted under `warnings`.
 
     Args:
         keys: one image key, `[C, H, W, D]`, slices along the last axis.
@@ -44,12 +48,24 @@ class OrganMaskd(MapTransform):
         data = dict(data)
         for key in self.key_iterator(data):
             image = data[key]
+            if self.organ in LUNGS:
+                _check_chest(image)
             if self.organ_key in data:
                 data[self.organ_key] = _checked_mask(data[self.organ_key], image)
                 continue
             mask = organ_mask(as_array(image[0]), spacing=spacing_of(image), organ=self.organ, **self.options)
             data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
+            doubt = doubt_about_lungs(mask, spacing_of(image)) if self.organ in LUNGS else ""
+            if doubt:
+                data["warnings"] = "; ".join([*([str(data["warnings"])] if data.get("warnings") else []), doubt])
         return data
+
+
+def _check_chest(image: Any) -> None:
+    try:
+        check_gray(as_array(image[0]), spacing_of(image))
+    except ValueError as error:
+        raise ValueError(f"{file_of(image)}: {error}") from None
 
 
 def _checked_mask(organ: Any, image: Any) -> Any:

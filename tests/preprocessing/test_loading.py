@@ -59,7 +59,9 @@ def test_what_is_doubtful_about_the_files_is_told_once_with_their_names(tmp_path
 def test_one_image_in_the_place_of_two_modalities_is_refused(tmp_path):
     one, copy, other = (save(tmp_path / f"{k}.nii.gz", VALUES + (k == 2), AFFINE) for k in range(3))
     for files in ([one, one], [one, other, copy]):
-        with pytest.raises(ValueError, match=rf"{files[0]} and {files[-1]} are the same image, given as two modalities"):
+        with pytest.raises(
+            ValueError, match=rf"{files[0]} and {files[-1]} are the same image, given as two modalities"
+        ):
             LoadCased(channels=len(files))({"image": files})
 
 
