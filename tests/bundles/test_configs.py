@@ -277,10 +277,14 @@ def test_presets_of_tonno_are_the_papers_and_the_fast_one():
     assert (fast["num_slices"], fast["num_directions"], fast["size"]) == (50, 500, 128)
 
 
-def test_variants_of_insights_ablation_change_keys_that_the_configs_have():
+@pytest.mark.parametrize(
+    ("bundle", "file", "configs"),
+    [("insight_ct", "ablation_variants", ("train", "covid")), ("tonno_mosmed", "norm_variants", ("train",))],
+)
+def test_variants_of_an_ablation_change_keys_that_the_configs_have(bundle, file, configs):
     """A misspelled key would be taken without a word, and the variant be the method itself."""
-    variants = read_json(REPOSITORY / "bundles" / "insight_ct" / "docs" / "ablation_variants.json")
-    base = config("insight_ct", "train") | config("insight_ct", "covid")
+    variants = read_json(REPOSITORY / "bundles" / bundle / "docs" / f"{file}.json")
+    base = {key: value for name in configs for key, value in config(bundle, name).items()}
     for name, changes in variants.items():
         assert changes.keys() <= base.keys(), name
         assert all(base[key] != value for key, value in changes.items()), name

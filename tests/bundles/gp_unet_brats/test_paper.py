@@ -46,7 +46,7 @@ def run(tmp_path_factory) -> Path:
     training = {"max_epochs": 2, "batch_size": 8, "slice_size": [32, 32], "output_dir": data / "runs"}
     run_bundle(BUNDLE, ["train.json", "paper.json"], dataset_dir=data, **SMALL, **training)
     configs = ["inference.json", "evaluate.json", "paper.json", "paper_scores.json"]
-    scoring = {"ckpt": data / "runs" / "model.pt", "output_dir": data / "out", "baseline_thresholds": [0.9, 0.9]}
+    scoring = {"ckpt": data / "runs" / "model.pt", "output_dir": data / "out"}
     run_bundle(BUNDLE, configs, dataset_dir=data, offsets=[0.0, 0.3], **SMALL, **scoring)
     return data
 
