@@ -38,8 +38,8 @@ PUBLIC = {
     "images": """
         LPS_TO_RAS DicomCodes Volume as_array axial check_affine check_one_grid corners dicom_results file_of
         filled_slices in_axes_of is_dicom is_picture like_image mask_on_grid meta_tensor nifti_affine on_grid read_grid
-        read_mask read_picture read_volume spacing_of tensor_bytes window_pads write_dicom write_heat_picture
-        write_mask_picture write_nifti write_raw_picture
+        read_labels read_mask read_picture read_volume spacing_of tensor_bytes window_pads write_dicom
+        write_heat_picture write_mask_picture write_nifti write_raw_picture
     """,
     "handlers": """
         MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter ClassScores LabelCalibration

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..images.dicom_files import COLOR, Header, Series, Tree, first_scan, header_of, read_tree
+from ..images.dicom_files import COLOR, SEGMENTATIONS, Header, Series, Tree, first_scan, header_of, read_tree
 from .outputs import is_result
 
 DICOM = "dicom"
@@ -164,9 +164,9 @@ def _without_results(root: Path, names: list[str], pattern: str) -> list[str]:
 
 
 def _is_slice(path: Path) -> bool:
-    """Whether a file is DICOM and no picture in color, which may be a slide."""
+    """Whether a file is DICOM, but no picture in color, which may be a slide, and no Segmentation, a mask."""
     header = header_of(str(path)) if path.suffix.lower() in ("", *_SLICES) and path.is_file() else None
-    return header is not None and header.other != COLOR
+    return header is not None and header.other not in (COLOR, *SEGMENTATIONS)
 
 
 def _some(names: list[str]) -> str:

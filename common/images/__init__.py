@@ -4,7 +4,7 @@ from .dicom_codes import DicomCodes
 from .dicom_output import dicom_results, write_dicom
 from .geometry import LPS_TO_RAS, check_affine, check_one_grid, corners, in_axes_of, nifti_affine
 from .pictures import is_picture, read_picture, write_heat_picture, write_mask_picture, write_raw_picture
-from .reading import is_dicom, mask_on_grid, on_grid, read_grid, read_mask, read_volume
+from .reading import is_dicom, mask_on_grid, on_grid, read_grid, read_labels, read_mask, read_volume
 from .tensors import (
     as_array,
     axial,
@@ -40,6 +40,7 @@ __all__ = [
     "nifti_affine",
     "on_grid",
     "read_grid",
+    "read_labels",
     "read_mask",
     "read_picture",
     "read_volume",

@@ -28,6 +28,7 @@ _TAGS = (
     "PatientIdentityRemoved",
 )
 COLOR = "picture in color"
+SEGMENTATIONS = ("Segmentation", "Label Map Segmentation")
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture
 # These hold pixels and are no scans: what was computed from scans, or planned on them.
 _RESULTS = {

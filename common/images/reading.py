@@ -20,6 +20,7 @@ from .geometry import LPS_TO_RAS, check_affine, check_one_grid, in_axes_of, nift
 from .pictures import is_picture, picture_grid, read_picture
 from .volume import Volume
 
+DICOM_FILES = (".dcm", ".ima")
 OTHERS = (".mha", ".mhd", ".nrrd", ".nhdr")  # read by ITK
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 # What nibabel raises of a file that is none, is cut off, or whose header says what cannot be.
@@ -52,8 +53,8 @@ def read_volume(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
         return _read_by_itk(path)
     if is_picture(path):
         return read_picture(path)
-    if path.lower().endswith((".dcm", ".ima")):
-        raise ValueError(f"{path} is one file of DICOM: an image is the folder of its series, a mask is NIfTI")
+    if path.lower().endswith(DICOM_FILES):
+        raise ValueError(f"{path} is one file of DICOM: an image is the folder of its series")
     image = _load(path)
     affine, warnings = _place(image, path)
     _check_type(image.get_data_dtype(), path)
@@ -62,6 +63,15 @@ def read_volume(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
     except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read ({error}); expected a complete NIfTI file") from error
     return Volume(_squeezed(array), affine, path, warnings)
+
+
+def read_labels(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
+    """Read a mask: as `read_volume`, or a DICOM Segmentation, which `mask_on_grid` brings to the whole grid."""
+    if str(path).lower().endswith(DICOM_FILES):
+        from .dicom_seg import read_segmentation  # needs the extra [dicom]
+
+        return read_segmentation(str(path))
+    return read_volume(path, dicom_geometry=dicom_geometry)
 
 
 def read_grid(path: PathLike, *, dicom_geometry: str | None = None) -> tuple[tuple[int, ...], np.ndarray]:
@@ -101,7 +111,8 @@ def mask_on_grid(
     """`on_grid` of a mask, which has no channels.
 
     Args:
-        mask, shape, affine, image: see `on_grid`.
+        mask: of `read_labels`.
+        shape, affine, image: see `on_grid`.
         probabilities: whether values between 0 and 1 mean something.
 
     Raises:
@@ -112,6 +123,10 @@ def mask_on_grid(
         raise ValueError(f"{mask.path}: expected a 3D mask, got the shape {list(mask.array.shape)}{color}")
     if not probabilities:
         _check_labels(mask)
+    if mask.path.lower().endswith(DICOM_FILES):
+        from .dicom_seg import on_image
+
+        mask = on_image(mask, shape, affine, image=image, of_series=is_dicom(image))
     return on_grid(mask, shape, affine, image=image)
 
 
@@ -137,7 +152,7 @@ def read_mask(path: PathLike, image: PathLike, *, dicom_geometry: str | None = N
     Raises:
         ValueError: it is not 3D, or lies on another grid.
     """
-    mask = read_volume(path, dicom_geometry=dicom_geometry)
+    mask = read_labels(path, dicom_geometry=dicom_geometry)
     return mask_on_grid(mask, *read_grid(image, dicom_geometry=dicom_geometry), image=str(image))
 
 

@@ -13,7 +13,7 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
-from ..images import Volume, file_of, mask_on_grid, meta_tensor, on_grid, read_volume
+from ..images import Volume, file_of, mask_on_grid, meta_tensor, on_grid, read_labels, read_volume
 
 
 class LoadCased(Transform):
@@ -53,7 +53,7 @@ class LoadCased(Transform):
         warnings = [f"{os.path.basename(v.path)}: {text}" for v in (first, *others) for text in v.warnings]
         for key in self.masks:
             if data.get(key) is not None:
-                mask = self._read(data[key])
+                mask = read_labels(data[key], dicom_geometry=self.dicom_geometry)
                 on_image = mask_on_grid(mask, *grid, image=first.path, probabilities=key == "organ")
                 data[key] = meta_tensor(on_image)
         data["warnings"] = "; ".join(dict.fromkeys(warnings))

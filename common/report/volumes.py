@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage as ndi
 
-from ..images import mask_on_grid, read_volume
+from ..images import mask_on_grid, read_labels, read_volume
 from .levels import bounding_box, heat_levels
 
 MARGIN_MM = 8.0  # around the organ
@@ -62,7 +62,7 @@ def read_case(folder: Path, case: str, files: Mapping[str, Any]) -> CaseVolumes 
     truth = None
     if (label := files.get("label")) and Path(label).exists():
         grid = (first.array.shape[:3], first.affine)
-        truth = mask_on_grid(read_volume(label), *grid, image=first.path).array > 0
+        truth = mask_on_grid(read_labels(label), *grid, image=first.path).array > 0
     return CaseVolumes(
         affine=first.affine,
         heat=found["heat"].array.astype(np.float32) if "heat" in found else None,
