@@ -61,7 +61,8 @@ class SliceMapInferer(Inferer):
             tensor, so that every workflow that expects a single output can carry it.
         """
         net = unwrapped(network)
-        return torch.stack([self._volume(volume, net) for volume in convert_to_tensor(inputs, track_meta=False)])
+        volumes = [self._volume(volume, net) for volume in convert_to_tensor(inputs, track_meta=False)]
+        return torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]  # a stack of one is a copy
 
     def _volume(self, volume: Tensor, network: Any) -> Tensor:
         slices = volume.permute(3, 0, 1, 2)  # [D, C_in, H, W]

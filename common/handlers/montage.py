@@ -40,7 +40,8 @@ def draw_montage(
     Returns:
         An RGB picture; the color bar spans 0 to the largest heat of the volume (magma, never inverted).
     """
-    low, high = np.percentile(image.ravel(order="K"), [1, 99.8])  # in the order of memory: twice as fast
+    values = image.ravel(order="K")  # in the order of memory, and of large images a part: much faster
+    low, high = np.percentile(values[:: max(1, values.size // 1_000_000)], [1, 99.8])
     outlines = [np.zeros(image.shape, bool) if region is None else region > 0 for region in (mask, truth)]
     volumes = [image, heatmap, *outlines]
     # To left, posterior, superior: transposed later, this shows the patient's right on the left.

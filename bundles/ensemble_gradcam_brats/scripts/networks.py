@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import common.cam
 from common.encoders import Classifier
 
+METHODS = ("CAM", "GradCAM", "GradCAMpp", "HiResCAM", "LayerCAM", "ScoreCAM", "SmoothGradCAMpp", "XGradCAM")
+
 
 class EnsembleNet(nn.Module):
     """Classifiers that see the same image; the ensemble's probability is the mean of theirs.
@@ -55,6 +57,8 @@ class EnsembleNet(nn.Module):
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
+        if cam not in METHODS or (isinstance(target, str) and target != "argmax"):
+            raise ValueError(f"cam must be one of {METHODS} and target a class or 'argmax', got {cam!r} and {target!r}")
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.num_maps = len(members)

@@ -124,9 +124,12 @@ def test_pretrained_weights_go_to_the_members_of_that_backbone(tmp_path):
     assert torch.equal(network.members[0].body.conv1.weight, source.conv1.weight)
 
 
-def test_an_empty_ensemble_is_refused():
+def test_an_empty_ensemble_or_a_map_of_another_name_is_refused():
     with pytest.raises(ValueError, match="at least one member"):
         EnsembleNet([])
+    for wrong in ({"cam": "gradcam"}, {"target": "all"}):
+        with pytest.raises(ValueError, match=r"cam must be one of .*GradCAM.* and target a class or 'argmax', got"):
+            EnsembleNet(SMALL[:1], **wrong)
 
 
 @torch.no_grad()
