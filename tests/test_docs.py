@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
+import inspect
 import json
 import re
 import shlex
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,6 +218,41 @@ def test_code_of_the_pages_runs_and_prints(document, capsys):
     for block in blocks(document, "python"):
         exec(compile(block, name(document), "exec"), {})
         assert capsys.readouterr().out.strip()
+
+
+EXAMPLES = [path for path in DOCUMENTS if blocks(path, "pycon")]
+
+
+@pytest.mark.parametrize("document", EXAMPLES, ids=name)
+def test_examples_of_the_pages_give_what_they_say(document):
+    said: list[str] = []
+    example = doctest.DocTestParser().get_doctest(
+        "\n".join(blocks(document, "pycon")), {"__name__": "example"}, name(document), name(document), 0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        doctest.DocTestRunner(verbose=False).run(example, out=said.append)
+    assert "".join(said) == ""
+
+
+# What a few lines cannot show: they need a published data set, a download, a DICOM series, npm, or a bundle that runs.
+NOT_SHOWN = {
+    *("autopet", "bracs", "brats2020", "camelyon16", "cheng", "decathlon", "duke", "half_lungs", "kaggle_3m"),
+    *("labeled_table", "mosmed", "learned_lung_mask", "dicom_results", "write_dicom", "get_viewer", "check_settings"),
+}
+
+
+def test_every_public_function_has_an_example_on_its_page():
+    lacking = set()
+    for page in (path for path in (REPOSITORY / "docs" / "api").glob("*.md") if path.stem != "index"):
+        room = importlib.import_module(f"common.{page.stem}")
+        public = getattr(room, "__all__", [each for each in vars(room) if not each.startswith("_")])
+        functions = [each for each in public if inspect.isfunction(inspect.unwrap(getattr(room, each)))]
+        own = [each for each in functions if inspect.unwrap(getattr(room, each)).__module__.startswith(room.__name__)]
+        code = "\n".join(blocks(page, "pycon", "python"))
+        lacking |= {each for each in own if not re.search(rf"\b{each}\b", code)}
+    assert lacking - NOT_SHOWN == set()  # show it in docs/api/<room>.md, as ```pycon
+    assert NOT_SHOWN - lacking == set()
 
 
 def test_code_that_the_pages_of_papers_point_to_is_there():
