@@ -249,7 +249,8 @@ def test_every_public_function_has_an_example_on_its_page():
         public = getattr(room, "__all__", [each for each in vars(room) if not each.startswith("_")])
         functions = [each for each in public if inspect.isfunction(inspect.unwrap(getattr(room, each)))]
         own = [each for each in functions if inspect.unwrap(getattr(room, each)).__module__.startswith(room.__name__)]
-        code = "\n".join(blocks(page, "pycon", "python"))
+        typed = re.findall(r"^(?:>>>|\.\.\.) .*", "\n".join(blocks(page, "pycon")), re.MULTILINE)
+        code = "\n".join([*typed, *blocks(page, "python")])
         lacking |= {each for each in own if not re.search(rf"\b{each}\b", code)}
     assert lacking - NOT_SHOWN == set()  # show it in docs/api/<room>.md, as ```pycon
     assert NOT_SHOWN - lacking == set()
