@@ -99,6 +99,23 @@ def test_thresholds_are_fitted_on_the_named_cases_and_scored_on_the_others(tmp_p
     assert float(row["validation_dice"]) == 0.0
 
 
+def test_within_the_organ_slices_beyond_it_are_not_counted(tmp_path):
+    """Where a paper cuts scans, what it cuts off is neither background nor missed tumor."""
+    items = [found_on(name, 0.5, 0.3) for name in "ac"]
+    for batch, _ in items:
+        batch["image"][1, ..., [0, 2]] = 0
+    reached = []
+    for within in ("scan", "organ"):
+        options = {"fit_cases": ["a"], "levels": [0.4], "objective": "miou", "within": within}
+        run_handler(search.EnsembleSearch(tmp_path / within, names=["one"], **options), items)
+        with open(tmp_path / within / "search.csv", newline="") as file:
+            reached.append(float(next(csv.DictReader(file))["training_miou"]))
+    assert reached[1] == pytest.approx(
+        (6 / 8 + 52 / 54) / 2, abs=1e-4
+    )  # of 60 pixels, 6 true and 2 false ones are marked
+    assert reached[0] < reached[1]
+
+
 @pytest.mark.parametrize("name", ["a", "c"])
 def test_a_search_needs_cases_of_both_sections(tmp_path, name):
     with pytest.raises(RuntimeError, match="both the training and the validation section"):

@@ -139,7 +139,7 @@ def test_the_organs_mask_is_taken_from_its_file(data, trained, tmp_path):
     organ = np.zeros(image.shape, np.uint8)
     organ[20:37, 25:44, 3:9] = 1
     nib.save(nib.Nifti1Image(organ, image.affine), tmp_path / "data" / case / "lung.nii.gz")
-    everything = {"threshold": "-1.0", "gate": "-1.0", "refine": "null", "check_range": "false"}
+    everything = {"threshold": "-1.0", "gate": "0.0", "refine": "null", "check_range": "false"}
     infer(BUNDLE, tmp_path / "data", trained / "model.pt", tmp_path, lung_pattern="*/lung.nii.gz", **everything)
     np.testing.assert_array_equal(nib.load(tmp_path / f"{case}_seg.nii.gz").get_fdata(), organ)
     with open(tmp_path / "predictions.csv") as file:
