@@ -83,7 +83,6 @@ label: install $(LABEL)/.installed
 
 # The site, in build/site. Warnings are errors, broken links among them.
 docs: install
-	$(BIN)/python -m $(PIP) --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
