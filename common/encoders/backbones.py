@@ -194,6 +194,8 @@ def load_body(body: nn.Module, path: str | os.PathLike[str]) -> None:
 def group_norm_from_batch(module: nn.Module, groups: int = 32) -> None:
     """Replace every `BatchNorm2d` in place by `GroupNorm` with the same affine parameters.
 
+    Timm's norms that end with an activation (`BatchNormAct2d`) keep it.
+
     Args:
         groups: per layer; fewer where they do not divide the channels.
     """
@@ -203,6 +205,7 @@ def group_norm_from_batch(module: nn.Module, groups: int = 32) -> None:
             with torch.no_grad():
                 norm.weight.copy_(child.weight)
                 norm.bias.copy_(child.bias)
-            setattr(module, name, norm)
+            activation = getattr(child, "act", None)
+            setattr(module, name, norm if activation is None else nn.Sequential(norm, activation))
         else:
             group_norm_from_batch(child, groups)

@@ -112,6 +112,11 @@ def test_group_norm_replaces_every_batch_norm_and_keeps_its_affine_parameters():
     assert len(norms) == 2
     assert norms[0].num_groups == 16  # the largest divisor of 48 that 32 shares
     torch.testing.assert_close(norms[0].weight.detach(), weight)
+    with_activation = nn.BatchNorm2d(4)
+    with_activation.act = nn.ReLU()
+    body = nn.Sequential(with_activation)
+    group_norm_from_batch(body)
+    assert [type(module) for module in body[0]] == [nn.GroupNorm, nn.ReLU]
     network = Classifier("resnet10", norm="group")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
