@@ -88,7 +88,7 @@ const mark = (at, text) => (scale) => {
   const left = scale.x(at) > WIDTH - RIGHT - 90;
   return [
     make("line", { class: "rule own", x1: scale.x(at), x2: scale.x(at), y1: TOP, y2: HEIGHT - BOTTOM }),
-    make("text", { class: "tick", x: scale.x(at) + (left ? -4 : 4), y: (TOP + HEIGHT - BOTTOM) / 2, "text-anchor": left ? "end" : "start", text }),
+    make("text", { class: "tick over", x: scale.x(at) + (left ? -4 : 4), y: (TOP + HEIGHT - BOTTOM) / 2, "text-anchor": left ? "end" : "start", text }),
   ];
 };
 
