@@ -288,8 +288,10 @@ class TrainingCheckpoint:
     def _save(self, engine: Engine) -> None:
         better = True
         if self.best_of is not None:
-            reached = float(self.best_of.state.metrics[self.best_of.state.key_metric_name])
-            # Of equals the later one, which has learned more; an undefined metric (one class) keeps nothing back.
+            metrics, validated = self.best_of.state.metrics, self.best_of.state.epoch in (0, engine.state.epoch)
+            reached = float(metrics.get(self.best_of.state.key_metric_name, -math.inf)) if validated else -math.inf
+            # Of equals the later one, which has learned more; an undefined metric (one class) keeps nothing back, an
+            # epoch without validation only what was validated.
             better, self.best = not reached < self.best, max(self.best, reached)
         if better:
             save_weights(self.model, self.model_path)

@@ -156,7 +156,8 @@ HIDDEN = ("epoch", "learning_rate")  # columns of the log that the progress bar 
 class TrainingLog:
     """Handler: a progress bar over the epochs, and a row for each in `training_log.csv`.
 
-    A row holds epoch, loss, validation metrics, the learning rate of the first group of parameters, and seconds.
+    A row holds epoch, loss, metrics of a validation after that epoch, the learning rate of the first group of
+    parameters, and seconds.
 
     Args:
         path: of the CSV file; a resumed training goes on from its rows.
@@ -196,7 +197,7 @@ class TrainingLog:
 
     def _end(self, engine: Engine) -> None:
         row: dict[str, Any] = {"epoch": engine.state.epoch, "loss": round(sum(self.losses) / len(self.losses), 5)}
-        if self.validator is not None:
+        if self.validator is not None and getattr(self.validator.state, "epoch", 0) in (0, engine.state.epoch):
             row |= {k: round(float(v), 5) for k, v in self.validator.state.metrics.items()}
         if (optimizer := getattr(engine, "optimizer", None)) is not None:
             row["learning_rate"] = float(f"{optimizer.param_groups[0]['lr']:.4g}")  # at the epoch's end

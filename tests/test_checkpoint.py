@@ -246,8 +246,8 @@ class TestScheduleOfResumedTraining:
 
 
 class TestBestOf:
-    def train(self, folder: Path, reached: list[float]) -> dict[str, list[int]]:
-        """Epoch n leaves the weight n; the validation after it reaches `reached[n - 1]`."""
+    def train(self, folder: Path, reached: list[float | None]) -> dict[str, list[int]]:
+        """Epoch n leaves the weight n; the validation after it reaches `reached[n - 1]`, None: there is none."""
         network = nn.Linear(1, 1, bias=False)
         validator = Engine(lambda *_: None)
         validator.state.key_metric_name = "auc"  # type: ignore[attr-defined]
@@ -255,7 +255,9 @@ class TestBestOf:
 
         def learn(engine: Engine) -> None:
             nn.init.constant_(network.weight, float(engine.state.epoch))
-            validator.state.metrics = {"auc": reached[engine.state.epoch - 1], "loss": 9.0}
+            if (auc := reached[engine.state.epoch - 1]) is not None:
+                validator.state.metrics = {"auc": auc, "loss": 9.0}
+                validator.state.epoch = engine.state.epoch
 
         def look(engine: Engine) -> None:
             model, state = (torch.load(folder / name, weights_only=True) for name in kept)
@@ -282,6 +284,7 @@ class TestBestOf:
             ([0.7, 0.7, 0.6, 0.7], [1, 2, 2, 4]),  # of equals the later one
             ([0.9, float("nan"), 0.8, 0.9], [1, 2, 2, 4]),  # an undefined metric keeps nothing back
             ([float("nan"), 0.3, 0.2], [1, 2, 2]),
+            ([None, 0.5, None, 0.5, None], [1, 2, 2, 4, 4]),  # what was not validated is not as good as what was
         ],
     )
     def test_weights_are_those_of_the_best_epoch_and_the_checkpoint_that_of_the_last(self, tmp_path, reached, best):

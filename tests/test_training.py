@@ -242,6 +242,11 @@ class TestTrainingLog:
         assert list(self.rows(tmp_path / "log.csv")[0])[:4] == ["epoch", "loss", "auc", "f1"]
         assert self.rows(tmp_path / "log.csv")[0]["auc"] == "0.12346"
 
+    def test_an_epoch_without_validation_has_no_metrics(self, tmp_path):
+        validator = SimpleNamespace(state=SimpleNamespace(metrics={"auc": 0.5}, epoch=2))
+        self.train(tmp_path / "log.csv", 3, validator=validator)
+        assert [row["auc"] for row in self.rows(tmp_path / "log.csv")] == ["", "0.5", ""]
+
     def test_one_bar_counts_the_epochs_from_where_a_training_goes_on(self, tmp_path, capsys):
         self.train(tmp_path / "log.csv", 5, after=2, progress=True)
         last = capsys.readouterr().err.strip().rpartition("\r")[2]
