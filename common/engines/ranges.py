@@ -49,7 +49,7 @@ RANGES: dict[Rule, str] = {
     """,
     SHARE: """
         average_decay dropout gate heat_quantile heat_quantiles intensity intensity_mask intensity_masks mask_quantile
-        min_tissue quantile refine#adaptive sensitivity smoothing table_gate vertical_flip
+        min_tissue quantile refine#adaptive refine#least_share sensitivity smoothing table_gate vertical_flip
     """,
     LENGTH: "spacing shape",
     TWO: "slice_size window",

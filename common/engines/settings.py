@@ -36,9 +36,11 @@ KINDS: tuple[tuple[Any, str], ...] = (
 FITS = {("a whole number", "a number"), ("a text", "a path")}
 # What an expression gives that is one of these calls.
 CALLS = {"os.path.join": "a path", "float": "a number", "int": "a whole number", "str": "a text"}
-# A key that is one of these in every config of a bundle has to be something, but for keys of this kind.
-NEVER_NULL = {"a text", "a path", "a whole number", "a number", "a list"}
-MAY_BE_NULL = ("finalize", "handlers", "seed")
+# A key that is one of these in every config of a bundle has to be something; dicts of options may be null, components
+# may not.
+NEVER_NULL = {"a text", "a path", "a whole number", "a number", "a list", "a dict"}
+DICTS = ("candidates", "start")  # that may not
+MAY_BE_NULL = ("finalize", "handlers", "sampler", "seed")
 # JSON's words, of which the command line makes texts.
 WORDS: dict[str, Any] = {"null": None, "true": True, "false": False}
 
@@ -106,8 +108,12 @@ def _mistyped(parts: Sequence[str], value: Any, config: Config, others: Mapping[
     everywhere = [one for one in (config, *others.values()) if _has(parts, one)]
     asked = {kind(_entry(parts, one), one) for one in everywhere}
     if value is None:
-        needed = len(parts) == 1 and asked and asked <= NEVER_NULL and parts[0] not in MAY_BE_NULL
-        return f"expected {' or '.join(sorted(asked))}, got null" if needed else ""
+        entries = [_entry(parts, one) for one in everywhere]
+        component = any(isinstance(entry, Mapping) and "_target_" in entry for entry in entries)
+        optional = "a dict" in asked and not component and parts[0] not in DICTS
+        if len(parts) > 1 or parts[0] in MAY_BE_NULL or not asked or not asked <= NEVER_NULL or optional:
+            return ""
+        return f"expected {' or '.join(sorted(asked))}, got null"
     return mismatch(value, asked - {NULL}) if asked - {NULL} else ""
 
 

@@ -22,15 +22,14 @@ from common.engines.ranges import RANGES, out_of_range, unsuitable
         ("backend", "cucim", "expected one of openslide, tifffile; got 'cucim'"),
         ("dicom_geometry", "axial", "expected one of assume_axial, null; got 'axial'"),
         ("clean", {"min_sise": 1}, "it has no 'min_sise'; did you mean min_size?"),
-        (
-            "refine",
-            {"xyz": 1},
-            "it has no 'xyz'; it has dilate_mm, intensity, adaptive, smooth_mm, opening_mm, largest",
-        ),
     ],
 )
 def test_what_no_run_could_use_is_told_with_what_may_be(key, value, said):
     assert unsuitable(key, value) == said
+
+
+def test_an_option_that_is_near_to_none_is_told_with_all_that_there_are():
+    assert unsuitable("refine", {"q": 1}).startswith("it has no 'q'; it has dilate_mm, intensity, ")
 
 
 @pytest.mark.parametrize(

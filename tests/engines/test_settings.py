@@ -87,6 +87,7 @@ def test_what_may_stand_beside_the_keys_of_the_configs_is_known(key, value):
         ("inferer#batch_size", [2], "expected a whole number, got a list: [2]"),
         ("batch_size", None, "expected a text or a whole number, got null"),
         ("spacing", None, "expected a list, got null"),
+        ("inferer", None, "expected a dict, got null"),
         ("dataset_dir", None, "expected a path, got null"),
         ("inferer#batch_size", 0, "expected 1 or more, got 0"),
         ("refine", {"dilate": 3}, "it has no 'dilate'; did you mean dilate_mm?"),
