@@ -10,7 +10,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..engines.settings import tops
+from monai.bundle import ConfigParser
+
+from ..engines.settings import beyond_lists, tops
 from .arguments import read_json
 from .console import output_of_run
 
@@ -89,10 +91,12 @@ def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -
         overrides: top-level keys, and options of `run` such as `logging_file`.
 
     Raises:
-        ValueError: there is no such bundle.
+        ValueError: there is no such bundle, or a key has a number beyond a list of its configs.
         FileNotFoundError: it has no such config.
     """
     files = [str(path) for path in config_files(bundle, configs)]
+    if beyond := beyond_lists(overrides, ConfigParser.load_config_files(files)):
+        raise ValueError("; ".join(beyond))
     arguments = ["run", "--config_file", files[0] if len(files) == 1 else str(files)]
     logging = {"logging_file": bundle_root(bundle) / "configs" / "logging.conf"}
     for key, value in {**logging, **overrides}.items():

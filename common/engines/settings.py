@@ -79,6 +79,19 @@ def problems(given: Config, config: Config, others: Mapping[str, Config]) -> lis
     return found
 
 
+def beyond_lists(given: Iterable[str], config: Config) -> list[str]:
+    """A line for each key with a number beyond its list: MONAI stops at it with a bare IndexError, before any check."""
+    found = []
+    for name in given:
+        parts = ReferenceResolver.split_id(name.removeprefix("+"))
+        for depth in range(1, len(parts)):
+            entries = _entry(parts[:depth], config)
+            if isinstance(entries, list) and not _indexes(parts[depth], entries):
+                found.append(f"--{name}: {_unknown(parts[: depth + 1], config, {})}")
+                break
+    return found
+
+
 def _unknown(parts: Sequence[str], config: Any, others: Mapping[str, Config]) -> str:
     """Why there is no such key; empty if there is one, or where anything may be."""
     for depth, part in enumerate(parts):

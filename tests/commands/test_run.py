@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -25,6 +26,17 @@ def test_config_files_keep_their_order_and_a_path_stays_as_it_is(monkeypatch, tm
     configs = BUNDLES / "gp_unet_brats" / "configs"
     files = [str(configs / "inference.json"), str(configs / "evaluate.json"), str(tmp_path / "calibrated.json")]
     assert commands[0][5] == str(files)
+
+
+def test_a_key_beyond_a_list_is_named_with_what_there_is(monkeypatch):
+    monkeypatch.setattr(common.commands.run.subprocess, "run", None)
+    keys = {"handlers#7#x": 1, "handlers#1#enabled": True, "+handlers": [], "postprocessing#transforms#-9": None}
+    beyond = re.escape(
+        "--handlers#7#x: handlers is a list of 2, handlers#0 to handlers#1; "
+        "--postprocessing#transforms#-9: postprocessing#transforms is a list of 2, postprocessing#transforms#0 to "
+    )
+    with pytest.raises(ValueError, match=f"^{beyond}"):
+        run_bundle("gp_unet_brats", ["inference.json"], **keys)
 
 
 @pytest.mark.parametrize(
