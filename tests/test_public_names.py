@@ -16,8 +16,8 @@ from tests.test_house import MODULES
 
 PUBLIC = {
     "cam": """
-        CAM BaseCAM GradCAM GradCAMpp GradientCAM HiResCAM LayerCAM ScoreCAM SmoothGradCAMpp XGradCAM
-        normalize_maps upsample_maps
+        CAM BaseCAM GradCAM GradCAMpp GradientCAM HiResCAM LayerCAM ScoreCAM SliceLogit SmoothGradCAMpp
+        XGradCAM grad_cam guided_backpropagation normalize_maps occlusion_map upsample_maps
     """,
     "data": """
         SECTIONS BagSampler CacheEntry Case SliceDataset VolumeCache case_label cases check_patients find_cases
@@ -42,19 +42,21 @@ PUBLIC = {
         write_heat_picture write_mask_picture write_nifti write_raw_picture
     """,
     "handlers": """
-        MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter ClassScores LabelCalibration
-        LabelScores MedianLoss Panel PredictionWriter Tracker ValidationMontages VolumeScores draw_montage
-        iterate_cases position_prior with_colorbar
+        MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter ClassScores Explanations
+        LabelCalibration LabelScores MedianLoss Panel PredictionWriter Tracker ValidationMontages VolumeScores
+        draw_montage iterate_cases position_prior with_colorbar
     """,
     "masks": """
         NO_EVIDENCE BaselineMasksd MapsToMaskd Thresholds best_threshold choose_gate clean each_slice fit_baselines
         gate_slices heat_threshold hottest_component intensity_grid largest_component least_voxels multi_otsu otsu
-        refine_by_intensity smallest_volume smooth_along_slices smooth_in_organ threshold_grid volume_gate volume_ml without_thin
+        refine_by_intensity smallest_volume smooth_along_slices smooth_in_organ threshold_grid volume_gate volume_ml
+        without_thin
     """,
     "metrics": """
-        balanced_accuracy bootstrap_by_patient bootstrap_interval class_scores classification_scores
+        area_under balanced_accuracy bootstrap_by_patient bootstrap_interval class_scores classification_scores
         component_scores dice dice_from_counts healthy_false_positive_rate heat_outside iou iou_from_counts max_iou
-        miou_from_counts paper_dsc patient_accuracy pooled_miou roc_auc slice_dice summarize voxel_counts
+        miou_from_counts paper_dsc patient_accuracy perturbation_curve points_at pooled_miou rank_correlation roc_auc
+        slice_dice summarize top_region voxel_counts
     """,
     "report": "Report TrainingReport build_report find_files get_viewer write_report",
     "preprocessing": """

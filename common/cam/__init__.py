@@ -4,6 +4,7 @@
 
 from .base import BaseCAM, GradientCAM, normalize_maps, upsample_maps
 from .methods import CAM, GradCAM, GradCAMpp, HiResCAM, LayerCAM, ScoreCAM, SmoothGradCAMpp, XGradCAM
+from .slices import SliceLogit, grad_cam, guided_backpropagation, occlusion_map
 
 __all__ = [
     "CAM",
@@ -14,8 +15,12 @@ __all__ = [
     "HiResCAM",
     "LayerCAM",
     "ScoreCAM",
+    "SliceLogit",
     "SmoothGradCAMpp",
     "XGradCAM",
+    "grad_cam",
+    "guided_backpropagation",
     "normalize_maps",
+    "occlusion_map",
     "upsample_maps",
 ]

@@ -5,6 +5,7 @@ from .base import CaseHandler, iterate_cases
 from .calibration import Calibration
 from .case_scores import CaseScores, position_prior
 from .class_scores import ClassScores
+from .explanations import Explanations
 from .label_calibration import LabelCalibration
 from .label_scores import LabelScores
 from .median_loss import MedianLoss
@@ -24,6 +25,7 @@ __all__ = [
     "CaseScores",
     "CaseWriter",
     "ClassScores",
+    "Explanations",
     "LabelCalibration",
     "LabelScores",
     "MedianLoss",

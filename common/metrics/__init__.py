@@ -2,6 +2,7 @@
 
 from .bootstrap import bootstrap_by_patient, bootstrap_interval, summarize
 from .classes import class_scores, patient_accuracy
+from .explanations import area_under, perturbation_curve, points_at, rank_correlation, top_region
 from .functional import (
     balanced_accuracy,
     classification_scores,
@@ -22,6 +23,7 @@ from .functional import (
 )
 
 __all__ = [
+    "area_under",
     "balanced_accuracy",
     "bootstrap_by_patient",
     "bootstrap_interval",
@@ -38,9 +40,13 @@ __all__ = [
     "miou_from_counts",
     "paper_dsc",
     "patient_accuracy",
+    "perturbation_curve",
+    "points_at",
     "pooled_miou",
+    "rank_correlation",
     "roc_auc",
     "slice_dice",
     "summarize",
+    "top_region",
     "voxel_counts",
 ]

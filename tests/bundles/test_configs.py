@@ -27,14 +27,18 @@ BUNDLES = {
         "inference": [
             *("inference+paper", "evaluate+paper+paper_scores", "evaluate+calibrate", "inference+phantom+clinic"),
             *("evaluate+phantom", "evaluate+lgg_tested", "train+evaluate", "inference+t1ce"),
+            "inference+explanations",
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),
         "paper_classes": ["healthy", "LGG", "HGG"],
-        "overrides": {"t1ce_refine": {"network": "$@network_def", "teacher": "$@teacher_def"}},  # else of four classes
+        "overrides": {"t1ce_refine": {"teacher": "$@teacher_def"}},  # there are no such weights of four classes
     },
     "ensemble_gradcam_brats": {
         "train": ["train+lgg", "train+paper", "train+prostate", "train+phantom", "train+multi_gpu_train"],
-        "inference": ["inference+paper", "evaluate+paper+search", "evaluate+calibrate", "evaluate+panel"],
+        "inference": [
+            *("inference+paper", "evaluate+paper+search", "evaluate+calibrate", "evaluate+panel"),
+            "inference+explanations",
+        ],
         "paper": ("t1ce", "t2", "flair"),
         "paper_classes": ["none", "tumor"],
     },
@@ -46,7 +50,7 @@ BUNDLES = {
         "inference": [
             *("inference+fast", "inference+mosmed+paper", "inference+phantom", "evaluate+lgg"),
             *("evaluate+mosmed+paper", "evaluate+calibrate", "evaluate+compare", "evaluate+ablation"),
-            "evaluate+covid+compare+covid_scans",
+            *("evaluate+covid+compare+covid_scans", "inference+explanations"),
         ],
         "paper": ("flair",),
         "paper_classes": ["none", "tumor"],
@@ -63,7 +67,7 @@ BUNDLES = {
         "inference": [
             *("inference+covid", "evaluate+covid", "inference+mosmed+paper"),
             *("inference+phantom", "evaluate+phantom", "evaluate+calibrate", "wsi_inference"),
-            *("wsi_inference+wsi_evaluate", "wsi_inference+wsi_calibrate"),
+            *("wsi_inference+wsi_evaluate", "wsi_inference+wsi_calibrate", "inference+explanations"),
         ],
         "paper": ("flair",),
         "paper_classes": ["none", "tumor"],

@@ -21,7 +21,7 @@ from common import training
 from common.data import SliceDataset, case_label, slice_classes
 from common.images import file_of, meta_tensor, read_mask, spacing_of
 from common.losses import pool_bags, soft_bce_dice
-from common.masks import NO_EVIDENCE, hottest_component, otsu, refine_by_intensity
+from common.masks import NO_EVIDENCE, hottest_component, refine_by_intensity
 from common.pooling import GlobalPool
 
 
@@ -33,7 +33,8 @@ def pseudo_masks(
     teacher: torch.nn.Module,
     inferer: Callable,
     threshold: float = 0.0,
-    binarize: Literal["fixed", "otsu"] = "fixed",
+    binarize: Literal["fixed", "quantile"] = "fixed",
+    mask_quantile: float = 0.95,
     hottest: bool = False,
     refine: Mapping[str, Any] | None = None,
     sure: Sequence[float] = (0.1, 0.5),
@@ -49,8 +50,8 @@ def pseudo_masks(
         teacher: network of the first stage, with its weights, on the device where it shall run.
         inferer: `common.engines.SliceMapInferer`.
         threshold: of the teacher's map of the class that the label names, against class 0's.
-        binarize: `otsu`: each slice has Otsu's threshold in its place, of the evidence inside the organ; for labels
-            that name no slice without a lesion, from which a threshold could come.
+        binarize: `quantile`: each slice has that `mask_quantile` of its evidence inside the organ in its place; for
+            labels that name no slice without a lesion, from which a threshold could come.
         hottest: only the component with the highest heat of each slice is refined.
         refine: options of `common.masks.refine_by_intensity`.
         sure: in a positive volume with one label, slices that the teacher gives a lower probability of a lesion than
@@ -69,18 +70,14 @@ def pseudo_masks(
     named = np.maximum(case_label(case, len(probability)), 1) - 1
     shown = np.broadcast_to(named, organ.shape)[None]
     heat = np.take_along_axis(output[1:classes] - output[:1], shown, axis=0)[0]
-    seed = heat > (_otsu_of_slices(heat, organ) if binarize == "otsu" else threshold)
-    seed &= organ & positive.numpy()
+    if binarize == "quantile":
+        inside = np.where(organ, heat, np.nan)
+        threshold = np.nanquantile(inside, mask_quantile, axis=(0, 1)) if organ.any() else np.inf
+    seed = (heat > threshold) & (heat > NO_EVIDENCE) & organ & positive.numpy()
     if hottest:
         seed = np.stack([hottest_component(s, h) for s, h in zip(seed.T, heat.T, strict=True)]).T
     refined = refine_by_intensity(seed, volume[0], organ, spacing=spacing_of(image), **(refine or {}))
     return _targets(torch.as_tensor(refined), negative)
-
-
-def _otsu_of_slices(heat: np.ndarray, organ: np.ndarray) -> np.ndarray:
-    """Otsu's threshold of each slice of `[H, W, Z]`, `[Z]`; infinite where there is nothing to tell apart."""
-    counted = organ & (heat > NO_EVIDENCE)
-    return np.array([otsu(h, mask=c) for h, c in zip(heat.T, counted.T, strict=True)], dtype=np.float32)
 
 
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
@@ -109,7 +106,7 @@ class PseudoMaskDataset(SliceDataset):
 
     Args:
         data, preprocessing, options: see `SliceDataset`.
-        teacher, inferer, threshold, binarize, hottest, refine, sure: see `pseudo_masks`.
+        teacher, inferer, threshold, binarize, mask_quantile, hottest, refine, sure: see `pseudo_masks`.
     """
 
     def __init__(
@@ -120,14 +117,15 @@ class PseudoMaskDataset(SliceDataset):
         teacher: torch.nn.Module,
         inferer: Callable,
         threshold: float = 0.0,
-        binarize: Literal["fixed", "otsu"] = "fixed",
+        binarize: Literal["fixed", "quantile"] = "fixed",
+        mask_quantile: float = 0.95,
         hottest: bool = False,
         refine: Mapping[str, Any] | None = None,
         sure: Sequence[float] = (0.1, 0.5),
         **options: Any,
     ) -> None:
         settings: dict[str, Any] = {"threshold": threshold, "refine": refine, "sure": sure}
-        settings |= {"binarize": binarize, "hottest": hottest}
+        settings |= {"binarize": binarize, "mask_quantile": mask_quantile, "hottest": hottest}
         targets = partial(pseudo_masks, teacher=teacher.eval(), inferer=inferer, **settings)
         super().__init__(data, preprocessing, targets=targets, **options)
 

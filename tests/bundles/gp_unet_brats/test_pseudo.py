@@ -195,12 +195,13 @@ def test_the_map_of_the_class_that_the_label_names_counts():
     assert torch.equal(masks(dataset(teacher=ThreeClasses(), cls=[0, 0, 0, 0, 2, 2])), marked(DECOY))
 
 
-def test_otsu_takes_the_place_of_a_threshold():
-    high = {"teacher": Teacher(), "threshold": 5.0, "cls": LABELS}
+def test_a_quantile_of_each_slice_takes_the_place_of_a_threshold():
+    high = {"threshold": 5.0, "cls": LABELS}
     assert not masks(dataset(**high)).any()
-    assert torch.equal(masks(dataset(**high, binarize="otsu")), marked(LESION))
-    hidden = dataset(**high | {"teacher": ThreeClasses()}, binarize="otsu")
-    assert torch.equal(masks(hidden), marked(LESION))  # what lies at -10 does not count
+    tenth = masks(dataset(**high, binarize="quantile", mask_quantile=0.9))  # of 22 × 18 pixels; the lesion has 25
+    assert torch.equal(tenth, marked(LESION))
+    hidden = dataset(**high, teacher=ThreeClasses(), binarize="quantile", mask_quantile=0.2)
+    assert not (masks(hidden)[12:] > 0).any()  # what lies at -10 is no evidence
 
 
 class TwoSpots(Teacher):

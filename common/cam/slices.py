@@ -1,0 +1,119 @@
+"""Other explanations of a slice beside a bundle's own: occlusion, guided backpropagation, Grad-CAM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from monai.utils import convert_to_tensor
+from monai.visualize import OcclusionSensitivity
+from torch import Tensor, nn
+
+from .base import as_float, upsample_maps
+from .methods import GradCAM
+
+
+class SliceLogit(nn.Module):
+    """The logit of "there is a finding" of slices, from any of the bundles' networks.
+
+    Args:
+        network: gives one logit, logits of classes of which 0 is healthy, or (INSIGHT) has `encoder` and `head`.
+        organ_channel: whether the network expects the organ as its last channel.
+        organ: `[1, 1, H, W]`, the slice's; see `at`.
+    """
+
+    def __init__(self, network: nn.Module, *, organ_channel: bool = True, organ: Tensor | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.organ_channel = organ_channel
+        self.organ = organ
+
+    def at(self, organ: Tensor) -> SliceLogit:
+        """The same, of one slice, whose organ `[1, 1, H, W]` stays what it is while the image changes."""
+        return SliceLogit(self.network, organ_channel=self.organ_channel, organ=organ).eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[B, 1]` of `[B, C, H, W]`."""
+        network: Any = self.network
+        organ = None if self.organ is None else self.organ.expand(len(image), -1, -1, -1)
+        if hasattr(getattr(network, "head", None), "stream"):  # INSIGHT's: a slice is a bag of cells
+            cells, inside = network.encoder(image), network.encoder.coverage(organ)
+            bags = [network.head(cells[i : i + 1], inside[i : i + 1])[1] for i in range(len(image))]
+            return torch.stack(bags).amax(dim=1, keepdim=True).logit(eps=1e-6)
+        output = network(torch.cat([image, organ], dim=1) if self.organ_channel and organ is not None else image)
+        return output if output.shape[1] == 1 else output[:, 1:].logsumexp(dim=1, keepdim=True) - output[:, :1]
+
+
+def occlusion_map(score: nn.Module, image: Tensor, *, size: int = 12, fill: float = 1.0) -> Tensor:
+    """By how much the logit falls when a patch is covered, `[H, W]`, averaged over the patches that hold a pixel.
+
+    Args:
+        score: gives `[B, 1]`.
+        image: `[1, C, H, W]`.
+        size: side of the patch in pixels; patches lie half a side apart.
+        fill: what a patch is covered with; 1 is the organ's median.
+    """
+    occlude = OcclusionSensitivity(score, mask_size=size, mode=fill, overlap=0.5, verbose=False, activate=False)
+    with torch.no_grad():
+        covered, _ = occlude(image)
+        plain = convert_to_tensor(covered, track_meta=False).reshape(image.shape[2:])
+        return as_float(score(image)[0, 0] - plain)
+
+
+def guided_backpropagation(score: nn.Module, image: Tensor) -> Tensor:
+    """Gradient of the logit by the image where every ReLU lets only positive gradients back, `[H, W]`.
+
+    Springenberg et al., arXiv:1412.6806; absolute values, the largest of the channels. MONAI's class finds layers by
+    the name `relu` and passes over ReLU6, so the encoders here would get their plain gradient; functional ReLUs are
+    passed over here, too.
+    """
+    with torch.enable_grad(), _guided(score):
+        seen = image.detach().clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(score(seen).sum(), seen)
+    return as_float(gradient[0].abs().amax(dim=0))
+
+
+def grad_cam(score: nn.Module, image: Tensor, layer: str) -> Tensor:
+    """Grad-CAM of a layer of `score`, enlarged to `[H, W]`."""
+    with torch.enable_grad(), GradCAM(score, layer) as cam:
+        return upsample_maps(cam(image, target=1), image.shape[2:])[0]
+
+
+class _GuidedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, upper: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.upper = upper
+        return x.clamp(0, upper)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradients[0].clamp(min=0) * ((x > 0) & (x < ctx.upper)), None
+
+
+class _Guided(nn.Module):
+    def __init__(self, upper: float) -> None:
+        super().__init__()
+        self.upper = upper
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _GuidedReLU.apply(x, self.upper)
+
+
+@contextmanager
+def _guided(network: nn.Module) -> Iterator[None]:
+    """Every ReLU and ReLU6 module is replaced, and put back."""
+    replaced = []
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU | nn.ReLU6):
+                replaced.append((parent, name, child))
+                setattr(parent, name, _Guided(6.0 if isinstance(child, nn.ReLU6) else torch.inf))
+    try:
+        yield
+    finally:
+        for parent, name, child in replaced:
+            setattr(parent, name, child)

@@ -1,0 +1,201 @@
+"""A bundle's own map beside occlusion, guided backpropagation and Grad-CAM, on the slices that it finds suspicious."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, ResampleToMatch
+from PIL import Image
+from tqdm import tqdm
+
+from ..cam import SliceLogit, grad_cam, guided_backpropagation, occlusion_map
+from ..checkpoint import usable_device
+from ..files import write_csv, write_json
+from ..images import as_array, file_of, meta_tensor, read_mask
+from ..metrics import area_under, bootstrap_by_patient, perturbation_curve, points_at, rank_correlation, top_region
+
+logger = logging.getLogger(__name__)
+FIGURES = ("rank_correlation", "top_overlap", "deletion", "insertion", "points_at")
+
+
+class Explanations:
+    """Compare four explanations of each suspicious slice, and write what comes of it.
+
+    Writes `explanations.csv` (a row a slice and method), `explanations.json` (means over slices with intervals by
+    patient) and `explanations.png` (the first slices). `rank_correlation` and `top_overlap` (intersection over union of
+    the hottest 5 % of the organ) are those with the bundle's own map; `deletion` and `insertion` are areas under the
+    curves of the probability, less and more being better; `points_at` needs a mask. Masks only score.
+
+    Args:
+        dataset: a `common.engines.CaseDataset`.
+        network, inferer, postprocessing: the bundle's; its steps up to `MapsToMaskd` make the own map.
+        output_dir: folder.
+        layer: whose Grad-CAM is computed, a name inside `common.cam.SliceLogit`: `network.…`.
+        organ_channel: whether the network takes the organ as its last channel.
+        slices: the most probable ones of each volume.
+        patch: side of what occlusion covers, in pixels of the model's grid.
+        pictures: slices in the picture.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        network: torch.nn.Module,
+        inferer: Any,
+        postprocessing: Compose,
+        output_dir: str,
+        layer: str,
+        organ_channel: bool = True,
+        slices: int = 3,
+        patch: int = 12,
+        pictures: int = 8,
+        progress: bool = True,
+    ) -> None:
+        steps = [type(step) for step in postprocessing.transforms]
+        self.to_heat = Compose(postprocessing.transforms[: steps.index(Invertd) if Invertd in steps else None])
+        self.dataset = dataset
+        self.network = network.eval()
+        self.inferer = inferer
+        self.folder = Path(output_dir)
+        self.layer = layer
+        self.logit = SliceLogit(network, organ_channel=organ_channel)
+        self.slices = slices
+        self.patch = patch
+        self.pictures = pictures
+        self.progress = progress
+
+    def run(self) -> list[dict[str, Any]]:
+        """Rows of `explanations.csv`.
+
+        Raises:
+            RuntimeError: no case could be read.
+        """
+        rows: list[dict[str, Any]] = []
+        panels: list[np.ndarray] = []
+        for index in tqdm(range(len(self.dataset)), desc="explaining", unit="case", disable=not self.progress):
+            case = self.dataset[index]
+            if "error" in case:
+                logger.error("%s: %s", case["case"], case["error"])
+                continue
+            described = {"case": case["case"], "patient": case.get("patient", case["case"])}
+            for z, maps, inside, image, truth in self._slices(case, self.dataset.data[index].get("label")):
+                logit = self.logit.at(torch.as_tensor(inside[None, None], dtype=torch.float32, device=self._device))
+                for method, heat in maps.items():
+                    figures = self._figures(partial(self._score, logit), image, heat, maps["own"], inside, truth)
+                    rows.append({**described, "slice": z, "method": method, **figures})
+                if len(panels) < self.pictures:
+                    panels.append(_panel(image[0], maps, inside, truth))
+        if not rows:
+            raise RuntimeError("no slice was explained: no case could be read, or none holds organ")
+        self._write(rows, panels)
+        return rows
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @torch.no_grad()
+    def _own(self, image: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
+        """Heatmap `[H, W, D]` and the probability of a finding `[D]` of a preprocessed volume."""
+        output = self.inferer(image[None].to(usable_device(self._device)), self.network)[0].cpu()
+        done = self.to_heat({"image": image, "pred": output})
+        return as_array(done["heatmap"])[0], 1 - np.asarray(done["slice_probability"])[0]
+
+    def _slices(self, case: dict, label: str | None) -> Any:
+        """`(z, maps by method, organ, image [C, H, W], truth or None)` of the most probable slices of a case."""
+        image = case["image"]
+        heat, probability = self._own(image)
+        truth = None
+        if label:
+            mask = meta_tensor(read_mask(label, file_of(image)))
+            truth = as_array(ResampleToMatch(mode="nearest")(mask, image))[0] > 0
+        volume = as_array(image)
+        for z in np.argsort(-probability, kind="stable")[: self.slices].tolist():
+            inside = volume[-1, ..., z] > 0.5
+            if not inside.any():
+                continue
+            shown = volume[:-1, ..., z]
+            x = torch.as_tensor(shown[None].copy(), dtype=torch.float32, device=self._device)
+            logit = self.logit.at(torch.as_tensor(inside[None, None], dtype=torch.float32, device=self._device))
+            maps = {
+                "own": heat[..., z],
+                "occlusion": occlusion_map(logit, x, size=self.patch, fill=_fill(shown, inside)).cpu().numpy(),
+                "guided_backpropagation": guided_backpropagation(logit, x).cpu().numpy(),
+                "grad_cam": grad_cam(logit, x, self.layer).cpu().numpy(),
+            }
+            yield z, maps, inside, shown, None if truth is None else truth[..., z]
+
+    @torch.no_grad()
+    def _score(self, logit: SliceLogit, images: np.ndarray) -> np.ndarray:
+        return logit(torch.as_tensor(images, dtype=torch.float32, device=self._device))[:, 0].sigmoid().cpu().numpy()
+
+    def _figures(
+        self, score: Any, image: np.ndarray, heat: np.ndarray, own: np.ndarray, inside: np.ndarray, truth: Any
+    ) -> dict[str, float]:
+        first, second = top_region(heat, inside), top_region(own, inside)
+        fill = _fill(image, inside)
+        deletion = perturbation_curve(score, image, heat, inside, fill=fill)
+        insertion = perturbation_curve(score, image, heat, inside, fill=fill, insert=True)
+        known = truth is not None and truth.any()
+        return {
+            "rank_correlation": rank_correlation(heat, own, inside),
+            "top_overlap": float((first & second).sum() / (first | second).sum()),
+            "deletion": area_under(deletion),
+            "insertion": area_under(insertion),
+            "points_at": float(points_at(heat, truth, inside)) if known else float("nan"),
+        }
+
+    def _write(self, rows: Sequence[dict[str, Any]], panels: Sequence[np.ndarray]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_csv(self.folder / "explanations.csv", rows)
+        summary: dict[str, Any] = {"slices": len({(row["case"], row["slice"]) for row in rows}), "methods": {}}
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [row for row in rows if row["method"] == method]
+            summary["methods"][method] = {name: _summary(own, name) for name in FIGURES}
+        write_json(self.folder / "explanations.json", summary)
+        Image.fromarray(np.concatenate(_same_size(panels))).save(self.folder / "explanations.png")
+
+
+def _fill(image: np.ndarray, inside: np.ndarray) -> float:
+    """What a removed position holds: the median of the organ."""
+    return float(np.median(image[:, inside]))
+
+
+def _summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float | int | None]:
+    values, patients = np.array([row[name] for row in rows]), np.array([row["patient"] for row in rows])
+    known = np.isfinite(values)
+    if not known.any():
+        return {"mean": None, "low": None, "high": None, "slices": 0}
+    low, high = bootstrap_by_patient(patients[known], lambda drawn: float(drawn.mean()), values[known])
+    numbers = {"mean": float(values[known].mean()), "low": low, "high": high}
+    return {key: round(v, 4) if np.isfinite(v) else None for key, v in numbers.items()} | {"slices": int(known.sum())}
+
+
+def _panel(image: np.ndarray, maps: dict[str, np.ndarray], inside: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    """The slice with its true outline, and each map from its median in the organ (dark) to its peak, side by side."""
+    low, high = np.percentile(image[inside], [1, 99.5])
+    plain = np.repeat(np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None], 3, axis=-1)
+    if truth is not None:
+        edge = truth & ~(np.roll(truth, 1, 0) & np.roll(truth, -1, 0) & np.roll(truth, 1, 1) & np.roll(truth, -1, 1))
+        plain[edge] = (0.49, 0.99, 0.0)
+    tiles = [plain]
+    for heat in maps.values():
+        middle, peak = float(np.median(heat[inside])), float(heat[inside].max())
+        shown = np.where(inside, np.clip((heat - middle) / max(peak - middle, 1e-12), 0, 1), 0)
+        tiles.append(matplotlib.colormaps["magma"](shown)[..., :3])
+    return (255 * np.concatenate(tiles, axis=0)).astype(np.uint8).transpose(1, 0, 2)
+
+
+def _same_size(panels: Sequence[np.ndarray]) -> list[np.ndarray]:
+    height, width = (max(panel.shape[axis] for panel in panels) for axis in (0, 1))
+    return [np.pad(p, [(0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0)]) for p in panels]
