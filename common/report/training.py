@@ -80,7 +80,8 @@ def kept_epoch(rows: Sequence[Mapping[str, Any]], *, best: float | None) -> dict
         # Of equals the later one, which has learned more.
         reached = [int(row["epoch"]) for row in rows if row.get(name) is not None and abs(row[name] - best) < 1e-5]
         if reached:
-            return {"epoch": reached[-1], "why": f"the highest {name.replace('_', ' ')} of validation, {best:.3f}"}
+            title = "AUC" if name == "auc" else name.replace("_", " ")
+            return {"epoch": reached[-1], "why": f"the highest {title} of validation, {best:.3f}"}
     return last | {"epoch": None, "why": "not known: the log lacks the metric that decided"}
 
 

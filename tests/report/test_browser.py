@@ -218,7 +218,8 @@ def test_nothing_lies_beside_the_page(address):
 
 def test_a_training_is_looked_at_epoch_by_epoch(browser, report, tmp_path):
     shots = [{"epoch": epoch, "picture": row["picture"]} for epoch, row in zip((5, 10), report["cases"], strict=False)]
-    training = {"epochs": [5, 10], "curves": [{"name": "learning rate", "y": [1e-3, 2.5e-8]}], "seconds": 20.0}
+    training = {"epochs": [5, 10], "seconds": 20.0}
+    training["curves"] = [{"name": "learning rate", "y": [1e-3, 2.5e-8]}, {"name": "auc", "y": [None, 0.9]}]
     training |= {"kept": {"epoch": 10, "why": "the last one"}}
     training |= {"montages": [{"case": "p1", "positive": True, "pictures": shots}]}
     run = {"kind": "training", "title": "Training", "seconds": 20.0, "failed": {}}
@@ -231,6 +232,7 @@ def test_a_training_is_looked_at_epoch_by_epoch(browser, report, tmp_path):
     image = page.locator(".montage img")
     assert "p1, label: positive" in page.locator("#montages").inner_text()
     assert "At last 2.5e−8." in page.locator("#curves").inner_text()
+    assert page.locator("#curves circle").count() == 1  # of the only validation
     assert image.get_attribute("alt").startswith("p1 after epoch 10:")
     last = image.get_attribute("src")
     page.locator("#epoch").press("ArrowLeft")

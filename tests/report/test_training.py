@@ -19,7 +19,7 @@ ROWS = [
 @pytest.mark.parametrize(
     ("best", "epoch", "why"),
     [
-        (0.9, 4, "the highest auc of validation, 0.900"),  # of equals the later one
+        (0.9, 4, "the highest AUC of validation, 0.900"),  # of equals the later one
         (-float("inf"), 5, "the last one"),
         (None, None, "not known: checkpoint.pt is not there"),
         (0.95, None, "not known: the log lacks the metric that decided"),

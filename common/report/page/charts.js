@@ -1,6 +1,6 @@
 // Curves as inline SVG: axes, bands, lines, points; colors are those of the style sheet.
 
-const WIDTH = 360, HEIGHT = 300, LEFT = 46, RIGHT = 12, TOP = 12, BOTTOM = 42;
+const WIDTH = 360, HEIGHT = 300, LEFT = 56, RIGHT = 12, TOP = 12, BOTTOM = 42;
 
 // A plot with axes; `options`: x, y (ranges), xName, yName, label (alternative text) and whole (x counts).
 function plot(options, ...layers) {
@@ -50,7 +50,7 @@ function range(values, from) {
   const known = values.filter((value) => value !== null && Number.isFinite(value));
   const low = from === undefined ? Math.min(...known) : from;
   const high = Math.max(...known, low);
-  const margin = (high - low || 1) * 0.05;
+  const margin = (high - low || Math.abs(high) || 1) * 0.05;
   return [from === undefined ? low - margin : low, high + margin];
 }
 

@@ -11,13 +11,14 @@ function showTraining() {
       make("p", { class: "paired", text: word })),
     showSupervision());
   const figures = curves.map((curve) => {
-    const known = curve.y.filter((value) => value !== null);
+    const places = epochs.map((_, i) => i).filter((i) => curve.y[i] !== null), known = places.map((i) => curve.y[i]);
     if (!known.length) return null;
-    const points = { x: epochs, y: curve.y };
+    const points = { x: places.map((i) => epochs[i]), y: known, low: known.map(() => null) };
     const last = compact(known[known.length - 1]);
-    return figure(curve.name, plot(
-      { x: epochs.length > 1 ? [epochs[0], epochs[epochs.length - 1]] : [epochs[0] - 1, epochs[0] + 1], y: range(known), whole: true, xName: "epoch", yName: "", label: `${curve.name} over epochs, at last ${last}` },
-      line(points, "own"), kept.epoch === null ? null : mark(kept.epoch, "kept")), `At last ${last}.`);
+    const title = ["loss", "learning rate"].includes(curve.name) ? curve.name : `${curve.name === "auc" ? "AUC" : curve.name} of validation`;
+    return figure(title, plot(
+      { x: epochs.length > 1 ? [epochs[0], epochs[epochs.length - 1]] : [epochs[0] - 1, epochs[0] + 1], y: range(known), whole: true, xName: "epoch", yName: "", label: `${title} over epochs, at last ${last}` },
+      line(points, "own"), places.length < epochs.length || places.length === 1 ? whiskers(points, "own") : null, kept.epoch === null ? null : mark(kept.epoch, "kept")), `At last ${last}.`);
   });
   return [first, section("curves", "Over epochs", make("div", { class: "grid-of-figures" }, ...figures.filter(Boolean))), showMontages(montages || []), showProvenance()];
 }
