@@ -1,6 +1,6 @@
 """Losses and class weights that torch and MONAI do not offer as such.
 
-The weighted cross-entropy of GP-UNet is `torch.nn.CrossEntropyLoss(weight=class_weights(...))`; it has no twin here.
+The weighted cross-entropy of GP-UNet is `torch.nn.CrossEntropyLoss(weight=class_weights(...))`; `class_loss` gives it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from monai.losses import DiceLoss
+from monai.losses import FocalLoss as MonaiFocalLoss
 from torch import nn
 from torch.nn import functional as F
 
@@ -157,6 +158,46 @@ def pool_bags(
         else:
             rows.append(pool(evidence[slices].flatten(1).T[None]).view_as(logits[0]))
     return torch.stack(rows), cls[[slices[0] for slices in bags]]
+
+
+IMBALANCE = ("matched", "balanced", "weighted", "focal", "none")
+
+
+class FocalLoss(nn.Module):
+    """MONAI's focal loss of logits `[B, C]` and classes `[B]`: what is classified well already weighs little.
+
+    Source: Lin et al., arXiv:1708.02002, Eq. 4, with a softmax over the classes; the mean over slices.
+
+    Args:
+        gamma: 0 is cross-entropy.
+    """
+
+    def __init__(self, gamma: float = 2.0) -> None:
+        super().__init__()
+        options = {"to_onehot_y": True, "use_softmax": True, "gamma": gamma, "reduction": "none"}
+        self.loss = MonaiFocalLoss(**options)
+
+    def forward(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return self.loss(logits[..., None], classes[:, None, None]).sum(dim=1).mean()
+
+
+def class_loss(imbalance: str, classes: Sequence[int], *, num_classes: int) -> nn.Module:
+    """Loss of logits `[B, C]` and classes `[B]` by the name of a way to meet unequal classes.
+
+    Args:
+        imbalance: one of `IMBALANCE`: `weighted` is cross-entropy with `class_weights`, `focal` is `FocalLoss`, the
+            others are cross-entropy; `matched` and `balanced` act on the draws, see `common.data.slice_sampler`.
+        classes: of the training slices, one each.
+        num_classes: C.
+
+    Raises:
+        ValueError: another name, or `weighted` with slices of one class alone.
+    """
+    if imbalance not in IMBALANCE:
+        raise ValueError(f"imbalance must be one of {', '.join(IMBALANCE)}; got {imbalance!r}")
+    if imbalance == "focal":
+        return FocalLoss()
+    return nn.CrossEntropyLoss(class_weights(classes, num_classes=num_classes) if imbalance == "weighted" else None)
 
 
 class BagLoss(nn.Module):

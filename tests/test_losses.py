@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from common.losses import BagLoss, class_weights, label_smoothing, soft_bce_dice
+from common.losses import BagLoss, FocalLoss, class_loss, class_weights, label_smoothing, soft_bce_dice
 
 
 def random_batch(shape=(3, 1, 5, 6), seed=0):
@@ -179,3 +179,29 @@ class TestBagLoss:
         pooled = BagLoss(loss, pool="avg")(logits, self.target([2, 2, 2, 0, 0, 0], [0, 0, 0, 1, 1, 1]))
         margins = (logits - logits[..., :1]).view(2, 3, 2, 3)
         torch.testing.assert_close(pooled, margins.mean(dim=1))
+
+
+class TestUnequalClasses:
+    """Three slices of class 0 for one of class 1."""
+
+    classes = (0, 0, 0, 1)
+    logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 0.5], [0.3, 0.0]])
+
+    def test_focal_loss_is_its_formula(self):
+        p = torch.softmax(self.logits, dim=1)[torch.arange(4), torch.tensor(self.classes)]
+        for gamma in (0.0, 2.0):
+            expected = (-((1 - p) ** gamma) * p.log()).mean()
+            torch.testing.assert_close(FocalLoss(gamma)(self.logits, torch.tensor(self.classes)), expected)
+
+    def test_weighted_counts_both_classes_alike(self):
+        loss = class_loss("weighted", self.classes, num_classes=2)
+        each = torch.nn.functional.cross_entropy(self.logits, torch.tensor(self.classes), reduction="none")
+        torch.testing.assert_close(loss(self.logits, torch.tensor(self.classes)), (each[:3].mean() + each[3]) / 2)
+
+    @pytest.mark.parametrize("name", ["matched", "balanced", "none"])
+    def test_the_others_leave_the_loss_alone(self, name):
+        assert class_loss(name, self.classes, num_classes=2).weight is None
+
+    def test_other_names_are_refused(self):
+        with pytest.raises(ValueError, match="one of matched, balanced, weighted, focal, none"):
+            class_loss("oversample", self.classes, num_classes=2)

@@ -1,6 +1,6 @@
 """Cases: found in folders or listed in a datalist, split by patient, cut into slices."""
 
-from .bags import BagSampler, matched_sampler
+from .bags import BagSampler, matched_sampler, slice_sampler
 from .cache import CacheEntry, VolumeCache, in_turns
 from .datalist import (
     SECTIONS,
@@ -55,6 +55,7 @@ __all__ = [
     "runs",
     "slice_classes",
     "slice_labels",
+    "slice_sampler",
     "split_patients",
     "stratified_split",
     "stratified_weights",

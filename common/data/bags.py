@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from ignite.distributed import get_world_size
-from torch.utils.data import Sampler
+from torch.utils.data import RandomSampler, Sampler
 
 from ..engines import weighted_sampler
 from .slices import SliceDataset
@@ -43,6 +43,31 @@ def matched_sampler(
     weights = matched_weights(dataset.classes, dataset.positions, bins=bins)
     draws = num_samples or 2 * sum(label > 0 for label in dataset.classes)
     return weighted_sampler(dataset, weights.tolist(), draws)
+
+
+def slice_sampler(
+    imbalance: str, dataset: SliceDataset, *, bag_size: int = 8, batch_size: int | None = None
+) -> Sampler:
+    """Draw slices by the name of a way to meet unequal classes; `common.losses.class_loss` has the same names.
+
+    Args:
+        imbalance: `matched` draws positives and negatives 1:1 from the same positions (`matched_sampler`, which also
+            serves volumes with one label), `balanced` each class as often, wherever it lies; the others (`weighted`,
+            `focal`, `none`) every slice once an epoch.
+        dataset, bag_size, batch_size: see `matched_sampler`.
+
+    Raises:
+        ValueError: `balanced` with slices of one class alone, or as of `matched_sampler`.
+    """
+    if imbalance == "matched" or dataset.pooled:
+        return matched_sampler(dataset, bag_size=bag_size, batch_size=batch_size)
+    if imbalance != "balanced":
+        return RandomSampler(dataset)
+    classes = np.asarray(dataset.classes)
+    counts = np.bincount(classes)
+    if np.count_nonzero(counts) < 2:
+        raise ValueError(f"balanced draws need slices of two classes; all {len(classes)} are of class {classes[0]}")
+    return weighted_sampler(dataset, (1.0 / counts[classes]).tolist(), len(classes))
 
 
 class BagSampler(Sampler[int]):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import BagSampler, SliceDataset, matched_sampler
+from common.data import BagSampler, SliceDataset, matched_sampler, slice_sampler
 
 
 def dataset(*volumes: tuple[int, Any]) -> SliceDataset:
@@ -75,3 +75,28 @@ def test_batches_that_tear_bags_apart_and_volumes_without_negatives_are_errors()
         matched_sampler(dataset((8, 1), (8, 0)), bag_size=4, batch_size=10)
     with pytest.raises(ValueError, match="none of the 2 volumes with one label is negative"):
         matched_sampler(dataset((8, 1), (8, 1)))
+
+
+class TestDrawsOfUnequalClasses:
+    data = dataset((200, [0] * 160 + [1] * 30 + [2] * 10))
+
+    def classes_of(self, imbalance):
+        return Counter(np.array(self.data.classes)[drawn(slice_sampler(imbalance, self.data), 1)[:, 0]].tolist())
+
+    def test_balanced_draws_each_class_as_often(self):
+        counts = self.classes_of("balanced")
+        assert sum(counts.values()) == 200
+        assert all(45 <= counts[c] <= 90 for c in (0, 1, 2))
+
+    @pytest.mark.parametrize("imbalance", ["weighted", "focal", "none"])
+    def test_the_others_see_every_slice_once(self, imbalance):
+        assert self.classes_of(imbalance) == {0: 160, 1: 30, 2: 10}
+
+    def test_matched_is_the_matched_sampler_which_volumes_with_one_label_always_get(self):
+        assert drawn(slice_sampler("matched", self.data), 1).tolist() == drawn(matched_sampler(self.data), 1).tolist()
+        whole = dataset((8, 1), (8, 0))
+        assert isinstance(slice_sampler("none", whole, bag_size=4), BagSampler)
+
+    def test_one_class_alone_cannot_be_balanced(self):
+        with pytest.raises(ValueError, match="all 5 are of class 1"):
+            slice_sampler("balanced", dataset((5, [1] * 5)))
