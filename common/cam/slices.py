@@ -39,7 +39,7 @@ class SliceLogit(nn.Module):
         network: Any = self.network
         organ = None if self.organ is None else self.organ.expand(len(image), -1, -1, -1)
         if hasattr(getattr(network, "head", None), "stream"):  # INSIGHT's: a slice is a bag of cells
-            cells, inside = network.encoder(image), network.encoder.coverage(organ)
+            cells, inside = network.encoder.differentiable(image), network.encoder.coverage(organ)
             bags = [network.head(cells[i : i + 1], inside[i : i + 1])[1] for i in range(len(image))]
             return torch.stack(bags).amax(dim=1, keepdim=True).logit(eps=1e-6)
         output = network(torch.cat([image, organ], dim=1) if self.organ_channel and organ is not None else image)

@@ -110,6 +110,11 @@ class Encoder(nn.Module):
         Raises:
             ValueError: another shape, or values outside [0, 1].
         """
+        with torch.no_grad():
+            return self.differentiable(image)
+
+    def differentiable(self, image: Tensor) -> Tensor:
+        """As `forward`, but a gradient reaches the image: for explanations."""
         if self.modalities > 1:
             if image.dim() != 4 or image.shape[1] != self.modalities:
                 raise ValueError(
@@ -129,18 +134,17 @@ class Encoder(nn.Module):
                 f"an encoder takes values in [0, 1], got {float(image.min())} to {float(image.max())}: "
                 "scale the image before"
             )
-        with torch.no_grad():
-            shape = self.resized(image.shape[2], image.shape[3])
-            if shape[0] != image.shape[2] or shape[1] != image.shape[3]:
-                image = F.interpolate(image, size=shape, mode="bilinear", align_corners=False, antialias=True)
-            height, width = image.shape[2], image.shape[3]
-            image = F.pad(image, [0, -width % self.divisor, 0, -height % self.divisor])
-            image = ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-            features = self._run(image).float()
-            features = features[:, :, : -(-height // self.stride), : -(-width // self.stride)]
-            if self.vector:
-                features = features.mean(dim=(2, 3), keepdim=True)
-            return features.reshape(-1, self.channels, features.shape[2], features.shape[3]).contiguous()
+        shape = self.resized(image.shape[2], image.shape[3])
+        if shape[0] != image.shape[2] or shape[1] != image.shape[3]:
+            image = F.interpolate(image, size=shape, mode="bilinear", align_corners=False, antialias=True)
+        height, width = image.shape[2], image.shape[3]
+        image = F.pad(image, [0, -width % self.divisor, 0, -height % self.divisor])
+        image = ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        features = self._run(image).float()
+        features = features[:, :, : -(-height // self.stride), : -(-width // self.stride)]
+        if self.vector:
+            features = features.mean(dim=(2, 3), keepdim=True)
+        return features.reshape(-1, self.channels, features.shape[2], features.shape[3]).contiguous()
 
     def resized(self, height: int, width: int) -> list[int]:
         """Rows and columns of an image after resizing."""
