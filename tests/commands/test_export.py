@@ -229,7 +229,8 @@ def test_neither_outputs_nor_caches_nor_hidden_files_travel(small):
 def test_common_travels_with_its_license_and_only_as_far_as_it_is_imported(small):
     inside = {file.removeprefix("scripts/") for file in bundle_files(small) if file.startswith("scripts/common/")}
     show = "print(*(m.__file__ for name, m in sorted(sys.modules.items()) if name.split('.')[0] == 'common'))"
-    loaded = run_code(f"import sys, common.data, common.handlers, common.images.dicom, common.masks; {show}").split()
+    needed = "common.data, common.handlers, common.images.dicom, common.images.dicom_seg, common.masks"
+    loaded = run_code(f"import sys, {needed}; {show}").split()
     assert inside == {"common/LICENSE"} | {Path(file).relative_to(BUNDLES.parent).as_posix() for file in loaded}
 
 
