@@ -61,7 +61,7 @@ def fit(
         configs: config files of the bundle, laid over those of training and inference; of one label a volume,
             `<name>_volumes.json` over `<name>.json`, where there is one.
         rounds: of training on masks of the training before, where the bundle has a `train_refine.json`; by default one
-            where slices have labels, none where volumes have.
+            where slices, or whole slides, have labels, none where volumes have.
         verbose: show on the console what otherwise goes to `log.txt` alone.
         settings: top-level keys of the configs, e.g. `--max_epochs 30 --spacing "[1,1,-1]"`.
 

@@ -18,6 +18,8 @@ from common.handlers import MASK_COLOR, TRUTH_COLOR
 
 from .slide import Slide, find_tissue
 
+ROUNDING = 1e-3  # what running sums make of an area of 0
+
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -153,7 +155,7 @@ class TiledSlide:
         slide: open; closing it is up to who asked for it.
         grid: of all tiles and cells.
         thumbnail: `[H, W, 3]` uint8, and tissue: `[H, W]` bool, both at `thumbnail_mpp`.
-        coverage: `[rows, columns]` share of tissue in the cells; 0 in those of which no tile is kept.
+        coverage: `[rows, columns]` share of tissue in the cells; 0 in those without stain, and where no tile is kept.
         corners: `[N, 2]` row and column of the first cell of each kept tile.
         tiles: pixels of the kept tiles, with their coordinates.
     """
@@ -257,7 +259,7 @@ class Tiler:
     def recipe(self) -> str:
         """All that decides what the tiles of a file are, as text; for the key of stored features."""
         options = {k: v for k, v in vars(self).items() if k != "threads"}
-        return f"stained tiles {sorted(options.items())!r}"
+        return f"stained cells {sorted(options.items())!r}"
 
     def __call__(self, path: str, *, cells: int) -> TiledSlide:
         """Open a slide and choose its tiles.
@@ -277,8 +279,10 @@ class Tiler:
             mpp = max(self.tissue_mpp, longest / self.thumbnail_px)
             thumbnail = slide.thumbnail(mpp)
             tissue, stain = find_tissue(thumbnail, mpp=mpp, **self.tissue)
-            corners = _kept(grid.tissue_coverage(stain, mpp), grid, self.min_tissue)
-            coverage = grid.tissue_coverage(tissue, mpp) * _covered(corners, grid)
+            stained = grid.tissue_coverage(stain, mpp)
+            corners = _kept(stained, grid, self.min_tissue)
+            holes = stained < ROUNDING  # white cells within the tissue
+            coverage = grid.tissue_coverage(tissue, mpp) * (_covered(corners, grid) & ~holes)
             if not len(corners):
                 raise ValueError(
                     f"{path}: no tissue found ({100 * tissue.mean():.2g} % of the slide, no tile with "

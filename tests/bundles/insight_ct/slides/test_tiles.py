@@ -89,7 +89,7 @@ class TestTiler:
                 assert clear.sum() > 100
                 np.testing.assert_allclose(share[clear], np.outer(rows, columns)[clear], atol=0.02)
 
-    def test_a_tile_in_a_white_hole_is_left_out_though_the_hole_counts_as_tissue_by_its_size(self, tmp_path):
+    def test_tiles_and_cells_in_a_white_hole_are_left_out_though_the_hole_counts_as_tissue_by_its_size(self, tmp_path):
         hole = (896, 672, 1144, 920)  # 124 µm, one tile and a little
         path = write_slide(tmp_path / "a.tif", (2000, 1600), tissue=[(200, 200, 1800, 1400)], lesions=[hole],
                            colors=(GLASS, TISSUE, GLASS), levels=2)  # fmt: skip
@@ -99,6 +99,11 @@ class TestTiler:
             assert [896, 672] not in tiled.tiles.coordinates.tolist()
             assert [1120, 672] in tiled.tiles.coordinates.tolist()
             assert tiled.coverage[48:64, 64:80].max() == 0
+        tiled = Tiler(mpp=1.0)(str(path), cells=16)  # now the hole lies in a tile that is kept, in cells of 28 pixels
+        with tiled.slide:
+            assert [896, 448] in tiled.tiles.coordinates.tolist()
+            assert tiled.coverage[26:31, 34:39].max() == 0
+            assert tiled.coverage[26:31, 42:46].min() == tiled.coverage[18:22, 34:39].min() == 1
 
     def test_threads_and_parts_change_nothing(self, slide_file):
         with Tiler(stride=112)(str(slide_file), cells=16).slide as slide:
