@@ -67,8 +67,8 @@ def refine_by_intensity(
         smooth_mm: in-plane Gaussian of the image before it is thresholded.
         opening_mm: radius of the opening.
         largest: keep the largest 3D component (26-connected): right for one lesion (glioma), wrong for many (MS).
-        least_share: where less than this share of the seed stays, the seed itself is returned: a lesion that is as
-            dark as the organ has no outline of brightness.
+        least_share: where less than this share of the seed (its largest component) stays, it is returned instead: a
+            lesion that is hardly brighter than the organ has no outline of brightness.
 
     Returns:
         Bool mask inside the organ; empty for an empty seed.
@@ -92,7 +92,8 @@ def refine_by_intensity(
     kept = each_slice(ndi.binary_fill_holes, kept) & allowed
     mask = np.zeros_like(seed, dtype=bool)
     mask[box] = largest_component(kept) if largest else kept
-    return mask if (mask & seed).sum() >= least_share * seed.sum() else seed.copy()
+    marked = largest_component(seed) if largest else seed.copy()
+    return mask if (mask & marked).sum() >= least_share * marked.sum() else marked
 
 
 def _bounding_box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, ...]:
