@@ -293,3 +293,10 @@ def test_variants_of_an_ablation_change_keys_that_the_configs_have(bundle, file,
         assert changes.keys() <= base.keys(), name
         assert all(base[key] != value for key, value in changes.items()), name
     assert len({json.dumps(changes, sort_keys=True) for changes in variants.values()}) == len(variants)
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_monai_label_takes_the_weights_of_the_inference(bundle):
+    """Of all `models/*.pt` it runs those with the shortest name, unless told otherwise."""
+    names = [path.name for path in (REPOSITORY / "bundles" / bundle / "models").glob("*.pt")]
+    assert [name for name in names if len(name) <= len("model.pt")] == ["model.pt"]
