@@ -17,7 +17,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..cam import SliceLogit, grad_cam, guided_backpropagation, occlusion_map
-from ..checkpoint import usable_device
 from ..files import write_csv, write_json
 from ..images import as_array, file_of, meta_tensor, read_mask
 from ..metrics import area_under, bootstrap_by_patient, perturbation_curve, points_at, rank_correlation, top_region
@@ -88,8 +87,7 @@ class Explanations:
                 logger.error("%s: %s", case["case"], case["error"])
                 continue
             described = {"case": case["case"], "patient": case.get("patient", case["case"])}
-            for z, maps, inside, image, truth in self._slices(case, self.dataset.data[index].get("label")):
-                logit = self.logit.at(torch.as_tensor(inside[None, None], dtype=torch.float32, device=self._device))
+            for z, logit, maps, inside, image, truth in self._slices(case, self.dataset.data[index].get("label")):
                 for method, heat in maps.items():
                     figures = self._figures(partial(self._score, logit), image, heat, maps["own"], inside, truth)
                     rows.append({**described, "slice": z, "method": method, **figures})
@@ -107,12 +105,12 @@ class Explanations:
     @torch.no_grad()
     def _own(self, image: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
         """Heatmap `[H, W, D]` and the probability of a finding `[D]` of a preprocessed volume."""
-        output = self.inferer(image[None].to(usable_device(self._device)), self.network)[0].cpu()
+        output = self.inferer(image[None].to(self._device), self.network)[0].cpu()
         done = self.to_heat({"image": image, "pred": output})
         return as_array(done["heatmap"])[0], 1 - np.asarray(done["slice_probability"])[0]
 
     def _slices(self, case: dict, label: str | None) -> Any:
-        """`(z, maps by method, organ, image [C, H, W], truth or None)` of the most probable slices of a case."""
+        """`(z, logit, maps by method, organ, image [C, H, W], truth or None)` of the most probable slices of a case."""
         image = case["image"]
         heat, probability = self._own(image)
         truth = None
@@ -133,7 +131,7 @@ class Explanations:
                 "guided_backpropagation": guided_backpropagation(logit, x).cpu().numpy(),
                 "grad_cam": grad_cam(logit, x, self.layer).cpu().numpy(),
             }
-            yield z, maps, inside, shown, None if truth is None else truth[..., z]
+            yield z, logit, maps, inside, shown, None if truth is None else truth[..., z]
 
     @torch.no_grad()
     def _score(self, logit: SliceLogit, images: np.ndarray) -> np.ndarray:

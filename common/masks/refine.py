@@ -92,6 +92,8 @@ def refine_by_intensity(
     kept = each_slice(ndi.binary_fill_holes, kept) & allowed
     mask = np.zeros_like(seed, dtype=bool)
     mask[box] = largest_component(kept) if largest else kept
+    if least_share <= 0:  # most callers; components of the seed cost as much again
+        return mask
     marked = largest_component(seed) if largest else seed.copy()
     return mask if (mask & marked).sum() >= least_share * marked.sum() else marked
 
