@@ -122,21 +122,28 @@ def mask_on_grid(
         color = " (in color? A mask's gray values are its labels)" if is_picture(mask.path) else ""
         raise ValueError(f"{mask.path}: expected a 3D mask, got the shape {list(mask.array.shape)}{color}")
     if not probabilities:
-        _check_labels(mask)
+        mask = _checked_labels(mask)
     if mask.path.lower().endswith(DICOM_FILES):
         from .dicom_seg import on_image
 
         mask = on_image(mask, shape, affine, image=image, of_series=is_dicom(image))
-    return on_grid(mask, shape, affine, image=image)
+    placed = on_grid(mask, shape, affine, image=image)
+    # A single slice, cut out of a larger image, may be lesion all over.
+    if not probabilities and placed.array.min() > 0 and (shape[2] > 1 or placed.array.min() < placed.array.max()):
+        raise ValueError(f"{mask.path}: every voxel of the mask is marked; write 0 where nothing is")
+    return placed
 
 
-def _check_labels(mask: Volume) -> None:
-    """Refuse masks in which what is above 0 is more than what was marked: probabilities, blurred edges."""
+def _checked_labels(mask: Volume) -> Volume:
+    """A mask without fractions; refuse those in which what is above 0 is more than what was marked.
+
+    Of several labels, what interpolation has left near a whole number (1e-4 for 0) becomes that number.
+    """
     if not np.isfinite(mask.array).all():
         raise ValueError(f"{mask.path}: a mask with NaN or infinite values; write 0 where nothing is marked")
     marked = mask.array[mask.array > 0]
     if not marked.size or marked.min() == marked.max():
-        return
+        return mask
     if np.abs(marked - np.rint(marked)).max() > 1e-3:
         found = f"{marked.min():.3g} to {marked.max():.3g}"
         raise ValueError(
@@ -144,6 +151,7 @@ def _check_labels(mask: Volume) -> None:
         )
     if mask.path.lower().endswith((".jpg", ".jpeg")):
         raise ValueError(f"{mask.path}: a mask whose edges JPEG has blurred; threshold it, and write it as PNG")
+    return replace(mask, array=np.rint(mask.array))
 
 
 def read_mask(path: PathLike, image: PathLike, *, dicom_geometry: str | None = None) -> Volume:

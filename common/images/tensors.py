@@ -65,9 +65,13 @@ def file_of(image: Any) -> str:
 
 
 def spacing_of(image: Any, default: float = 1.0) -> tuple[float, float, float]:
-    """Millimeters between voxels along the three axes of a `MetaTensor`; `default` for a plain tensor."""
+    """Millimeters between voxels along the three axes of a `MetaTensor`; `default` for a plain tensor.
+
+    To five digits: what headers round, and an oblique affine always does, decides nothing. Distances in a mask are
+    multiples of the spacing, so that 2.9999998 in place of 3 would move its edge by a voxel.
+    """
     if isinstance(image, MetaTensor):
-        x, y, z = (float(s) for s in image.pixdim)
+        x, y, z = (float(f"{float(s):.5g}") for s in image.pixdim)
         return x, y, z
     return default, default, default
 

@@ -8,12 +8,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.transforms import Transform
 from torch import Tensor
 
 from ..images import Volume, file_of, mask_on_grid, meta_tensor, on_grid, read_labels, read_volume
+
+TILTED = 30.0  # degrees; head scans along the hippocampus or the skull base stay below
 
 
 class LoadCased(Transform):
@@ -51,6 +54,10 @@ class LoadCased(Transform):
         check_image(image, channels=self.channels)
         data |= {"image": image, "scan": image.clone()}
         warnings = [f"{os.path.basename(v.path)}: {text}" for v in (first, *others) for text in v.warnings]
+        if (degrees := _tilt(first.affine)) > TILTED:
+            warnings.append(
+                f"tilted by {degrees:.0f} degrees: what is taken for axial slices lies askew in the patient"
+            )
         for key in self.masks:
             if data.get(key) is not None:
                 mask = read_labels(data[key], dicom_geometry=self.dicom_geometry)
@@ -61,6 +68,12 @@ class LoadCased(Transform):
 
     def _read(self, path: Any) -> Volume:
         return read_volume(path, dicom_geometry=self.dicom_geometry)
+
+
+def _tilt(affine: np.ndarray) -> float:
+    """Degrees between the patient's long axis and the axis of the image that is taken for it."""
+    along = affine[:3, list(nib.io_orientation(affine)[:, 0]).index(2)]
+    return float(np.rad2deg(np.arccos(min(abs(along[2]) / np.linalg.norm(along), 1.0))))
 
 
 def check_different(modalities: Sequence[Volume]) -> None:

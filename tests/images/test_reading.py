@@ -182,6 +182,23 @@ class TestMasks:
             path = save(tmp_path / "mask.nii.gz", values, np.diag([2, 2, 2, 1]))
             np.testing.assert_array_equal(read_mask(path, tmp_path / "image.nii.gz").array, values)
 
+    def test_what_interpolation_leaves_of_nothing_is_not_marked(self, tmp_path):
+        marked = VALUES > 100
+        save(tmp_path / "image.nii.gz", VALUES, np.diag([2, 2, 2, 1]))
+        path = save(tmp_path / "mask.nii.gz", np.where(marked, 1.0002, 1e-4), np.diag([2, 2, 2, 1]))
+        np.testing.assert_array_equal(read_mask(path, tmp_path / "image.nii.gz").array, marked)
+
+    def test_without_background_is_refused_but_in_a_slice_of_one_label(self, tmp_path):
+        for labels, slices, passes in ((1, 5, False), (2, 5, False), (2, 1, False), (1, 1, True)):
+            values = VALUES[..., :slices]
+            save(tmp_path / "image.nii.gz", values, np.diag([2, 2, 2, 1]))
+            path = save(tmp_path / "mask.nii.gz", np.rint(1 + values % labels), np.diag([2, 2, 2, 1]))
+            if passes:
+                assert read_mask(path, tmp_path / "image.nii.gz").array.all()
+            else:
+                with pytest.raises(ValueError, match=r"mask.nii.gz: every voxel of the mask is marked; write 0"):
+                    read_mask(path, tmp_path / "image.nii.gz")
+
     def test_a_jpeg_is_refused_since_its_edges_are_blurred(self, tmp_path):
         values = np.zeros((16, 16), np.uint8)
         values[5:11, 5:11] = 255

@@ -75,6 +75,14 @@ def test_what_a_tensor_knows_of_its_image_is_told_and_kept():
     np.testing.assert_array_equal(as_array(made), array)
 
 
+def test_what_a_header_rounds_of_the_spacing_moves_no_edge_of_a_mask():
+    turned = affine_of("LPS", (3, 3, 0.7), (4, 5, 6), 20).astype(np.float32).astype(float)
+    meter = 1000 * np.diag([0.003, 0.003, 0.0007, 1]).astype(np.float32).astype(float)
+    for affine in (turned, meter):
+        assert nib.affines.voxel_sizes(affine)[0] != 3.0
+        assert spacing_of(MetaTensor(torch.rand(1, 2, 3, 4), affine=torch.as_tensor(affine))) == (3.0, 3.0, 0.7)
+
+
 def test_plain_tensors_have_a_default_spacing_and_no_file():
     plain = torch.zeros(1, 2, 3, 4)
     assert spacing_of(plain) == (1.0, 1.0, 1.0)

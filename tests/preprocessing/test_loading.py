@@ -29,12 +29,12 @@ def test_masks_and_modalities_of_any_axis_order_come_on_the_grid_of_the_first_im
         "image": [save(tmp_path / "a.nii.gz", VALUES, AFFINE), save(tmp_path / "b.nii", *turned(VALUES + 1, "RAS"))]
     }
     for number, key in enumerate(("organ", "label")):
-        case[key] = save(tmp_path / f"{key}.nii.gz", *turned(VALUES + 10 * number, "SAL"))
+        case[key] = save(tmp_path / f"{key}.nii.gz", *turned(VALUES * (1 + number), "SAL"))
     data = LoadCased(channels=2)(case)
     np.testing.assert_array_equal(data["image"].numpy(), np.stack([VALUES, VALUES + 1]))
     np.testing.assert_array_equal(data["scan"].numpy(), data["image"].numpy())
     np.testing.assert_array_equal(data["organ"].numpy(), VALUES[None])
-    np.testing.assert_array_equal(data["label"].numpy(), VALUES[None] + 10)
+    np.testing.assert_array_equal(data["label"].numpy(), 2 * VALUES[None])
     for key in ("image", "organ", "label"):
         np.testing.assert_allclose(data[key].affine, AFFINE, atol=1e-6)
     assert data["warnings"] == ""
@@ -54,6 +54,14 @@ def test_what_is_doubtful_about_the_files_is_told_once_with_their_names(tmp_path
     paths = [save(tmp_path / folder / "scan.nii.gz", VALUES + len(folder), np.eye(4)) for folder in ("a", "bc")]
     data = LoadCased(channels=2)({"image": paths})
     assert data["warnings"] == "scan.nii.gz: the affine is the identity: spacing and orientation may have been lost"
+
+
+@pytest.mark.parametrize(("degrees", "told"), [(25, ""), (40, "tilted by 40 degrees"), (50, "tilted by 40 degrees")])
+def test_slices_that_lie_askew_in_the_patient_are_doubted(tmp_path, degrees, told):
+    turn, angle = np.eye(4), np.deg2rad(degrees)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    data = LoadCased(channels=1)({"image": save(tmp_path / "a.nii.gz", VALUES, turn @ AFFINE)})
+    assert data["warnings"].split(":")[0] == told
 
 
 def test_one_image_in_the_place_of_two_modalities_is_refused(tmp_path):
