@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,8 @@ def _stack(series: Series, path: str, dicom_geometry: str | None) -> tuple[list[
         affine = check_affine(affine, (frames[0].columns, frames[0].rows, len(frames)), path)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    return [frames[i] for i in order], affine, [*warnings, *said, *_doubts(frames)]
+    frames = [frames[i] for i in order]
+    return frames, affine, [*warnings, *said, *_doubts(frames)]
 
 
 def _check_alike(frames: Sequence[Frame], names: Sequence[str], tolerance: float = 0.0) -> None:
@@ -118,6 +120,10 @@ def _check_one_kind(frames: Sequence[Frame]) -> None:
     """Refuse a series some of whose values mean something else: raw beside Hounsfield units, inverted ones."""
     first = frames[0]
     for frame in frames:
+        if frame.slope == 0:
+            raise ValueError(
+                f"RescaleSlope 0 in {frame.name}, which leaves nothing of its values; restore the attribute"
+            )
         for what, one, other in (
             ("Modality", first.modality, frame.modality),
             ("rescale to a unit", first.slope is not None and first.unit, frame.slope is not None and frame.unit),
@@ -278,6 +284,9 @@ def _assumed(frames: Sequence[Frame], dicom_geometry: str | None) -> tuple[np.nd
 def _doubts(frames: Sequence[Frame]) -> list[str]:
     first = frames[0]
     doubts = []
+    steps = {abs((b.number or 0) - (a.number or 0)) for a, b in pairwise(frames)}
+    if len(frames) > 2 and len(steps) == 1 and (step := steps.pop()) > 1:
+        doubts.append(f"InstanceNumber goes up in steps of {step}: have slices been left out?")
     if first.inverted:
         doubts.append("MONOCHROME1: values inverted, so that bright is high")
     if first.modality == "CT" and not (first.slope is not None and first.unit in ("", "HU")):

@@ -166,7 +166,10 @@ def _other(data: Any, kind: str) -> str:
         return "object without pixels"
     if (data.get("SamplesPerPixel") or 1) != 1 or "MONOCHROME" not in str(data.get("PhotometricInterpretation")):
         return COLOR
-    return "localizer" if "LOCALIZER" in [str(part).upper() for part in data.get("ImageType") or ()] else ""
+    parts = [str(part).upper() for part in data.get("ImageType") or ()]
+    if "MOSAIC" in parts:  # Siemens: all slices of a volume side by side in one picture
+        return "mosaic of slices"
+    return "localizer" if "LOCALIZER" in parts else ""
 
 
 def files_below(folder: PathLike) -> Iterator[str]:

@@ -91,6 +91,10 @@ REFUSED = {
         ],
         r"two kinds of images in one series: 000.dcm and 003.dcm differ in rescale",
     ),
+    "a slope of 0": (
+        lambda s: changed(s, 3, **dict.fromkeys(("RescaleSlope", "RescaleIntercept"), 0)),
+        r"RescaleSlope 0 in 003.dcm, which leaves nothing of its values",
+    ),
     "a slice inverted": (
         lambda s: changed(s, 2, PhotometricInterpretation="MONOCHROME1"),
         r"000.dcm and 002.dcm differ in MONOCHROME1",
@@ -162,6 +166,16 @@ class TestRefused:
             read_series(folder)
         save(folder, datasets(stack()))
         assert read_series(folder).array.shape == (5, 3, 4)
+
+    def test_a_mosaic_is_no_slice(self, tmp_path):
+        folder = save(tmp_path / "p1", datasets(stack(1), ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]))
+        with pytest.raises(FileNotFoundError, match=r"no DICOM scan there \(only: mosaic of slices\)"):
+            read_series(folder)
+
+    def test_every_second_slice_of_a_series_is_doubted_by_its_numbers(self, tmp_path):
+        for step, warnings in ((1, ()), (2, ("InstanceNumber goes up in steps of 2: have slices been left out?",))):
+            volume = read_series(save(tmp_path / f"p{step}", datasets(stack(6))[::step]))
+            assert (np.linalg.norm(volume.affine[:3, 2]), volume.warnings) == (step * 2.5, warnings)
 
     def test_localizers_are_left_out_with_a_word(self, tmp_path):
         slices = datasets(stack())
