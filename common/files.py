@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -18,6 +19,14 @@ import numpy as np
 PathLike = str | os.PathLike[str]
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What to do about a file that cannot be written, by the reason.
+ADVICE = {
+    **dict.fromkeys(NO_ROOM, "free space, then run again; what is whole stays"),
+    errno.ENAMETOOLONG: "give shorter names to cases, or to folders",
+}
+
+
 class NotWritten(OSError):
     """A file cannot be written: the disk is full, or not ours."""
 
@@ -27,13 +36,21 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary name beside `path`; it becomes `path` when the block ends without an error.
 
     The suffix is kept, because image writers choose the format by it, and the leading dot hides it from globs.
+
+    Raises:
+        NotWritten: the folder cannot be made, or the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in ADVICE:
+            raise
+        raise not_written(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,10 +75,16 @@ def writing(path: PathLike) -> Iterator[None]:
     """Say which file could not be written, and what to do: an `OSError` of the block becomes `NotWritten`."""
     try:
         yield
+    except NotWritten:
+        raise
     except OSError as error:
-        raise NotWritten(
-            f"{path} cannot be written ({error}): free space, then run again; what is whole stays"
-        ) from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: PathLike, error: OSError) -> NotWritten:
+    """The error that says which file, why, and what to do."""
+    advice = ADVICE.get(error.errno or 0, "give a folder that is yours, and that no file is in the way of")
+    return NotWritten(f"{path} cannot be written ({error}): {advice}")
 
 
 def write_json(path: PathLike, value: Any) -> None:
@@ -97,7 +120,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     A text that a spreadsheet would take for a formula gets an apostrophe before it.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with writing(path), atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+    with writing(path), atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.files import NotWritten, file_digest, write_csv, write_json
+from common.files import NotWritten, atomic_path, file_digest, write_csv, write_json
 
 
 def no_constant(text: str) -> None:
@@ -48,6 +52,24 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         write_json(tmp_path / "file" / "a.json", {})
     with pytest.raises(NotWritten, match=r"file/a\.csv cannot be written"):
         write_csv(tmp_path / "file" / "a.csv", [{"x": 1}])
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "free space"), (errno.ENAMETOOLONG, "shorter names"), (errno.EIO, None)]
+)
+def test_a_full_disk_is_named_with_the_file_whoever_writes_it(tmp_path, number, advice):
+    with pytest.raises(OSError, match=os.strerror(number)) as raised, atomic_path(tmp_path / "a.png"):
+        raise OSError(number, os.strerror(number))
+    assert isinstance(raised.value, NotWritten) == (advice is not None)
+    assert advice is None or advice in str(raised.value).split(f"{tmp_path}/a.png cannot be written")[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_are_utf8_whatever_the_locale_says(tmp_path):
+    code = f"from common.files import write_csv; write_csv({str(tmp_path / 'a.csv')!r}, [{{'case': '\\u6f22'}}])"
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | plain)
+    assert "\u6f22" in (tmp_path / "a.csv").read_text(encoding="utf-8")
 
 
 def test_write_csv_has_all_columns_in_order_of_appearance(tmp_path):

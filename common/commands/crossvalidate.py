@@ -156,7 +156,7 @@ def _cases_of(folder: Path, fold: int) -> list[dict[str, Any]]:
     """Rows of the masks' scores, with the fold; none where there were no masks."""
     if not (folder / "metrics.csv").is_file():
         return []
-    with open(folder / "metrics.csv", newline="") as file:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         return [{"fold": fold, **row} for row in csv.DictReader(file)]
 
 

@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from ..data.outputs import is_result
-from ..files import atomic_path, write_csv
+from ..files import atomic_path, write_csv, writing
 from ..images import (
     DicomCodes,
     dicom_results,
@@ -82,7 +82,8 @@ class PredictionWriter(CaseHandler):
 
     def _start(self) -> None:
         super()._start()
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with writing(self.output_dir):
+            self.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _take_over(self, engine: Any) -> None:
         """Rows of the cases that are skipped; and what the others are made with."""
