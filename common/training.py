@@ -228,7 +228,8 @@ def prepare_batch(
     The image is a plain tensor in channels-last order: a `MetaTensor` would carry its meta data through every layer.
     """
     image = convert_to_tensor(batch["image"], track_meta=False)
-    image = image.to(device, non_blocking=non_blocking).contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last_3d if image.dim() == 5 else torch.channels_last
+    image = image.to(device, non_blocking=non_blocking).contiguous(memory_format=layout)
     return image, batch["cls"].to(device, non_blocking=non_blocking)
 
 

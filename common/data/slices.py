@@ -202,14 +202,16 @@ class SliceDataset(Dataset):
         return len(self.where)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self._item(index)
+        return item if self.augment is None else augmented(self.augment, item)
+
+    def _item(self, index: int) -> dict[str, Any]:
+        """What `augment` gets."""
         number, z = self.where[index]
         item: Any = {name: slices[z].float() for name, slices in self.volumes[number].items()}
         if self.organ_channel:
             item |= {"image": item["image"][:-1], "organ": item["image"][-1:]}
-        item |= {"cls": self.classes[index], "bag": self.bags[index]}
-        if self.augment is not None:
-            item = augmented(self.augment, item)
-        return item
+        return item | {"cls": self.classes[index], "bag": self.bags[index]}
 
 
 def augmented(augment: Callable, item: dict[str, Any]) -> Any:

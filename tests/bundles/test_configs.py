@@ -23,15 +23,17 @@ BUNDLES = {
         "train": [
             *("train+lgg", "train+paper", "train+phantom+clinic", "train+lgg+train_refine", "train+t1ce"),
             *("train+train_refine+t1ce+t1ce_refine", "train+lgg+train_supervised", "train+multi_gpu_train"),
+            *("train+phantom+volumetric", "train+train_refine+phantom+volumetric"),
         ],
         "inference": [
             *("inference+paper", "evaluate+paper+paper_scores", "evaluate+calibrate", "inference+phantom+clinic"),
             *("evaluate+phantom", "evaluate+lgg_tested", "train+evaluate", "inference+t1ce"),
-            "inference+explanations",
+            *("inference+explanations", "inference+phantom+volumetric"),
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),
         "paper_classes": ["healthy", "LGG", "HGG"],
-        "overrides": {"t1ce_refine": {"teacher": "$@teacher_def"}},  # there are no such weights of four classes
+        # There are no such weights: of four classes, of a volumetric network.
+        "overrides": {name: {"teacher": "$@teacher_def"} for name in ("t1ce_refine", "volumetric")},
     },
     "ensemble_gradcam_brats": {
         "train": ["train+lgg", "train+paper", "train+prostate", "train+phantom", "train+multi_gpu_train"],

@@ -12,99 +12,37 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import Tensor, nn
 
 from common.encoders import EfficientNetLite
 from common.masks import NO_EVIDENCE
 from common.pooling import GlobalPool
 
+from .blocks import Upsample, double_conv, initialize
 from .evidence import bright_regions
 
 
-def sinc_upsample(x: Tensor) -> Tensor:
-    """Double the spatial size by band-limited (sinc) interpolation, i.e. zero-padding of the spectrum.
-
-    Input samples reappear at the even positions of the output; the Nyquist term of an even-sized axis is split
-    between both signs so that a real signal stays real.
-
-    Args:
-        x: `[B, C, H, W]`, H and W even.
-
-    Returns:
-        `[B, C, 2H, 2W]`.
-    """
-    height, width = x.shape[-2:]
-    spectrum = torch.fft.rfft2(x.float())
-    half_h, half_w = height // 2, width // 2
-    nyquist_w = torch.cat([torch.ones(half_w), torch.full((1,), 0.5)]).to(x.device)
-    spectrum = spectrum * nyquist_w
-    nyquist_row = spectrum[..., half_h : half_h + 1, :] * 0.5
-    gap = torch.zeros(x.shape[0], x.shape[1], height - 1, half_w + 1, dtype=spectrum.dtype, device=x.device)
-    spectrum = torch.cat(
-        [spectrum[..., :half_h, :], nyquist_row, gap, nyquist_row, spectrum[..., half_h + 1 :, :]], dim=-2
-    )
-    spectrum = F.pad(spectrum, [0, width - half_w])
-    return (4.0 * torch.fft.irfft2(spectrum, s=[2 * height, 2 * width])).to(x.dtype)
-
-
-class Interpolate(nn.Module):
-    """Double the spatial size, `sinc` or `bilinear`."""
-
-    def __init__(self, mode: str) -> None:
-        super().__init__()
-        self.mode = mode
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mode == "sinc":
-            return sinc_upsample(x)
-        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-class Upsample(nn.Module):
-    """Double the spatial size and map `in_channels` to `out_channels`.
-
-    Args:
-        mode: `sinc` (the paper's default) and `bilinear` interpolate, then mix channels by a 1×1 convolution;
-            `transposed` is a stride-2 transposed convolution.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, mode: Literal["sinc", "transposed", "bilinear"]) -> None:
-        super().__init__()
-        if mode not in ("sinc", "transposed", "bilinear"):
-            raise ValueError(f"upsample must be 'sinc', 'transposed' or 'bilinear', got {mode!r}")
-        self.interpolate = nn.Identity() if mode == "transposed" else Interpolate(mode)
-        self.conv: nn.Module = (
-            nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
-            if mode == "transposed"
-            else nn.Conv2d(in_channels, out_channels, kernel_size=1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Both interpolations act on each channel alone, so mixing channels first gives the same result at a quarter
-        # of the cost.
-        return self.interpolate(self.conv(x))
-
-
-def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Two 3×3 convolutions, each with its ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
-        nn.ReLU(inplace=True),
-    )
-
-
-def check_input(image: Tensor, channels: int, divisor: int, network: str) -> None:
-    """Refuse images `[B, C, H, W]` that a network cannot take.
+def check_input(image: Tensor, channels: int, divisor: int, network: str, spatial_dims: int = 2) -> None:
+    """Refuse images `[B, C, *spatial]` that a network cannot take.
 
     Raises:
-        ValueError: another number of channels, or H or W that do not divide by `divisor`.
+        ValueError: another number of channels or axes, or sizes that do not divide by `divisor`.
     """
-    if image.shape[1] != channels:
-        raise ValueError(f"{network} expects {channels} image channel(s), got an input of shape {list(image.shape)}")
-    if image.shape[2] % divisor != 0 or image.shape[3] % divisor != 0:
-        raise ValueError(f"{network} needs H and W that divide by {divisor}, got {list(image.shape)}: pad the slices")
+    shape = list(image.shape)
+    axes = "H, W and D" if spatial_dims == 3 else "H and W"
+    if len(shape) != 2 + spatial_dims:
+        raise ValueError(f"{network} of spatial_dims {spatial_dims} takes batch, channels, {axes}, got {shape}")
+    if shape[1] != channels:
+        raise ValueError(f"{network} expects {channels} image channel(s), got an input of shape {shape}")
+    for size in shape[2:]:
+        if size % divisor != 0:
+            raise ValueError(f"{network} needs {axes} that divide by {divisor}, got {shape}: pad the slices")
+
+
+def as_slices(stacks: Tensor) -> Tensor:
+    """Slices `[B · D, …]` of stacks `[B, …, D]`, each stack's one after the other."""
+    return stacks.movedim(-1, 1).flatten(0, 1)
 
 
 class GPNet(nn.Module):
@@ -124,6 +62,8 @@ class GPNet(nn.Module):
             it restricts the pool to the organ, so no evidence can come from outside.
         evidence_above: by class, how bright the first channel must be for evidence of that class, `-inf` (or None for
             all) for anywhere: lesions that take up contrast are brighter than the organ. See `evidence.bright_regions`.
+        spatial_dims: 3: images are stacks of slices `[B, C, H, W, D]`, and each slice has its logits: the pool of its
+            part of the map. With the pool `max` at the `map`, that of the whole stack is the highest of them.
     """
 
     def __init__(
@@ -136,8 +76,11 @@ class GPNet(nn.Module):
         pool_options: dict | None = None,
         organ_channel: bool = False,
         evidence_above: Sequence[float | None] | None = None,
+        spatial_dims: int = 2,
     ) -> None:
         super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 (slices) or 3 (stacks of slices), got {spatial_dims}")
         if evidence_above is not None and (len(evidence_above) != num_classes or pool_at != "map"):
             raise ValueError(f"evidence_above: one number a class ({num_classes}) and pool_at 'map' are needed")
         if pool_at not in ("features", "map"):
@@ -149,10 +92,14 @@ class GPNet(nn.Module):
         levels = [-math.inf if level is None else float(level) for level in evidence_above or ()]
         self.register_buffer("evidence_above", torch.tensor(levels), persistent=False)
         self.no_evidence = NO_EVIDENCE
-        self.head = nn.Conv2d(num_features, num_classes, kernel_size=1)
+        self.spatial_dims = spatial_dims
+        self.head = Conv[Conv.CONV, spatial_dims](num_features, num_classes, kernel_size=1)
 
     def features(self, image: Tensor) -> Tensor:
-        """Feature map `[B, num_features, H / s, W / s]` of `[B, in_channels, H, W]`, s the network's stride."""
+        """Feature map `[B, num_features, H / s, W / s]` of `[B, in_channels, H, W]`, s the network's stride.
+
+        Of stacks it has their size: `[B, num_features, H, W, D]`.
+        """
         raise NotImplementedError
 
     @torch.jit.export
@@ -160,10 +107,11 @@ class GPNet(nn.Module):
         """Class maps and the logits they lead to, in one pass.
 
         Args:
-            image: `[B, in_channels (+1 with organ_channel), H, W]`.
+            image: `[B, in_channels (+1 with organ_channel), H, W]`; of a stack `[…, H, W, D]`.
 
         Returns:
-            Class maps `[B, num_classes, H, W]` (raw, one logit per pixel) and logits `[B, num_classes]`.
+            Class maps `[B, num_classes, H, W]` (raw, one logit per pixel) and logits `[B, num_classes]`; of stacks
+            `[B, num_classes, H, W, D]` and `[B, num_classes, D]`.
         """
         mask: Tensor | None = None
         if self.organ_channel:
@@ -171,6 +119,15 @@ class GPNet(nn.Module):
             image = image[:, :-1]
         features = self.features(image)
         maps = self.head(features)
+        if self.spatial_dims == 2:
+            return self._decide(maps, features, image, mask)
+        slices = None if mask is None else as_slices(mask)
+        maps, logits = self._decide(as_slices(maps), as_slices(features), as_slices(image), slices)
+        shape = [image.shape[0], image.shape[-1]]
+        return maps.unflatten(0, shape).movedim(1, -1), logits.unflatten(0, shape).movedim(1, -1)
+
+    def _decide(self, maps: Tensor, features: Tensor, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Maps of the size of the slices `image`, and the logits of slices."""
         if maps.shape[-2:] != image.shape[-2:]:
             maps = F.interpolate(maps, size=image.shape[-2:], mode="bilinear", align_corners=False)
         if self.pool_at == "map":
@@ -194,7 +151,7 @@ class GPNet(nn.Module):
         return maps.masked_fill(~allowed, self.no_evidence), logits.masked_fill(nowhere, self.no_evidence)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits `[B, num_classes]` of `[B, in_channels (+1 with organ_channel), H, W]`."""
+        """Logits `[B, num_classes]` of `[B, in_channels (+1 with organ_channel), H, W]`; of stacks, of each slice."""
         return self.explain(image)[1]
 
 
@@ -202,7 +159,7 @@ class GPUNet(GPNet):
     """GP-UNet: a three-level U-Net without normalization whose decoder map is pooled globally.
 
     1,740,675 parameters with sinc upsampling and 1,863,555 with transposed convolution at 4 channels, 3 classes and
-    the default widths, as in the authors' code.
+    the default widths, as in the authors' code; of the volumetric form 5,136,771 and 5,423,491.
 
     Args:
         in_channels: image channels, without the organ channel.
@@ -211,10 +168,10 @@ class GPUNet(GPNet):
         upsample: `sinc` (paper), `transposed` or `bilinear`.
         dropout: probability of dropping a channel at the bottleneck.
         input_mean: subtracted from the image; 1 for images in multiples of their median.
-        kwargs: see `GPNet`.
+        spatial_dims, kwargs: see `GPNet`. Volumetric, everything has one axis more.
 
     Raises:
-        ValueError: H or W of the input is not a multiple of 4.
+        ValueError: H, W or D of the input is not a multiple of 4.
     """
 
     def __init__(
@@ -226,28 +183,30 @@ class GPUNet(GPNet):
         upsample: Literal["sinc", "transposed", "bilinear"] = "sinc",
         dropout: float = 0.5,
         input_mean: float = 0.0,
+        spatial_dims: int = 2,
         **kwargs,
     ) -> None:
         low, mid, high = features
-        super().__init__(num_features=low, num_classes=num_classes, **kwargs)
+        super().__init__(num_features=low, num_classes=num_classes, spatial_dims=spatial_dims, **kwargs)
         self.in_channels = in_channels
         self.input_mean = input_mean
-        self.encoder1 = double_conv(in_channels, low)
-        self.encoder2 = double_conv(low, mid)
-        self.bottleneck = double_conv(mid, high)
-        self.dropout = nn.Dropout2d(dropout)
-        self.up2 = Upsample(high, mid, upsample)
-        self.decoder2 = double_conv(2 * mid, mid)
-        self.up1 = Upsample(mid, low, upsample)
-        self.decoder1 = double_conv(2 * low, low)
+        self.encoder1 = double_conv(in_channels, low, spatial_dims)
+        self.encoder2 = double_conv(low, mid, spatial_dims)
+        self.bottleneck = double_conv(mid, high, spatial_dims)
+        self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
+        self.halve = Pool[Pool.AVG, spatial_dims](2)
+        self.up2 = Upsample(high, mid, upsample, spatial_dims)
+        self.decoder2 = double_conv(2 * mid, mid, spatial_dims)
+        self.up1 = Upsample(mid, low, upsample, spatial_dims)
+        self.decoder1 = double_conv(2 * low, low, spatial_dims)
         initialize(self)
         nn.init.normal_(self.head.weight, std=0.05)
 
     def features(self, image: Tensor) -> Tensor:
-        check_input(image, self.in_channels, 4, "GPUNet")
+        check_input(image, self.in_channels, 4, "GPUNet", self.spatial_dims)
         level1 = self.encoder1(image - self.input_mean)
-        level2 = self.encoder2(F.avg_pool2d(level1, 2))
-        deep = self.dropout(self.bottleneck(F.avg_pool2d(level2, 2)))
+        level2 = self.encoder2(self.halve(level1))
+        deep = self.dropout(self.bottleneck(self.halve(level2)))
         level2 = self.decoder2(torch.cat([level2, self.up2(deep)], dim=1))
         return self.decoder1(torch.cat([level1, self.up1(level2)], dim=1))
 
@@ -300,11 +259,3 @@ class GPEfficientNet(GPNet):
         for i, lateral in enumerate(self.laterals):
             total = total + F.interpolate(lateral(levels[i]), size=size, mode="bilinear", align_corners=False)
         return self.dropout(F.relu(total))
-
-
-def initialize(module: nn.Module) -> None:
-    """He initialization: without normalization layers PyTorch's default lets activations fade with depth."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -17,12 +17,14 @@ from monai.inferers import Inferer
 from monai.transforms import ResampleToMatch
 from torch import Tensor
 
-from common import training
-from common.data import SliceDataset, case_label, slice_classes
+from common.data import case_label, slice_classes
 from common.images import file_of, meta_tensor, read_mask, spacing_of
 from common.losses import pool_bags, soft_bce_dice
 from common.masks import NO_EVIDENCE, hottest_component, refine_by_intensity
 from common.pooling import GlobalPool
+
+from . import stacks
+from .networks import as_slices
 
 
 @torch.no_grad()
@@ -101,11 +103,11 @@ def _targets(mask: Tensor, negative: Tensor) -> dict[str, Tensor]:
     return {"pseudo": mask[None], "counts": negative | mask.any(dim=0).any(dim=0)}
 
 
-class PseudoMaskDataset(SliceDataset):
+class PseudoMaskDataset(stacks.StackDataset):
     """Slices with their labels and pseudo-masks: items gain `pseudo` and `counts`, see `pseudo_masks`.
 
     Args:
-        data, preprocessing, options: see `SliceDataset`.
+        data, preprocessing, options: see `StackDataset`.
         teacher, inferer, threshold, binarize, mask_quantile, hottest, refine, sure: see `pseudo_masks`.
     """
 
@@ -130,12 +132,12 @@ class PseudoMaskDataset(SliceDataset):
         super().__init__(data, preprocessing, targets=targets, **options)
 
 
-class MaskDataset(SliceDataset):
+class MaskDataset(stacks.StackDataset):
     """The true masks in place of pseudo-masks: the upper bound that weak supervision is measured against.
 
     Args:
         data: cases, each with a `label`.
-        preprocessing, options: see `SliceDataset`.
+        preprocessing, options: see `StackDataset`.
     """
 
     def __init__(self, data: Sequence[dict], preprocessing: Callable, **options: Any) -> None:
@@ -143,10 +145,11 @@ class MaskDataset(SliceDataset):
 
 
 class ExplainInferer(Inferer):
-    """`network.explain(image)`: class maps and logits, for training on both."""
+    """`network.explain(image)`: class maps and logits of slices, for training on both."""
 
     def __call__(self, inputs: Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return network.explain(inputs)  # type: ignore[operator]
+        explained = network.explain(inputs)  # type: ignore[operator]
+        return explained if inputs.dim() == 4 else (as_slices(explained[0]), as_slices(explained[1]))
 
 
 class PseudoMaskLoss(torch.nn.Module):
@@ -193,6 +196,9 @@ def prepare_batch(
     batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`(image, targets of PseudoMaskLoss)` of a batch; the organ mask is the image's last channel."""
-    image, target = training.prepare_bags(batch, device, non_blocking)
+    image, target = stacks.prepare_bags(batch, device, non_blocking)
     pseudo, counts = (torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("pseudo", "counts"))
-    return image, target | {"pseudo": pseudo, "counts": counts.float(), "organ": (image[:, -1:] > 0.5).float()}
+    masks = {"pseudo": pseudo, "organ": (image[:, -1:] > 0.5).float()}
+    if image.dim() == 5:
+        masks = {name: as_slices(mask) for name, mask in masks.items()}
+    return image, target | masks | {"counts": counts.flatten().float()}

@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .networks import GPNet, Interpolate, check_input
+from .blocks import Interpolate
+from .networks import GPNet, check_input
 
 
 def _normalized(*layers: nn.Module, channels: int) -> nn.Sequential:

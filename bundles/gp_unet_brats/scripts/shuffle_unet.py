@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .networks import GPNet, check_input, double_conv, initialize
+from .blocks import double_conv, initialize
+from .networks import GPNet, check_input
 
 
 class Waves(nn.Module):

@@ -8,6 +8,7 @@ from tests.bundles.conftest import load_script
 
 networks = load_script("gp_unet_brats", "networks")
 backbones = load_script("gp_unet_brats", "backbones")
+blocks = load_script("gp_unet_brats", "blocks")
 # Each network of the family at the smallest size, and what H and W have to divide by.
 TINY = {
     "gp_unet": ({"features": (4, 8, 16)}, 4),
@@ -100,25 +101,25 @@ def test_sinc_upsampling_is_exact_for_band_limited_images():
     fine = 2 * torch.pi * torch.arange(32) / 32
     image = torch.cos(3 * angle)[:, None] * torch.sin(5 * angle)[None] + 0.5
     expected = torch.cos(3 * fine)[:, None] * torch.sin(5 * fine)[None] + 0.5
-    torch.testing.assert_close(networks.sinc_upsample(image[None, None])[0, 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(blocks.sinc_upsample(image[None, None])[0, 0], expected, atol=1e-5, rtol=0)
 
 
 def test_sinc_upsampling_keeps_the_samples_it_started_from():
     image = torch.randn(2, 3, 8, 12)
-    torch.testing.assert_close(networks.sinc_upsample(image)[..., ::2, ::2], image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(blocks.sinc_upsample(image)[..., ::2, ::2], image, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["sinc", "bilinear"])
 def test_mixing_channels_before_interpolation_equals_mixing_after(mode):
-    layer = networks.Upsample(5, 3, mode)
+    layer = blocks.Upsample(5, 3, mode)
     x = torch.randn(2, 5, 8, 8)
-    up = networks.sinc_upsample(x) if mode == "sinc" else F.interpolate(x, scale_factor=2.0, mode="bilinear")
+    up = blocks.sinc_upsample(x) if mode == "sinc" else F.interpolate(x, scale_factor=2.0, mode="bilinear")
     torch.testing.assert_close(layer(x), layer.conv(up), atol=1e-5, rtol=1e-4)
 
 
 def test_unknown_options_are_named():
     with pytest.raises(ValueError, match="upsample must be"):
-        networks.Upsample(2, 2, "nearest")
+        blocks.Upsample(2, 2, "nearest")
     with pytest.raises(ValueError, match="pool_at must be"):
         small(pool_at="logits")
 
