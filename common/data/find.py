@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from ..files import PathLike
 from .matches import DICOM, Match, matches, series_of_tree
 
 Case = dict[str, Any]
+LONGEST_NAME = 200  # bytes of a case's name: with what is appended, a file's may have 255
 logger = logging.getLogger(__name__)
 
 
@@ -146,21 +149,43 @@ def _by_wildcards(match: Match) -> list[tuple]:
 
 def case_names(found: Sequence[Match]) -> dict[Match, str]:
     """A name for each case: of its folder, of its file, or of both, see `find_cases`."""
-    folders = {match: Path(match.name).parent.as_posix().replace("/", "_") for match in found}
-    short = {match: match.stem if folders[match] == "." else folders[match] for match in found}
+    folders = {match: _in_words(Path(match.name).parent.as_posix()) for match in found}
+    short = {match: folders[match] or match.stem for match in found}
     count = Counter(short.values())
     names = {}
     for match in found:
-        unique = count[short[match]] == 1 or folders[match] == "."
+        unique = count[short[match]] == 1 or not folders[match]
         name = match.case or (short[match] if unique else f"{folders[match]}_{match.stem}")
-        names[match] = match.short_uid if match.is_private(name) else name
+        names[match] = match.short_uid if match.is_private(name) else _shortened(name)
     return names
 
 
+def _in_words(folder: str) -> str:
+    """A folder's path as one word, empty for the data's folder; a leading dot would hide the results."""
+    return folder.replace("/", "_").lstrip("._")
+
+
+def _shortened(name: str) -> str:
+    """The name, or the end of one that is too long for the name of a file, with a digest of the whole."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    end = name.encode()[-LONGEST_NAME // 2 :].decode(errors="ignore")
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:10]}_{end}"
+
+
 def check_names(cases: Iterable[Case], source: str) -> None:
-    """Raise `ValueError` where two cases have one name, or a path for a name: files would replace others."""
+    """Raise `ValueError` where two cases have one name, or a path for a name: files would replace others.
+
+    Names that differ in upper and lower case only, or in how accents are written, are one on many systems.
+    """
     names = Counter(str(case["case"]) for case in cases)
+    alike: dict[str, str] = {}
     for name in names:
+        if len(name.encode()) > LONGEST_NAME:
+            raise ValueError(f"{source}: the case name {name[:40]!r}… is too long to name files; give a shorter one")
+        other = alike.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise ValueError(f"{source}: the case names {other!r} and {name!r} would name the same files; rename one.")
         if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
             raise ValueError(f"{source}: the case name {name!r} names a file's path; give a name without / and \\.")
     twice = [name for name, n in names.items() if n > 1]

@@ -97,6 +97,23 @@ def test_masks_that_fit_no_case_are_told_where_a_case_has_none(tmp_path, caplog)
     assert "1 mask(s) of '**/m.nii' fit no case, e.g. masks/x/m.nii, while x/ct.nii has none" in caplog.text
 
 
+def test_names_are_those_of_visible_files_and_not_too_long_for_one(tmp_path):
+    touch(tmp_path, "data/x.nii", "a/f.nii", "b/f.nii", "/".join(["ä" * 70] * 3) + "/g.nii")
+    assert [c["case"] for c in find_cases(tmp_path / "data", "../?/f.nii")] == ["a", "b"]
+    assert [c["case"] for c in find_cases(tmp_path / "a", str(tmp_path / "b" / "f.nii"))] == [
+        f"{tmp_path}/b".replace("/", "_")[1:]
+    ]
+    (case,) = find_cases(tmp_path, "**/g.nii")
+    assert case["case"][10:] == "_" + "ä" * 50
+
+
+def test_names_that_are_one_on_many_systems_are_refused(tmp_path):
+    touch(tmp_path, "s/P1/f.nii", "s/p1/f.nii", "t/Z\u00fc/f.nii", "t/Zu\u0308/f.nii")
+    for folder, name in (("s", "P1"), ("t", "Z")):
+        with pytest.raises(ValueError, match=rf"the case names '{name}.*' and '.*' would name the same files"):
+            find_cases(tmp_path / folder, "*/f.nii")
+
+
 @pytest.mark.parametrize("pattern", [None, "", [], [None]])
 def test_no_pattern_at_all_is_named(tmp_path, pattern):
     with pytest.raises(ValueError, match="image_pattern must be a pattern"):
