@@ -22,8 +22,9 @@ PUBLIC = {
     "data": """
         SECTIONS BagSampler CacheEntry Case SliceDataset VolumeCache case_label cases check_patients find_cases
         in_turns kinds_of_patients label_counts label_of labels_in_words labels_of labels_slices load_datalist
-        make_datalist matched_sampler matched_weights multi_hot patient_folds read_unmasked runs
-        slice_classes slice_labels slice_sampler split_patients stratified_split stratified_weights write_datalist
+        make_datalist matched_sampler matched_weights multi_hot patient_folds pseudo_masks read_unmasked runs
+        slice_classes slice_labels slice_sampler split_patients stratified_split stratified_weights true_masks
+        write_datalist
     """,
     "datasets": """
         ADAPTERS Adapter autopet bracs brats2020 camelyon16 cheng clinic_case decathlon duke folder half_lungs kaggle_3m
@@ -34,7 +35,9 @@ PUBLIC = {
         CaseDataset CaseEvaluator SliceMapInferer cause check_settings gathered gathered_rows raise_together
         running_config weighted_sampler
     """,
-    "features": "Entry EntryLocked FeatureStore bag_of case_files encode extract file_key find volume_entry",
+    "features": """
+        Entry EntryLocked FeatureStore bag_of case_files encode encode_batches extract file_key find volume_entry
+    """,
     "images": """
         LPS_TO_RAS DicomCodes Volume as_array axial check_affine check_one_grid corners dicom_results file_of
         filled_slices in_axes_of is_dicom is_picture like_image mask_on_grid meta_tensor nifti_affine on_grid read_grid

@@ -1,7 +1,7 @@
 """Features of a frozen encoder: computed once, kept on disk, found again by what they were computed from."""
 
 from .extraction import bag_of, extract, find, volume_entry
-from .store import Entry, EntryLocked, FeatureStore, case_files, encode, file_key
+from .store import Entry, EntryLocked, FeatureStore, case_files, encode, encode_batches, file_key
 
 __all__ = [
     "Entry",
@@ -10,6 +10,7 @@ __all__ = [
     "bag_of",
     "case_files",
     "encode",
+    "encode_batches",
     "extract",
     "file_key",
     "find",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.encoders import Encoder
-from common.features import FeatureStore, encode
+from common.features import FeatureStore, encode, encode_batches
 from common.files import NotWritten
 from tests.features.helpers import KEY, counted, files_of, in_child, tiles
 
@@ -43,6 +44,23 @@ def test_only_missing_tiles_are_loaded_and_only_batch_by_batch(tmp_path):
     asked.clear()
     assert torch.equal(store.compute(KEY, Lazy(), counted()[0], batch_size=3, chunk=4)[:], expected)
     assert asked == [(4, 7), (7, 8)]
+
+
+def test_the_next_tiles_are_read_while_the_encoder_works_and_what_cannot_be_read_is_an_error():
+    begun = [threading.Event() for _ in range(3)]
+
+    class Broken:
+        def __getitem__(self, place: slice) -> Tensor:
+            begun[place.start // 2].set()
+            if place.start == 4:
+                raise OSError("damaged")
+            return tiles()[place]
+
+    waited = []
+    encoder, calls = counted(lambda call: waited.append(begun[call].wait(10)))
+    with pytest.raises(OSError, match="damaged"):
+        list(encode_batches(encoder, Broken(), 2, stop=8))
+    assert (calls.value, waited) == (2, [True, True])
 
 
 def test_a_finished_entry_is_not_computed_again(tmp_path):

@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.data import ThreadBuffer
 from PIL import Image
 from torch import Tensor, nn
 
 from common.data import multi_hot
 from common.engines import CaseDataset, CaseEvaluator
-from common.features import FeatureStore
+from common.features import FeatureStore, encode_batches
 from common.files import atomic_path
 from common.handlers import PredictionWriter
 
@@ -144,9 +143,9 @@ class SlideInferer:
         device = next(network.parameters()).device
         indices = [slice(i, i + self.batch_size) for i in range(0, len(tiled.tiles), self.batch_size)]
         if self.store is None:
-            # The next tiles are read while the network works on these.
-            for index, pixels in ThreadBuffer(((i, tiled.tiles[i]) for i in indices), buffer_size=1):
-                yield index, network.encoder(pixels.to(device)), tiled.inside(index).to(device)  # type: ignore[operator]
+            parts = encode_batches(network.encoder, tiled.tiles, self.batch_size)  # type: ignore[arg-type]
+            for index, features in zip(indices, parts, strict=True):
+                yield index, features, tiled.inside(index).to(device)
             return
         entry = stored_features(self.store, case, tiled, self.tiler, network.encoder, batch_size=self.batch_size)
         for index in indices:

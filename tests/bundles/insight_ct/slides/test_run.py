@@ -21,7 +21,7 @@ from common.commands.verify import problems
 from common.features import FeatureStore
 from common.files import file_digest
 from common.metrics import dice
-from tests.bundles.conftest import REPOSITORY, run_bundle
+from tests.bundles.conftest import REPOSITORY, load_script, run_bundle
 from tests.bundles.insight_ct.slides.helpers import (
     LESIONS,
     TISSUE_BOX,
@@ -139,6 +139,20 @@ class TestRun:
         assert [row["case"] for row in rows_of(tmp_path / "out" / "predictions.csv")] == ["good"]
         assert {path.name.split("_")[0] for path in (tmp_path / "out").glob("*_*")} == {"good"}
         assert {path.name for path in (tmp_path / "out").glob(".*")} <= {".cases"}
+
+    def test_a_tile_that_cannot_be_read_is_an_error_and_not_the_end_of_the_slide(self, tmp_path):
+        case = slide_case(tmp_path)
+        with tifffile.TiffFile(case["image"]) as file:
+            place = file.pages[0].dataoffsets[45]  # in the middle; the thumbnail is of another level
+        with open(case["image"], "r+b") as content:
+            content.seek(place)
+            content.write(b"damaged")
+        inferer = load_script("insight_ct", "slides.inference").SlideInferer(
+            load_script("insight_ct", "slides.tiles").Tiler()
+        )
+        with pytest.raises(ValueError, match="its part at x"):
+            inferer(case, color_network())
+        inferer.close()
 
     def test_auc_is_taken_by_label_and_averaged(self, tmp_path):
         classes = ("none", "DCIS", "ADH")
