@@ -118,15 +118,20 @@ def write_slides(folder: Path) -> Path:
     return folder
 
 
-def write_cells(folder: Path, case: str, *, truth: np.ndarray = CELLS["truth"]) -> None:
-    """Heat, mask and cells of a slide as a run leaves them."""
-    heat, tissue, threshold = CELLS["heat"], CELLS["tissue"], CELLS["threshold"]
-    mask = (np.float32(threshold) < heat) & tissue
-    tifffile.imwrite(folder / f"{case}_heatmap.ome.tif", heat[None], metadata={"axes": "CYX"}, ome=True)
+def write_cells(
+    folder: Path, case: str, *, truth: np.ndarray = CELLS["truth"], labels: dict[str, float] | None = None
+) -> None:
+    """Heat, mask and cells of a slide as a run leaves them; `labels` says the threshold of each."""
+    labels, tissue = labels or {"tumor": CELLS["threshold"]}, CELLS["tissue"]
+    heat = np.stack([np.roll(CELLS["heat"], 3 * number, axis=1) for number in range(len(labels))])
+    thresholds = np.array([*labels.values()])
+    above = np.where(heat > thresholds.astype(np.float32)[:, None, None], heat, 0)
+    mask = np.where(above.any(axis=0) & tissue, above.argmax(axis=0) + 1, 0)
+    tifffile.imwrite(folder / f"{case}_heatmap.ome.tif", heat, metadata={"axes": "CYX"}, ome=True)
     tifffile.imwrite(folder / f"{case}_seg.tif", mask.astype(np.uint8))
     buffer = io.BytesIO()
     Image.new("RGB", (96, 80), "pink").save(buffer, "JPEG")
     view = np.frombuffer(buffer.getvalue(), np.uint8)
-    cells = {"names": np.array(["tumor"]), "thresholds": np.array([threshold]), "tissue": tissue[:, :19]}
+    cells = {"names": np.array([*labels]), "thresholds": thresholds, "tissue": tissue[:, :19]}
     cells |= {"cell_um": np.array(8.0), "extent": np.array([19.2, 16.0]), "view": view, "truth": truth}
     np.savez(folder / f"{case}_cells.npz", **cells)

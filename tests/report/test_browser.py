@@ -245,33 +245,64 @@ def test_a_training_is_looked_at_epoch_by_epoch(browser, report, tmp_path):
     page.close()
 
 
-def test_the_heat_of_a_slide_moves_with_the_threshold_and_tells_pythons_figures(browser, tmp_path):
-    write_cells(write_slides(tmp_path), "s1")
-    report = build_report(tmp_path)
-    (tmp_path / "report.html").write_text(as_html(report), encoding="utf-8")
+@pytest.fixture
+def slide_page(browser, tmp_path) -> Iterator[Any]:
+    """Opens a run of slides at one of them, whose cells have the labels; what a test does must leave no error."""
     page = browser.new_page(viewport={"width": 920, "height": 700})
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(f"{error}\n{error.stack}"))
-    page.goto((tmp_path / "report.html").as_uri())
-    page.locator("tr[data-case='s1'] .open").click()
-    canvas = page.locator("canvas.heat[data-ready='s1']")
-    canvas.wait_for()
+
+    def at(case: str, labels: dict[str, float] | None = None) -> tuple[Any, list[dict[str, Any]]]:
+        write_cells(write_slides(tmp_path), case, labels=labels)
+        report = build_report(tmp_path)
+        (tmp_path / "report.html").write_text(as_html(report), encoding="utf-8")
+        page.goto((tmp_path / "report.html").as_uri())
+        page.locator(f"tr[data-case='{case}'] .open").click()
+        page.locator(f"canvas.heat[data-ready='{case}']").wait_for()
+        return page, next(row["slide"]["labels"] for row in report["cases"] if row["case"] == case)
+
+    yield at
+    assert wrong == []
+    page.close()
+
+
+def drawn_cells(page: Any) -> int:
+    """Cells of the heat that have a color."""
+    read = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    return sum(alpha > 0 for alpha in page.locator("canvas.heat").evaluate(read)[3::4])
+
+
+def test_the_heat_of_a_slide_moves_with_the_threshold_and_tells_pythons_figures(slide_page):
+    page, (label,) = slide_page("s1")
     page.locator("#opacity").fill("1")
     page.locator("#show-mask").uncheck()
     page.locator("#show-truth").uncheck()
-    (label,), tissue = report["cases"][0]["slide"]["labels"], CELLS["tissue"][:, :19].sum()
+    tissue = CELLS["tissue"][:, :19].sum()
     assert "the run’s own" in page.locator("#at").inner_text()
     for stop in (label["stop"], 128, 250):
         page.locator("#stop").fill(str(stop))
         assert page.locator("#live-share").inner_text() == f"{100 * label['share'][stop]:.2f} %"
         assert page.locator("#live-mm2").inner_text() == f"{label['mm2'][stop]:.4f} mm²"
         assert page.locator("#live-dice").inner_text() == f"{label['dice'][stop]:.4f}"
-        drawn = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
-        assert sum(alpha > 0 for alpha in drawn[3::4]) / tissue == pytest.approx(label["share"][stop], abs=1e-4)
+        assert drawn_cells(page) / tissue == pytest.approx(label["share"][stop], abs=1e-4)
     page.keyboard.press("-")
     assert page.locator("#stop").input_value() == "249"
-    view, heat = page.locator(".slide img").bounding_box(), canvas.bounding_box()
+    view, heat = page.locator(".slide img").bounding_box(), page.locator("canvas.heat").bounding_box()
     assert heat["width"] / view["width"] == pytest.approx(20 / 19.2, abs=0.01)  # cells reach beyond the slide
-    assert wrong == []
-    page.close()
+
+
+def test_each_label_of_a_slide_has_its_own_heat_threshold_and_figures(slide_page):
+    page, labels = slide_page("s1", {"low": 0.3, "high": 0.7, "none of it": np.inf})
+    tissue = CELLS["tissue"][:, :19].sum()
+    for number, label in enumerate(labels):
+        page.locator("#label").select_option(str(number))
+        page.locator(f"canvas.heat[aria-label^='Heat of {label['name']} '][data-ready='s1']").wait_for()
+        page.locator("#show-mask").uncheck()
+        assert page.locator("#show-truth, #live-dice").count() == 0  # the outlines are of any label
+        assert ("The gate was closed" in page.locator(".panel .note").inner_text()) == (label["stop"] is None)
+        for stop in {label["stop"], 128} - {None}:
+            page.locator("#stop").fill(str(stop))
+            assert page.locator("#live-share").inner_text() == f"{100 * label['share'][stop]:.2f} %"
+            assert drawn_cells(page) / tissue == pytest.approx(label["share"][stop], abs=1e-4)
+    assert len({tuple(label["share"]) for label in labels}) == 3

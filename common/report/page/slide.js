@@ -37,16 +37,15 @@ function slidePanel(row) {
 
 // Reads the levels of the label from its picture: red the level, green and blue the edges of mask and truth.
 async function startSlide(row) {
-  const image = new Image();
+  const image = new Image(), label = labelOf(row), { extent, cells } = label;
   delete heatCanvas.dataset.ready;
-  image.src = picture(labelOf(row).picture, "image/png");
+  image.src = picture(label.picture, "image/png");
   await image.decode();
-  if (current.row !== row) return;
-  const { extent, cells } = labelOf(row);
+  if (current.row !== row || labelOf(row) !== label) return;
   Object.assign(heatCanvas, { width: image.naturalWidth, height: image.naturalHeight });
   // Cells may reach beyond the slide.
   Object.assign(heatCanvas.style, { width: `${(100 * cells[1]) / extent[0]}%`, height: `${(100 * cells[0]) / extent[1]}%` });
-  heatCanvas.setAttribute("aria-label", `Heat of ${labelOf(row).name} over ${row.case}, above the threshold`);
+  heatCanvas.setAttribute("aria-label", `Heat of ${label.name} over ${row.case}, above the threshold`);
   const context = heatCanvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(image, 0, 0);
   slide.levels = context.getImageData(0, 0, heatCanvas.width, heatCanvas.height);
