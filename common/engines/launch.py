@@ -61,6 +61,21 @@ def check_settings() -> None:
     _as_trained(
         workflow.parser, others.get("inference.json", {}), told_keys, workflow.config_root_path.parent / "models"
     )
+    _check_classes(workflow.parser)
+    if unused := sorted(key for key in told_keys if key.endswith("_pattern")):
+        listed = workflow.parser.get_parsed_content("datalist") if "datalist" in workflow.parser else None
+        if listed:
+            keys = ", ".join(f"--{key}" for key in unused)
+            logger.warning('%s: not used, since %s names the cases; --datalist "" goes by patterns', keys, listed)
+
+
+def _check_classes(parser: Any) -> None:
+    """Refuse the classes of the training in another order: each would get the probability of another."""
+    if "ckpt" not in parser or "train" in parser or not isinstance(now := parser.get("classes"), list):
+        return
+    before = read_beside(parser.get_parsed_content("ckpt")).get("trained", {}).get("classes", now)
+    if now != before and sorted(map(str, now)) == sorted(map(str, before)):
+        raise ValueError(f"--classes: {', '.join(now)}; the weights were trained with the order {', '.join(before)}")
 
 
 def _as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str], own: Path) -> None:

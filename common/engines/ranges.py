@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,7 +29,12 @@ SHARE = Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)
 LENGTH = Rule("more than 0, or -1 for the scan's own", lambda value: value > 0 or value == -1)
 TWO = Rule("two numbers", lambda value: len(value) == 2, whole=True)
 THREE = Rule("three numbers", lambda value: len(value) == 3, whole=True)
-SEVERAL = Rule("two or more, the first of which is healthy", lambda value: len(value) >= 2, whole=True)
+SEVERAL = Rule(
+    "two or more, all different, the first of which is healthy",
+    lambda value: len({*map(str, value)}) == len(value) >= 2,
+    whole=True,
+)
+FINITE = Rule("a finite number", math.isfinite)
 SOME = Rule("at least one", lambda value: len(value) >= 1, whole=True)
 
 # Keys of all bundles; `a#b` lies in a dict of options. A key that is not here may have any value of its type.
@@ -40,9 +46,9 @@ RANGES: dict[Rule, str] = {
     """,
     FROM_0: """
         across_mm alpha baseline_openings_mm baseline_smooth_mm body_learning_rate classification decoupling
-        encoder_learning_rate gate_smooth_mm image_channel min_area_cm2 min_component_ml min_volume_ml num_workers
-        refine#dilate_mm refine#intensity refine#opening_mm refine#smooth_mm rotate scale seed segmentation shear
-        smooth_um translate weight_decay
+        encoder_learning_rate gate_smooth_mm image_channel map_width min_area_cm2 min_component_ml min_volume_ml
+        num_workers refine#dilate_mm refine#intensity refine#opening_mm refine#smooth_mm rotate scale seed segmentation
+        shear smooth_um translate weight_decay
     """,
     ABOVE_0: """
         clip_norm clip_value input_scale learning_rate mpp mpp_of_file radius tissue_mpp upper zoom
@@ -51,6 +57,7 @@ RANGES: dict[Rule, str] = {
         average_decay dropout gate heat_quantile heat_quantiles intensity intensity_mask intensity_masks mask_quantile
         min_tissue quantile refine#adaptive refine#least_share sensitivity smoothing table_gate vertical_flip
     """,
+    FINITE: "natural_threshold offset raw_threshold threshold",
     LENGTH: "spacing shape",
     TWO: "slice_size window",
     THREE: "spacing shape",
@@ -63,7 +70,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "combine": ("or", "and", "min", "max", "mean", "product"),
     "dicom_geometry": ("assume_axial", None),
     "geometry": ("organ", "paper"),
-    "normalize_maps": ("slice", "volume"),
+    "normalize_maps": ("slice", "volume", "none"),
     "objective": ("dice", "miou"),
     "score": ("dice", "f1"),
 }
@@ -95,7 +102,7 @@ def unsuitable(key: str, value: Any) -> str:
         words = ", ".join("null" if word is None else str(word) for word in CHOICES[key])
         return f"expected one of {words}; got {value!r}"
     if key in OPTIONS and isinstance(value, Mapping):
-        return _unknown_option(OPTIONS[key], value)
+        return _wrong_option(OPTIONS[key], value)
     parts = value if isinstance(value, list | tuple) else [value]
     numbers = [part for part in parts if isinstance(part, Real) and not isinstance(part, bool)]
     for rule in (rule for rule, keys in RANGES.items() if key in keys.split()):
@@ -106,11 +113,15 @@ def unsuitable(key: str, value: Any) -> str:
     return ""
 
 
-def _unknown_option(function: Callable, options: Mapping[str, Any]) -> str:
+def _wrong_option(function: Callable, options: Mapping[str, Any]) -> str:
     parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.default is not p.empty]
-    for name in options:
+    known = {p.name: p.default for p in parameters if p.default is not p.empty}
+    for name, value in options.items():
         if name not in known:
             near = get_close_matches(name, known, n=1)
             return f"it has no {name!r}; " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
+        # Words of JSON are texts here still.
+        numeric = isinstance(known[name], Real) and not isinstance(known[name], bool)
+        if numeric and isinstance(value, str) and not value.startswith(FREE):
+            return f"its {name} is {value!r}; expected a number, such as {known[name]}"
     return ""

@@ -155,6 +155,29 @@ def test_what_weights_depend_on_is_as_in_their_training_unless_the_run_says_othe
     ]
 
 
+def test_classes_in_another_order_than_in_training_are_refused(tmp_path):
+    here = {**CONFIG, "ckpt": str(tmp_path / "model.pt"), "classes": ["none", "tumor"]}
+    here["run"] = ["$engines.check_settings()", "$here.seen.append(@classes)"]
+    (tmp_path / "inference.json").write_text(json.dumps(here))
+    (tmp_path / "model.json").write_text(json.dumps({"trained": {"classes": ["none", "tumor"]}}))
+    seen.clear()
+    said = refusal(STARTS[0], str(tmp_path / "inference.json"), classes=["tumor", "none"])
+    assert said == "--classes: tumor, none; the weights were trained with the order none, tumor"
+    run(config_file=str(tmp_path / "inference.json"), classes=["none", "HGG"])
+    assert seen == [["none", "HGG"]]
+
+
+@pytest.mark.parametrize("listed", [None, "", "a.json"])
+def test_a_pattern_that_a_datalist_makes_useless_is_told(tmp_path, caplog, listed):
+    here = {**CONFIG, "image_pattern": "*/flair.nii.gz", "label_pattern": None, "datalist": listed}
+    (tmp_path / "inference.json").write_text(json.dumps(here))
+    run(config_file=str(tmp_path / "inference.json"))
+    assert "not used" not in caplog.text
+    run(config_file=str(tmp_path / "inference.json"), image_pattern="*/t2.nii.gz", label_pattern="*/mask.nii.gz")
+    said = "--image_pattern, --label_pattern: not used, since a.json names the cases"
+    assert (said in caplog.text) == bool(listed)
+
+
 @pytest.mark.parametrize(("start", "told"), zip(STARTS, ({"threshold": 0.1}, {}), strict=True))
 def test_a_step_of_a_run_can_ask_for_its_config_and_for_what_the_command_said(start, told, file):
     step = "$here.seen.append(engines.running_config())"
