@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 
+from common.data import pseudo_masks
 from common.engines import SliceMapInferer
 from tests.bundles.conftest import load_script
 
@@ -231,3 +232,22 @@ def test_the_class_that_the_label_names_is_to_fill_the_mask():
     assert right < 0.01
     assert wrong > 0.5
     assert float(loss((maps, maps[..., 0, 0]), target | {"pseudo": 0 * ones, "cls": torch.tensor([2])})) > 5
+
+
+def test_maps_of_another_kind_are_combined_first():
+    class Members(Teacher):
+        num_maps = 1
+
+        def explain(self, image):
+            maps, logits = super().explain(image)
+            return maps[:, 1:], logits
+
+    def combine(made):
+        maps, rest = made["pred"][:1], made["pred"][1:]
+        assert made["image"].shape[1:] == SHAPE
+        return {"pred": torch.cat([0 * maps, maps, rest])}
+
+    case = {"case": "a", "cls": LABELS}
+    options = {"teacher": Members(), "inferer": SliceMapInferer(margin=100), "refine": RAW}
+    made = pseudo_masks(case, bright_boxes(case)["image"], **options, combine=combine)
+    assert torch.equal(made["pseudo"][0].float(), marked(LESION))

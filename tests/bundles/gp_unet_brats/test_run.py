@@ -192,6 +192,21 @@ def test_second_stage_marks_what_the_first_stage_marks(data, trained, tmp_path):
     assert float(log[-1]["auc"]) > 0.7
 
 
+def test_a_volumetric_network_is_trained_by_one_key_and_its_weights_say_so(data, tmp_path):
+    """So inference needs no config but its own."""
+    options = {"spatial_dims": 3, "imbalance": "none", "batch_size": 2, "bag_size": 2, "encoder_learning_rate": 0.002}
+    options["network_options"] = {"features": [4, 8, 16], "upsample": "bilinear", "input_mean": 1.0}
+    train(data, tmp_path, **ONE_EPOCH | options)
+    assert float(log_of(tmp_path)[0]["loss"]) > 0
+    trained = read_json(tmp_path / "model.json")["trained"]
+    assert (trained["spatial_dims"], trained["stack"]) == (3, 16)
+    chosen = {"gate": 0.5, "gate_smooth_mm": 0.0, "binarize": "fixed", "threshold": 0.0, "refine": None}
+    chosen |= {"min_volume_ml": 0.0, "image_pattern": "phantom_000/flair.nii.gz"}
+    infer(BUNDLE, data, tmp_path / "model.pt", tmp_path / "out", names=["inference"], **chosen)
+    (heatmap,) = volumes(tmp_path / "out", "heatmap").values()
+    assert heatmap.std() > 0
+
+
 def test_one_bad_scan_is_named_and_the_others_are_written(data, trained, tmp_path):
     mixed = tmp_path / "mixed"
     for case in ("phantom_000", "phantom_001", "phantom_002"):
