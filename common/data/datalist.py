@@ -31,6 +31,7 @@ import numpy as np
 from ..files import PathLike, write_json
 from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
+from .checks import check_cases
 from .find import Case, check_names, find_cases
 from .splits import (
     class_against_class,
@@ -62,30 +63,10 @@ def check_patients(datalist: dict[str, Any]) -> None:
 
 
 def _check(datalist: dict[str, Any], source: str) -> None:
-    """The checks of reading and writing: keys, class range, unique names, no patient in two sections."""
-    classes = datalist.get("classes")
-    if not isinstance(classes, list) or len(classes) < 2:
-        raise ValueError(f"{source}: 'classes' must list two or more names, the negative one first; got {classes!r}.")
-    for section in SECTIONS:
-        for case in datalist.get(section, []):
-            needed = ("case", "patient", "image", *(("cls",) if section == "training" else ()))
-            lacking = [key for key in needed if key not in case]
-            if lacking:
-                raise ValueError(f"{source}: case {case.get('case', case)!r} of {section!r} lacks {lacking}.")
-            if "cls" in case and not _is_label(case["cls"], classes):
-                raise ValueError(
-                    f"{source}: case {case['case']!r}: cls must be an int, or one int per slice, from 0 to "
-                    f"{len(classes) - 1} ({classes}), or a list of names among {classes[1:]}; got {case['cls']!r}."
-                )
+    """The checks of reading and writing: keys, types, class range, unique names, no patient in two sections."""
+    check_cases(datalist, source, SECTIONS)
     check_names((case for section in SECTIONS for case in datalist.get(section, [])), source)
     check_patients(datalist)
-
-
-def _is_label(cls: Any, classes: Sequence[str]) -> bool:
-    values = cls if isinstance(cls, list) else [cls]
-    if isinstance(cls, list) and any(isinstance(c, str) for c in cls):
-        return all(c in classes[1:] for c in cls) and len(set(cls)) == len(cls)
-    return all(isinstance(c, int) and 0 <= c < len(classes) for c in values)
 
 
 def label_of(case: Case) -> Any:
@@ -170,6 +151,11 @@ def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> lis
         FileNotFoundError: the datalist, or an image or mask that the section names, does not exist.
         ValueError: no valid JSON, a section absent or empty, a wrong `cls`, a name twice, a patient in two sections.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f'{path} does not exist: `python -m common prepare` writes a datalist; without one (--datalist "") '
+            "patterns find the cases"
+        )
     try:
         datalist = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -52,6 +52,10 @@ class TestDatalistFile:
             load_datalist(path, "training", dataset_dir=tmp_path)
         assert str(error.value).count("flair.nii.gz") == 3
 
+    def test_says_who_writes_a_datalist_that_is_not_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"list.json does not exist: `python -m common prepare` writes"):
+            load_datalist(tmp_path / "list.json", "test", dataset_dir=tmp_path)
+
     @pytest.mark.parametrize("content", [datalist(training=[case("a")], test=[]), [1]])
     def test_names_an_empty_section(self, tmp_path, content):
         (tmp_path / "list.json").write_text(json.dumps(content))
@@ -78,6 +82,12 @@ class TestDatalistFile:
             (datalist(training=[{"case": "a", "patient": "a", "image": "i"}]), r"lacks \['cls'\]"),
             (datalist(training=[case("a")]) | {"classes": ["one"]}, "'classes' must list"),
             (datalist(test=[case("a")]), "'training' is absent or empty"),
+            (datalist(training="abc"), "'training' must be a list of cases, each a dict; got abc"),
+            (datalist(training={"a": case("a")}), "'training' must be a list of cases"),
+            (datalist(training=[case("a") | {"case": 7}]), "case 7: case must be a text; got 7"),
+            (datalist(training=[case("a") | {"image": 5}]), "case 'a': image must be a text; got 5"),
+            (datalist(training=[case("a") | {"image": []}]), "image must be a path, or one a modality"),
+            (datalist(training=[case("a") | {"label": ["m"]}]), "case 'a': label must be a text"),
         ],
     )
     def test_writes_nothing_that_it_would_not_read(self, tmp_path, content, message):
