@@ -239,3 +239,21 @@ def prepare_bags(
     """`(image, {"cls", "bag"})` of a batch, for `common.losses.BagLoss`; see `prepare_batch`."""
     image, cls = prepare_batch(batch, device, non_blocking)
     return image, {"cls": cls, "bag": batch["bag"].to(device, non_blocking=non_blocking)}
+
+
+def mask_targets(batch: dict, image: Tensor) -> dict[str, Tensor]:
+    """What `common.data.pseudo_masks` or `true_masks` gave to a batch, where its image is, for a loss on the maps.
+
+    Returns:
+        `pseudo` as in the batch, `counts` as numbers, and `organ`, the image's last channel as 0 and 1.
+    """
+    pseudo, counts = (torch.as_tensor(batch[key]).to(image.device) for key in ("pseudo", "counts"))
+    return {"pseudo": pseudo, "counts": counts.float(), "organ": (image[:, -1:] > 0.5).float()}
+
+
+def prepare_masks(
+    batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`(image, {"cls", "bag", "pseudo", "counts", "organ"})` of a batch; see `prepare_bags` and `mask_targets`."""
+    image, target = prepare_bags(batch, device, non_blocking)
+    return image, target | mask_targets(batch, image)

@@ -17,6 +17,7 @@ from .datalist import (
     write_datalist,
 )
 from .find import Case, find_cases
+from .pseudo import pseudo_masks, true_masks
 from .slices import SliceDataset, case_label, labels_of, read_unmasked, runs, slice_classes
 from .splits import (
     kinds_of_patients,
@@ -51,6 +52,7 @@ __all__ = [
     "matched_weights",
     "multi_hot",
     "patient_folds",
+    "pseudo_masks",
     "read_unmasked",
     "runs",
     "slice_classes",
@@ -59,5 +61,6 @@ __all__ = [
     "split_patients",
     "stratified_split",
     "stratified_weights",
+    "true_masks",
     "write_datalist",
 ]

@@ -36,7 +36,10 @@ BUNDLES = {
         "overrides": {name: {"teacher": "$@teacher_def"} for name in ("t1ce_refine", "volumetric")},
     },
     "ensemble_gradcam_brats": {
-        "train": ["train+lgg", "train+paper", "train+prostate", "train+phantom", "train+multi_gpu_train"],
+        "train": [
+            *("train+lgg", "train+paper", "train+prostate", "train+phantom", "train+lgg+train_refine"),
+            "train+multi_gpu_train",
+        ],
         "inference": [
             *("inference+paper", "evaluate+paper+search", "evaluate+calibrate", "evaluate+panel"),
             "inference+explanations",

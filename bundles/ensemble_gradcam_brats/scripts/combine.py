@@ -26,8 +26,8 @@ def normalize_maps(maps: np.ndarray, mode: str = "slice") -> np.ndarray:
 
     Args:
         maps: `[N, H, W, D]`, not negative (they come out of a ReLU).
-        mode: `slice` (the paper: every slice has a pixel of 1, also one without tumor) or `volume` (a member's
-            slices keep their order).
+        mode: `slice` (the paper: every slice has a pixel of 1, also one without tumor), `volume` (a member's
+            slices keep their order) or `none` (maps that are in [0, 1] by themselves).
 
     Returns:
         The same shape, in [0, 1]; a map without any activation stays 0.
@@ -35,10 +35,12 @@ def normalize_maps(maps: np.ndarray, mode: str = "slice") -> np.ndarray:
     Raises:
         ValueError: another mode, or negative maps.
     """
-    if mode not in ("slice", "volume"):
-        raise ValueError(f"normalize must be 'slice' or 'volume', got {mode!r}")
+    if mode not in ("slice", "volume", "none"):
+        raise ValueError(f"normalize must be 'slice', 'volume' or 'none', got {mode!r}")
     if maps.min(initial=0.0) < 0:
         raise ValueError("maps must not be negative: use class activation maps after their ReLU")
+    if mode == "none":
+        return maps
     peak = maps.max(axis=(1, 2) if mode == "slice" else (1, 2, 3), keepdims=True)
     return np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
 

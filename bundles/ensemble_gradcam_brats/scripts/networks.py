@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import common.cam
 from common.encoders import Classifier
+from common.losses import BagLoss, soft_bce_dice
 
 METHODS = ("CAM", "GradCAM", "GradCAMpp", "HiResCAM", "LayerCAM", "ScoreCAM", "SmoothGradCAMpp", "XGradCAM")
 
@@ -36,6 +37,9 @@ class EnsembleNet(nn.Module):
         cam_channel: for the maps only, all channels are replaced by this one (the paper trains on T1ce, T2 and FLAIR
             and explains FLAIR alone).
         target: class whose logit is explained, or `argmax`.
+        map_width: channels of the `MapHead` that each member has beside its class; its maps, which a second training
+            on pseudo-masks teaches, take the place of the activation maps. 0: there are none.
+        start: ensemble of the same members, whose weights these begin with.
         pretrained: weights by backbone, see `Classifier`; none when a checkpoint follows.
     """
 
@@ -52,6 +56,8 @@ class EnsembleNet(nn.Module):
         cam_stage: int = -1,
         cam_channel: int | None = None,
         target: int | Literal["argmax"] = 1,
+        map_width: int = 0,
+        start: EnsembleNet | None = None,
         pretrained: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +81,9 @@ class EnsembleNet(nn.Module):
         self.members = nn.ModuleList(
             Classifier(in_channels=in_channels, num_classes=num_classes, **spec) for spec in specs
         )
+        if start is not None:
+            self.members.load_state_dict(start.members.state_dict())
+        self.map_heads = nn.ModuleList(MapHead(member, map_width) for member in self.members if map_width > 0)
 
     def image(self, image: Tensor) -> Tensor:
         """What the members see of `[B, in_channels (+1 with organ_channel), H, W]`."""
@@ -91,19 +100,33 @@ class EnsembleNet(nn.Module):
         seen = self.image(image)
         return torch.stack([member(seen) for member in self.members], dim=1)
 
+    def member_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of the members' heads, `[B, members, H, W]` logits, and `member_logits`, in one pass."""
+        seen = self.image(image)
+        maps, logits = [], []
+        for member, head in zip(self.members, self.map_heads, strict=True):
+            logit, stages = stage_features(member, seen)
+            maps.append(F.interpolate(head(stages), size=image.shape[-2:], mode="bilinear", align_corners=False))
+            logits.append(logit)
+        return torch.cat(maps, dim=1), torch.stack(logits, dim=1)
+
     def forward(self, image: Tensor) -> Tensor:
         """Logarithm of the mean probability, `[B, num_classes]`: logits whose softmax is the ensemble's probability."""
         return _mean_probability(self.member_logits(image))
 
     def explain(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Class activation map of each member and the ensemble's logits.
+        """Map of each member, its class activation map or what its `MapHead` gives, and the ensemble's logits.
 
         Args:
             image: `[B, in_channels (+1 with organ_channel), H, W]`.
 
         Returns:
-            Raw maps `[B, members, H, W]`, not negative and not normalized, and logits `[B, num_classes]`.
+            Raw maps `[B, members, H, W]`, not negative and not normalized (those of heads: probabilities), and logits
+            `[B, num_classes]`.
         """
+        if len(self.map_heads) > 0:
+            learned, of_members = self.member_maps(image)
+            return learned.sigmoid(), _mean_probability(of_members)
         seen = self.image(image)
         method = getattr(common.cam, self.cam)
         maps, logits = [], []
@@ -118,20 +141,63 @@ class EnsembleNet(nn.Module):
         return torch.cat(maps, dim=1), _mean_probability(torch.stack(logits, dim=1))
 
 
+class MapHead(nn.Module):
+    """One map from a classifier's features of all resolutions: 1×1 convolutions, added up at the finest, and one more.
+
+    Args:
+        member: whose stages it reads; it is no part of the head.
+        width: channels of the sum.
+    """
+
+    def __init__(self, member: Classifier, width: int) -> None:
+        super().__init__()
+        with torch.no_grad():
+            mode = member.training
+            _, stages = stage_features(member.eval(), torch.zeros(1, member.in_channels, 64, 64))
+            member.train(mode)
+        self.laterals = nn.ModuleList(nn.Conv2d(stage.shape[1], width, kernel_size=1) for stage in stages)
+        self.head = nn.Conv2d(width, 1, kernel_size=1)
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Logits `[B, 1, h, w]` of features `[B, C, h, w]`, fine to coarse."""
+        size = stages[0].shape[-2:]
+        total = torch.zeros_like(stages[0][:, :1])
+        for i, lateral in enumerate(self.laterals):
+            total = total + F.interpolate(lateral(stages[i]), size=size, mode="bilinear", align_corners=False)
+        return self.head(F.relu(total))
+
+
+def stage_features(member: Classifier, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits of a classifier and the outputs of its `stages`, fine to coarse."""
+    found: list[Tensor] = []
+    hooks = [
+        member.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: found.append(output))
+        for name in member.stages
+    ]
+    try:
+        return member(image), found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _mean_probability(logits: Tensor) -> Tensor:
     """`[B, members, classes]` → `[B, classes]`, log of the members' mean softmax."""
     return torch.logsumexp(logits.log_softmax(2), dim=1) - torch.log(torch.tensor(float(logits.shape[1])))
 
 
 class MemberLogits(nn.Module):
-    """For training: the ensemble with the logits of each member as output, so that each learns from its own error."""
+    """For training: the ensemble with the logits of each member as output, so that each learns from its own error.
+
+    Where members have map heads, their maps come first, see `EnsembleNet.member_maps`.
+    """
 
     def __init__(self, module: EnsembleNet) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.module.member_logits(image)
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.module.member_maps(image) if len(self.module.map_heads) > 0 else self.module.member_logits(image)
 
 
 class MemberLoss(nn.Module):
@@ -151,3 +217,37 @@ class MemberLoss(nn.Module):
         """Scalar from `[B, members, classes]` and `[B]`."""
         members = logits.shape[1]
         return members * self.loss(logits.transpose(1, 2), cls[:, None].expand(-1, members))
+
+
+class MaskLoss(nn.Module):
+    """Sum over the members: their maps against the pseudo-mask, and their logits against the label.
+
+    Args:
+        segmentation, classification: weights of the two terms.
+        pool, pool_options: of the logits of volumes with one label, see `common.losses.BagLoss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        segmentation: float = 1.0,
+        classification: float = 1.0,
+        pool: str = "smooth_max",
+        pool_options: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.segmentation = segmentation
+        self.classification = classification
+        self.label_loss = BagLoss(MemberLoss(), pool=pool, pool_options=pool_options)
+
+    def forward(self, output: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        """
+        Args:
+            output: maps `[B, members, H, W]` and logits `[B, members, classes]`.
+            target: as of `common.training.prepare_masks`.
+        """
+        maps, logits = output
+        valid = target["organ"] * target["counts"][:, None, None, None]
+        mask = target["pseudo"] * target["organ"]
+        segmentation = sum(soft_bce_dice(one, mask, valid=valid) for one in maps.split(1, dim=1))
+        return self.segmentation * segmentation + self.classification * self.label_loss(logits, target)

@@ -79,10 +79,15 @@ def test_by_volume_the_slices_of_a_member_keep_their_order():
     np.testing.assert_allclose(scaled, maps / maps.max(axis=(1, 2, 3), keepdims=True), rtol=1e-6)
 
 
+def test_maps_that_are_probabilities_can_stay_as_they_are():
+    maps = np.random.default_rng(1).random((2, 4, 4, 3)).astype(np.float32) / 2
+    np.testing.assert_array_equal(normalize_maps(maps, "none"), maps)
+
+
 def test_negative_maps_and_unknown_modes_are_refused():
     with pytest.raises(ValueError, match="must not be negative"):
         normalize_maps(np.full((1, 2, 2, 2), -1.0))
-    with pytest.raises(ValueError, match="'slice' or 'volume'"):
+    with pytest.raises(ValueError, match="'slice', 'volume' or 'none'"):
         normalize_maps(np.ones((1, 2, 2, 2)), "case")
 
 

@@ -132,6 +132,49 @@ def test_an_empty_ensemble_or_a_map_of_another_name_is_refused():
             EnsembleNet(SMALL[:1], **wrong)
 
 
+@pytest.fixture(scope="module")
+def with_heads(network):
+    torch.manual_seed(1)
+    return EnsembleNet(SMALL, map_width=4, start=network).eval()
+
+
 @torch.no_grad()
-def test_torchscript_gives_the_same_logits(network, image):
+def test_map_heads_draw_the_maps_and_leave_the_classification_as_it_was(network, with_heads, image):
+    maps, logits = with_heads.explain(image)
+    torch.testing.assert_close(logits, network(image))
+    margins, of_members = networks.MemberLogits(with_heads)(image)
+    torch.testing.assert_close(of_members, network.member_logits(image))
+    torch.testing.assert_close(maps, margins.sigmoid())
+    assert maps.shape == (3, 2, 64, 96)
+    assert not torch.allclose(maps[:, 0], maps[:, 1])
+
+
+def test_the_map_of_a_head_comes_from_every_resolution(with_heads, image):
+    _, stages = networks.stage_features(with_heads.members[0], image[:, :1])
+    assert [tuple(stage.shape[1:]) for stage in stages] == [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]
+    gradients = torch.autograd.grad(with_heads.map_heads[0](stages).sum(), stages)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    assert not any(module._forward_hooks for module in with_heads.modules())
+
+
+def test_mask_loss_is_the_members_sum_and_passes_over_slices_that_do_not_count(image):
+    maps, logits = torch.randn(3, 2, 4, 4, requires_grad=True), torch.randn(3, 2, 2)
+    target = {"cls": torch.tensor([0, 1, 1]), "bag": torch.full((3,), -1), "counts": torch.tensor([1.0, 1.0, 0.0])}
+    target |= {"pseudo": (torch.rand(3, 1, 4, 4) > 0.5).float(), "organ": torch.ones(3, 1, 4, 4)}
+    both = networks.MaskLoss()((maps, logits), target)
+    alone = [networks.MaskLoss()((maps[:, i : i + 1], logits[:, i : i + 1]), target) for i in range(2)]
+    torch.testing.assert_close(both, sum(alone))
+    gradient = torch.autograd.grad(both, maps)[0].abs().sum(dim=(1, 2, 3))
+    assert (gradient > 0).tolist() == [True, True, False]
+    sure = (40 * (2 * target["pseudo"] - 1)).expand(-1, 2, -1, -1)
+    assert float(networks.MaskLoss(classification=0.0)((sure, logits), target)) < 1e-3
+    torch.testing.assert_close(
+        networks.MaskLoss(segmentation=0.0)((maps, logits), target), networks.MemberLoss()(logits, target["cls"])
+    )
+
+
+@pytest.mark.parametrize("heads", [False, True])
+@torch.no_grad()
+def test_torchscript_gives_the_same_logits(network, with_heads, image, heads):
+    network = with_heads if heads else network
     torch.testing.assert_close(torch.jit.script(network)(image), network(image), atol=1e-5, rtol=1e-4)
