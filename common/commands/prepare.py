@@ -66,6 +66,8 @@ def prepare(
     if classes and adapter == "table":
         options["classes"] = names(classes)
     try:
+        if seed < 0:
+            raise ValueError(f"--seed: expected 0 or more, got {seed}")
         cases, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
         if split == "paper":
             cases = whatever_patient(cases)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import nibabel as nib
@@ -62,9 +63,20 @@ def _read_xlsx(path: Path) -> list[list[str]]:
             f"{path}: reading .xlsx needs openpyxl: pip install 'weakseg-bundles[xlsx]', or save the sheet as CSV."
         ) from error
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        book, written = (openpyxl.load_workbook(path, read_only=True, data_only=values) for values in (True, False))
     except (BadZipFile, KeyError, OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as .xlsx ({error}); save the table again, or as CSV.") from error
+    rows, formulas = (_cells(one) for one in (book, written))
+    for number, (row, code) in enumerate(zip(rows, formulas, strict=True), 1):
+        if any(text.startswith("=") and not value for text, value in zip(code, row, strict=True)):
+            raise ValueError(
+                f"{path}: row {number}: a formula that was never computed; open the file, and save it again."
+            )
+    return rows
+
+
+def _cells(book: Any) -> list[list[str]]:
+    """The first sheet."""
     sheet = book.worksheets[0]
     sheet.reset_dimensions()  # some programs write a size that is not the sheet's
     rows = [[_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]

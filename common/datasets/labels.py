@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 
 from ..files import PathLike
+
+logger = logging.getLogger(__name__)
 
 Places = Sequence[tuple[str, str]]  # where a text stands, for messages, and the text
 
@@ -16,6 +20,12 @@ _YES = ("yes", "y", "true", "positive", "1")
 _NO = ("no", "n", "false", "negative", "0", "none", "-", "normal", "healthy")
 _NO_NAMES = ("none", "normal", "healthy", "negative")  # those of them that name a class
 _UNKNOWN = ("unknown", "?", "n/a", "na", "nan", "null", "missing", "unclear")
+# How names of what is not there begin; only to put them first in what is proposed.
+_NEGATIONS = re.compile(
+    r"(absen|ausente|benign|control|falsch|falso|faux|gesund|kein|neg|nein|nej|nicht|nie|no\b|non\b|not\b|n[aã]o\b|"
+    r"ohne|sain|sano|sans|sin\b|unauff|unremark|without|нет|否|无|無)",
+    re.IGNORECASE,
+)
 _MOST_GRADES = 20
 _WORDS = "yes, true, positive or 1; no, false, negative, none, - or 0"
 
@@ -60,8 +70,8 @@ def parse_labels(
         [f"{place}: the label is empty; write no or none where nothing was found" for place, t in texts if not t],
     )
     classes = None if classes is None else [name.strip() for name in classes]
-    if classes is not None and (len(classes) < 2 or len({name.lower() for name in classes}) < len(classes)):
-        raise ValueError(f"classes must be two or more names, the negative one first, all different; got {classes}.")
+    _check_classes(classes)
+    texts = [(place, text if text in (classes or ()) else _whole(text)) for place, text in texts]
     if positive_from is not None:
         return _scores(texts, source, float(positive_from)), _two(classes)
     parts = [[part.strip() for part in text.split(";") if part.strip()] or [""] for _, text in texts]
@@ -82,6 +92,23 @@ def parse_labels(
     return [row[0] for row in found], names
 
 
+def _check_classes(classes: Sequence[str] | None) -> None:
+    if classes is None:
+        return
+    lower = [name.lower() for name in classes]
+    if len(classes) < 2 or len({*lower}) < len(classes):
+        raise ValueError(f"classes must be two or more names, the negative one first, all different; got {classes}.")
+    words = [name for name in lower[1:] if name in _NO] + [name for name in lower[:1] if name in _YES]
+    if words and not words[0].isdecimal():
+        swapped = ",".join(sorted(classes, key=lambda name: name.lower() not in _NO))
+        raise ValueError(f"classes must begin with the negative one; got {classes}: --classes {swapped}")
+
+
+def _whole(text: str) -> str:
+    """`1` for `1.0`, which programs write where a column has gaps."""
+    return re.sub(r"^(\d+)(\.0+|,00?)$", r"\1", text)
+
+
 def _two(classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is not None and len(classes) != 2:
         raise ValueError(f"with positive_from there are two classes, the negative one first; got {tuple(classes)}.")
@@ -89,6 +116,8 @@ def _two(classes: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _scores(texts: Places, source: PathLike, positive_from: float) -> list[int]:
+    if not math.isfinite(positive_from):
+        raise ValueError(f"positive_from must be a finite number; got {positive_from}.")
     scores = [_number(text) for _, text in texts]
     wrong = [
         f"{place}: {t!r} is no number, and positive_from is given"
@@ -159,9 +188,16 @@ def _grades(tokens: Places, source: PathLike) -> tuple[str, ...]:
             "they are positive: --positive_from 1"
         )
     if not any(text.lower() in _NO for _, text in tokens):
+        found = sorted({text for _, text in tokens}, key=int)
+        orders = ",".join(found) + (f", or {found[1]},{found[0]}" if len(found) == 2 else "")
         raise ValueError(
             f"{source}: the labels are numbers up to {highest}, and none is 0: name the classes, the negative one "
-            "first (--classes 1,2,3), or say from which on they are positive (--positive_from 2)"
+            f"first (--classes {orders}), or say from which on they are positive (--positive_from 2)"
+        )
+    count = Counter(text for _, text in tokens if text.isdecimal())
+    if highest > 1 and count[str(highest)] == 1 < min(count["0"], count["1"]):
+        logger.warning(
+            "%s: %s is the only one with the grade %d, which makes a class of its own", source, place, highest
         )
     return tuple(map(str, range(highest + 1)))
 
@@ -175,7 +211,7 @@ def _names(tokens: Places, source: PathLike) -> tuple[str, ...]:
     if not any(text in _NO for text in written):
         raise ValueError(
             f"{source}: the labels are {held}: say which of them is the negative one by naming all, that one first: "
-            f"--classes {','.join(list(written.values())[:10])}"
+            f"{_proposed([*written.values()][:10])}"
         )
     positive = [text for text in written if text not in _NO]
     for text in positive:
@@ -192,3 +228,12 @@ def _names(tokens: Places, source: PathLike) -> tuple[str, ...]:
         positive.sort(key=int)
     negative = next((written[text] for text in written if text in _NO_NAMES), "none")
     return (negative, *(written[text] for text in positive))
+
+
+def _proposed(names: Sequence[str]) -> str:
+    """The option that names all classes, in an order that cannot turn labels round where it is copied."""
+    negative = [name for name in names if _NEGATIONS.match(name)]
+    orders = [shlex.quote(",".join([one, *(n for n in names if n != one)])) for one in (negative or names)[:2]]
+    if len(negative) == 1 or len(names) == 1:
+        return f"--classes {orders[0]}"
+    return f"--classes {orders[0]}, or {orders[1]}"

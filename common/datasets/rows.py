@@ -15,6 +15,12 @@ from .labels import refuse
 
 COLUMNS = ("image", "label", "patient", "case", "slice", "organ", "mask", "split")
 
+# What others call the columns that decide who is in which section: left out, they would change it silently.
+SAME = {
+    "patient": "mrn participant participant_id pat pat_id person person_id pid sub subject subject_id subjectid",
+    "split": "partition phase section set subset",
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -109,7 +115,8 @@ def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -
     absent = [name for name in COLUMNS if name not in columns]
     others = []
     for name in [name for name in columns if name not in (*COLUMNS[1:], *images)]:
-        near = difflib.get_close_matches(name, absent, 1, cutoff=0.75)
+        near = [one for one, others_say in SAME.items() if one in absent and name in others_say.split()]
+        near = near or difflib.get_close_matches(name, absent, 1, cutoff=0.75)
         if near and near[0] in ("patient", "split"):  # left out, they would change who is in which section
             raise ValueError(f"{path}: the column {columns[name]!r} looks like {near[0]!r}; rename it, or take it out.")
         others.append(repr(columns[name]) + (f" (is {near[0]!r} meant?)" if near else ""))

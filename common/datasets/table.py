@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ import numpy as np
 from ..data import Case
 from ..data.find import case_names
 from ..data.matches import listed
-from ..files import PathLike
+from ..files import PathLike, file_digest
 from ..images import in_axes_of, read_grid
 from .labels import parse_labels, refuse
 from .rows import Row, check_columns, find_files, image_columns, read_labeled_rows
@@ -80,6 +82,7 @@ def labeled_table(
         row.cls = cls
     find_files(rows, list(images), root, path)
     groups = _groups(rows, list(images), path)
+    _check_copies(groups, list(images), path)
     cases = _named(groups, list(images), root, path)
     numbers = (first_slice, slices_from == "top")
     for case, group in zip(cases, groups, strict=True):
@@ -105,6 +108,7 @@ def _groups(rows: Sequence[Row], images: Sequence[str], path: Path) -> list[list
     owner: dict[str, tuple[Row, str]] = {}
     for group in groups.values():
         row = group[0]
+        problems += _roles(row, images)
         for column in images:
             first, of = owner.setdefault(os.path.realpath(row.files[column]), (row, column))
             if (first, of) != (row, column):
@@ -123,6 +127,52 @@ def _groups(rows: Sequence[Row], images: Sequence[str], path: Path) -> list[list
     return list(groups.values())
 
 
+def _check_copies(groups: Sequence[Sequence[Row]], images: Sequence[str], path: Path) -> None:
+    """Warn of files of several cases that hold the same; refuse them where labels contradict each other."""
+    sizes: dict[int, list[tuple[Row, str]]] = {}
+    for row, *_ in groups:
+        for column in images:
+            if row.files[column].is_file() and (size := row.files[column].stat().st_size):
+                sizes.setdefault(size, []).append((row, column))
+    first: dict[bytes, tuple[Row, str]] = {}
+    copies: list[str] = []
+    problems: list[str] = []
+    for row, column in (one for alike in sizes.values() if len(alike) > 1 for one in alike):
+        other, of = first.setdefault(_glance(row.files[column]), (row, column))
+        if other is row or file_digest(row.files[column]) != file_digest(other.files[of]):
+            continue
+        said = f"{row.at(column)}: {row[column]} is a copy of {other[of]} in row {other.number}"
+        whole = not (row["slice"] or other["slice"])
+        (problems if whole and row.cls != other.cls else copies).append(said)
+    refuse(path, [f"{said}, which is labeled otherwise" for said in problems])
+    if copies:
+        logger.warning("%s: %d image(s) are in the table twice, e.g. %s", path, len(copies), copies[0])
+
+
+def _glance(file: Path) -> bytes:
+    """Digest of a file's beginning and end, which rarely are those of another one."""
+    with open(file, "rb") as opened:
+        start = opened.read(1 << 16)
+        opened.seek(-min(file.stat().st_size, 1 << 12), os.SEEK_END)
+        return hashlib.sha256(start + opened.read()).digest()
+
+
+def _roles(row: Row, images: Sequence[str]) -> Iterator[str]:
+    """What is wrong with a row that names one file twice: a mask that is the image would mark all of it."""
+    named: dict[str, str] = {}
+    for column in (*images, "organ", "mask"):
+        if column in row.files:
+            other = named.setdefault(os.path.realpath(row.files[column]), column)
+            if other != column and not {other, column} <= {*images}:
+                yield f"{row.at(column)}: {row[column]} is in column {other!r}, too"
+
+
+def _same_person(text: str) -> str:
+    """A patient's name without what typing and spreadsheets change: case, blanks, zeros in front, `.0` behind."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"^(\d+)\.0+$", r"\1", plain))
+
+
 def _named(groups: Sequence[Sequence[Row]], images: Sequence[str], root: Path, path: Path) -> list[Case]:
     """Cases with their names and patients."""
     found = listed(root, [group[0].files[images[0]] for group in groups])
@@ -132,6 +182,7 @@ def _named(groups: Sequence[Sequence[Row]], images: Sequence[str], root: Path, p
     problems: list[str] = []
     owner: dict[str, int] = {}
     of_id: dict[str, str] = {}
+    people: dict[str, tuple[str, int]] = {}
     for match, (row, *_) in zip(found, groups, strict=True):
         name = row["case"] or short[match]
         if _NO_NAME.search(name):
@@ -143,6 +194,12 @@ def _named(groups: Sequence[Sequence[Row]], images: Sequence[str], root: Path, p
             )
         if has_patients and not row["patient"]:
             problems.append(f"{row.at('patient')}: empty, but other rows have one")
+        written, number = people.setdefault(_same_person(row["patient"]), (row["patient"], row.number))
+        if written != row["patient"]:
+            problems.append(
+                f"{row.at('patient')}: {row['patient']!r} and {written!r} in row {number} seem to be one patient; "
+                "write both alike, or name two people apart"
+            )
         # Without the column, a DICOM series says whose it is.
         patient = row["patient"] or (of_id.setdefault(match.patient, name) if match.patient else name)
         cases.append({"case": name, "patient": patient})
@@ -159,9 +216,10 @@ def _by_slice(group: Sequence[Row], image: str, first: int, from_top: bool, path
     numbers: dict[int, Row] = {}
     problems = []
     for row in group:
-        if not row["slice"].isdecimal():
+        slice_number = re.fullmatch(r"(\d+)([.,]0+)?", row["slice"])
+        if not slice_number:
             problems.append(f"{row.at('slice')}: {row['slice']!r} is no whole number")
-        elif (other := numbers.setdefault(int(row["slice"]), row)) is not row:
+        elif (other := numbers.setdefault(int(slice_number[1]), row)) is not row:
             problems.append(f"{row.at('slice')}: {row['slice']} is in row {other.number} as well")
     refuse(path, problems)
     try:

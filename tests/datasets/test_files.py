@@ -40,6 +40,15 @@ class TestReadTable:
         expected = [(1, ["Größe", "label"]), (3, ["a, b; c", "yes"]), (5, ["two\nlines", ""]), (6, ["d", "no"])]
         assert read_rows(tmp_path / "a.csv") == expected
 
+    def test_a_formula_without_a_value_is_named(self, tmp_path: Path):
+        openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
+        book = openpyxl.Workbook()
+        for row in (("image", "label"), ("a.nii", '=IF(1=1,"yes","no")')):
+            book.active.append(row)
+        book.save(tmp_path / "a.xlsx")
+        with pytest.raises(ValueError, match=r"a.xlsx: row 2: a formula that was never computed; open the file, and"):
+            read_rows(tmp_path / "a.xlsx")
+
     def test_numbers_of_a_sheet_are_texts_without_a_point(self, tmp_path: Path):
         openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
         book = openpyxl.Workbook()

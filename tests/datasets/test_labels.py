@@ -20,6 +20,8 @@ class TestParseLabels:
             ("malignant Benign 1 no", ["benign", "malignant"], [1, 0, 1, 0]),
             ("severe mild none 1", ["none", "mild", "severe"], [2, 1, 0, 1]),
             ("2 1 3", ["1", "2", "3"], [1, 0, 2]),
+            ("1.0 0.0 1 0,0", None, [1, 0, 1, 0]),
+            ("1.0 2.0", ["2.0", "1.0"], [1, 0]),
             ("3 no no", ["0", "1", "2", "3"], [3, 0, 0]),
         ],
     )
@@ -76,6 +78,13 @@ class TestParseLabels:
             ),
             ("benign|cancer|benign", {}, r"benign \(2\), cancer \(1\): say which .* --classes benign,cancer"),
             ("ADH;FEA|benign", {}, r"say which of them is the negative one"),
+            ("1|2", {}, r"the negative one first \(--classes 1,2, or 2,1\)"),
+            ("ja|nein", {}, r"that one first: --classes nein,ja$"),
+            ("tumor|no tumor", {}, r"--classes 'no tumor,tumor'$"),
+            ("red|blue|green", {}, r"--classes red,blue,green, or blue,red,green$"),
+            ("x|healthy", {"classes": ["x", "healthy"]}, r"must begin with the negative one; .* --classes healthy,x"),
+            ("yes|no", {"classes": ["yes", "no"]}, r"must begin with the negative one; .* --classes no,yes"),
+            ("1", {"positive_from": float("nan")}, r"positive_from must be a finite number"),
             (
                 "none|infection|infection|infecton",
                 {},
@@ -105,3 +114,10 @@ class TestParseLabels:
     def test_says_where_a_text_is_unclear_and_what_is_accepted(self, texts, options, message):
         with pytest.raises(ValueError, match=message):
             parse(*texts.split("|"), **options)
+
+
+def test_a_grade_that_a_slip_of_the_pen_may_have_made_is_told(caplog):
+    assert parse("0", "1", "1", "2", "0")[1] == ("0", "1", "2")
+    assert caplog.messages == ["a.csv: row 5 is the only one with the grade 2, which makes a class of its own"]
+    assert parse("0", "1", "2", "2", "0", "1")[1] == ("0", "1", "2")
+    assert len(caplog.messages) == 1

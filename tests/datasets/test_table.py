@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from tests.pipeline import affine_of, save
 
 
 def write(root: Path, *rows: str, name: str = "a.csv") -> Path:
-    """A table, and an empty file for each path in it that ends as an image."""
+    """A table, and a file for each path in it that ends as an image."""
     (root / name).write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
     for row in rows[1:]:
         for cell in next(csv.reader([row], delimiter=";" if ";" in rows[0] else ",")):
             file = root / cell.strip().replace("\\", "/")
             if file.suffix in (".gz", ".tif"):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(b"x")
+                file.write_text(file.name + str(file.parent))
     return root / name
 
 
@@ -120,7 +121,7 @@ class TestSlices:
     def test_a_label_a_slice_runs_from_bottom_to_top_in_any_order_of_rows(self, table):
         cases = by_name(labeled_table(table((2, "yes"), (0, "no"), (3, "yes"), (1, "no"))))
         assert (cases["a"]["cls"], cases["a"]["patient"], cases["b"]["cls"]) == ([0, 0, 1, 1], "P1", 0)
-        path = table((4, "no"), (1, "yes"), (2, "no"), (3, "no"))
+        path = table(("4.0", "no"), (1, "yes"), (2, "no"), ("3.0", "no"))
         assert by_name(labeled_table(path, first_slice=1))["a"]["cls"] == [1, 0, 0, 0]
         assert by_name(labeled_table(path, first_slice=1, slices_from="top"))["a"]["cls"] == [0, 0, 0, 1]
 
@@ -205,6 +206,18 @@ class TestErrors:
             (("image,label,patient", "a.tif,1,P", "b.tif,1,"), r"row 3, column 'patient': empty, but other rows"),
             (("image,label,organ", "a.tif,1,o.tif", "b.tif,1,"), r"row 3, column 'organ': empty, but other rows"),
             (("image,label,patient_id", "a.tif,1,P"), r"the column 'patient_id' looks like 'patient'; rename it"),
+            (("image,label,participant_id", "a.tif,1,P"), r"the column 'participant_id' looks like 'patient'; rename"),
+            (("image,label,set", "a.tif,1,test"), r"the column 'set' looks like 'split'; rename it"),
+            (("image,label,mask", "a.tif,1,a.tif"), r"row 2, column 'mask': a.tif is in column 'image', too"),
+            (("image,label,organ", "a.tif,1,./a.tif"), r"row 2, column 'organ': ./a.tif is in column 'image', too"),
+            (("image,label,organ,mask", "a.tif,1,o.tif,o.tif"), r"row 2, column 'mask': o.tif is in column 'organ'"),
+            *(
+                (
+                    ("image,label,patient", f"a.tif,1,{one}", f"b.tif,0,{other}"),
+                    rf"row 3, column 'patient': '{other}' and '{one}' in row 2 seem to be one patient",
+                )
+                for one, other in (("Pat7", "PAT7"), ("007", "7"), ("7.0", "7"), ("P 07", "P  7"), ("\u00c4", "\u00e4"))
+            ),
             (("image,label,split", "a.tif,1,dev"), r"row 2, column 'split': 'dev'; expected training, valid"),
             (
                 ("image,label,patient,split", "a.tif,1,P,test", "b.tif,1,P,", "c.tif,0,P,val"),
@@ -229,6 +242,19 @@ class TestErrors:
             labeled_table(table)
         with pytest.raises(FileNotFoundError, match=r"b.csv does not exist; expected a table"):
             labeled_table(tmp_path / "b.csv")
+
+    def test_copies_of_an_image_are_told_and_refused_where_labels_contradict(self, tmp_path, caplog):
+        table = write(tmp_path, "image,label,patient", "a.tif,1,P", "b.tif,1,Q", "c.tif,0,R")
+        labeled_table(table)
+        assert not caplog.messages
+        shutil.copy(tmp_path / "a.tif", tmp_path / "b.tif")
+        labeled_table(table)
+        assert caplog.messages[0].endswith(
+            "1 image(s) are in the table twice, e.g. row 3, column 'image': b.tif is a copy of a.tif in row 2"
+        )
+        shutil.copy(tmp_path / "a.tif", tmp_path / "c.tif")
+        with pytest.raises(ValueError, match=r"row 4, .*c.tif is a copy of a.tif in row 2, which is labeled otherwise"):
+            labeled_table(table)
 
     def test_unknown_columns_are_left_out_and_named(self, tmp_path, caplog):
         labeled_table(write(tmp_path, "image,label,age,masks,empty", "a.tif,1,50,m.tif,", "b.tif,1,51,n.tif,"))
