@@ -8,26 +8,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nibabel.affines import voxel_sizes
-
 from ..checkpoint import read_beside
 from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
 from ..engines.settings import plain, tops
 from ..files import file_digest, write, write_json
 from ..handlers.label_calibration import FEW
-from ..images import read_grid
 from ..report import write_report
 from .arguments import read_json
 from .console import logged
-from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
+from .fit_minutes import minutes, read_grids
+from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, only_one, steps
 from .fit_slides import are_slides, found_slides, minutes_of_slides, summary_of_slides
 from .format import format_json
 from .own_bundle import make_bundle, make_slide_bundle, settings_of, slide_settings, with_settings
 from .run import bundle_root, names
-
-# Seconds on two CPU cores for one epoch over 1,000 slices (for `tonno_mosmed`: planes), and one volume of masks.
-COSTS = {"gp_unet_brats": (12, 1), "ensemble_gradcam_brats": (40, 2), "insight_ct": (3, 8), "tonno_mosmed": (20, 20)}
 
 
 def fit(
@@ -96,19 +90,21 @@ def fit(
     own = make(bundle, home / root.name, over=over, settings=said, datalist=listed, counts=counts)
     if rounds is None:
         rounds = int(of_slices or recipe is SLIDES)
-    trained = merged(own, recipe.train)
     if recipe is VOLUMES:
-        print(f"images: {', '.join(content['modalities'])}; {grid_of(content, Path(dataset_dir))}")
-        guess = minutes(root.name, content, trained, rounds)
+        grids = read_grids(content, Path(dataset_dir))
+        print(f"images: {', '.join(content['modalities'])}; {grids.in_words()}")
+        settings_of_all = merged(own, (recipe.inference, *recipe.train))
+        runs = steps(own, rounds, recipe)
+        guess = minutes(root.name, content, settings_of_all, grids, rounds=rounds, runs=runs)
     else:
         found = found_slides(own, content, Path(dataset_dir))
         print(found)
-        guess = minutes_of_slides(found, content, trained, rounds)
+        guess = minutes_of_slides(found, content, merged(own, recipe.train), rounds)
     print(f"about {guess} minutes on two CPU cores", flush=True)
     scored = "test" if content.get("test") else "validation"
     everything = "+".join(section for section in SECTIONS if content.get(section))
     scores, masks = home / "evaluation" / recipe.scores, home / "masks" / "predictions.csv"
-    with logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds, recipe)):
+    with only_one(home), logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds, recipe)):
         best = learn(own, home, rounds, calibration_section(content), shared, recipe)
         weights = own / "models" / recipe.weights
         for end in (".pt", ".json"):
@@ -219,28 +215,6 @@ def calibration_section(content: Mapping[str, Any]) -> str:
     """Validation, or both sections that training may see where that has few labels of one kind."""
     labels = labels_of_cases(content.get("validation") or [])
     return "validation" if min(sum(labels), len(labels) - sum(labels)) >= FEW else "training+validation"
-
-
-def grid_of(content: Mapping[str, Any], root: Path) -> str:
-    """Spacing of the first cases, from their headers."""
-    spacings = []
-    for case in [case for section in SECTIONS for case in content.get(section) or []][:20]:
-        images = case["image"] if isinstance(case["image"], list) else [case["image"]]
-        spacings.append(np.sort(voxel_sizes(read_grid(root / images[0])[1])))
-    low, high = np.min(spacings, axis=0), np.max(spacings, axis=0)
-    spans = [f"{a:.3g}" if np.isclose(a, b) else f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True)]
-    return f"spacing {' × '.join(spans)} mm"
-
-
-def minutes(bundle: str, content: Mapping[str, Any], train: Mapping[str, Any], rounds: int) -> int:
-    """A guess, from what a slice costs: all steps of `fit` on two CPU cores."""
-    epoch, volume = COSTS.get(bundle, (20, 5))
-    cases = sum(len(content.get(section) or []) for section in SECTIONS)
-    volumes, labels = len(content["training"]), len(labels_of_cases(content["training"]))
-    slices = labels if labels > volumes else 25 * volumes  # with one label a volume the files would tell
-    draws = train.get("volumes_per_epoch") or train.get("bags_per_epoch") or slices
-    training = train["max_epochs"] * draws / 1000 * epoch
-    return max(1, round(((1 + rounds) * training + 2 * cases * volume + 60) / 60))
 
 
 def summary(folder: Path, section: str) -> str:

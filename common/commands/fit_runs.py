@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .arguments import read_json
 from .console import step
@@ -53,6 +56,22 @@ SLIDES = Recipe(
     scores="summary.json",
     compared=True,
 )
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """In the block nobody else may work in this folder: two trainings would mix their weights and logs.
+
+    Raises:
+        RuntimeError: somebody does.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(home / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(f"another fit is at work in {home}: wait until it ends, or give another folder") from None
+    with lock:
+        yield
 
 
 def merged(own: Path, configs: tuple[str, ...]) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from common.commands.fit import (
     check_settings,
     described,
     labels_slices,
-    minutes,
     recipe_of,
     summary,
     with_volumes,
 )
-from common.commands.fit_runs import SLIDES, VOLUMES, learn, steps
+from common.commands.fit_runs import SLIDES, VOLUMES, learn, only_one, steps
 from common.commands.fit_slides import summary_of_slides
 from common.commands.run import bundle_root
 
@@ -103,15 +102,6 @@ def test_a_folder_of_another_fit_is_refused(tmp_path):
         check_same(tmp_path, told | {"settings": {}})
 
 
-def test_the_guess_of_minutes_grows_with_slices_epochs_and_rounds():
-    content = {"training": cases([0, 1] * 500)}
-    once = minutes("gp_unet_brats", content, {"max_epochs": 50}, 0)
-    assert once == 11  # 50 epochs of 12 s
-    assert minutes("gp_unet_brats", content, {"max_epochs": 100}, 0) == 21
-    assert minutes("gp_unet_brats", content, {"max_epochs": 50}, 1) == 21
-    assert minutes("gp_unet_brats", {"training": cases(*[1] * 40)}, {"max_epochs": 50}, 0) == 12
-
-
 @pytest.mark.parametrize(
     ("refine", "rounds", "count"), [(None, 1, 4), ({}, 0, 4), ({}, 1, 6), ({"pseudo_dir": 0}, 2, 10)]
 )
@@ -120,6 +110,17 @@ def test_steps_are_as_many_as_there_are_runs(refine, rounds, count, tmp_path):
     if refine is not None:
         (tmp_path / "configs" / "train_refine.json").write_text(json.dumps(refine))
     assert steps(tmp_path, rounds) == count
+
+
+def test_a_second_fit_in_a_folder_is_refused_while_the_first_is_at_work(tmp_path):
+    with (
+        only_one(tmp_path / "new"),
+        pytest.raises(RuntimeError, match=r"another fit is at work in .*new: wait until"),
+        only_one(tmp_path / "new"),
+    ):
+        pass
+    with only_one(tmp_path / "new"):
+        pass
 
 
 def test_one_label_a_volume_asks_for_more_where_a_config_says_so():

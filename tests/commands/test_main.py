@@ -12,7 +12,8 @@ import common.commands
 from common.__main__ import COMMANDS, function, main
 
 # Modules of `common.commands` that serve the others.
-HELPERS = {"arguments", "console", "fit_runs", "fit_slides", "own_bundle", "run", "suite_page", "usage", "verify_build"}
+HELPERS = {"arguments", "console", "own_bundle", "run", "suite_page", "usage", "verify_build"}
+HELPERS |= {"fit_minutes", "fit_runs", "fit_slides"}
 
 
 def test_every_command_has_its_file_and_every_file_its_command():
