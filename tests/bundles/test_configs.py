@@ -23,12 +23,12 @@ BUNDLES = {
         "train": [
             *("train+lgg", "train+paper", "train+phantom+clinic", "train+lgg+train_refine", "train+t1ce"),
             *("train+train_refine+t1ce+t1ce_refine", "train+lgg+train_supervised", "train+multi_gpu_train"),
-            *("train+phantom+volumetric", "train+train_refine+phantom+volumetric"),
+            *("train+small+volumetric", "train+train_refine+small+volumetric"),
         ],
         "inference": [
             *("inference+paper", "evaluate+paper+paper_scores", "evaluate+calibrate", "inference+phantom+clinic"),
             *("evaluate+phantom", "evaluate+lgg_tested", "train+evaluate", "inference+t1ce"),
-            *("inference+explanations", "inference+phantom+volumetric"),
+            *("inference+explanations", "inference+small+volumetric"),
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),
         "paper_classes": ["healthy", "LGG", "HGG"],
