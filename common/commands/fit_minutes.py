@@ -37,7 +37,7 @@ HEAD = 160 * 160 * 22  # a head of 1.5 × 1.5 × 5 mm
 COSTS = {
     "gp_unet_brats": Cost(12, 128 * 144, 1, HEAD),
     "ensemble_gradcam_brats": Cost(40, 128 * 144, 2, HEAD),
-    "insight_ct": Cost(3, 2**2 * 256**2, 8, 2**2 * 256**2 * 160),
+    "insight_ct": Cost(20, 2**2 * 256**2, 8, 2**2 * 256**2 * 160),
     "tonno_mosmed": Cost(20, 96**2, 20, 80 * 40 * 96**2),
 }
 UNKNOWN = Cost(20, 128 * 144, 5, HEAD)

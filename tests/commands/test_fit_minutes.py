@@ -46,6 +46,8 @@ def test_the_guess_grows_with_slices_epochs_rounds_and_pixels():
             {"rounds": 1, "runs": 6, "max_epochs": 8},
             1.5,
         ),
+        # 18 phantoms and a second round: 160 seconds of one core.
+        ("insight_ct", ("phantom.json",), PHANTOM, (10, 4, 4), [0, 1] * 8, {"rounds": 1, "runs": 6}, 2.0),
         # 45 patients with glioma, as published: 15 minutes of one core.
         ("gp_unet_brats", (), LGG, (30, 8, 7), [0, 1] * 11, {"rounds": 1, "runs": 6}, 7.5),
     ],
