@@ -56,6 +56,9 @@ def evaluator(
     parser.read_config(CONFIG)
     for key, value in {"organ": "none", "chosen": CHOSEN, "seen": None, **overrides}.items():
         parser[key] = value
+    # What the bundle's own does with slices; it lies in `scripts`, of which a process has those of one bundle.
+    options = {key: parser["inferer"][key] for key in ("batch_size", "window", "flip", "divisor")}
+    parser["inferer"] = {"_target_": "common.engines.SliceMapInferer", **options}
     preprocessing, postprocessing, inferer = (
         parser.get_parsed_content(key) for key in ("preprocessing", "postprocessing", "inferer")
     )
