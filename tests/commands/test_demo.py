@@ -63,6 +63,21 @@ def test_demo_prints_the_scores_that_it_found_and_where_the_files_are(finished):
     assert "report" in (home / "evaluation" / "report.html").read_text(encoding="utf-8")
 
 
+def test_only_the_ensemble_trains_on_its_masks_unless_asked(monkeypatch, tmp_path):
+    given: list[int] = []
+
+    def fit(*_, rounds, **__):
+        given.append(rounds)
+        raise InterruptedError
+
+    monkeypatch.setattr("common.commands.demo.fit", fit)
+    monkeypatch.setattr("common.commands.demo.phantom_dataset", lambda home, **_: home)
+    for bundle, asked in (("gp_unet_brats", None), ("ensemble_gradcam_brats", None), ("ensemble_gradcam_brats", 0)):
+        with pytest.raises(InterruptedError):
+            demo(str(tmp_path), bundle, rounds=asked)
+    assert given == [0, 1, 0]
+
+
 def test_table_parts_what_was_learned_from_what_was_not():
     summary = {"dice": SCORE, "dice_empty": SCORE | {"mean": 0.125}, "dice_baseline_gated": SCORE}
     summary["dice_baseline_opened"] = SCORE | {"mean": 0.25}
