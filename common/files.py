@@ -50,7 +50,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in ADVICE:
             raise
-        raise not_written(path, error) from error
+        raise _not_written(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -78,10 +78,10 @@ def writing(path: PathLike) -> Iterator[None]:
     except NotWritten:
         raise
     except OSError as error:
-        raise not_written(path, error) from error
+        raise _not_written(path, error) from error
 
 
-def not_written(path: PathLike, error: OSError) -> NotWritten:
+def _not_written(path: PathLike, error: OSError) -> NotWritten:
     """The error that says which file, why, and what to do."""
     advice = ADVICE.get(error.errno or 0, "give a folder that is yours, and that no file is in the way of")
     return NotWritten(f"{path} cannot be written ({error}): {advice}")
