@@ -15,8 +15,7 @@ from torch import Tensor
 
 from common import training
 from common.data import pseudo_masks, true_masks
-from common.losses import pool_bags, soft_bce_dice
-from common.pooling import GlobalPool
+from common.losses import BagLoss, soft_bce_dice
 
 from . import stacks
 from .networks import as_slices
@@ -92,7 +91,7 @@ class PseudoMaskLoss(torch.nn.Module):
         super().__init__()
         self.segmentation = segmentation
         self.classification = classification
-        self.pool = GlobalPool(pool, **(pool_options or {}))
+        self.label_loss = BagLoss(torch.nn.CrossEntropyLoss(), pool=pool, pool_options=pool_options)
 
     def forward(self, output: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
         """
@@ -106,9 +105,7 @@ class PseudoMaskLoss(torch.nn.Module):
         margin = torch.where(target["pseudo"] > 0.5, margins.gather(1, named), margins.amax(dim=1, keepdim=True))
         valid = target["organ"] * target["counts"][:, None, None, None]
         segmentation = soft_bce_dice(margin, target["pseudo"] * target["organ"], valid=valid)
-        pooled = pool_bags(logits, target["cls"], target["bag"], self.pool)
-        classification = torch.nn.functional.cross_entropy(*pooled)
-        return self.segmentation * segmentation + self.classification * classification
+        return self.segmentation * segmentation + self.classification * self.label_loss(logits, target)
 
 
 def prepare_batch(
