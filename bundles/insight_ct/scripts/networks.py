@@ -88,8 +88,8 @@ class InsightHead(nn.Module):
         squared_norm: of Eq. 7: `mean` of the squares (the code), or their `sum` (the paper), which grows with the bag.
         otsu: cells of a label up to Otsu's threshold of the bag count as 0 in the pool, in training and inference (the
             code; Eq. 9). A bag of equal cells is pooled as it is. `heatmap` stays whole.
-        checkpoint_chunk: train with the activations of that many tiles in memory, recomputing them in the backward
-            pass; None keeps all.
+        checkpoint_chunk: train with the activations of that many tiles of a bag in memory, recomputing them in the
+            backward pass; those of a bag that has no more tiles are kept, as None keeps all.
         standardize: bring the features' channels to one scale, see `FeatureScale`, which the training fits.
 
     Raises:
@@ -154,6 +154,8 @@ class InsightHead(nn.Module):
 
     @torch.jit.unused
     def _checkpointed_logits(self, features: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        if len(features) <= chunk:
+            return self._logits(features)
         parts = [
             checkpoint(self._logits, part, use_reentrant=False, preserve_rng_state=False)
             for part in features.split(chunk)
