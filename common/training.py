@@ -77,18 +77,23 @@ class RandIntensityd(RandomizableTransform, MapTransform):
 
 
 def parameter_groups(network: torch.nn.Module, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Optimizer groups by the first fitting prefix of the parameters' names; `""` fits the rest.
+    """Optimizer groups by the modules that hold the parameters.
+
+    Args:
+        network: whose parameters these are.
+        learning_rates: by the name of a module (or parameter), as `encoder` or `members.0.body`, which stands for all
+            within it, and not for `encoder1`; the first that fits a parameter counts, and `""` fits all.
 
     Raises:
-        ValueError: no prefix fits a parameter.
+        ValueError: nothing fits a parameter.
     """
-    groups: dict[str, list[torch.nn.Parameter]] = {prefix: [] for prefix in learning_rates}
+    groups: dict[str, list[torch.nn.Parameter]] = {module: [] for module in learning_rates}
     for name, parameter in unwrapped(network).named_parameters():
-        fitting = [prefix for prefix in groups if name.startswith(prefix)]
+        fitting = [module for module in groups if not module or f"{name}.".startswith(f"{module}.")]
         if not fitting:
-            raise ValueError(f"no learning rate for the parameter {name!r}: add one under its prefix, or under ''")
+            raise ValueError(f"no learning rate for the parameter {name!r}: add one under its module, or under ''")
         groups[fitting[0]].append(parameter)
-    return [{"params": groups[prefix], "lr": rate} for prefix, rate in learning_rates.items() if groups[prefix]]
+    return [{"params": groups[module], "lr": rate} for module, rate in learning_rates.items() if groups[module]]
 
 
 def clip_gradients(

@@ -111,7 +111,12 @@ class TestParameterGroups:
             "head.weight": 1.0, "head.bias": 1.0,
         }  # fmt: skip
 
-    def test_prefixes_are_those_of_the_network_inside_a_wrapper(self):
+    def test_a_module_is_not_taken_for_another_whose_name_begins_alike(self):
+        groups = parameter_groups(Net(), {"encoder": 2.0, "head.weight": 3.0, "": 1.0})
+        shapes = [[tuple(parameter.shape) for parameter in group["params"]] for group in groups]
+        assert shapes == [[(4, 3), (4,)], [(1, 2)], [(2, 4), (2,), (1,)]]
+
+    def test_names_are_those_of_the_network_inside_a_wrapper(self):
         groups = parameter_groups(nn.DataParallel(Net()), {"head": 1.0, "": 0.1})
         assert [len(group["params"]) for group in groups] == [2, 4]
 
@@ -120,7 +125,7 @@ class TestParameterGroups:
 
     def test_a_parameter_without_learning_rate_is_named(self):
         with pytest.raises(ValueError, match=r"no learning rate for the parameter 'head.weight'"):
-            parameter_groups(Net(), {"encoder": 1.0})
+            parameter_groups(Net(), {"encoder": 1.0, "encoder_top": 1.0})
 
 
 class TestClipGradients:
