@@ -14,6 +14,7 @@ import torch
 from common.commands.phantom import phantom_dataset
 from common.commands.run import run_arguments
 from tests.bundles.conftest import read_json, volumes
+from tests.report.conftest import embedded
 from tests.running import run_module, run_ranks
 
 # What each process ends with: its own weights and the loss of its own last batch.
@@ -46,7 +47,7 @@ def trained(data, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("training")
     (output / "keep.json").write_text(json.dumps({"+finalize": [KEEP]}))
     files = ["train", "phantom", "multi_gpu_train", str(output / "keep")]
-    two_processes(*run(*files, dataset_dir=data, output_dir=output, max_epochs=1))
+    two_processes(*run(*files, dataset_dir=data, output_dir=output, max_epochs=1, report=True))
     return output
 
 
@@ -57,6 +58,12 @@ def test_two_processes_train_one_network_and_log_once(trained):
     assert np.isfinite(float(rows[0]["loss"]))
     state = torch.load(trained / "model.pt", weights_only=True)
     assert not [key for key in state if key.startswith("module.")]
+
+
+def test_the_page_of_a_training_by_two_processes_has_its_curve_and_a_picture_of_each_case(trained):
+    shown = embedded(trained)["training"]
+    assert shown["epochs"] == [1]
+    assert [len(case["pictures"]) for case in shown["montages"]] == [1] * 2
 
 
 def test_each_process_steps_by_the_gradients_of_both(trained):
@@ -71,7 +78,7 @@ def test_each_process_steps_by_the_gradients_of_both(trained):
 def evaluations(data, trained, tmp_path_factory) -> tuple[Path, Path]:
     """The same evaluation, of five cases, by one process and by two."""
     options = {"dataset_dir": data, "ckpt": trained / "model.pt", "section": "validation+test"}
-    options["baseline_thresholds"] = [1.4, 1.3]
+    options |= {"baseline_thresholds": [1.4, 1.3], "report": True}
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     # One thread, as with two processes: threads change the order of sums, and with it the last digit.
     alone = run("inference", "evaluate", "phantom", output_dir=one, **options)
@@ -101,6 +108,17 @@ def test_outputs_of_two_processes_are_those_of_one_and_merged_once(evaluations):
             tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
     assert tables[0] == tables[1]
     assert len(tables[0]) == 5
+
+
+def test_the_page_of_two_processes_is_that_of_one(evaluations):
+    """The first one writes it, after all have written their cases, the second's as well."""
+    one, two = (embedded(folder) for folder in evaluations)
+    assert len(two["cases"]) == 5
+    assert all(row["volumes"] and row["thumbnail"] for row in two["cases"])
+    for row in one["cases"] + two["cases"]:
+        row.pop("seconds")
+    of_the_run = {"run", "provenance"}  # its date, its folder
+    assert {key: two[key] for key in two.keys() - of_the_run} == {key: one[key] for key in one.keys() - of_the_run}
 
 
 def test_a_bad_scan_of_one_process_is_named_and_the_table_holds_the_others(data, trained, tmp_path):

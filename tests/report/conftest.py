@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,12 @@ def volumes(number: int) -> dict[str, np.ndarray]:
         "mask": ((heat > THRESHOLD) & (x < 21)).astype(np.uint8),
         "truth": truth.astype(np.uint8),
     }
+
+
+def embedded(folder: Path) -> dict:
+    """What `report.html` of a folder shows, as plain data."""
+    text = (folder / "report.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)[1])
 
 
 def write_run(folder: Path, data: Path, *, scored: bool = True, record: bool = True) -> Path:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from common.handlers import CaseScores, CaseWriter, LabelScores
 from common.report import Report
 from tests.pipeline import evaluator, save
+from tests.report.conftest import embedded
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,6 @@ def run(cases: list[dict], out: Path, *, scored: bool = True, overwrite: bool = 
     handlers = [CaseWriter(out, classes=["none", "tumor"], overwrite=overwrite), Report(out, **options)]
     handlers += [CaseScores(out, resamples=20), LabelScores(out, resamples=20)] if scored else []
     evaluator(cases, handlers).run()
-
-
-def embedded(out: Path) -> dict:
-    text = (out / "report.html").read_text()
-    return json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)[1])
 
 
 def test_the_page_has_the_scores_of_handlers_that_come_after_it(cases, tmp_path):

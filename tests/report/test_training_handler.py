@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-import re
 
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from common.report import TrainingReport, write_report
+from tests.report.conftest import embedded
 
 
 def train(folder, **options) -> None:
@@ -18,16 +18,12 @@ def train(folder, **options) -> None:
     trainer.run([1.0, 3.0], max_epochs=2)
 
 
-def report_of(text: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)[1])
-
-
 def test_without_a_page_a_training_leaves_its_log_and_its_record(tmp_path):
     train(tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["training.json", "training_log.csv"]
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert (record["bundle"], record["device"]) == ("gp_unet_brats", "cpu")
-    page = report_of(write_report(tmp_path / "run").read_text())
+    page = embedded(write_report(tmp_path / "run").parent)
     assert dict(page["provenance"])["bundle"] == "gp_unet_brats "
     assert page["training"]["montages"] == []
 
@@ -42,7 +38,7 @@ def test_the_page_has_curves_and_pictures_of_validation_cases(tmp_path):
         "share": 1e9,
     }
     train(tmp_path / "run", montages=montages, inferer=lambda inputs, network: torch.cat([inputs, inputs], dim=1))
-    page = report_of((tmp_path / "run" / "report.html").read_text())
+    page = embedded(tmp_path / "run")
     assert page["training"]["epochs"] == [1, 2]
     (case,) = page["training"]["montages"]
     assert (case["case"], case["positive"]) == ("p1", True)
