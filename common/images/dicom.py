@@ -105,6 +105,13 @@ def _stack(series: Series, path: str, dicom_geometry: str | None) -> tuple[list[
     return frames, affine, [*warnings, *said, *_doubts(frames)]
 
 
+def _apart(frames: Sequence[Frame], what: str) -> str:
+    """How to get one of several things in a series alone."""
+    if len(_files(frames)) > 1:
+        return f"put each {what} into a folder of its own"
+    return f"all are frames of one file: write each {what} into a NIfTI file of its own (dcm2niix converts)"
+
+
 def _check_alike(frames: Sequence[Frame], names: Sequence[str], tolerance: float = 0.0) -> None:
     for name in names:
         first = np.asarray(getattr(frames[0], name), dtype=np.float64)
@@ -112,7 +119,7 @@ def _check_alike(frames: Sequence[Frame], names: Sequence[str], tolerance: float
             if np.abs(np.asarray(getattr(frame, name), dtype=np.float64) - first).max() > tolerance:
                 raise ValueError(
                     f"two kinds of images in one series: {name} {getattr(frames[0], name)} in {frames[0].name}, but "
-                    f"{getattr(frame, name)} in {frame.name}; put each kind into a folder of its own"
+                    f"{getattr(frame, name)} in {frame.name}; {_apart(frames, 'kind')}"
                 )
 
 
@@ -132,8 +139,8 @@ def _check_one_kind(frames: Sequence[Frame]) -> None:
         ):
             if one != other:
                 raise ValueError(
-                    f"two kinds of images in one series: {first.name} and {frame.name} differ in {what}; put each "
-                    "kind into a folder of its own"
+                    f"two kinds of images in one series: {first.name} and {frame.name} differ in {what}; "
+                    f"{_apart(frames, 'kind')}"
                 )
 
 
@@ -155,7 +162,7 @@ def _placed(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray, list[str]]
             positions, frames[0].orientation or (), frames[0].spacing or (), [frame.name for frame in frames], thickness
         )
     except SeveralVolumes as error:
-        raise ValueError(f"{error}{_what_varies(frames)}; put each volume into a folder of its own") from error
+        raise ValueError(f"{error}{_what_varies(frames)}; {_apart(frames, 'volume')}") from error
     return affine, order, warnings
 
 
@@ -242,7 +249,7 @@ def _check_even(
         where = "; ".join(f"{gaps[i]:.3g} mm between {names[i]} and {names[i + 1]}" for i in wide[:3])
         raise ValueError(
             f"{int(np.round(gaps[wide] / usual).sum()) - len(wide)} slice(s) missing in {len(wide)} place(s): {where}, "
-            f"where {usual:.3g} mm is usual; add the files"
+            f"where {usual:.3g} mm is usual; add them"
         )
     worst = int(np.argmax(np.linalg.norm(off - np.outer(off @ normal, normal), axis=1)))
     sideways = float(np.linalg.norm(off[worst] - (off[worst] @ normal) * normal))

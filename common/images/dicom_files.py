@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..files import PathLike
 
 UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
+_GROUPS = "PerFrameFunctionalGroupsSequence"  # of a multi-frame file, with the position of each frame
 _TAGS = (
     "SOPClassUID",
     "ImageType",
@@ -26,6 +27,7 @@ _TAGS = (
     "PatientID",
     "PatientName",
     "PatientIdentityRemoved",
+    _GROUPS,
 )
 COLOR = "picture in color"
 SEGMENTATIONS = ("Segmentation", "Label Map Segmentation")
@@ -147,7 +149,7 @@ def _read_header(path: str) -> Header | None:
         return Header(
             series,
             _other(data, kind),
-            capture=kind.startswith(_CAPTURE) and not data.get("ImagePositionPatient"),
+            capture=kind.startswith(_CAPTURE) and not data.get("ImagePositionPatient") and _GROUPS not in data,
             patient=patient,
             private=frozenset(part for part in re.split(r"[\^=\s,]+", name.lower()) if part),
             identity_removed=data.get("PatientIdentityRemoved") == "YES",

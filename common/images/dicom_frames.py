@@ -23,6 +23,14 @@ _VARYING = (
     "DiffusionBValue",
     "ImageType",
 )
+_VARYING_GROUPS = {  # the same of the frames of one file, and the functional group that holds it
+    "EffectiveEchoTime": "MREchoSequence",
+    "TemporalPositionIndex": "FrameContentSequence",
+    "StackID": "FrameContentSequence",
+    "NominalCardiacTriggerDelayTime": "CardiacSynchronizationSequence",
+    "DiffusionBValue": "MRDiffusionSequence",
+    "FrameType": "MRImageFrameTypeSequence",
+}
 _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _RESCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence")
@@ -33,7 +41,6 @@ _TAGS = (
     "Modality",
     "InstanceNumber",
     "FrameOfReferenceUID",
-    "ImageType",
     *_VARYING,
     *_PLACE,
     *_GROUPS,
@@ -141,7 +148,8 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
                 str(rescale("PixelValueTransformationSequence", "RescaleType") or ""),
                 str(data.get("FrameOfReferenceUID") or ""),
                 data.PhotometricInterpretation == "MONOCHROME1" and modality not in _QUANTITIES,
-                {name: str(data.get(name)) for name in (*_VARYING, "ImageType")},
+                {name: str(data.get(name)) for name in _VARYING}
+                | {name: str(place(group, name, shared=True)) for name, group in _VARYING_GROUPS.items()},
             )
         )
     return frames
