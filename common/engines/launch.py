@@ -17,6 +17,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, scripts
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+from torch.distributed import is_initialized
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..checkpoint import read_beside
@@ -41,7 +42,7 @@ def check_settings() -> None:
     the key has in none of them.
 
     Raises:
-        ValueError: naming every setting that is wrong.
+        ValueError: naming every setting that is wrong, or several processes for a run that does not share its work.
     """
     end_with_the_cause()
     workflow, caller = _running()
@@ -52,6 +53,7 @@ def check_settings() -> None:
     used = {key: given.get(key, value) for key, value in now.items()}
     if wrong := [*dict.fromkeys([*problems(given, config, others), *out_of_range(used)])]:
         raise ValueError("\n".join([f"{len(wrong)} settings are wrong:", *wrong] if len(wrong) > 1 else wrong))
+    _check_processes(now.get("run"))
     for name, value in given.items():
         key = name.removeprefix("+")
         dropped = value is None and workflow.parser.get(key) is not None
@@ -67,6 +69,17 @@ def check_settings() -> None:
         if listed:
             keys = ", ".join(f"--{key}" for key in unused)
             logger.warning('%s: not used, since %s names the cases; --datalist "" goes by patterns', keys, listed)
+
+
+def _check_processes(steps: Any) -> None:
+    """Refuse processes of `torchrun` that never hear of each other: each would do all, and write the same files."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    together = is_initialized() or "init_process_group" in str(steps)
+    if count > 1 and "LOCAL_RANK" in os.environ and not together:
+        raise ValueError(
+            f"{count} processes were started, and each would do everything: put multi_gpu_evaluate.json (of a training "
+            "multi_gpu_train.json) at the end of --config_file"
+        )
 
 
 def _check_classes(parser: Any) -> None:

@@ -61,6 +61,17 @@ def test_a_run_with_a_wrong_setting_ends_before_its_next_step(start, file):
     assert "2 settings are wrong" in refusal(start, file, folder=2024, sizes=3)
 
 
+def test_processes_that_do_not_share_the_work_are_refused(file, tmp_path, monkeypatch):
+    (tmp_path / "shared.json").write_text(json.dumps({"run": [*CONFIG["run"], "$print or 'init_process_group'"]}))
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        STARTS[0](file)
+        monkeypatch.setenv(name, value)
+        seen.clear()
+    assert refusal(STARTS[0], file).startswith("2 processes were started, and each would do everything: put multi_gpu")
+    STARTS[0]([file, str(tmp_path / "shared.json")])
+    assert len(seen) == 1
+
+
 def test_a_key_of_a_config_that_is_no_part_of_the_run_is_refused(file):
     assert refusal(STARTS[0], file, epochs=3).endswith("no such key; it is one of other.json")
 
