@@ -22,7 +22,7 @@ BUNDLES = {
     "gp_unet_brats": {
         "train": [
             *("train+lgg", "train+paper", "train+phantom+clinic", "train+lgg+train_refine", "train+t1ce"),
-            *("train+train_refine+t1ce+t1ce_refine", "train+lgg+train_supervised", "train+multi_gpu_train"),
+            *("train+train_refine+t1ce+t1ce_refine+t1ce_third", "train+lgg+train_supervised", "train+multi_gpu_train"),
             *("train+small+volumetric", "train+train_refine+small+volumetric"),
         ],
         "inference": [
@@ -32,8 +32,10 @@ BUNDLES = {
         ],
         "paper": ("t1", "t2", "t1ce", "flair"),
         "paper_classes": ["healthy", "LGG", "HGG"],
-        # There are no such weights: of four classes, of a volumetric network.
-        "overrides": {name: {"teacher": "$@teacher_def"} for name in ("t1ce_refine", "volumetric")},
+        "overrides": {
+            "t1ce_third": {"teacher_ckpt": "models/t1ce_classes.pt"},
+            "volumetric": {"teacher": "$@teacher_def"},  # there are no such weights
+        },
     },
     "ensemble_gradcam_brats": {
         "train": [

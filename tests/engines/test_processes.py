@@ -45,9 +45,20 @@ def run(*names: str, **overrides: object) -> list[str]:
 def trained(data, tmp_path_factory) -> Path:
     """Folder of an epoch trained by two processes."""
     output = tmp_path_factory.mktemp("training")
+    return train(data, output, "train", report=True)
+
+
+@pytest.fixture(scope="module")
+def student(data, trained, tmp_path_factory) -> Path:
+    """Folder of an epoch of the second training, on the masks of the first."""
+    output = tmp_path_factory.mktemp("student")
+    return train(data, output, "train", "train_refine", teacher_ckpt=trained / "model.pt")
+
+
+def train(data: Path, output: Path, *names: str, **overrides: object) -> Path:
     (output / "keep.json").write_text(json.dumps({"+finalize": [KEEP]}))
-    files = ["train", "phantom", "multi_gpu_train", str(output / "keep")]
-    two_processes(*run(*files, dataset_dir=data, output_dir=output, max_epochs=1, report=True))
+    files = [*names, "phantom", "multi_gpu_train", str(output / "keep")]
+    two_processes(*run(*files, dataset_dir=data, output_dir=output, max_epochs=1, **overrides))
     return output
 
 
@@ -66,9 +77,11 @@ def test_the_page_of_a_training_by_two_processes_has_its_curve_and_a_picture_of_
     assert [len(case["pictures"]) for case in shown["montages"]] == [1] * 2
 
 
-def test_each_process_steps_by_the_gradients_of_both(trained):
+@pytest.mark.parametrize("training", ["trained", "student"])
+def test_each_process_steps_by_the_gradients_of_both(training, request):
     """They draw other slices and other distortions, so that without an average their weights would part."""
-    one, other = (torch.load(trained / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    folder = request.getfixturevalue(training)
+    one, other = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert one["parameters"].keys() == other["parameters"].keys()
     assert all(torch.equal(value, other["parameters"][name]) for name, value in one["parameters"].items())
     assert one["loss"] != other["loss"]

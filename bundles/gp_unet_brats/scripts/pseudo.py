@@ -5,69 +5,33 @@ Where these come from: `common.data.pseudo_masks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from monai.inferers import Inferer
 from torch import Tensor
 
 from common import training
-from common.data import pseudo_masks, true_masks
 from common.losses import BagLoss, soft_bce_dice
 
 from . import stacks
-from .networks import as_slices
+from .networks import GPNet, as_slices
 
 
-class PseudoMaskDataset(stacks.StackDataset):
-    """Slices with their labels and pseudo-masks: items gain `pseudo` and `counts`, see `pseudo_masks`.
+class Explained(torch.nn.Module):
+    """For training: a network with its class maps and logits, of slices, as output, so that it learns from both.
 
-    Args:
-        data, preprocessing, options: see `StackDataset`.
-        teacher, inferer, threshold, binarize, mask_quantile, hottest, refine, sure: see `common.data.pseudo_masks`.
+    Of several processes `DistributedDataParallel` averages the gradients of what `forward` gives, not of `explain`.
     """
 
-    def __init__(
-        self,
-        data: Sequence[dict],
-        preprocessing: Callable,
-        *,
-        teacher: torch.nn.Module,
-        inferer: Callable,
-        threshold: float = 0.0,
-        binarize: Literal["fixed", "quantile"] = "fixed",
-        mask_quantile: float = 0.95,
-        hottest: bool = False,
-        refine: Mapping[str, Any] | None = None,
-        sure: Sequence[float] = (0.1, 0.5),
-        **options: Any,
-    ) -> None:
-        settings: dict[str, Any] = {"threshold": threshold, "refine": refine, "sure": sure}
-        settings |= {"binarize": binarize, "mask_quantile": mask_quantile, "hottest": hottest}
-        targets = partial(pseudo_masks, teacher=teacher.eval(), inferer=inferer, **settings)
-        super().__init__(data, preprocessing, targets=targets, **options)
+    def __init__(self, module: GPNet) -> None:
+        super().__init__()
+        self.module = module
 
-
-class MaskDataset(stacks.StackDataset):
-    """The true masks in place of pseudo-masks: the upper bound that weak supervision is measured against.
-
-    Args:
-        data: cases, each with a `label`.
-        preprocessing, options: see `StackDataset`.
-    """
-
-    def __init__(self, data: Sequence[dict], preprocessing: Callable, **options: Any) -> None:
-        super().__init__(data, preprocessing, targets=true_masks, **options)
-
-
-class ExplainInferer(Inferer):
-    """`network.explain(image)`: class maps and logits of slices, for training on both."""
-
-    def __call__(self, inputs: Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        explained = network.explain(inputs)  # type: ignore[operator]
-        return explained if inputs.dim() == 4 else (as_slices(explained[0]), as_slices(explained[1]))
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps `[B, C, H, W]` and logits `[B, C]` of slices, or of the slices of stacks, see `as_slices`."""
+        maps, logits = self.module.explain(image)
+        return (maps, logits) if image.dim() == 4 else (as_slices(maps), as_slices(logits))
 
 
 class PseudoMaskLoss(torch.nn.Module):

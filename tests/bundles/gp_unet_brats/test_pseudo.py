@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 
-from common.data import pseudo_masks
+from common.data import SliceDataset, pseudo_masks, true_masks
 from common.engines import SliceMapInferer
 from tests.bundles.conftest import load_script
 
@@ -47,10 +49,11 @@ class Teacher(torch.nn.Module):
         return maps, maps.amax(dim=(2, 3))
 
 
-def dataset(*, teacher=None, cls=LABELS, **options):
+def dataset(*, teacher=None, cls=LABELS, window=None, **options):
     settings = {"teacher": teacher or Teacher(), "inferer": SliceMapInferer(margin=100), "refine": RAW}
+    targets = partial(pseudo_masks, **(settings | options))
     cases = [{"case": "a", "image": "", "cls": cls, "label": "never opened.nii.gz"}]
-    return pseudo.PseudoMaskDataset(cases, bright_boxes, progress=False, **(settings | options))
+    return SliceDataset(cases, bright_boxes, progress=False, targets=targets, window=window)
 
 
 def marked(*boxes) -> torch.Tensor:
@@ -129,7 +132,7 @@ def test_true_masks_are_brought_to_the_image(tmp_path):
         image.meta["filename_or_obj"] = str(tmp_path / "image.nii.gz")
         return {"image": image}
 
-    items = list(pseudo.MaskDataset(cases, preprocessing, progress=False))
+    items = list(SliceDataset(cases, preprocessing, progress=False, targets=true_masks))
     assert torch.equal(masks(items), marked(LESION))
     assert [bool(item["counts"]) for item in items] == [True, True, True, False, True, True]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from monai.transforms import Compose, ConcatItemsd, MaskIntensityd, RandFlipd, SelectItemsd
 
 from common import training
+from common.data import pseudo_masks
 from common.engines import SliceMapInferer
 from common.losses import BagLoss
 from tests.bundles.conftest import load_script
@@ -94,9 +96,9 @@ def volume(depth: int, channels: int = 1) -> torch.Tensor:
     return torch.cat([image, organ])
 
 
-def dataset(*labels, channels=1, kind=stacks.StackDataset, **options):
+def dataset(*labels, channels=1, **options):
     cases = [{"case": str(n), "cls": cls, "image": volume(7, channels)} for n, cls in enumerate(labels)]
-    return kind(cases, lambda case: case, progress=False, **({"spatial_dims": 3, "stack": 4} | options))
+    return stacks.StackDataset(cases, lambda case: case, progress=False, **({"spatial_dims": 3, "stack": 4} | options))
 
 
 LABELS = [0, 0, 0, 0, 0, 1, 2]
@@ -163,13 +165,13 @@ class TestTraining:
         inferer = stacks.StackMapInferer(spatial_dims=3, stack=4, divisor=4)
         teacher = {"teacher": network(), "inferer": inferer, "threshold": -9.0}  # everything
         teacher["refine"] = {"dilate_mm": 0.0, "intensity": 0.0}
-        items = list(dataset(LABELS, kind=pseudo.PseudoMaskDataset, **teacher))
+        items = list(dataset(LABELS, targets=partial(pseudo_masks, **teacher)))
         batch = {key: torch.stack([torch.as_tensor(item[key]) for item in items]) for key in items[0]}
         batch["image"] = torch.cat([batch["image"], batch["organ"]], dim=1)
         image, target = pseudo.prepare_batch(batch, torch.device("cpu"))
         assert target["pseudo"].shape == target["organ"].shape == (8, 1, 8, 8)
         assert target["pseudo"].flatten(1).any(1).tolist() == [False] * 6 + [True] * 2
-        output = pseudo.ExplainInferer()(image, network())
+        output = pseudo.Explained(network())(image)
         assert [part.shape[0] for part in output] == [8, 8]
         assert torch.isfinite(pseudo.PseudoMaskLoss()(output, target))
 
