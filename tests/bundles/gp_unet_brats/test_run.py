@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 from hashlib import sha256
@@ -18,6 +17,7 @@ from PIL import Image
 from common.commands.phantom import phantom_dataset
 from common.metrics import dice
 from tests.bundles.conftest import REPOSITORY, infer, monai_bundle, read_json, run_bundle, shuffled_copy, volumes
+from tests.report.conftest import embedded
 
 BUNDLE = "gp_unet_brats"
 ROOT = REPOSITORY / "bundles" / BUNDLE
@@ -50,11 +50,6 @@ def log_of(training: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_report(folder: Path) -> dict:
-    text = (folder / "report.html").read_text()
-    return json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)[1])
-
-
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> Path:
     """Folder of a training with the demo's settings, but shorter."""
@@ -79,7 +74,7 @@ def inference(data, trained, tmp_path_factory) -> Path:
 
 
 def test_a_report_tells_the_scores_and_what_they_stand_on(evaluation, trained):
-    report = read_report(evaluation["output"])
+    report = embedded(evaluation["output"])
     assert report["headline"]["value"] == evaluation["dice"]["mean"]
     assert "volumes" in report["cases"][0]
     told = dict(report["provenance"])
@@ -159,7 +154,7 @@ def test_training_never_sees_where_in_a_slice_the_mask_is(data, one_epoch, tmp_p
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert len(list((other / "montages").glob("*_epoch_0001.png"))) == 3
-    report = read_report(other)
+    report = embedded(other)
     assert report["supervision"][0].startswith("The network learned from yes/no labels of slices: 12 cases")
     assert [len(case["pictures"]) for case in report["training"]["montages"]] == [1, 1, 1]
 
@@ -194,7 +189,7 @@ def test_second_stage_marks_what_the_first_stage_marks(data, trained, tmp_path):
 
 def test_a_volumetric_network_is_trained_by_one_key_and_its_weights_say_so(data, tmp_path):
     """So inference needs no config but its own."""
-    options = {"spatial_dims": 3, "imbalance": "none", "batch_size": 2, "bag_size": 2, "encoder_learning_rate": 0.002}
+    options = {"spatial_dims": 3, "imbalance": "none", "batch_size": 2, "bag_size": 2}
     options["network_options"] = {"features": [4, 8, 16], "upsample": "bilinear", "input_mean": 1.0}
     train(data, tmp_path, **ONE_EPOCH | options)
     assert float(log_of(tmp_path)[0]["loss"]) > 0
