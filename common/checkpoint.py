@@ -15,24 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.distributed import get_world_size, one_rank_only
+from ignite.distributed import get_rank, get_world_size, one_rank_only
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from .files import atomic_path, file_digest, write_json
+from .files import alone, atomic_path, file_digest, write_json
 
 logger = logging.getLogger(__name__)
 # What schedules move of an optimizer's groups, and what goes with them: on resuming the config's values count.
 SETTINGS = (
-    "lr",
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "betas",
-    "momentum",
-    "base_momentum",
-    "max_momentum",
-    "weight_decay",
+    *("lr", "initial_lr", "max_lr", "min_lr", "betas"),
+    *("momentum", "base_momentum", "max_momentum", "weight_decay"),
 )
 
 
@@ -190,6 +183,7 @@ class TrainingCheckpoint:
     Raises:
         ValueError: (as training starts) the checkpoint is damaged, of another training, or one whose schedule cannot
             be brought to the new length.
+        RuntimeError: another training is at work in the folder: both would write the same files.
     """
 
     def __init__(
@@ -215,8 +209,15 @@ class TrainingCheckpoint:
             self.stopping.set_trainer(engine)
         engine.add_event_handler(Events.STARTED, self._resume)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+
+    def _end(self, engine: Engine) -> None:
+        if get_rank() == 0:
+            self._lock.release(force=True)
 
     def _resume(self, engine: Engine) -> None:
+        if get_rank() == 0:
+            self._lock = alone(self.path.parent, "training")
         if not self.path.is_file():
             return
         state = read_checkpoint(self.path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
 
 PathLike = str | os.PathLike[str]
 
@@ -35,7 +36,8 @@ class NotWritten(OSError):
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary name beside `path`; it becomes `path` when the block ends without an error.
 
-    The suffix is kept, because image writers choose the format by it, and the leading dot hides it from globs.
+    The suffix is kept, because image writers choose the format by it. What a killed process leaves is hidden by the
+    leading dot from `glob.glob`; not so from `Path.glob`.
 
     Raises:
         NotWritten: the folder cannot be made, or the disk is full.
@@ -85,6 +87,30 @@ def _not_written(path: PathLike, error: OSError) -> NotWritten:
     """The error that says which file, why, and what to do."""
     advice = ADVICE.get(error.errno or 0, "give a folder that is yours, and that no file is in the way of")
     return NotWritten(f"{path} cannot be written ({error}): {advice}")
+
+
+def alone(folder: PathLike, work: str) -> BaseFileLock:
+    """A lock: no other process does this work in the folder until `with` or `release` ends it, or this process ends.
+
+    Args:
+        folder: made when needed.
+        work: its name, for the message, too.
+
+    Raises:
+        RuntimeError: another process does.
+    """
+    path = Path(folder) / f".{work}.lock"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, is_singleton=True)  # within a process one training may follow another that failed
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"another {work} is at work in {folder}, perhaps left by a command that was killed: wait until it ends, or "
+            "end it, or give another folder"
+        ) from None
+    return lock
 
 
 def write_json(path: PathLike, value: Any) -> None:

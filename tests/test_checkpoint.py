@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from ignite.engine import Engine, Events
 from monai.handlers import EarlyStopHandler
 from torch import nn
@@ -155,9 +156,11 @@ class TestTrainingCheckpoint:
         with pytest.raises(ValueError, match=r"checkpoint.pt is not a readable checkpoint.*remove it"):
             self.train(tmp_path, 2)
 
-    def test_only_complete_files_are_left(self, tmp_path):
+    def test_only_complete_files_are_left_and_one_training_is_at_work_in_a_folder(self, tmp_path):
         self.train(tmp_path, 2)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "model.pt"]
+        assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".lock") == ["checkpoint.pt", "model.pt"]
+        with FileLock(tmp_path / ".training.lock", timeout=0), pytest.raises(RuntimeError, match="another training is"):
+            self.train(tmp_path, 3)
 
 
 def sequential(optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:

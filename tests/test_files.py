@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.files import NotWritten, atomic_path, file_digest, write_csv, write_json
+from common.files import NotWritten, alone, atomic_path, file_digest, write_csv, write_json
 
 
 def no_constant(text: str) -> None:
@@ -81,3 +81,18 @@ def test_a_digest_is_that_of_the_whole_file(tmp_path):
     content = bytes(range(256)) * 2**13  # two reads
     (tmp_path / "a").write_bytes(content)
     assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_one_process_is_at_work_in_a_folder_until_it_ends_in_whatever_way(tmp_path):
+    code = (
+        "import sys, common.files as f; lock = f.alone(sys.argv[1], 'fit'); print('on', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "new")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"on\n"
+        with pytest.raises(RuntimeError, match=r"another fit is at work in .*new, perhaps left by a command"):
+            alone(tmp_path / "new", "fit")
+        with alone(tmp_path / "new", "training"):
+            other.kill()
+    with alone(tmp_path / "new", "fit"):
+        pass

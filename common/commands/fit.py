@@ -11,13 +11,13 @@ from typing import Any
 from ..checkpoint import read_beside
 from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
 from ..engines.settings import plain, tops
-from ..files import file_digest, write, write_json
+from ..files import alone, atomic_path, file_digest, write, write_json
 from ..handlers.label_calibration import FEW
 from ..report import write_report
 from .arguments import read_json
 from .console import logged
 from .fit_minutes import minutes, read_grids
-from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, only_one, steps
+from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
 from .fit_slides import are_slides, found_slides, minutes_of_slides, summary_of_slides
 from .format import format_json
 from .own_bundle import make_bundle, make_slide_bundle, settings_of, slide_settings, with_settings
@@ -104,16 +104,18 @@ def fit(
     scored = "test" if content.get("test") else "validation"
     everything = "+".join(section for section in SECTIONS if content.get(section))
     scores, masks = home / "evaluation" / recipe.scores, home / "masks" / "predictions.csv"
-    with only_one(home), logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds, recipe)):
+    with alone(home, "fit"), logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds, recipe)):
         best = learn(own, home, rounds, calibration_section(content), shared, recipe)
         weights = own / "models" / recipe.weights
         for end in (".pt", ".json"):
-            shutil.copy2(best.with_suffix(end), weights.with_suffix(end))
+            with atomic_path(weights.with_suffix(end)) as temporary:
+                shutil.copy2(best.with_suffix(end), temporary)
         _as_trained(own, recipe)
-        once(scores, f"scores of the {scored} section", own, recipe, recipe.evaluate, **shared, section=scored)
+        title = f"scores of the {scored} section"
+        scored_anew = once(scores, title, own, recipe, recipe.evaluate, **shared, section=scored)
         once(masks, "masks of all cases", own, recipe, **shared, section=everything)
     page = home / "evaluation" / "report.html"
-    if not page.is_file():
+    if scored_anew or not page.is_file():
         write_report(page.parent)
     print(summary(page.parent, scored) if recipe is VOLUMES else summary_of_slides(page.parent, scored))
     print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}\nlog: {home / 'log.txt'}\nreport: {page}")

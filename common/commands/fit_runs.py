@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from ..files import file_digest, write
 from .arguments import read_json
 from .console import step
 from .run import for_configs, run_bundle
@@ -56,22 +54,6 @@ SLIDES = Recipe(
     scores="summary.json",
     compared=True,
 )
-
-
-@contextmanager
-def only_one(home: Path) -> Iterator[None]:
-    """In the block nobody else may work in this folder: two trainings would mix their weights and logs.
-
-    Raises:
-        RuntimeError: somebody does.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(home / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(f"another fit is at work in {home}: wait until it ends, or give another folder") from None
-    with lock:
-        yield
 
 
 def merged(own: Path, configs: tuple[str, ...]) -> dict[str, Any]:
@@ -161,13 +143,22 @@ def _train(own: Path, place: Path, teacher: Path | None, title: str, shared: Map
     finished.touch()
 
 
-def once(result: Path, title: str, own: Path, recipe: Recipe, over: str = "", **settings: Any) -> None:
-    """Run inference, with a config laid over it, into the folder of `result`, unless that was done."""
+def once(result: Path, title: str, own: Path, recipe: Recipe, over: str = "", **settings: Any) -> bool:
+    """Run inference, with a config laid over it, into the folder of `result`, unless that was done.
+
+    Done is what a whole run made with these very weights: after an interrupted second training that is taken up, the
+    scores and masks of the first one are made anew.
+
+    Returns:
+        Whether it ran.
+    """
     finished = result.with_name(f".{result.name}.finished")
-    if finished.is_file() and result.is_file():
+    weights = file_digest(settings.get("ckpt", own / "models" / recipe.weights))
+    if result.is_file() and finished.is_file() and finished.read_text(encoding="utf-8") == weights:
         step(f"{title}: done before")
-        return
+        return False
     step(title)
     configs = [recipe.inference, over] if over else [recipe.inference]
     run_bundle(own, configs, output_dir=str(result.parent), **settings)
-    finished.touch()
+    write(finished, weights)
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from common.commands.fit import (
     summary,
     with_volumes,
 )
-from common.commands.fit_runs import SLIDES, VOLUMES, learn, only_one, steps
+from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, steps
 from common.commands.fit_slides import summary_of_slides
 from common.commands.run import bundle_root
 
@@ -112,15 +113,29 @@ def test_steps_are_as_many_as_there_are_runs(refine, rounds, count, tmp_path):
     assert steps(tmp_path, rounds) == count
 
 
-def test_a_second_fit_in_a_folder_is_refused_while_the_first_is_at_work(tmp_path):
-    with (
-        only_one(tmp_path / "new"),
-        pytest.raises(RuntimeError, match=r"another fit is at work in .*new: wait until"),
-        only_one(tmp_path / "new"),
-    ):
-        pass
-    with only_one(tmp_path / "new"):
-        pass
+def weights_of(place: Path, content: str) -> Path:
+    (place / "models").mkdir(parents=True, exist_ok=True)
+    (place / "models" / "model.pt").write_text(content, encoding="utf-8")
+    return place
+
+
+def test_what_was_done_is_done_again_only_where_it_was_cut_off_or_made_with_other_weights(tmp_path, monkeypatch):
+    ran = []
+
+    def run(own, configs, *, output_dir, fails=False):
+        ran.append(configs)
+        (tmp_path / "labels.json").write_text("{}", encoding="utf-8")
+        if fails:
+            raise subprocess.CalledProcessError(-9, "killed")
+
+    monkeypatch.setattr(common.commands.fit_runs, "run_bundle", run)
+    result, own = tmp_path / "labels.json", weights_of(tmp_path / "own", "of the first training")
+    with pytest.raises(subprocess.CalledProcessError):
+        once(result, "scores", own, VOLUMES, fails=True)  # its result is there, and it was cut off
+    assert [once(result, "scores", own, VOLUMES, VOLUMES.evaluate) for _ in range(2)] == [True, False]
+    weights_of(own, "of the second training, which was interrupted")
+    assert [once(result, "scores", own, VOLUMES, VOLUMES.evaluate) for _ in range(2)] == [True, False]
+    assert ran == [["inference.json"], *2 * [["inference.json", "evaluate.json"]]]
 
 
 def test_one_label_a_volume_asks_for_more_where_a_config_says_so():
@@ -160,7 +175,8 @@ class TestSlides:
             aucs = [0.1, after] if "wsi_refine.json" in configs else [0.82, 0.5]
             Path(output_dir).mkdir(exist_ok=True)
             if "train.json" in configs:
-                with open(Path(output_dir) / "training_log.csv", "w", newline="") as file:
+                (Path(output_dir) / "model.pt").touch()
+                with open(Path(output_dir) / "training_log.csv", "w", encoding="utf-8", newline="") as file:
                     csv.writer(file).writerows([["epoch", "auc"], *enumerate(aucs)])
 
         monkeypatch.setattr(common.commands.fit_runs, "run_bundle", run)
