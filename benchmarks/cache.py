@@ -133,4 +133,4 @@ def _reading(data: SliceDataset, items: int) -> tuple[float, float]:
 
 def _memory() -> float:
     """MB of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

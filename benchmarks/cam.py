@@ -216,7 +216,7 @@ def peak_memory(run: Callable[[], Any]) -> int | None:
         gc.collect()
         libc.malloc_trim(0)
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except (OSError, AttributeError):
         return None
     before = _status("VmRSS")
@@ -228,5 +228,5 @@ def peak_memory(run: Callable[[], Any]) -> int | None:
 
 
 def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

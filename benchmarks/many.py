@@ -100,7 +100,7 @@ def _run(bundle: str, config: str, settings: dict[str, Any], result: Path) -> No
 
     @evaluator.on(Events.ITERATION_COMPLETED)
     def measure() -> None:
-        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+        memory.append(int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * page)
 
     start, code = time.perf_counter(), 0
     try:

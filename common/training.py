@@ -221,7 +221,7 @@ class TrainingLog:
         first = epoch - len(self.rows) + 1
         if first == 1 or not self.path.is_file():
             return []
-        with open(self.path, newline="") as file:
+        with open(self.path, encoding="utf-8", newline="") as file:
             return [row for row in csv.DictReader(file) if int(row["epoch"]) < first]
 
 

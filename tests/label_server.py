@@ -95,12 +95,12 @@ def server(app: Path, studies: Path, bundles: list[str], log: Path) -> Iterator[
     command += ["--host", "127.0.0.1", "--port", port, "--conf", "models", ",".join(bundles)]
     command += ["--conf", "zoo_source", "local", "--conf", "sam2", "false", "--conf", "skip_trainers", "true"]
     environment = os.environ | {"PYTHONPATH": str(torchvision_stand_in(app.parent))}
-    with open(log, "w") as file:
+    with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen([str(c) for c in command], stdout=file, stderr=file, env=environment)
     try:
         yield wait(f"http://127.0.0.1:{port}", process, log)
     except (AssertionError, requests.RequestException):
-        print(log.read_text()[-6000:], file=sys.stderr)
+        print(log.read_text(encoding="utf-8")[-6000:], file=sys.stderr)
         raise
     finally:
         process.terminate()
@@ -131,7 +131,7 @@ def wait(url: str, process: subprocess.Popen, log: Path, seconds: float = 300) -
             if process.poll() is not None:
                 break
             time.sleep(1)
-    raise AssertionError(f"the server did not start:\n{log.read_text()[-6000:]}")
+    raise AssertionError(f"the server did not start:\n{log.read_text(encoding='utf-8')[-6000:]}")
 
 
 def answer(url: str, bundle: str, image: Path, target: Path) -> Any:

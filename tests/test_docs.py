@@ -78,7 +78,7 @@ def parameters(package: str) -> dict[str, tuple[set[str], bool]]:
 def signature(module: Path, function: str) -> tuple[set[str], bool]:
     (node,) = [
         node
-        for node in ast.parse(module.read_text()).body
+        for node in ast.parse(module.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.name == function
     ]
     given = node.args

@@ -226,7 +226,7 @@ class TestNames:
     def test_a_name_that_a_spreadsheet_would_run_is_written_as_text(self, tmp_path):
         names = ["=1+1", "@SUM(A1)", "-2+3|x", "+x", "case 1", "-0.25", -0.5]
         write_csv(tmp_path / "a.csv", [{"case": name} for name in names])
-        with open(tmp_path / "a.csv", newline="") as file:
+        with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
             written = [row["case"] for row in csv.DictReader(file)]
         assert written == ["'=1+1", "'@SUM(A1)", "'-2+3|x", "'+x", "case 1", "-0.25", "-0.5"]
 

@@ -230,7 +230,7 @@ class TestTrainingLog:
         engine.run(self.LOSSES, max_epochs=epochs)
 
     def rows(self, path: Path) -> list[dict[str, str]]:
-        with open(path, newline="") as file:
+        with open(path, encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
     @pytest.mark.parametrize("as_list", [False, True])

@@ -127,4 +127,4 @@ def shuffled_copy(data: Path, target: Path) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -56,7 +56,7 @@ def run(data: Path, **options: Any) -> list[dict]:
     """The rows of the table."""
     options = {"variants": str(data / "variants.json"), "folds": 2} | options
     ablate("b", str(data), str(data / "out"), **options)
-    with open(data / "out" / "table.csv", newline="") as file:
+    with open(data / "out" / "table.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -75,7 +75,7 @@ def test_a_variants_keys_reach_every_one_of_its_runs_and_no_others(data, runs):
 def test_all_variants_are_tested_on_the_same_folds(data, runs):
     run(data)
     tests = {
-        c["variant"]: tuple(x["case"] for x in json.loads(Path(c["datalist"]).read_text())["test"])
+        c["variant"]: tuple(x["case"] for x in json.loads(Path(c["datalist"]).read_text(encoding="utf-8"))["test"])
         for c in runs
         if c["step"] == "training" and c["datalist"].endswith("fold1.json")
     }
@@ -129,7 +129,7 @@ def test_a_variant_that_fails_is_named_after_the_others_are_done(data, runs):
     (data / "variants.json").write_text(json.dumps({"bad": {"pooling": "broken"}, "good": {}}))
     with pytest.raises(RuntimeError, match="1 of 2 variants failed: bad"):
         run(data)
-    with open(data / "out" / "table.csv", newline="") as file:
+    with open(data / "out" / "table.csv", encoding="utf-8", newline="") as file:
         assert [row["variant"] for row in csv.DictReader(file)] == ["good"]
 
 

@@ -33,7 +33,7 @@ def fits(monkeypatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     def rows(datalist: str, level: float) -> list[dict[str, Any]]:
-        tested = [case["case"] for case in json.loads(Path(datalist).read_text())["test"]]
+        tested = [case["case"] for case in json.loads(Path(datalist).read_text(encoding="utf-8"))["test"]]
         return [
             {
                 **{"case": case, "patient": case, "dice_empty": float(case == "p7"), "dice_baseline_threshold": 0.4},
@@ -75,7 +75,9 @@ def test_every_bundle_is_fitted_to_the_same_folds(data, fits):
     run(data, max_epochs=1)
     lists = {name: [c["datalist"] for c in fits if c["bundle"] == name and "train" not in c] for name in LEVEL}
     assert lists["gp_unet_brats"] == lists["ensemble_gradcam_brats"]
-    tested = [c["case"] for path in lists["gp_unet_brats"] for c in json.loads(Path(path).read_text())["test"]]
+    tested = [
+        c["case"] for path in lists["gp_unet_brats"] for c in json.loads(Path(path).read_text(encoding="utf-8"))["test"]
+    ]
     assert sorted(tested) == sorted(OWN)
     assert all(call["max_epochs"] == 1 for call in fits)
     assert all(call["configs"] == "lgg.json" for call in fits if "train" not in call)

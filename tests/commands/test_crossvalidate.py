@@ -39,7 +39,7 @@ def runs(monkeypatch) -> list[dict]:
         elif configs[-1] == "choose.json":
             (output / "calibrated.json").write_text("{}")
         else:
-            tested = json.loads(Path(str(overrides["datalist"])).read_text())["test"]
+            tested = json.loads(Path(str(overrides["datalist"])).read_text(encoding="utf-8"))["test"]
             (output / "labels.json").write_text(json.dumps({"volumes": {"auc": 0.8}}))
             k = next(int(part[4:]) for part in output.parts if part.startswith("fold"))
             if not any("label" in case for case in tested):
@@ -59,7 +59,7 @@ def test_every_patient_is_a_test_patient_once_and_never_trains_then(data, runs, 
     tested: list[str] = []
     for call in runs:
         if call["configs"][0] == "train.json":
-            content = json.loads(Path(call["datalist"]).read_text())
+            content = json.loads(Path(call["datalist"]).read_text(encoding="utf-8"))
             test = {c["patient"] for c in content["test"]}
             assert not test & {c["patient"] for s in ("training", "validation") for c in content[s]}
             tested += sorted(test)
@@ -124,7 +124,7 @@ def test_scores_are_averaged_over_folds_and_cases_listed_with_their_fold(data, r
     result = json.loads((tmp_path / "out" / "crossvalidation.json").read_text())
     assert result["dice.mean"] == {"mean": pytest.approx(0.1), "std": pytest.approx(np.std([0, 0.1, 0.2], ddof=1))}
     assert "name" not in result
-    with open(tmp_path / "out" / "metrics.csv", newline="") as file:
+    with open(tmp_path / "out" / "metrics.csv", encoding="utf-8", newline="") as file:
         assert [(row["fold"], row["case"]) for row in csv.DictReader(file)] == [
             (str(k), case) for k in range(3) for case in "ab"
         ]
@@ -159,7 +159,7 @@ def test_training_takes_the_parts_and_what_follows_the_scans_of_the_same_patient
     steps = [Path(call["output_dir"]).name for call in runs]
     assert steps == 3 * ["training", "choose", "evaluation", "parts"]
     for k in range(3):
-        lists = [json.loads(Path(call["datalist"]).read_text()) for call in runs[4 * k : 4 * k + 4]]
+        lists = [json.loads(Path(call["datalist"]).read_text(encoding="utf-8")) for call in runs[4 * k : 4 * k + 4]]
         parts, whole = lists[0], lists[1]
         assert lists == [parts, whole, whole, parts]
         for section in ("training", "validation", "test"):
@@ -201,7 +201,7 @@ def test_a_kept_section_is_in_no_fold_and_scored_by_each_folds_network(kept, run
         training, _, evaluation, scored = runs[4 * k : 4 * k + 4]
         assert scored["ckpt"] == evaluation["ckpt"]
         assert scored["configs"] == evaluation["configs"]
-        fold, held = (json.loads(Path(call["datalist"]).read_text()) for call in (evaluation, scored))
+        fold, held = (json.loads(Path(call["datalist"]).read_text(encoding="utf-8")) for call in (evaluation, scored))
         assert training["datalist"] == evaluation["datalist"]
         assert [case["case"] for case in held["test"]] == ["a", "b"]
         assert held["training"] == fold["training"]
@@ -220,9 +220,9 @@ def test_a_kept_section_is_in_no_fold_and_scored_by_each_folds_network(kept, run
 
 
 def test_a_scan_of_a_patient_without_parts_is_refused_before_anything_runs(data, runs, scans, tmp_path):
-    content = json.loads(Path(scans).read_text())
+    content = json.loads(Path(scans).read_text(encoding="utf-8"))
     content["test"][0]["patient"] = "somebody"
-    Path(scans).write_text(json.dumps(content))
+    Path(scans).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match=r"scans.json: patients \['somebody'\] have no parts in .*; name them alike"):
         crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, scans=scans)
     assert not runs

@@ -129,7 +129,7 @@ def test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_
     image, mask = nib.load(head / "phantom_000" / "flair.nii.gz"), nib.load(output / "phantom_000_seg.nii.gz")
     assert mask.shape == image.shape
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
-    with open(output / "predictions.csv") as file:
+    with open(output / "predictions.csv", encoding="utf-8") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["phantom_000"]
 
 
@@ -155,7 +155,7 @@ def test_zip_trains_there_too_and_its_new_weights_make_masks(name, installed, he
     data = phantom_dataset(tmp_path, cases=10)
     options: dict[str, object] = {"device": "cpu", "progress": False}
     run(python, place, name, "train", "phantom", dataset_dir=data, output_dir="training", max_epochs=1, **options)
-    with open(place / "training" / "training_log.csv") as file:
+    with open(place / "training" / "training_log.csv", encoding="utf-8") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
     options |= {"dataset_dir": head, "image_pattern": "*/flair.nii.gz", "ckpt": "training/model.pt"}
     run(python, place, name, "inference", "phantom", output_dir="trained", **options)

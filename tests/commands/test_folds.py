@@ -21,7 +21,7 @@ def datalist(tmp_path) -> Path:
 
 def patients(path: Path) -> dict[str, list[str]]:
     """Patients of each section, one entry a case."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     return {section: [case["patient"] for case in content[section]] for section in ("training", "validation", "test")}
 
 

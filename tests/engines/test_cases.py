@@ -71,7 +71,7 @@ def test_bad_cases_are_listed_with_their_files_and_the_good_ones_are_written(cas
     assert "FileNotFoundError" in lines["missing"]
     assert "end-of-stream" in lines["truncated"]
     assert written(tmp_path / "out") == files_of("first", "last") | {"predictions.csv"}
-    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+    with open(tmp_path / "out" / "predictions.csv", encoding="utf-8", newline="") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["first", "last"]
 
 
@@ -82,7 +82,7 @@ def test_good_cases_alone_end_without_an_error_and_a_second_run_forgets_the_firs
     assert engine.failed == {}
     engine.run()
     assert engine.state.iteration == 2
-    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+    with open(tmp_path / "out" / "predictions.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
 
 
@@ -173,7 +173,7 @@ class TestAhead:
             with pytest.raises(RuntimeError, match="7 of 9 cases failed") as failure:
                 engine.run()
             said.append(str(failure.value))
-            with open(out / "predictions.csv", newline="") as file:
+            with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
                 tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
         assert said[0] == said[1]
         assert tables[0] == tables[1]
@@ -207,7 +207,7 @@ class TestAhead:
         engine = evaluator(four, [CaseWriter(out, classes=CLASSES)], network=Counting(fails=True), num_workers=1)
         with pytest.raises(RuntimeError, match=r"1 of 4 cases failed:\n  middle: ValueError: out of memory"):
             engine.run()
-        with open(out / "predictions.csv", newline="") as file:
+        with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
             found = {row["case"]: float(row["volume_ml"]) > 0 for row in csv.DictReader(file)}
         assert found == {"first": True, "dark": False, "last": True}
 

@@ -192,7 +192,7 @@ def test_a_pattern_that_a_datalist_makes_useless_is_told(tmp_path, caplog, liste
 @pytest.mark.parametrize(("start", "told"), zip(STARTS, ({"threshold": 0.1}, {}), strict=True))
 def test_a_step_of_a_run_can_ask_for_its_config_and_for_what_the_command_said(start, told, file):
     step = "$here.seen.append(engines.running_config())"
-    Path(file).write_text(json.dumps(CONFIG | {"run": ["$engines.check_settings()", step]}))
+    Path(file).write_text(json.dumps(CONFIG | {"run": ["$engines.check_settings()", step]}), encoding="utf-8")
     start(file, threshold=0.1)
     config, settings = seen[0]
     assert (config["threshold"], config["folder"]) == (0.1, CONFIG["folder"])
@@ -258,7 +258,7 @@ def test_torchrun_is_told_the_cause(monkeypatch, tmp_path):
 
 def test_a_command_takes_words_of_json_and_ends_with_the_cause(file, tmp_path):
     step = "$here.Path(@folder).write_text(repr([@threshold, @refine, @sizes]))"
-    Path(file).write_text(json.dumps(CONFIG | {"run": ["$engines.check_settings()", step]}))
+    Path(file).write_text(json.dumps(CONFIG | {"run": ["$engines.check_settings()", step]}), encoding="utf-8")
     told = ("--threshold", "None", "--refine#largest", "false", "--sizes", "[null, 2]", "--folder", str(tmp_path / "a"))
     assert run_module("monai.bundle", "run", "--config_file", file, *told).returncode == 0
     assert (tmp_path / "a").read_text() == "[None, {'dilate_mm': 3.0, 'largest': False}, [None, 2]]"

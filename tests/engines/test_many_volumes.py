@@ -88,7 +88,7 @@ def run(place: Path, script: str, **variables: str) -> None:
     assert [done.returncode for done in ranks] == [0, 0], "".join(done.stderr[-3000:] for done in ranks)
     cases = ["phantom_000", "phantom_001"]
     assert sorted(path.name for path in (place / "results").glob("*_seg.nii.gz")) == [f"{c}_seg.nii.gz" for c in cases]
-    with open(place / "results" / "predictions.csv") as file:
+    with open(place / "results" / "predictions.csv", encoding="utf-8") as file:
         assert [row["case"] for row in csv.DictReader(file)] == cases
 
 

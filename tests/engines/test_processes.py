@@ -63,7 +63,7 @@ def train(data: Path, output: Path, *names: str, **overrides: object) -> Path:
 
 
 def test_two_processes_train_one_network_and_log_once(trained):
-    with open(trained / "training_log.csv") as file:
+    with open(trained / "training_log.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1"]
     assert np.isfinite(float(rows[0]["loss"]))
@@ -117,7 +117,7 @@ def test_outputs_of_two_processes_are_those_of_one_and_merged_once(evaluations):
             np.testing.assert_array_equal(volume, merged[case])
     tables = []
     for folder in (one, two):
-        with open(folder / "predictions.csv") as file:
+        with open(folder / "predictions.csv", encoding="utf-8") as file:
             tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
     assert tables[0] == tables[1]
     assert len(tables[0]) == 5
@@ -143,7 +143,7 @@ def test_a_bad_scan_of_one_process_is_named_and_the_table_holds_the_others(data,
     ranks = two_processes(*run("inference", "phantom", "multi_gpu_evaluate", **options), check=False)
     assert all(done.returncode != 0 for done in ranks)
     assert all("1 of 3 cases failed" in done.stderr for done in ranks)
-    with open(tmp_path / "out" / "predictions.csv") as file:
+    with open(tmp_path / "out" / "predictions.csv", encoding="utf-8") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["phantom_000", "phantom_002"]
 
 

@@ -56,7 +56,7 @@ def test_options_with_the_best_mean_dice_are_chosen_and_every_trial_listed(tmp_p
         "refine": REFINE | {"intensity": 1.3},
         "raw_threshold": pytest.approx(0.2),
     }
-    with open(tmp_path / "calibration.csv", newline="") as file:
+    with open(tmp_path / "calibration.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     scores = [float(row["dice"]) for row in rows]
     assert max(scores) == 1.0
@@ -78,7 +78,7 @@ def test_without_thresholds_of_the_raw_map_the_refinement_stays(tmp_path):
 @pytest.mark.parametrize("label_gate", [True, False])
 def test_the_label_gate_keeps_the_slices_that_truly_hold_a_lesion(tmp_path, label_gate):
     calibrate(tmp_path, "tall", label_gate=label_gate)
-    with open(tmp_path / "calibration.csv", newline="") as file:
+    with open(tmp_path / "calibration.csv", encoding="utf-8", newline="") as file:
         best = max(float(row["dice"]) for row in csv.DictReader(file))
     assert best == pytest.approx(1.0 if label_gate else 2 * 3 / (3 + 5), abs=1e-4)  # three slices of five
 

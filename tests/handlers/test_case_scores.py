@@ -70,7 +70,7 @@ def score(tmp_path: Path, cases: list[dict[str, Any]], **options: Any) -> CaseSc
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

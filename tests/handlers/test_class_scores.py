@@ -43,7 +43,7 @@ def case(number: int, cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

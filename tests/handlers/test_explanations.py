@@ -76,7 +76,7 @@ def run(tmp_path_factory):
 
 
 def rows(run):
-    with open(run / "explanations.csv") as file:
+    with open(run / "explanations.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

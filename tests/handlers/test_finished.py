@@ -72,7 +72,7 @@ def run(
 
 
 def table(out: Path, *without: str) -> list[dict[str, str]]:
-    with open(out / "predictions.csv", newline="") as file:
+    with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
         return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
 
 
@@ -160,7 +160,7 @@ def test_scores_are_those_of_all_cases(finished, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert run(cases, out, more=(CaseScores(out, resamples=10),)) == 3
     assert "every case is made anew: CaseScores has to see all of them" in caplog.text
-    with open(out / "metrics.csv", newline="") as file:
+    with open(out / "metrics.csv", encoding="utf-8", newline="") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["c00", "c01", "c02"]
 
 

@@ -89,7 +89,7 @@ def test_the_natural_threshold_of_maps_counts_where_the_quantile_is_lower(tmp_pa
 
 def test_every_candidate_is_listed_with_what_labels_say_about_it(tmp_path):
     calibrate(tmp_path, SLICES, quantiles=[0.5])
-    with open(tmp_path / "calibration.csv", newline="") as file:
+    with open(tmp_path / "calibration.csv", encoding="utf-8", newline="") as file:
         rows = {row["candidate"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"chosen", "natural zero", "quantile 0.5", "Otsu", "no refinement"}
     assert rows["chosen"]["positive_slices_marked"] == rows["chosen"]["negative_slices_empty"] == "1.0"

@@ -37,7 +37,7 @@ def evaluate(folder: Path, case: dict[str, Any]) -> dict[str, dict[str, str]]:
     evaluator([{"case": "a", "patient": "a", **case}], list(tables.values()), spacing=spacing).run()
     rows = {}
     for name in tables:
-        with open(folder / f"{name}.csv", newline="") as file:
+        with open(folder / f"{name}.csv", encoding="utf-8", newline="") as file:
             rows[name] = next(csv.DictReader(file))
     return rows
 

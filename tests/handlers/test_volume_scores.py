@@ -18,7 +18,7 @@ def read(path: Path) -> dict:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    return json.loads(path.read_text(), parse_constant=refuse)
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def volume(positive: float) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_volume_scores_are_those_counted_by_hand(tmp_path):
     assert "auc" not in summary["threshold"]
     assert summary["threshold"]["balanced_accuracy"] == pytest.approx(0.5)
     assert summary["threshold"]["max_iou"]["mean"] == 0.0
-    with open(tmp_path / "volumes.csv") as file:
+    with open(tmp_path / "volumes.csv", encoding="utf-8") as file:
         assert [row["case"] for row in csv.DictReader(file)] == [c for c in "abcd" for _ in range(2)]
 
 

@@ -80,7 +80,7 @@ class TestBackOnTheScansGrid:
     def test_volume_in_milliliters_is_that_of_the_written_mask_and_near_the_balls(self, planted):
         _, scan, out = planted
         seg, _ = load(out / "scan_seg.nii.gz")
-        with open(out / "predictions.csv", newline="") as file:
+        with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
             (row,) = csv.DictReader(file)
         volume = float(row["volume_ml"])
         assert volume == pytest.approx((seg > 0).sum() * np.prod(scan.header.get_zooms()) / 1000, abs=1e-3)
@@ -115,7 +115,7 @@ def test_predictions_have_one_row_a_case_with_probabilities_threshold_volume_and
         for name, volume in (("dark", image), ("bright", bright))
     ]
     out = run(tmp_path, cases, threshold=0.25, spacing=[-1.0, -1.0, -1.0])
-    with open(out / "predictions.csv", newline="") as file:
+    with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     numbers = ["probability_none", "probability_tumor", "threshold", "volume_ml", "seconds"]
     assert list(rows[0]) == ["case", *numbers, "warnings"]
@@ -134,7 +134,7 @@ def test_what_is_doubtful_about_a_case_is_said_once_in_the_console_and_in_its_ro
     paths["doubtful"] = save(tmp_path / "doubtful.nii.gz", image, np.eye(4))
     writer = CaseWriter(tmp_path / "out", classes=CLASSES, save_montage=False)
     out = run(tmp_path, [{"case": case, "image": path} for case, path in paths.items()], writer)
-    with open(out / "predictions.csv", newline="") as file:
+    with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
         told = {row["case"]: row["warnings"] for row in csv.DictReader(file)}
     assert told["good"] == ""
     assert told["doubtful"].startswith("doubtful.nii.gz: the affine is the identity")

@@ -95,7 +95,7 @@ def test_a_series_without_frame_of_reference_gets_nifti_alone_and_a_warning(tmp_
     assert (out / "a_seg.nii.gz").is_file()
     assert not list(out.glob("*.dcm"))
     said = "no DICOM results: the series has no FrameOfReferenceUID"
-    with open(out / "predictions.csv", newline="") as file:
+    with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
         assert said in next(csv.DictReader(file))["warnings"]
     assert said in caplog.text
 

@@ -69,7 +69,7 @@ def test_the_empty_mask_scores_what_it_does_in_the_paper(run):
 
 
 def test_thresholds_are_fitted_by_miou_within_the_crop(run):
-    with open(run / "search" / "search.csv") as file:
+    with open(run / "search" / "search.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert all(float(row["training_miou"]) >= 0.476 for row in rows)  # the highest threshold leaves an empty mask
 

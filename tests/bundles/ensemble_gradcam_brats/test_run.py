@@ -40,7 +40,7 @@ def run(data, tmp_path_factory):
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
-    with open(table) as file:
+    with open(table, encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

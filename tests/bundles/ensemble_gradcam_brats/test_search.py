@@ -93,7 +93,7 @@ def run_search(folder: Path, *items: tuple[dict, dict]) -> dict:
 def test_thresholds_are_fitted_on_the_named_cases_and_scored_on_the_others(tmp_path):
     found = run_search(tmp_path, found_on("a", 0.5, 0.3), found_on("c", 0.3, 0.1), found_on("b", 0.5, 0.3))
     assert found["thresholds"] == [0.4]  # 0.2 would be the best of the others
-    with open(tmp_path / "search.csv", newline="") as file:
+    with open(tmp_path / "search.csv", encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["training_dice"]) == pytest.approx(2 * 12 / (12 + 12 + 4), abs=1e-4)
     assert float(row["validation_dice"]) == 0.0
@@ -108,7 +108,7 @@ def test_within_the_organ_slices_beyond_it_are_not_counted(tmp_path):
     for within in ("scan", "organ"):
         options = {"fit_cases": ["a"], "levels": [0.4], "objective": "miou", "within": within}
         run_handler(search.EnsembleSearch(tmp_path / within, names=["one"], **options), items)
-        with open(tmp_path / within / "search.csv", newline="") as file:
+        with open(tmp_path / within / "search.csv", encoding="utf-8", newline="") as file:
             reached.append(float(next(csv.DictReader(file))["training_miou"]))
     assert reached[1] == pytest.approx(
         (6 / 8 + 52 / 54) / 2, abs=1e-4

@@ -52,7 +52,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_epochs_are_compared_by_median_validation_loss(run):
-    with open(run / "runs" / "training_log.csv") as file:
+    with open(run / "runs" / "training_log.csv", encoding="utf-8") as file:
         losses = [float(row["median_loss"]) for row in csv.DictReader(file)]
     assert len(losses) == 2
     assert max(losses) < 0
@@ -61,7 +61,7 @@ def test_epochs_are_compared_by_median_validation_loss(run):
 
 def test_slices_are_scored_by_grade_without_the_empty_ones(run):
     scores = read_json(run / "out" / "class_scores.json")
-    with open(run / "out" / "class_slices.csv") as file:
+    with open(run / "out" / "class_slices.csv", encoding="utf-8") as file:
         slices = [row["slice"] for row in csv.DictReader(file)]
     assert set(slices) == set("12345")
     assert scores["slices"] == len(slices) == 10

@@ -53,14 +53,14 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_classes_are_learned_from_one_another_where_none_is_healthy(run):
-    with open(run / "runs" / "training_log.csv") as file:
+    with open(run / "runs" / "training_log.csv", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert float(row["median_loss"]) < 0
     assert read_json(run / "runs" / "model.json")["trained"]["classes"] == CLASSES
 
 
 def test_every_picture_gets_mask_and_heatmap_of_its_size_and_a_row_with_a_column_a_class(run):
-    with open(run / "predictions.csv") as file:
+    with open(run / "predictions.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == ["0009", "0010", "0011"]  # a PNG, a JPEG and a TIFF
     assert {*(f"probability_{name}" for name in CLASSES), "area_pixels"} <= rows[0].keys()

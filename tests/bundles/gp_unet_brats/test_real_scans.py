@@ -34,7 +34,7 @@ def test_tested_weights_give_the_documented_dice_on_unseen_patients(case, real_d
         *("--dataset_dir", str(data)),
         *("--image_pattern", f"{case}/flair.nii.gz", "--output_dir", str(tmp_path), "--progress", "False"),
     )
-    with open(ROOT / "docs" / "test_metrics.csv") as file:
+    with open(ROOT / "docs" / "test_metrics.csv", encoding="utf-8") as file:
         documented = {row["case"]: float(row["dice"]) for row in csv.DictReader(file)}
     pred = nib.load(tmp_path / f"{case}_seg.nii.gz").get_fdata() > 0
     truth = nib.load(data / case / "mask.nii.gz").get_fdata() > 0

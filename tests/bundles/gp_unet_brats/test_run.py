@@ -46,7 +46,7 @@ def evaluate(data: Path, training: Path, output: Path, **overrides: object) -> d
 
 
 def log_of(training: Path) -> list[dict[str, str]]:
-    with open(training / "training_log.csv") as file:
+    with open(training / "training_log.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -95,14 +95,14 @@ def test_slices_are_told_apart_better_than_by_their_position(evaluation):
 
 def test_labels_and_masks_score_the_same_slices_those_with_brain(evaluation):
     labels, slices = read_json(evaluation["output"] / "labels.json")["slices"], evaluation["slices"]
-    with open(evaluation["output"] / "slices.csv") as file:
+    with open(evaluation["output"] / "slices.csv", encoding="utf-8") as file:
         scored = list(csv.DictReader(file))
     assert len(scored) == labels["positives"] + labels["negatives"] < 16 * evaluation["cases"]
     assert slices["auc"] == labels["auc"]
 
 
 def test_scores_are_those_of_the_written_masks(evaluation, data):
-    with open(evaluation["output"] / "metrics.csv") as file:
+    with open(evaluation["output"] / "metrics.csv", encoding="utf-8") as file:
         scores = {row["case"]: float(row["dice"]) for row in csv.DictReader(file)}
     tested = [case["case"] for case in read_json(data / "datalist.json")["test"]]
     assert sorted(scores) == sorted(tested)
@@ -125,7 +125,7 @@ def test_every_case_gets_heatmap_mask_and_picture_on_its_own_grid(inference, dat
         assert set(np.unique(seg.dataobj)) <= {0, 1}
         assert heatmap.get_data_dtype() == np.float32
         assert Image.open(inference / f"{case}_montage.png").mode == "RGB"
-    with open(inference / "predictions.csv") as file:
+    with open(inference / "predictions.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == cases
     assert {"probability_none", "probability_tumor", "threshold", "volume_ml", "seconds"} <= set(rows[0])

@@ -64,7 +64,7 @@ def test_volumes_without_masks_are_told_apart_by_fold_and_those_with_masks_are_s
     scores = read_json(run / "crossvalidation.json")
     assert 0 <= scores["labels.volumes.auc"]["mean"] <= 1
     assert scores["kept.dice.mean"]["std"] >= 0
-    with open(run / "kept_metrics.csv") as file:
+    with open(run / "kept_metrics.csv", encoding="utf-8") as file:
         cases = [(row["fold"], row["case"]) for row in csv.DictReader(file)]
     assert cases == [(fold, f"study_000{number}") for fold in "01" for number in (1, 3)]
     for k in range(2):
@@ -77,7 +77,7 @@ def test_volumes_without_masks_are_told_apart_by_fold_and_those_with_masks_are_s
 
 def test_training_stops_without_progress_and_pools_above_otsus_threshold(run):
     for k in range(2):
-        with open(run / f"fold{k}" / "training" / "training_log.csv") as file:
+        with open(run / f"fold{k}" / "training" / "training_log.csv", encoding="utf-8") as file:
             reached = [float(row["auc"]) for row in csv.DictReader(file)]
         assert len(reached) < 8
         assert reached[-1] <= max(reached[:-1]) + 1e-6

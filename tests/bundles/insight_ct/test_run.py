@@ -88,7 +88,7 @@ def test_what_the_features_command_computed_is_found_by_training_and_by_evaluati
 
 
 def test_weights_kept_are_those_of_the_best_epoch_and_hold_no_encoder(trained):
-    with open(trained / "training_log.csv") as file:
+    with open(trained / "training_log.csv", encoding="utf-8") as file:
         reached = [float(row["auc"]) for row in csv.DictReader(file)]
     checkpoint = torch.load(trained / "checkpoint.pt", weights_only=True)
     assert checkpoint["best"] == pytest.approx(max(reached), abs=1e-4)
@@ -106,7 +106,7 @@ def test_a_second_stage_learns_from_the_firsts_pseudo_masks_and_never_from_masks
     taught = weights(trained)
     options = {"teacher_ckpt": trained / "model.pt", "threshold": 0.2, "max_epochs": 4}
     student = train(data, tmp_path / "student", "train_refine.json", **options)
-    with open(student / "training_log.csv") as file:
+    with open(student / "training_log.csv", encoding="utf-8") as file:
         log = list(csv.DictReader(file))
     assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
     assert float(log[-1]["auc"]) > 0.9
@@ -127,7 +127,7 @@ def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, d
     for case in tested:
         # Features in the store are float16, which may tip a voxel over the threshold.
         assert dice(volumes(out)[case], volumes(evaluation["output"])[case]) >= 0.98
-    with open(out / "predictions.csv") as file:
+    with open(out / "predictions.csv", encoding="utf-8") as file:
         assert [row["case"] for row in csv.DictReader(file)] == tested
 
 
@@ -142,7 +142,7 @@ def test_the_organs_mask_is_taken_from_its_file(data, trained, tmp_path):
     everything = {"threshold": "-1.0", "gate": "0.0", "refine": "null", "check_range": "false"}
     infer(BUNDLE, tmp_path / "data", trained / "model.pt", tmp_path, lung_pattern="*/lung.nii.gz", **everything)
     np.testing.assert_array_equal(nib.load(tmp_path / f"{case}_seg.nii.gz").get_fdata(), organ)
-    with open(tmp_path / "predictions.csv") as file:
+    with open(tmp_path / "predictions.csv", encoding="utf-8") as file:
         row = next(csv.DictReader(file))
     assert row["warnings"].startswith("organ of 87 ml, in training ")  # as model.json beside the weights says
 

@@ -27,7 +27,7 @@ def test_logits_of_positive_volumes_lie_higher_in_the_figure_of_a_good_network(t
     options = {"planes": 8, "size": 24, "fixed": True, "min_slices": 4, "max_slices": None, "progress": False}
     dataset = sampling.PlaneDataset(balls(2), ball_case, **options)
     ablation.logit_figure(Bright(), dataset, output_dir=tmp_path, num_slices=20)
-    with open(tmp_path / "logits.csv") as file:
+    with open(tmp_path / "logits.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     means = [np.mean([float(r["logit"]) for r in rows if r["label"] == label]) for label in "01"]
     assert means[1] > means[0]

@@ -81,7 +81,7 @@ def test_frozen_norms_are_those_of_the_file_and_the_rest_learned(data, trained):
 
 
 def test_every_method_is_compared_and_patients_without_a_finding_count(compared):
-    with open(compared / "table.csv") as file:
+    with open(compared / "table.csv", encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert len(rows) == 2 + 4
     assert all(0 <= float(row["balanced_accuracy_patients"]) <= 1 for row in rows.values())

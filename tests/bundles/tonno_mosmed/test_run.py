@@ -71,7 +71,7 @@ def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, d
     out = infer_beside_a_broken_scan(BUNDLE, data, tested, trained / "model.pt", tmp_path)
     for case in tested:
         np.testing.assert_array_equal(volumes(out)[case], volumes(evaluation["output"])[case])
-    with open(out / "predictions.csv") as file:
+    with open(out / "predictions.csv", encoding="utf-8") as file:
         assert [row["case"] for row in csv.DictReader(file)] == tested
 
 

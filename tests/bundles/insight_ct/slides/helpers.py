@@ -127,7 +127,9 @@ def write_annotation(path: Path, polygons: Sequence[tuple[str, Sequence[tuple[fl
         head = f'<Annotation Name="Annotation {number}" Type="Polygon" PartOfGroup="{group}" Color="#F4FA58">'
         parts.append(f"{head}<Coordinates>{points}</Coordinates></Annotation>")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"<ASAP_Annotations><Annotations>{''.join(parts)}</Annotations></ASAP_Annotations>")
+    path.write_text(
+        f"<ASAP_Annotations><Annotations>{''.join(parts)}</Annotations></ASAP_Annotations>", encoding="utf-8"
+    )
     return path
 
 

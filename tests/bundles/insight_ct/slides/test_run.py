@@ -36,7 +36,7 @@ from tests.bundles.insight_ct.slides.helpers import (
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
