@@ -65,7 +65,7 @@ def benchmark_many(
         process.join()
         result = ConfigParser.load_config_file(folder / "result.json")
         written = len(list((folder / "out").glob("*_seg.nii.gz")))
-        rows = (folder / "out" / "predictions.csv").read_text().count("\n") - 1
+        rows = (folder / "out" / "predictions.csv").read_text(encoding="utf-8").count("\n") - 1
     print(
         f"{cases} cases: {written} written, {rows} rows, {result['failed']} listed as failed, exit {process.exitcode}; "
         f"{kept} were there when it started; {result['per_minute']} a minute; "

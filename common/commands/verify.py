@@ -60,7 +60,7 @@ def files(root: Path) -> Iterator[str]:
 def large_files(root: Path) -> Iterator[str]:
     """Each entry of `large_files.json` says where its file comes from and where it goes."""
     if (root / "large_files.json").is_file():
-        for entry in json.loads((root / "large_files.json").read_text())["large_files"]:
+        for entry in json.loads((root / "large_files.json").read_text(encoding="utf-8"))["large_files"]:
             if lacking := [key for key in ("path", "url") if not entry.get(key)]:
                 yield f"large_files.json: {entry} lacks {lacking}"
 
@@ -192,7 +192,9 @@ def licenses(root: Path) -> Iterator[str]:
     if "Apache License" not in text or "Version 2.0" not in text:
         yield "LICENSE is not the Apache License, Version 2.0"
     terms = root / "docs" / "data_license.txt"
-    if _json(root, "metadata").get("data_source") and not (terms.is_file() and terms.read_text().strip()):
+    if _json(root, "metadata").get("data_source") and not (
+        terms.is_file() and terms.read_text(encoding="utf-8").strip()
+    ):
         yield "docs/data_license.txt must state the terms of the data that metadata.json names as data_source"
 
 

@@ -73,7 +73,7 @@ def torchscript(root: Path) -> Iterator[str]:
             ckpt_export("network_def", file, ckpt_file=str(root / "models" / "model.pt"), **_files(root))
             shape = list(torch.jit.load(file).eval()(torch.rand(1, given, 32, 32)).shape)
     except Exception as error:
-        if not re.search(r"no torchscript", (root / "docs" / "README.md").read_text(), re.IGNORECASE):
+        if not re.search(r"no torchscript", (root / "docs" / "README.md").read_text(encoding="utf-8"), re.IGNORECASE):
             yield f'ckpt_export: {_shown(error)}; repair it, or explain "No TorchScript" in docs/README.md'
         return
     if shape[:2] != [1, expected]:

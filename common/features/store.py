@@ -188,7 +188,7 @@ class FeatureStore:
     def resolve(self, alias: str) -> str | None:
         """The content key that goes with a `file_key`."""
         path = self.folder(alias).with_suffix(".key")
-        return path.read_text() if path.is_file() else None
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def compute(
         self,
