@@ -58,7 +58,9 @@ def main(command: list[str] | None = None) -> None:
     import fire
 
     from .commands.arguments import checked, ending_in_words
+    from .files import print_any_text
 
+    print_any_text()
     with ending_in_words():
         fire.Fire({name: checked(function(name))}, command=words, name="python -m common")
 

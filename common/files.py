@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,3 +174,13 @@ def file_digest(path: PathLike) -> str:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def print_any_text() -> None:
+    """Where the console's encoding lacks a character (a case named in umlauts under `LC_ALL=C`), its code is printed.
+
+    Otherwise the `print` that names the case would end the run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

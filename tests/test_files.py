@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.files import NotWritten, alone, atomic_path, file_digest, write_csv, write_json
+from common.files import NotWritten, alone, atomic_path, file_digest, print_any_text, write_csv, write_json
 
 
 def no_constant(text: str) -> None:
@@ -96,3 +97,11 @@ def test_one_process_is_at_work_in_a_folder_until_it_ends_in_whatever_way(tmp_pa
             other.kill()
     with alone(tmp_path / "new", "fit"):
         pass
+
+
+def test_a_name_that_the_console_has_no_letters_for_ends_no_run(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_any_text()
+    print("case_\u00fc", flush=True)
+    assert stream.buffer.getvalue() == b"case_\\xfc\n"

@@ -165,7 +165,7 @@ def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOL
     Raises:
         ValueError: naming the nearest key.
     """
-    configs = [read_json(path) for path in (root / "configs").glob("*.json") if path.name != "metadata.json"]
+    configs = [read_json(path) for path in (root / "configs").glob("[!.]*.json") if path.name != "metadata.json"]
     known = set().union(*map(tops, configs)) if recipe is VOLUMES else slide_settings(root)
     chosen = {key for config in configs for key, value in config.items() if "@chosen[" in str(value)}
     for key in tops(settings):

@@ -53,7 +53,7 @@ def config_files(bundle: str | Path, configs: Iterable[str]) -> list[Path]:
     folder = bundle_root(bundle) / "configs"
     for path in (files := [folder / name for name in configs]):
         if not path.is_file():
-            raise FileNotFoundError(f"there is no config {path}; {_nearest(path, folder.glob('*.json'))}")
+            raise FileNotFoundError(f"there is no config {path}; {_nearest(path, folder.glob('[!.]*.json'))}")
     return files
 
 
@@ -74,7 +74,7 @@ def for_configs(bundle: str | Path, configs: Iterable[str], settings: Mapping[st
         settings: by key.
     """
     here = _keys(config_files(bundle, configs))
-    elsewhere = _keys((bundle_root(bundle) / "configs").glob("*.json")) - here
+    elsewhere = _keys((bundle_root(bundle) / "configs").glob("[!.]*.json")) - here
     return {key: value for key, value in settings.items() if not tops({key: value}) & elsewhere}
 
 

@@ -48,7 +48,7 @@ def _strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _configs(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted((root / "configs").glob("*.json")):
+    for path in sorted((root / "configs").glob("[!.]*.json")):
         yield f"configs/{path.name}", json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -158,7 +158,7 @@ def _normal(name: str) -> str:
 
 def weights(root: Path) -> Iterator[str]:
     """Weights are plain state dicts, which `torch.load` reads without running code."""
-    for path in sorted((root / "models").glob("*.pt")):
+    for path in sorted((root / "models").glob("[!.]*.pt")):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -170,7 +170,7 @@ def weights(root: Path) -> Iterator[str]:
 
 def seen(root: Path) -> Iterator[str]:
     """Beside weights stands what they saw in training, so that cases can be compared with it; of slides, in words."""
-    for path in sorted((root / "models").glob("*.pt")):
+    for path in sorted((root / "models").glob("[!.]*.pt")):
         beside = path.with_suffix(".json")
         if not beside.is_file() or not {"seen", "trained_on"} & json.loads(beside.read_text(encoding="utf-8")).keys():
             yield f"models/{beside.name} does not say what {path.name} saw: python -m common describe {root.name} DIR"

@@ -39,7 +39,7 @@ def cheng(root: PathLike, out_dir: PathLike, *, size: int | None = None) -> list
         ValueError: a file is no HDF5, or lacks a part.
     """
     root, out_dir = Path(root).absolute(), Path(out_dir).absolute()
-    files = {int(path.stem): path for path in sorted(root.rglob("*.mat")) if path.stem.isdecimal()}
+    files = {int(path.stem): path for path in sorted(root.rglob("[!.]*.mat")) if path.stem.isdecimal()}
     if not files:
         raise FileNotFoundError(f"no file <number>.mat below {root}; unpack the four archives there.")
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
 
 def _read_slices(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Image (x, y, z, 3) uint8 and mask (x, y, z) uint8 of one case folder; x towards left, y towards posterior."""
-    numbers = sorted(int(m[1]) for f in path.glob("*.tif") if (m := re.search(r"_(\d+)\.tif$", f.name)))
+    numbers = sorted(int(m[1]) for f in path.glob("[!.]*.tif") if (m := re.search(r"_(\d+)\.tif$", f.name)))
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
         gaps = sorted(set(range(1, max(numbers, default=1) + 1)) - set(numbers))
         raise FileNotFoundError(f"{path}: slices must count from 1 without gaps; missing: {gaps[:5]}.")

@@ -21,6 +21,7 @@ from torch.distributed import is_initialized
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..checkpoint import read_beside
+from ..files import print_any_text
 from .ranges import out_of_range
 from .settings import plain, problems, tops
 
@@ -44,6 +45,7 @@ def check_settings() -> None:
     Raises:
         ValueError: naming every setting that is wrong, or several processes for a run that does not share its work.
     """
+    print_any_text()
     end_with_the_cause()
     workflow, caller = _running()
     others = dict(_configs(workflow.config_root_path))
@@ -114,7 +116,7 @@ def _top(name: str) -> str:
 
 def _configs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Configs of a bundle by name; what else lies there, or cannot be read, is of no use here."""
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("[!.]*.json")):
         with suppress(OSError, ValueError):
             content = ConfigParser.load_config_file(path)
             if path.name != "metadata.json" and isinstance(content, dict):

@@ -241,7 +241,7 @@ class FeatureStore:
                 bar.update(len(done))
             if len(shapes) > 1:
                 raise ValueError(f"{folder}: chunks of different shapes {sorted(shapes)}; remove the folder")
-            for stray in set(folder.glob("*.npy")) - {folder / _chunk_name(first) for first in starts}:
+            for stray in set(folder.glob("[!.]*.npy")) - {folder / _chunk_name(first) for first in starts}:
                 stray.unlink()  # of a run with other chunks
             shape = [len(tiles), *shapes.pop()]
             if inside is not None:
@@ -255,7 +255,7 @@ class FeatureStore:
                 "encoder": getattr(encoder, "options", None),
                 "fingerprint": getattr(encoder, "fingerprint", ""),
             }
-            content |= {"bytes": sum(path.stat().st_size for path in folder.glob("*.npy")), **dict(about or {})}
+            content |= {"bytes": sum(path.stat().st_size for path in folder.glob("[!.]*.npy")), **dict(about or {})}
             write_json(folder / "entry.json", content)
         return self.open(key)
 

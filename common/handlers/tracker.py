@@ -101,7 +101,7 @@ class Tracker:
         self._handler._log_metrics(dict(self._numbers()), step=engine.state.epoch)
 
     def _pictures(self) -> list[Path]:
-        return sorted((self.folder / FOLDER).glob("*_epoch_*.png"))
+        return sorted((self.folder / FOLDER).glob("[!.]*_epoch_*.png"))
 
     def _send(self, engine: Engine) -> None:
         for path in self._pictures():

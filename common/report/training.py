@@ -46,7 +46,7 @@ def build_training(folder: PathLike) -> dict[str, Any] | None:
 def montages(folder: Path, *, last: int) -> list[dict[str, Any]]:
     """Pictures that `common.handlers.ValidationMontages` left, by case and epoch up to the last one of the log."""
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.glob("*_epoch_*.png")):
+    for path in sorted(folder.glob("[!.]*_epoch_*.png")):
         case, _, epoch = path.stem.rpartition("_epoch_")
         if epoch.isdigit() and int(epoch) <= last:
             found.setdefault(case, {})[int(epoch)] = path

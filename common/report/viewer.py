@@ -63,7 +63,7 @@ def get_viewer() -> Path:
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", f"@niivue/niivue@{VERSION}", "--silent"]
         done = subprocess.run(command, cwd=folder, env=os.environ | beside, capture_output=True, text=True)
-        packages = list(Path(folder).glob("*.tgz"))
+        packages = list(Path(folder).glob("[!.]*.tgz"))
         if done.returncode or not packages:
             raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stderr.strip() or 'no package came'}")
         with tarfile.open(packages[0]) as archive:
