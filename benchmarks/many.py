@@ -54,17 +54,17 @@ def benchmark_many(
         if kill_after:
             process = context.Process(target=_run, args=(bundle, config, settings, folder / "first.json"))
             process.start()
-            while process.is_alive() and len(list((folder / "out" / FOLDER).glob("*.json"))) < kill_after:
+            while process.is_alive() and len(list((folder / "out" / FOLDER).glob("[!.]*.json"))) < kill_after:
                 time.sleep(0.01)
             process.kill()
             process.join()
-            kept = len(list((folder / "out" / FOLDER).glob("*.json")))
+            kept = len(list((folder / "out" / FOLDER).glob("[!.]*.json")))
         settings["overwrite"] = False
         process = context.Process(target=_run, args=(bundle, config, settings, folder / "result.json"))
         process.start()
         process.join()
         result = ConfigParser.load_config_file(folder / "result.json")
-        written = len(list((folder / "out").glob("*_seg.nii.gz")))
+        written = len(list((folder / "out").glob("[!.]*_seg.nii.gz")))
         rows = (folder / "out" / "predictions.csv").read_text(encoding="utf-8").count("\n") - 1
     print(
         f"{cases} cases: {written} written, {rows} rows, {result['failed']} listed as failed, exit {process.exitcode}; "

@@ -217,7 +217,9 @@ def _encode(place: Path, store: Path, result: Path, overrides: dict[str, Any]) -
 
     from common.features import FeatureStore
 
-    cases = [{"case": path.stem, "patient": path.stem, "image": str(path), "cls": 0} for path in place.glob("*.tif")]
+    cases = [
+        {"case": path.stem, "patient": path.stem, "image": str(path), "cls": 0} for path in place.glob("[!.]*.tif")
+    ]
     cpu, options = (
         time.process_time(),
         {"classes": ["none", "tumor"], "batch_size": 4, "progress": False, "patience": 0.1},

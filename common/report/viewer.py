@@ -15,8 +15,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from ..files import file_digest
-
 VERSION = "0.69.0"
 MEMBER = "package/dist/niivue.umd.js"
 SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
@@ -54,7 +52,7 @@ def get_viewer() -> Path:
         ValueError: npm gave another file.
     """
     path = viewer_path()
-    if path.is_file() and file_digest(path) == SHA256:
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
         return path
     npm = shutil.which("npm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if npm is None:

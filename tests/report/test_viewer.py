@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import runpy
+
 import pytest
 
+from common.report import viewer
 from common.report.viewer import VERSION, get_viewer, read_viewer, viewer_path
 
 
@@ -37,3 +40,7 @@ def test_what_npm_says_when_it_fails_is_passed_on(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no such package"):
         get_viewer()
     assert not viewer_path().exists()
+
+
+def test_it_runs_as_a_script_of_its_own_when_the_environment_is_made():
+    runpy.run_path(str(viewer.__file__), run_name="viewer")
