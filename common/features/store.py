@@ -241,8 +241,9 @@ class FeatureStore:
                 bar.update(len(done))
             if len(shapes) > 1:
                 raise ValueError(f"{folder}: chunks of different shapes {sorted(shapes)}; remove the folder")
-            for stray in set(folder.glob("[!.]*.npy")) - {folder / _chunk_name(first) for first in starts}:
-                stray.unlink()  # of a run with other chunks
+            chunks = {folder / _chunk_name(first) for first in starts}
+            for stray in {path for path in folder.iterdir() if path.suffix == ".npy"} - chunks:
+                stray.unlink()  # of a run with other chunks, or one that was killed while it wrote
             shape = [len(tiles), *shapes.pop()]
             if inside is not None:
                 if list(inside.shape) != [shape[0], 1, *shape[2:]]:

@@ -84,7 +84,7 @@ class ValidationMontages:
     def _begin(self, engine: Engine) -> None:
         self._began = time.perf_counter()
         if engine.state.epoch == 1 and get_rank() == 0:  # what another training has left here
-            for path in self.folder.glob("[!.]*_epoch_*.png"):
+            for path in self.folder.glob("*_epoch_*"):  # hidden ones, of a killed write, too
                 path.unlink()
 
     def _end(self, engine: Engine) -> None:

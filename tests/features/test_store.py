@@ -86,9 +86,12 @@ def test_after_a_kill_finished_chunks_are_kept_and_the_rest_is_computed(tmp_path
     assert in_child(lambda: store.compute(KEY, tiles(), counted(kill)[0], **options)) == -signal.SIGKILL
     assert files_of(store) == {"0000000.npy"}
     assert store.get(KEY) is None
+    left = store.folder(KEY) / ".123.0000004.npy"  # had it been killed while it wrote
+    left.touch()
     encoder, calls = counted()
     entry = store.compute(KEY, tiles(), encoder, **options)
     assert calls.value == 3  # batches 4-6, 6-8, 8-10
+    assert not left.exists()
     assert torch.equal(entry[:], encoder(tiles()).half().float())
 
 

@@ -68,7 +68,9 @@ def test_what_would_take_too_much_of_the_time_is_left_out(tmp_path):
 def test_a_new_training_removes_the_pictures_of_another_one(tmp_path):
     (tmp_path / "montages").mkdir()
     (tmp_path / "montages" / "z_epoch_0009.png").touch()
+    (tmp_path / "montages" / ".123.z_epoch_0009.png").touch()  # left by a killed write
     assert not any(name.startswith("z") for name in train(tmp_path, epochs=1, count=1)[0])
+    assert not list((tmp_path / "montages").glob("*z_epoch_*"))
 
 
 def test_a_picture_that_fails_ends_no_training(tmp_path, caplog):
