@@ -23,10 +23,7 @@ from .files import alone, atomic_path, file_digest, write_json
 
 logger = logging.getLogger(__name__)
 # What schedules move of an optimizer's groups, and what goes with them: on resuming the config's values count.
-SETTINGS = (
-    *("lr", "initial_lr", "max_lr", "min_lr", "betas"),
-    *("momentum", "base_momentum", "max_momentum", "weight_decay"),
-)
+MOVED = ("lr", "initial_lr", "max_lr", "min_lr", "betas", "momentum", "base_momentum", "max_momentum", "weight_decay")
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -122,8 +119,8 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def add_beside(ckpt: str | os.PathLike[str], **parts: Any) -> None:
-    """Write parts of the `.json` beside weights; its other parts are kept. `chosen_from` names the weights, too."""
-    if "chosen_from" in parts and Path(ckpt).is_file():
+    """Write parts of the `.json` beside weights; others are kept. `chosen_from`, unless empty, names the weights."""
+    if parts.get("chosen_from") and Path(ckpt).is_file():
         parts["chosen_from"] = parts["chosen_from"] | {"weights_sha256": file_digest(ckpt)}
     write_json(Path(ckpt).with_suffix(".json"), read_beside(ckpt) | parts)
 
@@ -317,4 +314,4 @@ def _length(engine: Engine) -> dict[str, int | None]:
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    return [{key: copy.deepcopy(group[key]) for key in SETTINGS if key in group} for group in optimizer.param_groups]
+    return [{key: copy.deepcopy(group[key]) for key in MOVED if key in group} for group in optimizer.param_groups]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..data import SECTIONS, write_datalist
-from ..files import PathLike, write_csv, write_json
+from ..files import PathLike, file_digest, json_text, write_csv, write_json
 from .arguments import read_json
 from .console import logged, step
+from .fit import check_same
+from .fit_runs import done_before, say_done
 from .folds import write_folds
-from .run import for_configs, names, run_bundle
+from .run import config_files, for_configs, names, run_bundle
 
 
 def crossvalidate(
@@ -37,7 +40,8 @@ def crossvalidate(
 ) -> None:
     """Train, choose thresholds and score once per fold; every patient is a test patient once.
 
-    What is finished is skipped, so an interrupted run goes on where it was. Written to `output_dir`:
+    What is finished is skipped, so an interrupted run goes on where it was; what was chosen or scored with other
+    weights, configs, settings or cases is made anew, and a training with others is refused. Written to `output_dir`:
     `fold<k>/{training,<choose>,evaluation}`, `metrics.csv` (every case with its fold) and `crossvalidation.json` (mean
     and standard deviation over folds of every number of the folds' `summary.json`).
 
@@ -94,10 +98,9 @@ def crossvalidate(
             for number in range(rounds + 1):
                 place = fold / f"round{number}" if number else fold
                 title = f"fold {k}, round {number}" if rounds else f"fold {k}"
-                ckpt, finished = place / "training" / "model.pt", place / "training" / "finished"
+                ckpt = place / "training" / "model.pt"
                 configs = [*train, *refine, *chosen] if number else train
-                _once(finished, f"{title}: training", bundle, configs, **on_parts, **teacher)
-                finished.touch()
+                _train(ckpt.parent, f"{title}: training", bundle, configs, **on_parts, **teacher)
                 teacher = {"teacher_ckpt": str(ckpt)}
                 on_scans |= {"ckpt": str(ckpt)}
                 chosen = []
@@ -131,11 +134,36 @@ def crossvalidate(
             print(f"{name:44} {score['mean']:.4f} ± {score['std']:.4f}")
 
 
-def _once(result: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:
-    """Run a bundle, its output into the folder of `result`, unless that file is there; settings as `for_configs`."""
-    if not result.is_file():
+def _train(place: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:
+    """Train into a folder, once; settings as `for_configs`.
+
+    Raises:
+        ValueError: what lies there, finished or not, is of other configs, settings, cases or teachers.
+    """
+    settings = for_configs(bundle, configs, overrides)
+    check_same(place, _made_from(bundle, configs, settings), name="made_from.json")
+    finished = place / "finished"
+    if not finished.is_file():
         step(title)
-        run_bundle(bundle, configs, output_dir=str(result.parent), **for_configs(bundle, configs, overrides))
+        run_bundle(bundle, configs, output_dir=str(place), **settings)
+        finished.touch()
+
+
+def _once(result: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:
+    """Run a bundle, its output into the folder of `result`, unless that was done with the same; see `_train`."""
+    settings = for_configs(bundle, configs, overrides)
+    made_from = json_text(_made_from(bundle, configs, settings))
+    if not done_before(result, made_from):
+        step(title)
+        run_bundle(bundle, configs, output_dir=str(result.parent), **settings)
+        say_done(result, made_from)
+
+
+def _made_from(bundle: str, configs: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides on a run: SHA-256 of configs, weights and lists of cases, wherever they lie; other settings."""
+    files = {key: file_digest(settings[key]) for key in ("datalist", "ckpt", "teacher_ckpt") if key in settings}
+    told = {"configs": [file_digest(path) for path in config_files(bundle, configs)], **settings, **files}
+    return json.loads(json_text(told))
 
 
 def _result(folder: Path, datalist: Path) -> Path:

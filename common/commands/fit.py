@@ -180,15 +180,17 @@ def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOL
             raise ValueError(f"--{key} is chosen from labels here; give it to the made bundle's {recipe.inference}")
 
 
-def check_same(home: Path, told: Mapping[str, Any]) -> None:
-    """Remember what a folder is for; a later command that says otherwise is refused, since finished steps stay.
+def check_same(home: Path, told: Mapping[str, Any], *, name: str = "fit.json") -> None:
+    """Remember, in a file of the folder, what it is for; a later command that says otherwise is refused.
+
+    What is finished in the folder stays, so that it would be of one kind in part and of another in part.
 
     Raises:
         ValueError: naming what differs.
     """
-    path = home / "fit.json"
+    path = home / name
     before = read_json(path) if path.is_file() else dict(told)
-    differing = [key for key, value in told.items() if before.get(key) != value]
+    differing = [key for key in {**before, **told} if before.get(key) != told.get(key)]
     if differing:
         raise ValueError(f"{home} holds what was made with another {', '.join(differing)}; choose another folder")
     write_json(path, told)

@@ -152,13 +152,27 @@ def once(result: Path, title: str, own: Path, recipe: Recipe, over: str = "", **
     Returns:
         Whether it ran.
     """
-    finished = result.with_name(f".{result.name}.finished")
     weights = file_digest(settings.get("ckpt", own / "models" / recipe.weights))
-    if result.is_file() and finished.is_file() and finished.read_text(encoding="utf-8") == weights:
+    if done_before(result, weights):
         step(f"{title}: done before")
         return False
     step(title)
     configs = [recipe.inference, over] if over else [recipe.inference]
     run_bundle(own, configs, output_dir=str(result.parent), **settings)
-    write(finished, weights)
+    say_done(result, weights)
     return True
+
+
+def done_before(result: Path, made_from: str) -> bool:
+    """Whether a run that came to its end has left this file, made from what `say_done` was told then."""
+    stamp = _stamp(result)
+    return result.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == made_from
+
+
+def say_done(result: Path, made_from: str) -> None:
+    """Note, when a run has ended, what its result was made from."""
+    write(_stamp(result), made_from)
+
+
+def _stamp(result: Path) -> Path:
+    return result.with_name(f".{result.name}.finished")

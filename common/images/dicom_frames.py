@@ -33,7 +33,8 @@ _VARYING_GROUPS = {  # the same of the frames of one file, and the functional gr
 }
 _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_RESCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence")
+_RESCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "RealWorldValueMappingSequence")
+_HOUNSFIELD = "[hnsf'U]"  # their code among units of measurement (UCUM)
 _PIXELS = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "NumberOfFrames")
 _BITS = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData")
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
@@ -66,7 +67,8 @@ class Frame:
         between, thickness: SpacingBetweenSlices and SliceThickness, or `None`.
         number: InstanceNumber, or the number of the frame.
         modality: `CT`, `MR`, ...
-        slope, intercept, unit: of the rescale; slope and intercept are `None` where there is none.
+        slope, intercept, unit: of the rescale, else of the real-world values; slope and intercept are `None` where
+            there is neither.
         reference: FrameOfReferenceUID, or empty.
         inverted: MONOCHROME1 in a modality whose values are no quantities.
         varies: what tells it from another one at its position.
@@ -108,7 +110,7 @@ def read_frames(file: Path) -> list[Frame]:
     try:
         return _frames(data, file)
     except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{file}: a DICOM attribute of its geometry cannot be read ({error})") from error
+        raise ValueError(f"{file}: a DICOM attribute cannot be read ({error})") from error
 
 
 def _read(file: Path, **options: Any) -> Dataset:
@@ -129,6 +131,7 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
     for index in range(count):
         place, rescale = _Lookup(data, per_frame[index], count), _Lookup(data, per_frame[index], 1)
         modality = str(data.get("Modality") or "unknown")
+        slope, intercept, unit = _rescale_of(rescale)
         frames.append(
             Frame(
                 file,
@@ -143,9 +146,9 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
                 _float(place("PixelMeasuresSequence", "SliceThickness", shared=True)),
                 index + 1 if count > 1 else _int(data.get("InstanceNumber")),
                 modality,
-                _float(rescale("PixelValueTransformationSequence", "RescaleSlope")),
-                _float(rescale("PixelValueTransformationSequence", "RescaleIntercept")),
-                str(rescale("PixelValueTransformationSequence", "RescaleType") or ""),
+                slope,
+                intercept,
+                unit,
                 str(data.get("FrameOfReferenceUID") or ""),
                 data.PhotometricInterpretation == "MONOCHROME1" and modality not in _QUANTITIES,
                 {name: str(data.get(name)) for name in _VARYING}
@@ -153,6 +156,31 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
             )
         )
     return frames
+
+
+def _rescale_of(rescale: _Lookup) -> tuple[float | None, float | None, str]:
+    """Slope, intercept and unit of what makes values of what a frame stores; None where nothing does.
+
+    The modality's rescale, which viewers show, and ITK and pydicom read. Real-world values, which the standard keeps
+    beside it (PS3.3, C.7.6.16.2.11), count where they are all there is: frames may have other slopes each.
+
+    Raises:
+        ValueError: real-world values alone, of several kinds or by a table.
+    """
+    slope = _float(rescale("PixelValueTransformationSequence", "RescaleSlope"))
+    if slope is not None or "ModalityLUTSequence" in rescale.data:
+        group = "PixelValueTransformationSequence"
+        return slope, _float(rescale(group, "RescaleIntercept")), str(rescale(group, "RescaleType") or "")
+    mappings = rescale.items("RealWorldValueMappingSequence")
+    if not mappings:
+        return None, None, ""
+    slope = _float(mappings[0].get("RealWorldValueSlope"))
+    if len(mappings) > 1 or slope is None:
+        kind = f"{len(mappings)} kinds" if len(mappings) > 1 else "a table"
+        raise ValueError(f"no RescaleSlope, but {kind} in RealWorldValueMappingSequence; write one slope and intercept")
+    units = mappings[0].get("MeasurementUnitsCodeSequence")
+    unit = str(units[0].get("CodeValue") or "") if units else ""
+    return slope, _float(mappings[0].get("RealWorldValueIntercept")), "HU" if unit == _HOUNSFIELD else unit
 
 
 class _Lookup:
@@ -172,6 +200,11 @@ class _Lookup:
             if items and items[0].get(name) is not None:
                 return items[0].get(name)
         return self.data.get(name) if self.count == 1 or shared else None
+
+    def items(self, sequence: str) -> Sequence[Dataset]:
+        """Of a sequence that is a functional group, or stands in the file itself."""
+        found = (groups.get(sequence) for groups in (*self.groups, self.data))
+        return next((items for items in found if items), ())
 
 
 def _floats(value: Any, length: int) -> tuple[float, ...] | None:

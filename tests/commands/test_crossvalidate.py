@@ -51,6 +51,11 @@ def runs(monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", fake)
     monkeypatch.setattr(common.commands.crossvalidate, "for_configs", lambda bundle, configs, settings: settings)
+    monkeypatch.setattr(
+        common.commands.crossvalidate,
+        "config_files",
+        lambda bundle, configs: [path for path in map(Path, configs) if path.is_file()],
+    )
     return calls
 
 
@@ -137,6 +142,33 @@ def test_what_is_finished_is_not_run_again(data, runs, tmp_path):
     runs.clear()
     crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
     assert [(Path(c["output_dir"]).parent.name, c["configs"][-1]) for c in runs] == [("fold1", "calibrated.json")]
+
+
+def test_what_was_made_from_other_weights_or_settings_is_made_anew(data, runs, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
+    (out / "fold1" / "training" / "model.pt").write_bytes(b"other weights")
+    runs.clear()
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
+    assert [tuple(Path(call["output_dir"]).parts[-2:]) for call in runs] == [
+        ("fold1", "choose"),
+        ("fold1", "evaluation"),
+    ]
+    (out / "fold0" / "choose" / "calibrated.json").write_text('{"gate": 0.5}')  # chosen by hand
+    runs.clear()
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
+    assert [tuple(Path(call["output_dir"]).parts[-2:]) for call in runs] == [("fold0", "evaluation")]
+
+
+@pytest.mark.parametrize("change", [{"max_epochs": 2}, {"spacing": (1, 1, -1)}, {"seed": 1}])
+def test_a_training_of_other_settings_or_cases_is_refused(data, runs, tmp_path, change):
+    before = {"choose": "", "folds": 2, "max_epochs": 1}
+    for _ in range(2):
+        crossvalidate("b", str(data), str(tmp_path / "out"), **before)
+    key = "datalist" if "seed" in change else next(iter(change))
+    with pytest.raises(ValueError, match=rf"training holds what was made with another {key}; choose another folder"):
+        crossvalidate("b", str(data), str(tmp_path / "out"), **{**before, **change})
+    assert len(runs) == 4
 
 
 def test_only_numbers_that_every_fold_has_are_averaged():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,44 @@ def test_highdicom_finds_the_same_values_in_the_same_places(tmp_path):
         index = np.rint(np.linalg.inv(ours.affine) @ place)[:3].astype(int)
         np.testing.assert_allclose(ours.affine @ [*index, 1], place, atol=1e-4)
         assert ours.array[tuple(index)] == theirs.array[slice_, row, column]
+
+
+def mapped(number: int, frame: Any, *, others: int = 0, unit: str = "ms", **instead: Any) -> None:
+    """Real-world values in the place of the rescale."""
+    line = instead or {"RealWorldValueSlope": number + 0.5, "RealWorldValueIntercept": 10.0 * number}
+    unit_of = item(CodeValue=unit, CodingSchemeDesignator="UCUM", CodeMeaning=unit)
+    reach = {"RealWorldValueFirstValueMapped": 0, "RealWorldValueLastValueMapped": 99}
+    one = item(**line, **reach, LUTLabel="a", MeasurementUnitsCodeSequence=unit_of)
+    frame.RealWorldValueMappingSequence = one * (1 + others)
+    frame.pop("PixelValueTransformationSequence", None)
+
+
+def test_real_world_values_count_where_they_are_all_there_is_as_highdicom_has_it(tmp_path):
+    hd = pytest.importorskip("highdicom")
+    volume = read_series(save(tmp_path / "p1", enhanced(stack(), range(4), mapped)))
+    assert np.array_equal(volume.array, stack().transpose(1, 0, 2) * (np.arange(4) + 0.5) + 10 * np.arange(4))
+    theirs = hd.imread(tmp_path / "p1" / "000.dcm").get_frame(4, apply_real_world_transform=True)
+    assert np.array_equal(volume.array[:, :, 3], theirs.T)
+    both = enhanced(stack(), range(4), RealWorldValueMappingSequence=item(RealWorldValueSlope=7.0))
+    assert np.array_equal(
+        read_series(save(tmp_path / "p2", both)).array, stack().transpose(1, 0, 2) * [1, 2, 3, 4] - [0, 3, 6, 9]
+    )
+
+
+def test_real_world_values_may_be_hounsfield_units(tmp_path):
+    frames = enhanced(stack(), range(4), partial(mapped, unit="[hnsf'U]"), Modality="CT")
+    assert read_series(save(tmp_path / "p1", frames)).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(partial(mapped, others=1), "2 kinds"), (partial(mapped, RealWorldValueLUTData=[0.0, 2.0]), "a table")],
+)
+def test_real_world_values_of_several_kinds_are_refused(tmp_path, change, message):
+    with pytest.raises(
+        ValueError, match=rf"000\.dcm: .*but {message} in RealWorldValueMappingSequence; write one slope"
+    ):
+        read_series(save(tmp_path / "p1", enhanced(stack(), range(4), change)))
 
 
 @pytest.mark.parametrize("kind", [pydicom.uid.EnhancedMRImageStorage, CAPTURE])

@@ -10,7 +10,7 @@ import pytest
 from ignite.engine import Engine, Events
 from monai.transforms import Compose, Orientationd, Spacingd
 
-from common.checkpoint import add_beside, read_beside
+from common.checkpoint import add_beside, read_beside, read_chosen
 from common.features.fingerprint import describe
 from common.preprocessing import CheckSeend, LoadCased, OrganMaskd, SeenWriter, read_seen
 from tests.pipeline import affine_of, save
@@ -185,6 +185,16 @@ def test_a_training_that_is_resumed_with_other_cases_goes_on_and_says_which(tmp_
     run_of(path, resumed_at=2, labels={"a": 0, "b": [1, 1], "d": 0, "e": 1})  # once is enough
     run_of(path, resumed_at=0, labels=before)  # begun anew
     assert len(caplog.messages) == 1
+
+
+def test_a_training_chooses_nothing_for_the_weights_that_it_replaces(tmp_path):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"of the epoch before")
+    run_of(tmp_path / "model.json", resumed_at=1)
+    weights.write_bytes(b"of the last epoch")
+    assert read_beside(weights)["chosen_from"] == {}
+    with pytest.raises(ValueError, match="nothing was chosen for these weights yet"):
+        read_chosen(weights)["gate"]
 
 
 def test_a_finished_training_that_is_started_again_keeps_what_was_chosen(tmp_path):
