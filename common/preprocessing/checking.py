@@ -237,12 +237,12 @@ class SeenWriter:
     @one_rank_only()
     def write(self, engine: Engine | None = None) -> None:
         """Describe the cases and write the file; nothing where the preprocessing has no `CheckSeend` (slides)."""
-        before = {} if engine else read_beside(self.path)  # a training replaces the weights
-        parts = {part: before.get(part, {}) for part in ("chosen", "chosen_from")}
+        before = {} if engine else read_beside(self.path)
+        forgotten = {"chosen": {}, "chosen_from": {}} if engine else {}  # a training replaces the weights
         transforms: Any = getattr(self.preprocessing, "transforms", ())
         places = [i for i, transform in enumerate(transforms) if isinstance(transform, CheckSeend)]
         told = before.get("trained_on") or self._supervision("volumes" if places else "slides")
-        add_beside(self.path, trained=self.trained, trained_on=told, **parts)
+        add_beside(self.path, trained=self.trained, trained_on=told, **forgotten)
         if not places:
             return
         check, until = transforms[places[0]], Compose(transforms[: places[0]])

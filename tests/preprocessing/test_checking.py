@@ -146,8 +146,10 @@ def test_what_the_weights_depend_on_is_kept_and_a_new_training_forgets_what_was_
     path = tmp_path / "model.json"
     add_beside(path, chosen={"gate": 0.3})
     writer = SeenWriter(path, data=[], preprocessing=None, trained={"spacing": [1.0, 1.0, -1.0]})
+    path.with_suffix(".pt").write_bytes(b"weights")
+    add_beside(path.with_suffix(".pt"), chosen_from={"labels": "slices"})
     writer.write()
-    assert read_beside(path)["chosen"] == {"gate": 0.3}
+    assert read_chosen(path.with_suffix(".pt"))["gate"] == 0.3
     writer.write(Engine(lambda *_: None))
     assert read_beside(path)["chosen"] == {}
     assert read_beside(path)["trained"] == {"spacing": [1.0, 1.0, -1.0]}
@@ -190,7 +192,8 @@ def test_a_training_that_is_resumed_with_other_cases_goes_on_and_says_which(tmp_
 def test_a_training_chooses_nothing_for_the_weights_that_it_replaces(tmp_path):
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"of the epoch before")
-    run_of(tmp_path / "model.json", resumed_at=1)
+    for epoch in (0, 1):
+        run_of(tmp_path / "model.json", resumed_at=epoch)
     weights.write_bytes(b"of the last epoch")
     assert read_beside(weights)["chosen_from"] == {}
     with pytest.raises(ValueError, match="nothing was chosen for these weights yet"):
