@@ -61,7 +61,7 @@ def read_volume(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
     try:
         array = _values(image, path)
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot be read ({error}); expected a complete NIfTI file") from error
+        raise _unreadable(path, error) from error
     return Volume(_squeezed(array), affine, path, warnings)
 
 
@@ -141,6 +141,11 @@ def _checked_labels(mask: Volume) -> Volume:
     """
     if not np.isfinite(mask.array).all():
         raise ValueError(f"{mask.path}: a mask with NaN or infinite values; write 0 where nothing is marked")
+    if mask.array.min() < -1e-3 and (mask.array == 0).any():
+        raise ValueError(
+            f"{mask.path}: a mask with values of {mask.array.min():g} beside 0: marked (255 in eight bits with a sign "
+            "is -1), or not? Write 0 where nothing is marked, and more than 0 where something is"
+        )
     marked = mask.array[mask.array > 0]
     if not marked.size or marked.min() == marked.max():
         return mask
@@ -171,8 +176,20 @@ def _load(path: str) -> Any:
         image: Any = nib.load(path)
         image.get_data_dtype()
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot be read ({error}); expected a complete NIfTI file") from error
+        raise _unreadable(path, error) from error
+    if isinstance(image, nib.Nifti1Image) and image.dataobj.offset < image.header.single_vox_offset:
+        raise ValueError(
+            f"{path}: its header says that the voxels begin within it, at byte {image.dataobj.offset} (vox_offset); "
+            f"write {image.header.single_vox_offset}"
+        )
     return image
+
+
+def _unreadable(path: str, error: Exception) -> ValueError:
+    """The error, in one line, of a file that is no NIfTI file, or is damaged."""
+    ending = re.search(r"(\.\w+)?(\.gz)?$", path, re.IGNORECASE)
+    small = ", its ending in small letters" if ending and ending[0] != ending[0].lower() else ""
+    return ValueError(f"{path}: cannot be read ({' '.join(str(error).split())}); expected a complete NIfTI file{small}")
 
 
 def _values(image: Any, path: str) -> np.ndarray:
@@ -234,7 +251,10 @@ def _read_by_itk(path: str) -> Volume:
         reader = ITKReader()
         array, meta = reader.get_data(reader.read(path))
     except Exception as error:  # ITK has errors of its own
-        raise ValueError(f"{path}: cannot be read by ITK; expected a complete .mha or .nrrd file") from error
+        raise ValueError(
+            f"{path}: cannot be read by ITK; expected a complete .mha or .nrrd file, its ending in small letters, and "
+            "of .mhd and .nhdr the data beside it"
+        ) from error
     _check_nrrd_units(path)
     if array.ndim < 3:
         raise ValueError(f"{path}: expected a 3D image, got shape {list(array.shape)}")

@@ -11,12 +11,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
 from ..images import Volume, file_of, mask_on_grid, meta_tensor, on_grid, read_labels, read_volume
 
 TILTED = 30.0  # degrees; head scans along the hippocampus or the skull base stay below
+SHEARED = 1.0  # degrees
+FEWEST_STEPS = 1000  # of single precision between the lowest and the highest value
 
 
 class LoadCased(Transform):
@@ -32,9 +35,8 @@ class LoadCased(Transform):
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file cannot be read; not 3D; another number of channels; NaN or infinite values; nothing but one
-            value; two modalities are the same image; or files of the case lie on different grids. The message names
-            the file.
+        ValueError: a file cannot be read; see `check_image`; two modalities are the same image; or files of the case
+            lie on different grids. The message names the file.
     """
 
     masks = ("organ", "label")
@@ -58,6 +60,8 @@ class LoadCased(Transform):
             warnings.append(
                 f"tilted by {degrees:.0f} degrees: what is taken for axial slices lies askew in the patient"
             )
+        if (degrees := _shear(first.affine)) > SHEARED:
+            warnings.append(f"sheared: its axes are {degrees:.0f} degrees from square; resample it to a straight grid")
         for key in self.masks:
             if data.get(key) is not None:
                 mask = read_labels(data[key], dicom_geometry=self.dicom_geometry)
@@ -74,6 +78,12 @@ def _tilt(affine: np.ndarray) -> float:
     """Degrees between the patient's long axis and the axis of the image that is taken for it."""
     along = affine[:3, list(nib.io_orientation(affine)[:, 0]).index(2)]
     return float(np.rad2deg(np.arccos(min(abs(along[2]) / np.linalg.norm(along), 1.0))))
+
+
+def _shear(affine: np.ndarray) -> float:
+    """By how many degrees the angle between two axes differs from a right one, at most."""
+    axes = affine[:3, :3] / nib.affines.voxel_sizes(affine)
+    return float(np.rad2deg(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max().clip(max=1.0))))
 
 
 def check_different(modalities: Sequence[Volume]) -> None:
@@ -93,15 +103,20 @@ def check_image(image: Tensor, *, channels: int) -> None:
     """Refuse an image that a network would turn into nonsense.
 
     Args:
-        image: `[C, H, W, D]`; a `MetaTensor` knows its file, for the message.
+        image: `[C, H, W, D]`; a `MetaTensor` knows its axes, and its file for the message; else slices are the last.
         channels: expected number of channels.
 
     Raises:
-        ValueError: not 3D, another number of channels, NaN or infinite values, nothing but one value.
+        ValueError: not 3D, axial slices of a single row, another number of channels, NaN or infinite values, nothing
+            but one value, or values too far from 0 to be told apart in single precision.
     """
     path = file_of(image)
-    if image.ndim != 4 or min(image.shape[1:3]) < 2:
+    if image.ndim != 4 or not image.numel():
         raise ValueError(f"{path}: expected a 3D image, got shape {list(image.shape[1:])}")
+    affine = image.affine.numpy() if isinstance(image, MetaTensor) else np.eye(4)
+    slices = [n for n, axis in zip(image.shape[1:], nib.io_orientation(affine)[:, 0], strict=True) if axis != 2]
+    if min(slices) < 2:
+        raise ValueError(f"{path}: expected a 3D image, got axial slices of {slices[0]} × {slices[1]} voxels")
     if image.shape[0] != channels:
         raise ValueError(
             f"{path}: expected {channels} channel(s), got {image.shape[0]}; "
@@ -112,3 +127,8 @@ def check_image(image: Tensor, *, channels: int) -> None:
         raise ValueError(f"{path}: holds NaN or infinite values; replace them before")
     if low == high:
         raise ValueError(f"{path}: every voxel is {low:g}, there is nothing to see")
+    if high - low < FEWEST_STEPS * torch.finfo(torch.float32).eps * max(abs(low), abs(high)):
+        raise ValueError(
+            f"{path}: its values, {low:.9g} to {high:.9g}, are too far from 0 to be told apart in single precision; "
+            "subtract what is common to all (scl_inter?)"
+        )

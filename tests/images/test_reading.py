@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import itk
@@ -91,6 +92,26 @@ def test_headers_that_say_what_cannot_be_are_named(tmp_path, change):
         read_volume(path)
 
 
+def test_an_error_is_one_line_and_an_ending_that_is_not_known_in_capitals_is_told(tmp_path):
+    path = Path(save(tmp_path / "a.nii", VALUES))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"a.nii: cannot be read \([^\n]*damaged\?\); expected a complete NIfTI file$"):
+        read_volume(path)
+    with pytest.raises(ValueError, match=r"b.Nii: .*; expected a complete NIfTI file, its ending in small letters$"):
+        read_volume(path.rename(tmp_path / "b.Nii"))
+
+
+def test_voxels_do_not_begin_within_the_header(tmp_path):
+    for ending in (".nii", ".nii.gz"):
+        path = Path(save(tmp_path / f"a{ending}", VALUES))
+        content = bytearray(gzip.decompress(path.read_bytes()) if ending == ".nii.gz" else path.read_bytes())
+        content[108:112] = bytes(4)  # vox_offset
+        path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+        for read in (read_volume, read_grid):
+            with pytest.raises(ValueError, match=r"the voxels begin within it, at byte 0 \(vox_offset\); write 352"):
+                read(path)
+
+
 def test_a_spacing_of_0_is_no_millimeter_where_it_counts(tmp_path):
     for codes in ({"qform_code": 0}, {"qform_code": 1}):
         path = _with_header(tmp_path / "a.nii", {"pixdim": [1, 2, 2, 0], **codes})
@@ -164,7 +185,12 @@ class TestMasks:
                 read_mask(tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz")
 
     @pytest.mark.parametrize(
-        ("value", "message"), [(np.nan, "NaN or infinite"), (0.3, r"fractions \(0.3 to 1\): probabilities")]
+        ("value", "message"),
+        [
+            (np.nan, "NaN or infinite"),
+            (0.3, r"fractions \(0.3 to 1\): probabilities"),
+            (-1, r"values of -1 beside 0: marked \(255 in eight bits with a sign is -1\), or not"),
+        ],
     )
     def test_what_is_no_label_is_refused_in_a_mask_and_taken_in_an_organs_map(self, tmp_path, value, message):
         values = (VALUES > 100).astype(np.float32)

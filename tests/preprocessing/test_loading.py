@@ -64,6 +64,16 @@ def test_slices_that_lie_askew_in_the_patient_are_doubted(tmp_path, degrees, tol
     assert data["warnings"].split(":")[0] == told
 
 
+@pytest.mark.parametrize(
+    ("shift", "told"), [(0.01, ""), (2.0, "sheared: its axes are 22 degrees from square; resample")]
+)
+def test_slices_that_are_shifted_against_each_other_are_doubted(tmp_path, shift, told):
+    sheared = AFFINE.copy()
+    sheared[1, 2] = shift
+    data = LoadCased(channels=1)({"image": save(tmp_path / "a.nii.gz", VALUES, sheared)})
+    assert data["warnings"].partition(";")[0] == told
+
+
 def test_one_image_in_the_place_of_two_modalities_is_refused(tmp_path):
     one, copy, other = (save(tmp_path / f"{k}.nii.gz", VALUES + (k == 2), AFFINE) for k in range(3))
     for files in ([one, one], [one, other, copy]):
@@ -85,17 +95,28 @@ class TestCheckImage:
     def test_volumes_pass_even_of_one_slice(self, shape):
         check_image(MetaTensor(GOOD.ravel()[: np.prod(shape)].reshape(shape)), channels=2)
 
+    def test_slices_are_those_of_the_patient_not_of_the_array(self):
+        for axcodes, passes in (("SRA", True), ("RAS", False)):
+            image = MetaTensor(GOOD[:, :1], affine=affine_of(axcodes, (1, 1, 5), (1, 4, 5)))
+            if passes:
+                check_image(image, channels=2)
+            else:
+                with pytest.raises(ValueError, match=r"axial slices of 1 × 4 voxels"):
+                    check_image(image, channels=2)
+
     @pytest.mark.parametrize(
         ("image", "message"),
         [
             (GOOD[..., 0], "expected a 3D image, got shape [6, 4]"),
-            (GOOD[:, :1], "expected a 3D image, got shape [1, 4, 5]"),
+            (GOOD[:, :1], "expected a 3D image, got axial slices of 1 × 4 voxels"),
+            (GOOD[..., :0], "expected a 3D image, got shape [6, 4, 0]"),
             (GOOD[:, :, :, :, None], "expected a 3D image, got shape [6, 4, 5, 1]"),
             (GOOD[:1], "expected 2 channel(s), got 1; give one image_pattern per modality"),
             (np.where(GOOD == 7, np.nan, GOOD), "holds NaN or infinite values"),
             (np.where(GOOD == 7, -np.inf, GOOD), "holds NaN or infinite values"),
             (np.zeros_like(GOOD), "every voxel is 0, there is nothing to see"),
             (np.full_like(GOOD, 3.5), "every voxel is 3.5"),
+            (GOOD + np.float32(1e7), "its values, 10000000 to 10000239, are too far from 0 to be told apart"),
         ],
     )
     def test_nonsense_is_refused_naming_the_file(self, image, message):
