@@ -64,9 +64,7 @@ def test_slices_that_lie_askew_in_the_patient_are_doubted(tmp_path, degrees, tol
     assert data["warnings"].split(":")[0] == told
 
 
-@pytest.mark.parametrize(
-    ("shift", "told"), [(0.01, ""), (2.0, "sheared: its axes are 22 degrees from square; resample")]
-)
+@pytest.mark.parametrize(("shift", "told"), [(0.01, ""), (2.0, "sheared: its axes are 22 degrees from square")])
 def test_slices_that_are_shifted_against_each_other_are_doubted(tmp_path, shift, told):
     sheared = AFFINE.copy()
     sheared[1, 2] = shift
