@@ -127,6 +127,9 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
     per_frame = data.get("PerFrameFunctionalGroupsSequence") or [None] * count
     if len(per_frame) != count:
         raise ValueError(f"{count} frames, but {len(per_frame)} functional groups")
+    high, stored = _int(data.get("HighBit")), _int(data.get("BitsStored"))
+    if high is not None and stored is not None and high >= stored:  # of files before 2006; pydicom cuts their top bits
+        raise ValueError(f"HighBit {high} of {stored} BitsStored: values that do not begin at bit 0; convert the file")
     frames = []
     for index in range(count):
         place, rescale = _Lookup(data, per_frame[index], count), _Lookup(data, per_frame[index], 1)
@@ -249,7 +252,7 @@ def _decoded(data: Dataset, file: Path) -> np.ndarray:
     try:
         return data.pixel_array
     except Exception as error:  # every decoder has its own
-        if not syntax.is_encapsulated:
+        if syntax in uid.AllTransferSyntaxes and not syntax.is_encapsulated:
             raise ValueError(f"{file}: the pixels cannot be read ({error}); copy the file again") from error
         packages = {
             "pyjpegls": uid.JPEGLSTransferSyntaxes,

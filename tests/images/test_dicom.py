@@ -81,6 +81,11 @@ class TestValues:
         folder = save(tmp_path / "p1", datasets(values, BitsStored=bits, HighBit=bits - 1))
         assert np.unique(read_series(folder).array).tolist() == [value]
 
+    def test_values_that_do_not_begin_at_bit_0_are_refused(self, tmp_path):
+        folder = save(tmp_path / "p1", datasets(stack(dtype=np.uint16) << 4, BitsStored=12, HighBit=15))
+        with pytest.raises(ValueError, match=r"000.dcm: .*HighBit 15 of 12 BitsStored: .* convert the file"):
+            read_series(folder)
+
     @pytest.mark.parametrize(("dtype", "stored", "inverted"), [(np.uint16, 12, 4095 - 7), (np.int16, 16, -1 - 7)])
     def test_monochrome1_is_inverted_as_itk_does_but_for_quantities(self, tmp_path, dtype, stored, inverted):
         values = np.full((3, 5, 2), 7, dtype)

@@ -133,6 +133,25 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             read_series(folder, dicom_geometry="assume_axial")
 
+    def test_a_syntax_of_the_makers_own_is_named(self, tmp_path):
+        folder = save(tmp_path / "p1", datasets(stack()))
+        for file in sorted(folder.iterdir()):
+            file.write_bytes(file.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0"))
+        with pytest.raises(
+            ValueError, match=r"000.dcm: its pixels are compressed \(1.2.840.113619.5.2\).*decompress it"
+        ):
+            read_series(folder)
+
+    def test_an_empty_file_is_no_slice_that_can_be_missed(self, tmp_path):
+        folder = save(tmp_path / "p1", datasets(stack()), "1.2.826.{}".format)
+        for name, refused in (("1.2.826.4", True), ("IM5", True), ("Thumbs.db", False)):
+            (folder / name).touch()
+            if refused:
+                with pytest.raises(ValueError, match=rf"{name}: an empty file; it may be a slice of the series"):
+                    read_series(folder)
+                (folder / name).unlink()
+        assert read_series(folder).array.shape == (5, 3, 4)
+
     def test_a_file_that_is_cut_short_is_named(self, tmp_path):
         with pytest.raises(ValueError, match=r"MR_truncated.dcm: the pixels cannot be read"):
             read_series(alone(tmp_path, "MR_truncated.dcm"))
