@@ -174,13 +174,15 @@ def _shortened(name: str) -> str:
 
 
 def check_names(cases: Iterable[Case], source: str) -> None:
-    """Raise `ValueError` where two cases have one name, or a path for a name: files would replace others.
+    """Raise `ValueError` where two cases have one name, or one that names no file: files would replace others.
 
     Names that differ in upper and lower case only, or in how accents are written, are one on many systems.
     """
-    names = Counter(str(case["case"]) for case in cases)
+    images: dict[str, list[str]] = {}
+    for case in cases:
+        images.setdefault(str(case["case"]), []).append(str(case["image"]))
     alike: dict[str, str] = {}
-    for name in names:
+    for name in images:
         if len(name.encode()) > LONGEST_NAME:
             raise ValueError(f"{source}: the case name {name[:40]!r}… is too long to name files; give a shorter one")
         other = alike.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
@@ -188,6 +190,10 @@ def check_names(cases: Iterable[Case], source: str) -> None:
             raise ValueError(f"{source}: the case names {other!r} and {name!r} would name the same files; rename one.")
         if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
             raise ValueError(f"{source}: the case name {name!r} names a file's path; give a name without / and \\.")
-    twice = [name for name, n in names.items() if n > 1]
-    if twice:
-        raise ValueError(f"{source}: the case name(s) {twice[:3]} occur more than once; names must be unique.")
+        if any(unicodedata.category(sign) == "Cc" for sign in name):
+            raise ValueError(f"{source}: the case name {name!r} has a line break or the like; rename it")
+        if len(images[name]) > 1:
+            raise ValueError(
+                f"{source}: the case name {name!r} occurs more than once, for {' and '.join(images[name][:2])}; "
+                "names must be unique: rename one, or make the pattern narrower."
+            )

@@ -73,10 +73,13 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
     is_folder = pattern.endswith("/")
     bare = pattern.rstrip("/")
     globbed = sorted(glob.glob(bare, root_dir=root, recursive=True))
+    if "**" in bare:
+        globbed = _without_loops(root, globbed)
     names = [name.replace(os.sep, "/").rstrip("/") for name in globbed]
     wanted = Path.is_dir if is_folder else Path.is_file
     names = [name or "." for name in names if wanted(root / name) or _dangling(root / name)]
     if not is_folder:
+        _say_other_letters(root, bare, globbed, key)
         names = _without_results(root, names, pattern)
         if names and _is_slice(root / names[0]):
             raise ValueError(
@@ -122,7 +125,7 @@ def _match(name: str, pattern: str, header: Header | None = None) -> Match:
     texts = expression.groups() if expression else ()
     own = texts[re.compile(_expression(os.path.dirname(pattern))).groups :]
     if header is None:
-        stem = re.sub(r"(\.nii(\.gz)?|\.[^.]+)$", "", Path(name).name)
+        stem = re.sub(r"(\.nii(\.gz)?|\.[^.]+)$", "", Path(name).name, flags=re.IGNORECASE)
         return Match(name, stem, texts, ((parent, own),))
     return Match(name, Path(name).name, texts, ((name, ()), (parent, own)), header=header)
 
@@ -142,6 +145,35 @@ def _expression(pattern: str) -> str:
         else:
             regex += re.escape(part)
     return regex
+
+
+def _without_loops(root: Path, names: list[str]) -> list[str]:
+    """Each file once, by its shortest path: a link to a folder above would give it again and again."""
+    places: dict[tuple[str, str], str] = {}
+    for name in sorted(names, key=len):
+        parent, own = os.path.split(root / name)
+        places.setdefault((os.path.realpath(parent), own), name)
+    return sorted(places.values())
+
+
+def _say_other_letters(root: Path, pattern: str, names: list[str], key: str) -> None:
+    """Warn of files that a pattern would match but for upper and lower case, as `A.NII.GZ`."""
+    folder, own = os.path.split(pattern)
+    parts = re.split(r"(\[[^\]]+\])", own)
+    loose = "".join(
+        p if p[:1] == "[" else re.sub("[a-z]", lambda a: f"[{a[0]}{a[0].upper()}]", p.lower()) for p in parts
+    )
+    others = sorted({*glob.glob(os.path.join(folder, loose), root_dir=root, recursive=True)} - {*names})
+    others = _without_loops(root, [name for name in others if (root / name).is_file()])
+    if others:
+        logger.warning(
+            "%s: %d file(s) left out that match %s %r but for upper and lower case: %s",
+            root,
+            len(others),
+            key,
+            pattern,
+            _some(others),
+        )
 
 
 def _dangling(path: Path) -> bool:

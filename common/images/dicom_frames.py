@@ -265,5 +265,5 @@ def _decoded(data: Dataset, file: Path) -> np.ndarray:
         fitting = [package for package, syntaxes in packages.items() if syntax in syntaxes]
         raise ValueError(
             f"{file}: its pixels are compressed ({syntax.name}) and cannot be decoded here; "
-            f"{f'pip install {fitting[0]}' if fitting else 'decompress it first (gdcmconv --raw)'}"
+            f"{f'pip install {fitting[0]}' if fitting else 'decompress it first (gdcmconv --raw)'}; or it is damaged"
         ) from error

@@ -74,7 +74,7 @@ class TestDatalistFile:
                 datalist(training=[case("a", patient="P1")], test=[case("b", patient="P1")]),
                 "patient 'P1' is in 'training'",
             ),
-            (datalist(training=[case("a"), case("a")]), r"\['a'\] occur more than once"),
+            (datalist(training=[case("a"), case("a")]), r"the case name 'a' occurs more than once, for a"),
             (datalist(training=[case("a", 2)]), r"from 0 to 1 .*got 2"),
             (datalist(training=[case("a", [0, "1"])]), "case 'a': cls must be"),
             (datalist(training=[case("a", ["none"])]), r"names among \['tumor'\]; got \['none'\]"),

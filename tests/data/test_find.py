@@ -114,6 +114,33 @@ def test_names_that_are_one_on_many_systems_are_refused(tmp_path):
             find_cases(tmp_path / folder, "*/f.nii")
 
 
+def test_files_of_one_name_are_named_both(tmp_path):
+    touch(tmp_path, "a.nii.gz", "a.nii", "p\nx/f.nii")
+    with pytest.raises(
+        ValueError, match=r"'a' occurs more than once, for \S+/a\.nii and \S+/a\.nii\.gz; .* rename one"
+    ):
+        find_cases(tmp_path, "a.*")
+    with pytest.raises(ValueError, match=r"the case name 'p\\nx' has a line break or the like; rename it"):
+        find_cases(tmp_path, "*/f.nii")
+
+
+def test_an_ending_in_capitals_is_one_and_told_where_a_pattern_leaves_it_out(tmp_path, caplog):
+    touch(tmp_path, "x/A.NII.GZ", "x/b.nii.gz", "x/C.NII")
+    assert [case["case"] for case in find_cases(tmp_path, "x/*")] == ["x_A", "x_C", "x_b"]
+    assert caplog.messages == []
+    assert [case["case"] for case in find_cases(tmp_path, "x/[!z]*.nii.gz")] == ["x"]
+    assert "1 file(s) left out that match image_pattern 'x/[!z]*.nii.gz' but for upper and lower" in caplog.text
+    assert caplog.text.strip().endswith("case: x/A.NII.GZ")
+
+
+def test_a_link_to_a_folder_above_gives_no_case_again(tmp_path):
+    touch(tmp_path, "d/a.nii", "d/p/f.nii", "e/f.nii")
+    (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
+    (tmp_path / "d" / "b.nii").symlink_to("a.nii")
+    (tmp_path / "d" / "q").symlink_to(tmp_path / "e")
+    assert [case["case"] for case in find_cases(tmp_path / "d", "**/*.nii")] == ["a", "b", "p", "q"]
+
+
 @pytest.mark.parametrize("pattern", [None, "", [], [None]])
 def test_no_pattern_at_all_is_named(tmp_path, pattern):
     with pytest.raises(ValueError, match="image_pattern must be a pattern"):
