@@ -76,7 +76,9 @@ def infer(
     return run_bundle(bundle, [f"{name}.json" for name in names], **settings)
 
 
-def infer_beside_a_broken_scan(bundle: str, data: Path, cases: Sequence[str], ckpt: Path, folder: Path) -> Path:
+def infer_beside_a_broken_scan(
+    bundle: str, data: Path, cases: Sequence[str], ckpt: Path, folder: Path, **options: Any
+) -> Path:
     """Inference from the bundle's root on copies of some cases and a truncated one; returns the folder of the output.
 
     The broken one must be named and fail the command; the others' files must lie on the grids of their scans.
@@ -87,7 +89,7 @@ def infer_beside_a_broken_scan(bundle: str, data: Path, cases: Sequence[str], ck
     broken.parent.mkdir()
     broken.write_bytes((data / cases[0] / "flair.nii.gz").read_bytes()[:2000])
     out = folder / "out"
-    done = infer(bundle, folder / "data", ckpt, out, cwd=REPOSITORY / "bundles" / bundle, check=False)
+    done = infer(bundle, folder / "data", ckpt, out, cwd=REPOSITORY / "bundles" / bundle, check=False, **options)
     assert done.returncode != 0
     assert f"1 of {len(cases) + 1} cases failed" in done.stderr
     assert "broken" in done.stderr

@@ -29,7 +29,7 @@ ROOT = REPOSITORY / "bundles" / BUNDLE
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return phantom_dataset(tmp_path_factory.mktemp("data"), cases=40)
+    return phantom_dataset(tmp_path_factory.mktemp("data"), cases=28)
 
 
 def train(data: Path, output: Path, *more: str, **overrides: object) -> Path:
@@ -40,8 +40,8 @@ def train(data: Path, output: Path, *more: str, **overrides: object) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> Path:
-    """Folder of a training with the demo's settings."""
-    return train(data, tmp_path_factory.mktemp("training"))
+    """Folder of a training with the demo's settings, but shorter."""
+    return train(data, tmp_path_factory.mktemp("training"), max_epochs=8, volumes_per_epoch=256)
 
 
 @pytest.fixture(scope="module")
