@@ -26,6 +26,14 @@ _NEGATIONS = re.compile(
     r"ohne|sain|sano|sans|sin\b|unauff|unremark|without|нет|否|无|無)",
     re.IGNORECASE,
 )
+# What a spreadsheet makes of a label (a date of 1-2), and numbers that are no grades: no names of classes.
+_MONTH = "(jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[.]?"
+_DATES = (
+    r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ t].*)?",
+    rf"\d{{1,2}}[-. ]+{_MONTH}",
+    rf"{_MONTH}[- ]+\d+",
+)
+_NO_NAME = re.compile("|".join((r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", *_DATES)), re.IGNORECASE)
 _MOST_GRADES = 20
 _WORDS = "yes, true, positive or 1; no, false, negative, none, - or 0"
 
@@ -165,6 +173,9 @@ def _found_classes(tokens: Places, source: PathLike, several: bool) -> tuple[str
         if text.lower() in _UNKNOWN
     ]
     refuse(source, unknown)
+    odd = [(place, text) for place, text in tokens if not text.isdecimal() and _NO_NAME.fullmatch(text)]
+    advice = "has a spreadsheet changed it? Are these scores, --positive_from 1; or name all classes by --classes"
+    refuse(source, [f"{place}: {text!r} is a number or a date, and no label: {advice}" for place, text in odd])
     if texts <= {*_YES, *_NO}:
         return ("none", "finding")
     if not several and all(text.isdecimal() or text in _NO for text in texts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,10 @@ SAME = {
     "patient": "mrn participant participant_id pat pat_id person person_id pid sub subject subject_id subjectid",
     "split": "partition phase section set subset",
 }
+
+# What stands where a formula has no result, in English and German.
+ERRORS = ("#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!", "#NV", "#BEZUG!", "#WERT!", "#ZAHL!")
+_CUT = re.compile(r"\d([.,]\d+)?E\+\d+")
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +55,7 @@ def read_labeled_rows(path: Path) -> tuple[dict[str, str], list[Row]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a table with the columns image and label.")
     (first, written), *lines = read_rows(path) or [(1, [])]
-    rest = [(number, cells) for number, cells in lines if not cells[0].startswith("#")]
+    rest = [(number, cells) for number, cells in lines if not cells[0].startswith("#") or cells[0] in ERRORS]
     if len(rest) < len(lines):
         logger.warning("%s: %d row(s) that begin with # left out", path, len(lines) - len(rest))
     header = [name.lower() for name in written]
@@ -63,7 +68,19 @@ def read_labeled_rows(path: Path) -> tuple[dict[str, str], list[Row]]:
     rows = [Row(n, {k: v for k, v in zip(header, cells, strict=False) if k and v}) for n, cells in rest]
     if not rows:
         raise ValueError(f"{path}: no row with an image and its label follows the header.")
+    columns = [name for name in header if name in COLUMNS or name.startswith("image_")]
+    refuse(path, [slip for row in rows for column in columns if (slip := _slip(row, column))])
     return {k: v for k, v in zip(header, written, strict=True) if any(row[k] for row in rows)}, rows
+
+
+def _slip(row: Row, column: str) -> str:
+    """What a spreadsheet has done to a text; empty where nothing."""
+    text = row[column]
+    if text in ERRORS:
+        return f"{row.at(column)}: {text!r} is a spreadsheet's error"
+    if column in ("patient", "case") and _CUT.fullmatch(text):
+        return f"{row.at(column)}: {text!r}, from which a spreadsheet has cut digits; format the column as text"
+    return ""
 
 
 def image_columns(columns: dict[str, str], modalities: Sequence[str] | None, path: Path) -> dict[str, str]:

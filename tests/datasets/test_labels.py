@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -70,6 +71,14 @@ class TestParseLabels:
             ),
             ("none|flu|flu|2", {}, r"row 5: '2' does not go with 'flu'"),
             ("yes|no|unknown", {}, r"row 4: 'unknown' is no label; leave the row out"),
+            *(
+                (
+                    f"0|{text}",
+                    {},
+                    rf"row 3: '{re.escape(text)}' is a number or a date, and no label: .* --positive_from 1",
+                )
+                for text in ("-1", "0.5", "1e3", "2024-02-01 00:00:00", "01.02.24", "1-Feb", "2. Mär", "Feb 24")
+            ),
             ("0|93", {}, r"row 3: 93 is no grade \(0 to 20\); .* --positive_from 1"),
             (
                 "1|2|3",

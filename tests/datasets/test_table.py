@@ -218,6 +218,15 @@ class TestErrors:
                 )
                 for one, other in (("Pat7", "PAT7"), ("007", "7"), ("7.0", "7"), ("P 07", "P  7"), ("\u00c4", "\u00e4"))
             ),
+            (("image,label", "a.tif,1", "b.tif,#N/A"), r"row 3, column 'label': '#N/A' is a spreadsheet's error"),
+            (
+                ("image,label,patient", "a.tif,1,#REF!", "#N/A,1,P"),
+                r"'patient': '#REF!' is .*; row 3, column 'image': '#N/A' is a spreadsheet's error",
+            ),
+            (
+                ("image,label,patient", "a.tif,1,1.23E+15"),
+                r"'1.23E\+15', from which a spreadsheet has cut digits; form",
+            ),
             (("image,label,split", "a.tif,1,dev"), r"row 2, column 'split': 'dev'; expected training, valid"),
             (
                 ("image,label,patient,split", "a.tif,1,P,test", "b.tif,1,P,", "c.tif,0,P,val"),
