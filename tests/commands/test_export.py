@@ -93,9 +93,12 @@ def installed(zips, tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
         (place / "common").mkdir(parents=True)
         (place / "common" / "__init__.py").write_text("raise RuntimeError('this is another common')")
         assert "No module named" in call(python, "-P", "-c", "import common.data", cwd=place).stderr
-        source = ("--name", name, "--url", zips[name].as_uri(), "--bundle_dir", ".")
-        loaded = call(python, "-m", "monai.bundle", "download", *source, cwd=place)
-        assert loaded.returncode == 0, loaded.stderr[-3000:]
+        if name == RUN:
+            source = ("--name", name, "--url", zips[name].as_uri(), "--bundle_dir", ".")
+            loaded = call(python, "-m", "monai.bundle", "download", *source, cwd=place)
+            assert loaded.returncode == 0, loaded.stderr[-3000:]
+        else:
+            shutil.unpack_archive(zips[name], place)
         return python, place
 
     return install
