@@ -98,7 +98,7 @@ def check_gray(image: np.ndarray, spacing: Sequence[float]) -> None:
     coarse = _block_mean(image, factors)
     if coarse.min() == coarse.max():
         return
-    bright = coarse > threshold_otsu(coarse)
+    bright = coarse > threshold_otsu(coarse.ravel())  # three slices are no colors
     labels, _ = ndi.label(bright, IN_PLANE)
     edge = np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
     enclosed = bright & ~np.isin(labels, np.unique(edge))

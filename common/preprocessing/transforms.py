@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
@@ -19,8 +20,8 @@ LUNGS = ("lung", "lungmask")
 class OrganMaskd(MapTransform):
     """Add an organ mask `[1, H, W, D]` (float 0/1) of the first channel under `organ_key`.
 
-    A mask that is there already, loaded from a file, is kept: above 0.5 is organ. Lungs that were found, and are less
-    than a scan of that size shows, are doubted under `warnings`.
+    A mask that is there already, loaded from a file, is kept: above 0.5 is organ. One that holds the corners of most
+    slices, and lungs that were found and are less than a scan of that size shows, are doubted under `warnings`.
 
     Args:
         keys: one image key, `[C, H, W, D]`, slices along the last axis.
@@ -52,13 +53,25 @@ class OrganMaskd(MapTransform):
                 _check_chest(image)
             if self.organ_key in data:
                 data[self.organ_key] = _checked_mask(data[self.organ_key], image)
-                continue
-            mask = organ_mask(as_array(image[0]), spacing=spacing_of(image), organ=self.organ, **self.options)
-            data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
-            doubt = doubt_about_lungs(mask, spacing_of(image)) if self.organ in LUNGS else ""
+                doubt = "" if self.organ == "none" else doubt_about_mask(as_array(data[self.organ_key][0]) > 0.5)
+            else:
+                mask = organ_mask(as_array(image[0]), spacing=spacing_of(image), organ=self.organ, **self.options)
+                data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
+                doubt = doubt_about_lungs(mask, spacing_of(image)) if self.organ in LUNGS else ""
             if doubt:
                 data["warnings"] = "; ".join([*([str(data["warnings"])] if data.get("warnings") else []), doubt])
         return data
+
+
+def doubt_about_mask(organ: np.ndarray) -> str:
+    """Why a mask bool `[H, W, D]` from a file cannot be that of an organ; empty if it can.
+
+    An organ is round, and leaves the corners of a slice free, even of one that is cut to its size.
+    """
+    corners = organ[[0, 0, -1, -1], [0, -1, 0, -1]].all(axis=0)
+    if corners.sum() <= organ.any(axis=(0, 1)).sum() / 2:
+        return ""
+    return "the organ's mask holds the corners of most slices: is it that of everything, or turned inside out?"
 
 
 def _check_chest(image: Any) -> None:

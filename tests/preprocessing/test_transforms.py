@@ -47,6 +47,20 @@ class TestOrganMaskd:
         with pytest.raises(ValueError, match=r"/data/case_7/lung.nii.gz: the organ's mask is empty"):
             OrganMaskd("image", organ="none")(data)
 
+    def test_a_mask_turned_inside_out_is_doubted(self):
+        round_one = np.zeros_like(GOOD[:1])
+        round_one[:, 1:-1, :, 1:] = round_one[:, :, 1:-1, 1:] = 1  # cut to its size
+        for organ, given, told in (
+            ("brain", round_one, False),
+            ("brain", 1 - round_one, True),
+            ("brain", round_one * 0 + 1, True),
+            ("none", round_one * 0 + 1, False),
+        ):
+            kind: Any = organ
+            data = {"image": meta(GOOD), "organ": meta(given), "warnings": "tilted"}
+            warned = OrganMaskd("image", organ=kind)(data)["warnings"]
+            assert warned.startswith("tilted; the organ's mask holds the corners") if told else warned == "tilted"
+
     def test_unknown_organ_is_refused_at_once(self):
         wrong: Any = "liver"
         with pytest.raises(ValueError, match=r"organ must be one of .*'liver'"):
