@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..files import PathLike, write
 from .cases import add_volumes, case_rows, shared_threshold
 from .curves import label_curves, threshold_curve, volume_agreement
 from .page import page
-from .pictures import find_picture, pictures, thumbnail
+from .pictures import find_picture, picture, size, thumbnail, within
 from .record import described_weights, versions
 from .scores import baselines, facts, headline
 from .slides import add_slides
@@ -24,7 +25,9 @@ from .tables import Run, read_json, read_run
 from .training import RECORD as TRAINING
 from .training import build_training, training_supervision
 
-PICTURES = 1_700_000  # bytes of all montages; base64 and the viewer make 4.6 MB of them
+PICTURES = 1_600_000  # bytes of all pictures; base64, the viewer and a thousand rows make 5 MB of them
+THUMBNAILS = 500_000  # bytes of those that are thumbnails
+LEAST = 8_000  # bytes of a montage in which one sees something
 BINARY = ("picture", "thumbnail", "view", "volumes")  # keys of base64
 # A path from the root of a file system: the page names files by their last part alone.
 ABSOLUTE = re.compile(r"(?:(?<![\w./])/|\b[A-Za-z]:[\\/]|\\\\)(?:[^\s/\\'\",;:()]+[\\/])+(?=[^\s/\\'\",;:()]*)")
@@ -225,11 +228,16 @@ def _nearest(stops: np.ndarray | None, threshold: float | None) -> int | None:
 
 
 def _add_pictures(run: Run, rows: list[dict[str, Any]]) -> None:
-    paths = {row["case"]: path for row in rows if (path := find_picture(run.folder, row["case"]))}
-    texts = dict(zip(paths, pictures(paths.values(), most_bytes=PICTURES), strict=True))
+    """The more cases, the smaller their pictures; those far down a long list have none: empty texts, not None."""
+    found = [(row, path) for row in rows if (path := find_picture(run.folder, row["case"]))]
+    small = within((thumbnail(path) for _, path in found), THUMBNAILS)
+    left = PICTURES - sum(map(size, small))
+    each = max(left // max(len(found), 1), LEAST)
+    large = within((picture(path, each) for _, path in found), left)
     for row in rows:
-        row["picture"] = texts.get(row["case"])
-        row["thumbnail"] = thumbnail(paths[row["case"]]) if row["case"] in paths else None
+        row["picture"] = row["thumbnail"] = None
+    for (row, _), one, other in zip_longest(found, large, small, fillvalue=""):
+        row["picture"], row["thumbnail"] = one, other
 
 
 def without_paths(value: Any, folders: Collection[str] = ()) -> Any:

@@ -49,6 +49,22 @@ def pictures(paths: Iterable[Path], *, most_bytes: int) -> list[str]:
     return [picture(path, most_bytes // max(len(paths), 1)) for path in paths]
 
 
+def within(texts: Iterable[str], most_bytes: int) -> list[str]:
+    """The first of texts of base64: as many as stand for no more than `most_bytes` together; no further one is made."""
+    kept, left = [], most_bytes
+    for text in texts:
+        left -= size(text)
+        if left < 0:
+            break
+        kept.append(text)
+    return kept
+
+
+def size(text: str) -> int:
+    """Bytes that a text of base64 stands for, or up to two more."""
+    return len(text) * 3 // 4
+
+
 def _narrowed(image: Image.Image, width: int) -> Image.Image:
     if image.width <= width:
         return image

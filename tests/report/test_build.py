@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
+import common.report.build
 import common.report.page
 from common.metrics import dice
 from common.report import build_report, find_files, write_report
 from common.report.build import PICTURES, without_paths
+from common.report.pictures import size
 from tests.pipeline import save
 from tests.report.conftest import CASES, volumes, write_run
 
@@ -128,10 +130,25 @@ def test_a_hostile_name_ends_no_script(report):
     assert text.count("</script>") == text.count("<script")
 
 
-def test_what_is_in_the_page_beside_volumes_stays_below_five_megabytes(report, tmp_path):
-    """Pictures as large as they may be, and a viewer of 2.3 MB."""
-    rows = [{**row, "volumes": None, "picture": "A" * (PICTURES * 4 // 3 // 4)} for row in report["cases"]]
+def test_what_is_in_the_page_of_a_thousand_cases_beside_volumes_stays_below_five_megabytes(report):
+    """Pictures as large as they may be, eight tables of thresholds, and a viewer of 2.3 MB."""
+    bare = {"volumes": None, "table": None, "picture": "", "thumbnail": ""}
+    rows = [{**report["cases"][number % 4], **bare, "case": f"case_{number:05d}"} for number in range(1000)]
+    for row in rows[:8]:
+        row["table"] = report["cases"][0]["table"]
+    rows[0]["picture"] = "A" * (PICTURES * 4 // 3)
     assert len(common.report.page.page(report | {"cases": rows})) + 2_300_000 < 5_000_000
+
+
+def test_the_first_cases_of_a_long_list_have_pictures_that_need_no_more_room_than_there_is(run_dir, monkeypatch):
+    shown = build_report(run_dir, max_embedded=0)["cases"]
+    one, small = (size(shown[0][key]) for key in ("picture", "thumbnail"))
+    for name, value in (("THUMBNAILS", 3 * small), ("PICTURES", 3 * small + 2 * one), ("LEAST", one)):
+        monkeypatch.setattr(common.report.build, name, value)
+    rows = build_report(run_dir, max_embedded=0)["cases"]
+    assert [bool(row["picture"]) for row in rows] == [True, True, False, False]
+    assert [bool(row["thumbnail"]) for row in rows] == [True, True, True, False]
+    assert rows[3]["picture"] == ""  # a run that left none: None
 
 
 def test_levels_of_heat_are_the_same_in_all_cases(report):
