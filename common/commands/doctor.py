@@ -26,6 +26,7 @@ EXTRAS = {
     "radon": "faster reconstruction on CPUs (tonno_mosmed)",
     "report": "npm, which gets the viewer of reports",
     "timm": "backbones and encoders of timm",
+    "track": "trainings in TensorBoard and MLflow",
     "wsi": "slides (insight_ct)",
     "xlsx": "tables of labels as .xlsx",
 }
@@ -173,6 +174,15 @@ def _downloads(installed: Sequence[Finding]) -> Iterator[Finding]:
             yield Finding(f"weights of {name}", "there" if found else "not here: downloaded once, at first use")
 
 
+def _viewer() -> Finding:
+    """NiiVue; where it lies is as in `common.report.viewer`, whose import would take seconds."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weakseg"
+    if any(Path(os.environ.get("WEAKSEG_CACHE") or cache).glob("niivue-*.umd.js")):
+        return Finding("viewer of reports", "there")
+    mend = "python -m common report --get_viewer true"
+    return Finding("viewer of reports", "not here: pages show pictures in place of volumes", mend)
+
+
 def doctor() -> None:
     """Say what is installed, what each bundle can do here, and how to mend what is missing.
 
@@ -189,10 +199,12 @@ def doctor() -> None:
     installed = _installed(required)
     needed = list(requirement_findings(required, installed))
     extras = list(extra_findings(required, installed))
+    if shutil.which("npm"):  # which is all that this extra brings
+        extras = [finding for finding in extras if not finding.what.startswith("[report]")]
     sections = {
         f"Python {platform.python_version()}, {NAME} {metadata.version(NAME)}": needed,
         "Devices": _devices(),
-        "Extras": [*extras, *_downloads(extras)],
+        "Extras": [*extras, *_downloads(extras), _viewer()],
         "Disk": [disk_finding(str(Path.cwd()), shutil.disk_usage(Path.cwd()).free / 1e9)],
         "Bundles": list(_bundles()),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Mapping
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +235,9 @@ def _add_pictures(run: Run, rows: list[dict[str, Any]]) -> None:
     large = within((picture(path, each) for _, path in found), left)
     for row in rows:
         row["picture"] = row["thumbnail"] = None
-    for (row, _), one, other in zip_longest(found, large, small, fillvalue=""):
-        row["picture"], row["thumbnail"] = one, other
+    for number, (row, _) in enumerate(found):
+        row["picture"] = large[number] if number < len(large) else ""
+        row["thumbnail"] = small[number] if number < len(small) else ""
 
 
 def without_paths(value: Any, folders: Collection[str] = ()) -> Any:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 
 from common.commands import doctor as module
@@ -13,6 +15,7 @@ from common.commands.doctor import (
     requirement_findings,
     table,
 )
+from common.report.viewer import COMMAND, viewer_path
 
 REQUIRED = [
     "torch>=2.4",
@@ -42,6 +45,20 @@ def test_an_extra_is_there_if_all_of_it_is_and_no_extra_counts_as_needed():
     assert found["[wsi]"].state == "without imagecodecs"
     assert found["[wsi]"].mend.endswith('--editable ".[wsi]"')
     assert [finding.what for finding in requirement_findings(REQUIRED, installed)] == ["torch", "monai"]
+
+
+def test_every_extra_says_what_it_is_for_here_and_in_the_quick_start():
+    extras = set(metadata.metadata(module.NAME).get_all("Provides-Extra"))
+    assert extras - {"dev"} == module.EXTRAS.keys()
+    page = (module.REPOSITORY / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    assert [extra for extra in module.EXTRAS if f"`{extra}`" not in page] == []
+
+
+def test_the_viewer_is_found_where_it_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEAKSEG_CACHE", str(tmp_path))
+    assert module._viewer().mend == COMMAND
+    viewer_path().touch()
+    assert module._viewer().mend == ""
 
 
 def test_a_bundle_without_weights_is_to_be_trained():
