@@ -46,12 +46,13 @@ SECTIONS = ("training", "validation", "test")
 
 
 def check_patients(datalist: dict[str, Any]) -> None:
-    """Refuse a datalist in which one patient is in two sections: scores would be of memory, not of skill.
+    """Refuse a datalist in which one patient, or one image, is in two sections: scores would be of memory, not skill.
 
     Raises:
-        ValueError: naming the patient and the sections.
+        ValueError: naming the patient, or the image, and the sections.
     """
     seen: dict[str, str] = {}
+    images: dict[str, str] = {}
     for section in SECTIONS:
         for case in datalist.get(section, []):
             first = seen.setdefault(str(case["patient"]), section)
@@ -60,6 +61,9 @@ def check_patients(datalist: dict[str, Any]) -> None:
                     f"patient {case['patient']!r} is in {first!r} and in {section!r} (case {case['case']!r}); "
                     "all cases of a patient belong in one section."
                 )
+            for path in case["image"] if isinstance(case["image"], list) else [case["image"]]:
+                if (first := images.setdefault(os.path.normpath(path), section)) != section:
+                    raise ValueError(f"the image {path} is in {first!r} and in {section!r}; it belongs in one section.")
 
 
 def _check(datalist: dict[str, Any], source: str) -> None:

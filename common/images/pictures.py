@@ -13,6 +13,7 @@ from .geometry import LPS_TO_RAS
 from .volume import Volume
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_KEPT = ("uint16", "int16", "int32", "float32")  # by Pillow, of gray TIFF with more than 8 bits
 _MODES = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "P": "RGB"}
 
 
@@ -57,7 +58,7 @@ def picture_grid(path: PathLike) -> tuple[tuple[int, ...], np.ndarray]:
 def _pixels(path: str) -> np.ndarray:
     """Rows, columns and, in color, channels."""
     try:
-        deep = _deep_color(path) if path.lower().endswith((".tif", ".tiff")) else None
+        deep = _deep(path) if path.lower().endswith((".tif", ".tiff")) else None
         if deep is not None:
             return deep
         with Image.open(path) as picture:
@@ -67,12 +68,16 @@ def _pixels(path: str) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read ({error}); expected one whole PNG, JPEG or TIFF picture") from error
 
 
-def _deep_color(path: str) -> np.ndarray | None:
-    """A TIFF picture in color with more than 8 bits, which Pillow would cut off; None for others."""
+def _deep(path: str) -> np.ndarray | None:
+    """A TIFF picture that Pillow would cut off: in color with more than 8 bits, or of another type; None for others."""
     with tifffile.TiffFile(path) as file:
         _check_pages(len(file.pages))
         page = file.pages.first
-        if page.samplesperpixel < 2 or page.dtype == np.uint8:
+        if page.dtype in ("uint8", "bool"):
+            return None
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:  # which Pillow turns round in 8 bits alone
+            raise ValueError("its lowest value is white: save it with black as 0")
+        if page.samplesperpixel < 2 and page.dtype in _KEPT:
             return None
         pixels = page.asarray()
         return np.moveaxis(pixels, 0, -1) if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else pixels

@@ -18,7 +18,7 @@ LEVEL = {"max": 0.2, "avg": 0.5}
 @pytest.fixture
 def data(tmp_path) -> Path:
     """A datalist of six patients, and three variants."""
-    cases = [{"case": f"p{i}", "patient": f"p{i}", "image": f"p{i}.nii.gz", "cls": [0, 1]} for i in range(6)]
+    cases = [{"case": f"p{i}", "patient": f"p{i}", "image": f"p{i}.nii", "cls": [0, 1], "label": "m"} for i in range(6)]
     content = {"name": "x", "classes": ["none", "tumor"], "modalities": ["flair"], "training": cases}
     (tmp_path / "datalist.json").write_text(json.dumps(content))
     variants: dict[str, dict] = {"plain": {"pooling": "max"}, "mean": {"pooling": "avg"}, "full": {}}
@@ -37,6 +37,7 @@ def runs(monkeypatch) -> list[dict]:
         output.mkdir(parents=True, exist_ok=True)
         if overrides.get("pooling") == "broken":
             raise subprocess.CalledProcessError(1, "run")
+        (output / "model.pt").touch()
         if output.name == "calibrate":
             (output / "calibrated.json").write_text("{}")
         elif output.name == "evaluation":
@@ -49,6 +50,7 @@ def runs(monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", fake)
     monkeypatch.setattr(common.commands.crossvalidate, "for_configs", lambda bundle, configs, settings: settings)
+    monkeypatch.setattr(common.commands.crossvalidate, "config_files", lambda bundle, configs: [])
     return calls
 
 

@@ -66,10 +66,11 @@ def test_the_summary_says_what_labels_say_and_that_masks_chose_nothing(tmp_path)
 
 @pytest.fixture
 def content(tmp_path) -> dict:
-    for case in (listed := cases(0, 1)):
+    listed = cases(0, 1)
+    other = [{**case, "case": f"v{case['case']}"} for case in listed]
+    for case in (*listed, *other):
         (tmp_path / f"{case['case']}.nii.gz").touch()
         case |= {"image": f"{case['case']}.nii.gz", "patient": case["case"]}
-    other = [{**case, "case": f"v{case['case']}", "patient": f"v{case['case']}"} for case in listed]
     return {"name": "x", "classes": CLASSES, "modalities": ["flair"], "training": listed, "validation": other}
 
 

@@ -74,6 +74,10 @@ class TestDatalistFile:
                 datalist(training=[case("a", patient="P1")], test=[case("b", patient="P1")]),
                 "patient 'P1' is in 'training'",
             ),
+            (
+                datalist(training=[case("a")], test=[case("b") | {"image": ["x.nii", f"./{case('a')['image']}"]}]),
+                r"the image \./a.* is in 'training' and in 'test'; it belongs in one",
+            ),
             (datalist(training=[case("a"), case("a")]), r"the case name 'a' occurs more than once, for a"),
             (datalist(training=[case("a", 2)]), r"from 0 to 1 .*got 2"),
             (datalist(training=[case("a", [0, "1"])]), "case 'a': cls must be"),

@@ -57,8 +57,15 @@ def test_other_ways_to_store_gray_give_gray(tmp_path, mode):
 
 @pytest.mark.parametrize(
     "pixels",
-    [GRAY.astype(np.uint16) * 250, GRAY.astype(np.float32) / 7, COLOR.astype(np.uint16) * 250],
-    ids=["gray of 16 bits", "floats", "color of 16 bits"],
+    [
+        GRAY.astype(np.uint16) * 250,
+        GRAY.astype(np.float32) / 7,
+        COLOR.astype(np.uint16) * 250,
+        GRAY.astype(np.uint32) * 10**7,
+        GRAY / 7,
+        GRAY.astype(np.int8),
+    ],
+    ids=["gray of 16 bits", "floats", "color of 16 bits", "32 bits", "doubles", "8 bits with a sign"],
 )
 def test_deep_tiff_keeps_its_values(tmp_path, pixels):
     tifffile.imwrite(tmp_path / "a.tif", pixels)
@@ -70,7 +77,13 @@ def test_what_is_no_single_picture_is_refused_by_name(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     whole = saved(tmp_path / "cut.jpg", np.zeros((64, 64), np.uint8)).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    for name, message in (("pages.tif", "3 pages"), ("text.png", "cannot be read"), ("cut.jpg", "cannot be read")):
+    tifffile.imwrite(tmp_path / "white.tif", GRAY.astype(np.uint16), photometric="miniswhite")
+    for name, message in (
+        ("white.tif", "lowest value is white: save it with black as 0"),
+        ("pages.tif", "3 pages"),
+        ("text.png", "cannot be read"),
+        ("cut.jpg", "cannot be read"),
+    ):
         with pytest.raises(ValueError, match=rf"{name}.*{message}"):
             read_picture(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"nothing\.png does not exist"):
