@@ -173,9 +173,9 @@ def _found_classes(tokens: Places, source: PathLike, several: bool) -> tuple[str
         if text.lower() in _UNKNOWN
     ]
     refuse(source, unknown)
-    odd = [(place, text) for place, text in tokens if not text.isdecimal() and _NO_NAME.fullmatch(text)]
+    changed = [(place, text) for place, text in tokens if not text.isdecimal() and _NO_NAME.fullmatch(text)]
     advice = "has a spreadsheet changed it? Are these scores, --positive_from 1; or name all classes by --classes"
-    refuse(source, [f"{place}: {text!r} is a number or a date, and no label: {advice}" for place, text in odd])
+    refuse(source, [f"{place}: {text!r} is a number or a date, and no label: {advice}" for place, text in changed])
     if texts <= {*_YES, *_NO}:
         return ("none", "finding")
     if not several and all(text.isdecimal() or text in _NO for text in texts):

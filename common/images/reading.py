@@ -177,10 +177,11 @@ def _load(path: str) -> Any:
         image.get_data_dtype()
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
-    if isinstance(image, nib.Nifti1Image) and image.dataobj.offset < image.header.single_vox_offset:
+    start: Any = getattr(image.dataobj, "offset", None)
+    if isinstance(image, nib.Nifti1Image) and start < image.header.single_vox_offset:
         raise ValueError(
-            f"{path}: its header says that the voxels begin within it, at byte {image.dataobj.offset} (vox_offset); "
-            f"write {image.header.single_vox_offset}"
+            f"{path}: its header says that the voxels begin within it, at byte {start} (vox_offset); write "
+            f"{image.header.single_vox_offset}"
         )
     return image
 

@@ -238,7 +238,7 @@ class SeenWriter:
     def write(self, engine: Engine | None = None) -> None:
         """Describe the cases and write the file; nothing where the preprocessing has no `CheckSeend` (slides)."""
         before = {} if engine else read_beside(self.path)
-        forgotten = {"chosen": {}, "chosen_from": {}} if engine else {}  # a training replaces the weights
+        forgotten: dict[str, Any] = {"chosen": {}, "chosen_from": {}} if engine else {}  # weights are replaced
         transforms: Any = getattr(self.preprocessing, "transforms", ())
         places = [i for i, transform in enumerate(transforms) if isinstance(transform, CheckSeend)]
         told = before.get("trained_on") or self._supervision("volumes" if places else "slides")
