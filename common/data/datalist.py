@@ -61,7 +61,8 @@ def check_patients(datalist: dict[str, Any]) -> None:
                     f"patient {case['patient']!r} is in {first!r} and in {section!r} (case {case['case']!r}); "
                     "all cases of a patient belong in one section."
                 )
-            for path in case["image"] if isinstance(case["image"], list) else [case["image"]]:
+            paths = case.get("image") or []
+            for path in paths if isinstance(paths, list) else [paths]:
                 if (first := images.setdefault(os.path.normpath(path), section)) != section:
                     raise ValueError(f"the image {path} is in {first!r} and in {section!r}; it belongs in one section.")
 
