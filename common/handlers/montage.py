@@ -13,7 +13,7 @@ from skimage.transform import resize
 from ..images import LPS_TO_RAS, in_axes_of
 
 MASK_COLOR = (0, 229, 255)
-TRUTH_COLOR = (124, 252, 0)
+TRUTH_COLOR = (255, 176, 0)  # as in the viewer of reports; green is not told from cyan by all eyes
 
 
 def draw_montage(
@@ -31,7 +31,7 @@ def draw_montage(
 
     Args:
         image, heatmap, mask, truth: `[H, W, D]` on one grid; mask and ground truth, where there are any, are outlined
-            in cyan and green.
+            in cyan and amber.
         affine: of that grid, RAS+ mm; it decides what is shown as axial and which way is up.
         columns: number of slices.
         height: of one panel in pixels.

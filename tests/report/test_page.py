@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from common.handlers import MASK_COLOR, TRUTH_COLOR
 from common.report.page import FOLDER, SCRIPTS
 
 STYLE = (FOLDER / "style.css").read_text()
@@ -23,6 +24,11 @@ def luminance(color: str) -> float:
 def test_texts_stand_out_as_wcag_aa_asks(style, tone, sheet):
     one, other = (luminance(re.search(rf"--{name}: (#\w+)", style)[1]) for name in (tone, sheet))
     assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 4.5
+
+
+def test_outlines_have_the_colors_of_the_pictures_beside_them():
+    tints = re.search(r"TINTS = \{ mask: (\[.*?\]), truth: (\[.*?\]) \}", (FOLDER / "viewer.js").read_text())
+    assert [tuple(map(int, re.findall(r"\d+", tint))) for tint in tints.groups()] == [MASK_COLOR, TRUTH_COLOR]
 
 
 def test_every_script_is_in_the_page_and_short_enough_to_read():
