@@ -6,8 +6,9 @@ import inspect
 import json
 import subprocess
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..engines.settings import ANY, NULL, mismatch, plain
 from ..files import PathLike
 
 PACKAGE = Path(__file__).resolve().parents[1]
+ANYTHING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # Kinds of values, by the first word of an annotation.
 KINDS = {
     "int": "a whole number",
@@ -32,12 +34,13 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
     """The command, with its arguments compared with their annotations, and `null`, `true` and `false` as in JSON.
 
     Raises:
-        ValueError: (from the command) an argument of another type, by name.
+        ValueError: (from the command) an argument that it does not have, or of another type, by name.
     """
     signature = inspect.signature(command)
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        _check_known(signature, args, kwargs)
         given = signature.bind(*args, **kwargs)
         for name, value in given.arguments.items():
             parameter = signature.parameters[name]
@@ -48,7 +51,25 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
                     raise ValueError(f"--{name}: {line}")
         command(*given.args, **given.kwargs)
 
+    # So Fire hands over what is unknown, too; it would complain of it only when the command has done its work.
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    more = [inspect.Parameter(f"_{kind.name}", kind) for kind in ANYTHING if kind not in kinds]
+    everything = sorted([*signature.parameters.values(), *more], key=lambda parameter: parameter.kind)
+    run.__signature__ = signature.replace(parameters=everything)  # type: ignore[attr-defined]
     return run
+
+
+def _check_known(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    parameters = signature.parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind not in ANYTHING]
+    places = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+    if len(args) > places:
+        raise ValueError(f"{args[places]!r} is more than what is expected: {', '.join(known[:places])}")
+    unknown = [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else [key for key in kwargs if key not in known]
+    if unknown:
+        near = get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean --{near[0]}?" if near else f"there are {', '.join(f'--{name}' for name in known)}"
+        raise ValueError(f"there is no option --{unknown[0]}; {hint}")
 
 
 def read_json(path: PathLike) -> Any:
