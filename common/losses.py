@@ -6,6 +6,7 @@ The weighted cross-entropy of GP-UNet is `torch.nn.CrossEntropyLoss(weight=class
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,3 +220,39 @@ class BagLoss(nn.Module):
     def forward(self, logits: torch.Tensor, target: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Scalar from `[B, ..., C]` and the target's `cls` and `bag`, both `[B]`."""
         return self.loss(*pool_bags(logits, target["cls"], target["bag"], self.pool))
+
+
+class MaskLoss(nn.Module):
+    """Of a training on masks: loss of the maps, see `soft_bce_dice`, and loss of the logits, see `BagLoss`.
+
+    Args:
+        loss: of logits and classes.
+        segmentation, classification: weights of the two terms.
+        options: pool and its options, of the logits of volumes with one label, see `BagLoss`.
+    """
+
+    def __init__(
+        self, loss: nn.Module, *, segmentation: float = 1.0, classification: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__()
+        self.segmentation = segmentation
+        self.classification = classification
+        self.labels = BagLoss(loss, **options)
+
+    def margins(self, maps: torch.Tensor, target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits of foreground `[B, M, H, W]`, each compared with the mask; by default the maps themselves."""
+        return maps
+
+    def forward(self, output: tuple[torch.Tensor, torch.Tensor], target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """
+        Args:
+            output: maps `[B, maps, H, W]` and logits `[B, ..., C]`.
+            target: `cls` and `bag` `[B]`; `pseudo`, the mask, and `organ` `[B, 1, H, W]`; `counts` `[B]`: 0 leaves a
+                slice's mask out.
+        """
+        maps, logits = output
+        valid = target["organ"] * target["counts"][:, None, None, None]
+        mask = target["pseudo"] * target["organ"]
+        margins = self.margins(maps, target).split(1, dim=1)
+        segmentation = torch.stack([soft_bce_dice(margin, mask, valid=valid) for margin in margins]).sum()
+        return self.segmentation * segmentation + self.classification * self.labels(logits, target)

@@ -13,8 +13,6 @@ from .run import bundle_root
 
 # Masks reach at least so far beyond what a map marks: two voxels of the phantom; the rule itself is for finer scans.
 REACH_MM = 6.0
-# Trainings on masks: cells of class activation maps are too coarse for the first to outline a body.
-ROUNDS = {"ensemble_gradcam_brats": 1}
 # What is compared, by its key in `summary.json`, and whether its slice AUC is that of the method.
 LEARNED = {
     "method (mask)": "dice",
@@ -47,7 +45,7 @@ def demo(
         bundle: name under `bundles/`.
         cases: phantom volumes.
         epochs: of training; 0 takes those of the bundle's configs.
-        rounds: of training on masks of the training before, as in `fit`; by default 0, of the ensemble 1.
+        rounds: of training on masks of the training before, as in `fit`; by default see `rounds_of`.
         seed: of phantom, split and training.
         verbose: show on the console what otherwise goes to `log.txt` alone.
 
@@ -55,7 +53,7 @@ def demo(
         `python -m common demo --output_dir demo --bundle tonno_mosmed`
     """
     configs = configs_of(bundle)  # before anything is written
-    rounds = ROUNDS.get(bundle_root(bundle).name, 0) if rounds is None else rounds
+    rounds = rounds_of(bundle) if rounds is None else rounds
     home = Path(output_dir).resolve()
     print(f"phantom data: {cases} volumes with known truth; no mask is opened before the scores")
     data = phantom_dataset(home / "data", cases=cases, seed=seed, kind="clinic")
@@ -70,6 +68,12 @@ def configs_of(bundle: str) -> list[str]:
     """Configs that make a bundle train on the phantom: `phantom.json`, and what the clinic's lesions need over it."""
     folder = bundle_root(bundle) / "configs"
     return [name for name in ("phantom.json", "clinic.json") if (folder / name).is_file()]
+
+
+def rounds_of(bundle: str) -> int:
+    """1 where a network gets map heads in its second training: the maps of the first are too coarse for a body."""
+    second = bundle_root(bundle) / "configs" / "train_refine.json"
+    return int(second.is_file() and "map_width" in read_json(second))
 
 
 def reach_of(bundle: str) -> dict[str, float]:

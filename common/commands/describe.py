@@ -23,7 +23,8 @@ def describe(
 ) -> None:
     """Describe the training section of a datalist and write it beside a bundle's weights, as training does itself.
 
-    Images and organ masks are read, labels and masks of the finding are not.
+    Images and organ masks are read, labels and masks of the finding are not. Where the file says already what the
+    weights depend on, configs that say otherwise are refused.
 
     Args:
         bundle: name under `bundles/`, or a path.
@@ -46,6 +47,12 @@ def describe(
         raise SystemExit(f"the training of {bundle} does not write what it saw: it has no {WRITER} among its handlers")
     handler = f"train#handlers#{places[0]}"
     parser[f"{handler}#path"] = str(path)
-    parser.get_parsed_content(handler).write()
+    writer = parser.get_parsed_content(handler)
+    if changed := writer.changed():
+        raise SystemExit(
+            f"{path} belongs to weights of another training: {'; '.join(changed)}. Give the --configs of theirs, all "
+            "that were over train.json, or another --output"
+        )
+    writer.write()
     seen = json.loads(path.read_text(encoding="utf-8"))["seen"]
     print(f"{path}: {seen['cases']} cases of {seen['patients']} patients")

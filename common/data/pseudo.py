@@ -44,7 +44,8 @@ def pseudo_masks(
     Args:
         case: with the labels of its slices, or one of the volume.
         image: `[C, H, W, Z]`, the last channel the organ.
-        teacher: network of the first stage, with its weights, on the device where it shall run.
+        teacher: network of the first stage, with its weights, on the device where it shall run; it is put into
+            evaluation mode.
         inferer: `common.engines.SliceMapInferer`.
         threshold: of the teacher's map of the class that the label names, against class 0's.
         binarize: `quantile`: each slice has that `mask_quantile` of its evidence inside the organ in its place; for
@@ -59,7 +60,7 @@ def pseudo_masks(
         `pseudo` `[1, H, W, Z]` bool, and `counts` `[Z]`, whether the mask of a slice is to be learned from.
     """
     device = next(teacher.parameters()).device
-    pred = inferer(image[None].to(device), teacher)[0].cpu()
+    pred = inferer(image[None].to(device), teacher.eval())[0].cpu()
     output = (pred if combine is None else combine({"image": image, "pred": pred})["pred"]).numpy()
     classes = output.shape[0] // 2
     volume = image.numpy()

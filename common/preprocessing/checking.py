@@ -211,8 +211,7 @@ class SeenWriter:
     def _begin(self, engine: Engine) -> None:
         if self._begun:
             return
-        before, now = read_beside(self.path).get("trained", {}), json.loads(json_text(self.trained))
-        changed = [f"{key} was {before[key]}, now {now[key]}" for key in now if before.get(key, now[key]) != now[key]]
+        changed = self.changed()
         if changed and engine.state.epoch > 1:
             raise ValueError(
                 f"the training in {self.path.parent} began with other settings: {'; '.join(changed)}. Give the "
@@ -222,6 +221,11 @@ class SeenWriter:
         barrier()  # all have read the file
         self._say_other_cases(resumed=engine.state.epoch > 1)
         self.write(engine)
+
+    def changed(self) -> list[str]:
+        """What the weights depend on that lies beside them with another value, as `key was old, now new`."""
+        before, now = read_beside(self.path).get("trained", {}), json.loads(json_text(self.trained))
+        return [f"{key} was {before[key]}, now {now[key]}" for key in now if before.get(key, now[key]) != now[key]]
 
     @one_rank_only()
     def _say_other_cases(self, *, resumed: bool) -> None:

@@ -17,6 +17,12 @@ def test_the_training_section_is_described_beside_the_weights(tmp_path, capsys):
     seen = json.loads((tmp_path / "model.json").read_text())["seen"]
     assert (seen["cases"], seen["channels"], seen["window"]) == (2, ["flair"], None)
     assert f"{tmp_path / 'model.json'}: 2 cases of 2 patients" in capsys.readouterr().out
+    content = json.loads((tmp_path / "model.json").read_text())
+    content["trained"]["stack"] = 8  # weights of another training
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"another training: stack was 8, now 16. Give the --configs of theirs"):
+        describe("gp_unet_brats", str(tmp_path), output=str(tmp_path / "model.json"))
+    assert json.loads((tmp_path / "model.json").read_text()) == content
 
 
 def test_a_training_that_does_not_say_what_it_saw_is_refused(tmp_path):

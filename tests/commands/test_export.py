@@ -28,8 +28,7 @@ from tests.running import run_code
 
 NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/models/model.pt"))
 RUN, TRAIN = "insight_ct", "gp_unet_brats"  # in new interpreters, which take long
-# What `python -m monai.bundle` itself needs, whatever the bundle.
-MONAI_BUNDLE = ("torch", "monai", "numpy", "fire")
+MONAI_BUNDLE = ("torch", "monai", "numpy", "fire")  # what `python -m monai.bundle` needs, whatever the bundle
 
 
 def with_dependencies(names: Iterable[str]) -> dict[str, Distribution]:
@@ -73,8 +72,7 @@ def head(tmp_path_factory) -> Path:
 
 def call(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    command = [str(python), *arguments]
-    return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=600)
+    return subprocess.run([str(python), *arguments], cwd=cwd, env=clean, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +91,7 @@ def installed(zips, tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
         (place / "common").mkdir(parents=True)
         (place / "common" / "__init__.py").write_text("raise RuntimeError('this is another common')")
         assert "No module named" in call(python, "-P", "-c", "import common.data", cwd=place).stderr
-        if name == RUN:
-            source = ("--name", name, "--url", zips[name].as_uri(), "--bundle_dir", ".")
-            loaded = call(python, "-m", "monai.bundle", "download", *source, cwd=place)
-            assert loaded.returncode == 0, loaded.stderr[-3000:]
-        else:
-            shutil.unpack_archive(zips[name], place)
+        shutil.unpack_archive(zips[name], place)
         return python, place
 
     return install
@@ -114,32 +107,33 @@ def run(python: Path, place: Path, name: str, *configs: str, **overrides: object
 
 
 @pytest.fixture(scope="module")
-def inferred(installed, head) -> Callable[[str], Path]:
-    """`inferred(name)`: what a bundle's inference wrote there."""
-
-    @cache
-    def infer(name: str) -> Path:
-        python, place = installed(name)
-        run(python, place, name, "inference", output_dir="out", dataset_dir=head, **quick())
-        return place / "out"
-
-    return infer
+def inferred(installed, head) -> Path:
+    """What the inference of `RUN` wrote there."""
+    python, place = installed(RUN)
+    run(python, place, RUN, "inference", output_dir="out", dataset_dir=head, **quick())
+    return place / "out"
 
 
-@pytest.mark.parametrize("name", [RUN])
-def test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_names(name, inferred, head):
-    output = inferred(name)
-    image, mask = nib.load(head / "phantom_000" / "flair.nii.gz"), nib.load(output / "phantom_000_seg.nii.gz")
+def test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_names(inferred, head):
+    image, mask = nib.load(head / "phantom_000" / "flair.nii.gz"), nib.load(inferred / "phantom_000_seg.nii.gz")
     assert mask.shape == image.shape
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
-    with open(output / "predictions.csv", encoding="utf-8") as file:
+    with open(inferred / "predictions.csv", encoding="utf-8") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["phantom_000"]
 
 
-@pytest.mark.parametrize("name", [RUN])
-def test_python_example_of_the_readme_writes_what_the_command_writes(name, inferred, installed, head):
-    python, place = installed(name)
-    (code,) = re.findall(r"```python\n(.*?)```", (place / name / "docs" / "README.md").read_text(), re.DOTALL)
+def test_monai_downloads_the_zip_there(installed, zips):
+    python, place = installed(RUN)
+    source = ("--name", RUN, "--url", zips[RUN].as_uri(), "--bundle_dir", "downloaded")
+    loaded = call(python, "-m", "monai.bundle", "download", *source, cwd=place)
+    assert loaded.returncode == 0, loaded.stderr[-3000:]
+    with zipfile.ZipFile(zips[RUN]) as archive:
+        assert all((place / "downloaded" / name).read_bytes() == archive.read(name) for name in archive.namelist())
+
+
+def test_python_example_of_the_readme_writes_what_the_command_writes(inferred, installed, head):
+    python, place = installed(RUN)
+    (code,) = re.findall(r"```python\n(.*?)```", (place / RUN / "docs" / "README.md").read_text(), re.DOTALL)
     options = ", ".join(f"{key}={value!r}" for key, value in quick().items())
     for old, new in {"bundles/": "", '"DIR"': f"{str(head)!r}, {options}", '"OUT"': "'by_example'"}.items():
         assert old in code
@@ -147,28 +141,27 @@ def test_python_example_of_the_readme_writes_what_the_command_writes(name, infer
     done = call(python, "-c", code, cwd=place)
     assert done.returncode == 0, done.stderr[-3000:]
     for kind in ("seg", "heatmap"):
-        files = (folder / f"phantom_000_{kind}.nii.gz" for folder in (inferred(name), place / "by_example"))
+        files = (folder / f"phantom_000_{kind}.nii.gz" for folder in (inferred, place / "by_example"))
         one, other = map(nib.load, files)
         np.testing.assert_array_equal(one.get_fdata(), other.get_fdata())
 
 
-@pytest.mark.parametrize("name", [TRAIN])
-def test_zip_trains_there_too_and_its_new_weights_make_masks(name, installed, head, tmp_path):
-    python, place = installed(name)
+def test_zip_trains_there_too_and_its_new_weights_make_masks(installed, head, tmp_path):
+    python, place = installed(TRAIN)
     data = phantom_dataset(tmp_path, cases=10)
     options: dict[str, object] = {"device": "cpu", "progress": False}
-    run(python, place, name, "train", "phantom", dataset_dir=data, output_dir="training", max_epochs=1, **options)
+    run(python, place, TRAIN, "train", "phantom", dataset_dir=data, output_dir="training", max_epochs=1, **options)
     with open(place / "training" / "training_log.csv", encoding="utf-8") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
     options |= {"dataset_dir": head, "image_pattern": "*/flair.nii.gz", "ckpt": "training/model.pt"}
-    run(python, place, name, "inference", "phantom", output_dir="trained", **options)
+    run(python, place, TRAIN, "inference", "phantom", output_dir="trained", **options)
     assert (place / "trained" / "phantom_000_seg.nii.gz").is_file()
 
 
 def quick() -> dict[str, object]:
     """Settings for a head, which weights for CT would refuse."""
-    settings = {"image_pattern": "*/flair.nii.gz", "organ": "brain", "device": "cpu", "progress": False}
-    return settings | {"check_range": False}
+    settings = {"image_pattern": "*/flair.nii.gz", "organ": "brain", "device": "cpu", "check_range": False}
+    return settings | {"progress": False}
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common.cam
+import common.losses
 from common.encoders import Classifier
-from common.losses import BagLoss, soft_bce_dice
 
 METHODS = ("CAM", "GradCAM", "GradCAMpp", "HiResCAM", "LayerCAM", "ScoreCAM", "SmoothGradCAMpp", "XGradCAM")
 
@@ -219,35 +219,12 @@ class MemberLoss(nn.Module):
         return members * self.loss(logits.transpose(1, 2), cls[:, None].expand(-1, members))
 
 
-class MaskLoss(nn.Module):
-    """Sum over the members: their maps against the pseudo-mask, and their logits against the label.
+class MaskLoss(common.losses.MaskLoss):
+    """Sum over the members: their maps against the mask, and their logits against the label.
 
     Args:
-        segmentation, classification: weights of the two terms.
-        pool, pool_options: of the logits of volumes with one label, see `common.losses.BagLoss`.
+        options: of `common.losses.MaskLoss`.
     """
 
-    def __init__(
-        self,
-        *,
-        segmentation: float = 1.0,
-        classification: float = 1.0,
-        pool: str = "smooth_max",
-        pool_options: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__()
-        self.segmentation = segmentation
-        self.classification = classification
-        self.label_loss = BagLoss(MemberLoss(), pool=pool, pool_options=pool_options)
-
-    def forward(self, output: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-        """
-        Args:
-            output: maps `[B, members, H, W]` and logits `[B, members, classes]`.
-            target: as of `common.training.prepare_masks`.
-        """
-        maps, logits = output
-        valid = target["organ"] * target["counts"][:, None, None, None]
-        mask = target["pseudo"] * target["organ"]
-        segmentation = sum(soft_bce_dice(one, mask, valid=valid) for one in maps.split(1, dim=1))
-        return self.segmentation * segmentation + self.classification * self.label_loss(logits, target)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(MemberLoss(), **options)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common import training
-from common.losses import BagLoss, soft_bce_dice
+from common.losses import MaskLoss
 
 from . import stacks
 from .networks import GPNet, as_slices
@@ -34,42 +34,23 @@ class Explained(torch.nn.Module):
         return (maps, logits) if image.dim() == 4 else (as_slices(maps), as_slices(logits))
 
 
-class PseudoMaskLoss(torch.nn.Module):
+class PseudoMaskLoss(MaskLoss):
     """Segmentation loss of the maps on the pseudo-masks plus cross-entropy of the logits.
 
     Inside a pseudo-mask the map of the slice's own class is to be above class 0's, outside no class's map is.
 
     Args:
-        segmentation, classification: weights of the two terms.
-        pool, pool_options: of the logits of volumes with one label, see `common.losses.BagLoss`.
+        options: of `common.losses.MaskLoss`.
     """
 
-    def __init__(
-        self,
-        *,
-        segmentation: float = 1.0,
-        classification: float = 1.0,
-        pool: str = "smooth_max",
-        pool_options: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__()
-        self.segmentation = segmentation
-        self.classification = classification
-        self.label_loss = BagLoss(torch.nn.CrossEntropyLoss(), pool=pool, pool_options=pool_options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(torch.nn.CrossEntropyLoss(), **options)
 
-    def forward(self, output: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-        """
-        Args:
-            output: maps `[B, C, H, W]` and logits `[B, C]`.
-            target: `cls` and `bag` `[B]`, `pseudo` and `organ` `[B, 1, H, W]`, `counts` `[B]`.
-        """
-        maps, logits = output
+    def margins(self, maps: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """Of maps `[B, C, H, W]`: `[B, 1, H, W]`."""
         margins = maps[:, 1:] - maps[:, :1]
         named = (target["cls"].clamp(min=1) - 1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
-        margin = torch.where(target["pseudo"] > 0.5, margins.gather(1, named), margins.amax(dim=1, keepdim=True))
-        valid = target["organ"] * target["counts"][:, None, None, None]
-        segmentation = soft_bce_dice(margin, target["pseudo"] * target["organ"], valid=valid)
-        return self.segmentation * segmentation + self.classification * self.label_loss(logits, target)
+        return torch.where(target["pseudo"] > 0.5, margins.gather(1, named), margins.amax(dim=1, keepdim=True))
 
 
 def prepare_batch(

@@ -67,6 +67,12 @@ def masks(items) -> torch.Tensor:
     return torch.stack([item["pseudo"][0] for item in items], dim=-1)
 
 
+def test_the_teacher_marks_in_evaluation_mode_whatever_mode_it_is_given_in():
+    teacher = Teacher().train()
+    dataset(teacher=teacher)
+    assert not teacher.training
+
+
 def test_masks_are_where_the_teacher_is_hot_in_slices_labeled_positive():
     items = list(dataset())
     assert torch.equal(masks(items), marked(LESION))
