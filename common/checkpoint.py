@@ -73,7 +73,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint, or one of another architecture; the message names the first keys that differ.
+        ValueError: not a checkpoint, or one with NaN, or of another architecture; the message names the first keys.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}: train first, or give the file with --ckpt")
@@ -88,6 +88,8 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
             f"{path} does not fit the network {type(target).__name__}: {len(wrong)} entries differ, e.g. {wrong[:3]}; "
             "use the config that it was trained with"
         )
+    if broken := [k for k, v in state.items() if v.is_floating_point() and v.isnan().any()]:
+        raise ValueError(f"{path} holds NaN, e.g. in {broken[0]}: its training has failed; use other weights")
     target.load_state_dict(state)
     return network
 

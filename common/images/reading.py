@@ -22,6 +22,7 @@ from .volume import Volume
 
 DICOM_FILES = (".dcm", ".ima")
 OTHERS = (".mha", ".mhd", ".nrrd", ".nhdr")  # read by ITK
+_BY_LINE = re.MULTILINE | re.IGNORECASE
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 # What nibabel raises of a file that is none, is cut off, or whose header says what cannot be.
 _UNREADABLE = (ImageFileError, HeaderDataError, EOFError, OSError, KeyError, ValueError, OverflowError, zlib.error)
@@ -256,7 +257,7 @@ def _read_by_itk(path: str) -> Volume:
             f"{path}: cannot be read by ITK; expected a complete .mha or .nrrd file, its ending in small letters, and "
             "of .mhd and .nhdr the data beside it"
         ) from error
-    _check_nrrd_units(path)
+    _check_stored(path)
     if array.ndim < 3:
         raise ValueError(f"{path}: expected a 3D image, got shape {list(array.shape)}")
     affine = check_affine(np.asarray(meta["affine"]), array.shape[:3], path)
@@ -270,10 +271,17 @@ def _turns(affine: np.ndarray) -> np.ndarray:
     return affine[:3, :3] / nib.affines.voxel_sizes(affine)
 
 
-def _check_nrrd_units(path: str) -> None:
-    """Refuse NRRD in other units than millimeters, which ITK does not look at."""
+def _check_stored(path: str) -> None:
+    """Refuse headers that ITK makes millimeters of: without a spacing, with one that is no number, in other units."""
     with open(path, "rb") as file:
-        units = re.search(rb"^space units:(.*)$", file.read(1 << 16), re.MULTILINE)
-    named = re.findall(rb'"(.*?)"', units[1]) if units and path.lower().endswith((".nrrd", ".nhdr")) else []
+        header = file.read(1 << 16)
+    meta = path.lower().endswith((".mha", ".mhd"))
+    spacing = re.search(rb"^\s*(element(spacing|size)\s*=|spacings:|space directions:)(.*)$", header, _BY_LINE)
+    if (meta and not spacing) or (spacing and b"nan" in spacing[3].lower()):
+        raise ValueError(
+            f"{path}: no spacing in the header, or one that is no number; write the one of the scan into it"
+        )
+    units = re.search(rb"^space units:(.*)$", header, _BY_LINE)
+    named = re.findall(rb'"(.*?)"', units[1]) if units and not meta else []
     if any(name.lower() not in (b"", b"mm", b"millimeter", b"millimeters") for name in named):
         raise ValueError(f"{path}: its unit is {named[0].decode(errors='replace')}; write it in millimeters")

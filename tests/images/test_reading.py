@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import itk
@@ -156,6 +157,21 @@ def test_nrrd_in_other_units_is_refused(tmp_path):
         else:
             with pytest.raises(ValueError, match=r"a.nrrd: its unit is um"):
                 read_volume(path)
+
+
+def test_a_spacing_that_itk_takes_as_a_millimeter_is_refused(tmp_path):
+    image = itk.image_from_array(np.ascontiguousarray(VALUES.T))
+    image.SetOrigin([1, 2, 3])
+    for name, there, instead in (
+        ("a.mha", b"ElementSpacing = 1 1 1\n", b""),
+        ("a.nrrd", b"space directions: (1,0,0) (0,1,0) (0,0,1)", b"spacings: 1 1 nan"),
+    ):
+        itk.imwrite(image, str(tmp_path / name))
+        content = (tmp_path / name).read_bytes()
+        assert there in content
+        (tmp_path / name).write_bytes(re.sub(rb"space( origin)?: .*\n", b"", content.replace(there, instead)))
+        with pytest.raises(ValueError, match=rf"{name}: no spacing in the header, or one that is no number; write the"):
+            read_volume(tmp_path / name)
 
 
 def test_one_file_of_dicom_says_what_is_read_in_its_place(tmp_path):
