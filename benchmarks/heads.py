@@ -14,13 +14,12 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from common.checkpoint import load_weights
-from common.commands.arguments import read_json
 from common.commands.fit import calibration_section, check_data, check_same
 from common.commands.own_bundle import slide_settings
 from common.commands.run import BUNDLES, names
 from common.data import cases, multi_hot
 from common.engines.settings import tops
-from common.files import file_digest, write_json
+from common.files import file_digest, read_json, write_json
 from common.masks import choose_gate, heat_threshold
 from common.metrics import dice, roc_auc
 

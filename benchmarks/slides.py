@@ -17,9 +17,8 @@ import numpy as np
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from common.commands.arguments import read_json
 from common.commands.run import BUNDLES
-from common.files import write_json
+from common.files import read_json, write_json
 
 TILE = 256
 ROOT = BUNDLES / "insight_ct"

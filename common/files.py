@@ -114,6 +114,18 @@ def alone(folder: PathLike, work: str) -> BaseFileLock:
     return lock
 
 
+def read_json(path: PathLike) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is none; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
 def write_json(path: PathLike, value: Any) -> None:
     """Write JSON, see `json_text`; the file appears whole or not at all.
 

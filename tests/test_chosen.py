@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from common.checkpoint import add_beside, read_beside, read_chosen
-from common.commands.arguments import read_json
+from common.files import read_json
 from tests.running import REPOSITORY
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from common.checkpoint import TrainingCheckpoint, load_weights
 from common.training import (
     OneCycle,
     RandIntensityd,
@@ -24,6 +25,17 @@ from common.training import (
 )
 
 QUIET: dict[str, Any] = {"gamma": 0.0, "gain": 0.0, "blur": 0.0, "noise": 0.0, "upper": 100.0}
+
+
+def test_weights_without_nan_stay_where_a_training_fails(tmp_path):
+    network, engine = nn.Linear(1, 1), Engine(lambda *_: None)
+    engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda: nn.init.constant_(network.bias, torch.nan))
+    paths = tmp_path / "checkpoint.pt", tmp_path / "model.pt"
+    TrainingCheckpoint(paths[0], {"network": network}, model=network, model_path=paths[1]).attach(engine)
+    with pytest.raises(ValueError, match=r"model.pt: NaN in the weights \(bias\), the training has failed"):
+        engine.run([0], max_epochs=3)
+    load_weights(nn.Linear(1, 1), paths[1])
+    assert torch.load(paths[0], weights_only=True)["epoch"] == 1
 
 
 class TestRandIntensityd:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import json_text, write, write_csv
-from .arguments import read_json
+from ..files import json_text, read_json, write, write_csv
 from .crossvalidate import crossvalidate
 from .run import names
 

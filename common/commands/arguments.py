@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.settings import ANY, NULL, mismatch, plain
-from ..files import PathLike
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ANYTHING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -70,18 +68,6 @@ def _check_known(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapp
         near = get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean --{near[0]}?" if near else f"there are {', '.join(f'--{name}' for name in known)}"
         raise ValueError(f"there is no option --{unknown[0]}; {hint}")
-
-
-def read_json(path: PathLike) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: it is none; the message names it.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
 @contextmanager

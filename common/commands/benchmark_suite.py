@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import SECTIONS, labels_in_words
-from ..files import write, write_json
-from .arguments import read_json
+from ..files import read_json, write, write_json
 from .crossvalidate import crossvalidate
 from .fit import fit
 from .folds import write_folds

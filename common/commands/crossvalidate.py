@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data import SECTIONS, write_datalist
-from ..files import PathLike, file_digest, json_text, write_csv, write_json
-from .arguments import read_json
+from ..files import PathLike, file_digest, json_text, read_json, write_csv, write_json
 from .console import logged, step
 from .fit import check_same
 from .fit_runs import done_before, say_done

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .arguments import read_json
+from ..files import read_json
 from .fit import fit
 from .phantom import phantom_dataset
 from .run import bundle_root

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from monai.bundle import ConfigParser
 
+from ..files import read_json
 from .run import BUNDLES, names
 
 WRITER = "common.preprocessing.SeenWriter"
@@ -54,5 +54,5 @@ def describe(
             "that were over train.json, or another --output"
         )
     writer.write()
-    seen = json.loads(path.read_text(encoding="utf-8"))["seen"]
+    seen = read_json(path)["seen"]
     print(f"{path}: {seen['cases']} cases of {seen['patients']} patients")

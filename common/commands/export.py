@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from ..files import atomic_path
+from ..files import atomic_path, read_json
 from .run import BUNDLES, bundle_root
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def export_bundle(root: str | Path, output_dir: str | Path) -> Path:
     needed = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt")
     if missing := [file for file in needed if not (root / file).is_file()]:
         raise FileNotFoundError(f"{root.name} is not complete: {', '.join(missing)} missing")
-    metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    metadata = read_json(root / "configs" / "metadata.json")
     version = metadata["version"]
     if version not in metadata["changelog"]:
         raise ValueError(f"{root.name}: the version {version} has no entry in the changelog of metadata.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import SECTIONS
-from .arguments import read_json
+from ..files import read_json
 from .run import names, run_bundle
 
 

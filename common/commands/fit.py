@@ -11,10 +11,9 @@ from typing import Any
 from ..checkpoint import read_beside
 from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
 from ..engines.settings import plain, tops
-from ..files import alone, atomic_path, file_digest, write, write_json
+from ..files import alone, atomic_path, file_digest, read_json, write, write_json
 from ..handlers.label_calibration import FEW
 from ..report import write_report
-from .arguments import read_json
 from .console import logged
 from .fit_minutes import minutes, read_grids
 from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import file_digest, write
-from .arguments import read_json
+from ..files import file_digest, read_json, write
 from .console import step
 from .run import for_configs, run_bundle
 

@@ -14,7 +14,7 @@ import numpy as np
 from monai.bundle import ConfigParser
 
 from ..data import SECTIONS
-from .arguments import read_json
+from ..files import read_json
 from .own_bundle import SLIDE_SUFFIXES
 
 LOOKED_AT = 5  # slides whose tiles are counted before anything is computed

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data import SECTIONS, kinds_of_patients, patient_folds, stratified_split, write_datalist
-from ..files import PathLike
-from .arguments import read_json
+from ..files import PathLike, read_json
 
 
 def folds(datalist: str, count: int = 5, seed: int = 0, keep: str | None = None) -> None:

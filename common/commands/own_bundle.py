@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -13,8 +12,7 @@ from monai.bundle import ConfigParser, ReferenceResolver
 
 from ..data import SECTIONS, labels_slices
 from ..engines.settings import tops
-from ..files import write
-from .arguments import read_json
+from ..files import read_json, write
 from .format import format_json
 from .run import bundle_root, config_files
 
@@ -234,7 +232,7 @@ def _write_docs(target: Path, metadata: Mapping[str, Any], content: Mapping[str,
 
 def settings_of(datalist: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a datalist says of a config's keys: `classes`, and `channels` by the number of its modalities."""
-    content = json.loads(datalist.read_text(encoding="utf-8"))
+    content = read_json(datalist)
     said = {"classes": list(content["classes"]), "channels": len(content["modalities"])}
     return {key: value for key, value in said.items() if key in config}
 

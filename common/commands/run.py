@@ -13,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from ..engines.settings import beyond_lists, tops
-from .arguments import read_json
+from ..files import read_json
 from .console import output_of_run
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..files import read_json
 from ..metrics import bootstrap_interval, summarize
 from ..report.tables import read_rows
-from .arguments import read_json
 
 BASELINES = {
     "dice_empty": "empty mask",

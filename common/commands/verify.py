@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..files import read_json
 from .export import bundle_files, third_party
 from .run import bundle_root
 
@@ -35,7 +36,7 @@ Rule = Callable[[Path], Iterator[str]]
 
 
 def _json(root: Path, name: str) -> dict[str, Any]:
-    return json.loads((root / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+    return read_json(root / "configs" / f"{name}.json")
 
 
 def _strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -49,7 +50,7 @@ def _strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _configs(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted((root / "configs").glob("[!.]*.json")):
-        yield f"configs/{path.name}", json.loads(path.read_text(encoding="utf-8"))
+        yield f"configs/{path.name}", read_json(path)
 
 
 def files(root: Path) -> Iterator[str]:
@@ -60,7 +61,7 @@ def files(root: Path) -> Iterator[str]:
 def large_files(root: Path) -> Iterator[str]:
     """Each entry of `large_files.json` says where its file comes from and where it goes."""
     if (root / "large_files.json").is_file():
-        for entry in json.loads((root / "large_files.json").read_text(encoding="utf-8"))["large_files"]:
+        for entry in read_json(root / "large_files.json")["large_files"]:
             if lacking := [key for key in ("path", "url") if not entry.get(key)]:
                 yield f"large_files.json: {entry} lacks {lacking}"
 
@@ -85,7 +86,7 @@ def schema(root: Path, file: str | os.PathLike[str] = SCHEMA) -> Iterator[str]:
         from jsonschema import validators
     except ImportError as error:
         raise ImportError("the schema is checked by jsonschema: pip install jsonschema, or the extra [dev]") from error
-    rules = json.loads(Path(file).read_text(encoding="utf-8"))
+    rules = read_json(file)
     for found in validators.validator_for(rules)(rules).iter_errors(_json(root, "metadata")):
         yield f"metadata.json, {'#'.join(map(str, found.absolute_path)) or 'top level'}: {found.message[:200]}"
 
@@ -172,7 +173,7 @@ def seen(root: Path) -> Iterator[str]:
     """Beside weights stands what they saw in training, so that cases can be compared with it; of slides, in words."""
     for path in sorted((root / "models").glob("[!.]*.pt")):
         beside = path.with_suffix(".json")
-        if not beside.is_file() or not {"seen", "trained_on"} & json.loads(beside.read_text(encoding="utf-8")).keys():
+        if not beside.is_file() or not {"seen", "trained_on"} & read_json(beside).keys():
             yield f"models/{beside.name} does not say what {path.name} saw: python -m common describe {root.name} DIR"
 
 

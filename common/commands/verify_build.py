@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_net_in_out
 
+from ..files import read_json
 from .phantom import phantom_dataset
 
 # What is run with each config, over which others.
@@ -65,7 +66,7 @@ def network(root: Path) -> Iterator[str]:
 
 def torchscript(root: Path) -> Iterator[str]:
     """The weights export to TorchScript, or `docs/README.md` says "No TorchScript" and why; channels stay the same."""
-    formats = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["network_data_format"]
+    formats = read_json(root / "configs" / "metadata.json")["network_data_format"]
     given, expected = formats["inputs"]["image"]["num_channels"], formats["outputs"]["pred"]["num_channels"]
     try:
         with tempfile.TemporaryDirectory() as folder:

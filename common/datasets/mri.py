@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import tifffile
 from tqdm import tqdm
 
 from ..data import Case, slice_labels
-from ..files import PathLike
+from ..files import PathLike, read_json
 from .files import first_file, load_volume, read_table, save_volume
 
 BRATS_MODALITIES = ("t1", "t2", "t1ce", "flair")
@@ -186,7 +185,7 @@ def decathlon(
     path = root / "dataset.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the folder of one task, e.g. Task05_Prostate.")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not content.get("modality") or not content.get("training"):
         raise ValueError(f"{path}: 'modality' or 'training' is missing; expected the owners' file.")
     names = [content["modality"][key] for key in sorted(content["modality"], key=int)]

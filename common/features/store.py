@@ -12,7 +12,6 @@ An entry is a folder `<root>/<key[:2]>/<key>/` with
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..encoders import Encoder
-from ..files import PathLike, write, write_json, writing
+from ..files import PathLike, read_json, write, write_json, writing
 from ..images import is_dicom, tensor_bytes
 from ..images.dicom_files import find_series
 from .encoding import encode_batches
@@ -93,7 +92,7 @@ class Entry:
 
     def __init__(self, folder: PathLike) -> None:
         self.folder = Path(folder)
-        self.about: dict[str, Any] = json.loads((self.folder / "entry.json").read_text(encoding="utf-8"))
+        self.about: dict[str, Any] = read_json(self.folder / "entry.json")
         self.shape: tuple[int, int, int, int] = tuple(self.about["shape"])  # type: ignore[assignment]
         self.chunk: int = self.about["chunk"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_beside
-from ..files import PathLike, file_digest
+from ..files import PathLike, file_digest, read_json
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "scikit-image", "pytorch-ignite")
 INPUTS = ("image", "label")
@@ -91,7 +91,7 @@ def described_bundle(root: PathLike | None) -> dict[str, Any]:
     if root is None:
         return {"bundle": None, "version": None, "task": None}
     path = Path(root) / "configs" / "metadata.json"
-    metadata = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    metadata = read_json(path) if path.is_file() else {}
     return {"bundle": Path(root).name, "version": metadata.get("version"), "task": metadata.get("task")}
 
 

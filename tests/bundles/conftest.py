@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 
 from common.commands.prepare import prepare
 from common.commands.run import run_arguments
+from common.files import read_json
 from tests.running import REPOSITORY, run_module
 
 
@@ -126,7 +126,3 @@ def shuffled_copy(data: Path, target: Path) -> Path:
     prepare("folder", str(target), fractions=(0.5, 0.2, 0.3))
     assert read_json(target / "datalist.json") == before | {"name": target.name}
     return target
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

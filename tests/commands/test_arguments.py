@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 
-from common.commands.arguments import checked, ending_in_words, read_json
+from common.commands.arguments import checked, ending_in_words
+from common.files import read_json
 
 SEEN: dict = {}
 
