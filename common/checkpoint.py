@@ -88,8 +88,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
             f"{path} does not fit the network {type(target).__name__}: {len(wrong)} entries differ, e.g. {wrong[:3]}; "
             "use the config that it was trained with"
         )
-    if broken := [k for k, v in state.items() if v.is_floating_point() and v.isnan().any()]:
-        raise ValueError(f"{path} holds NaN, e.g. in {broken[0]}: its training has failed; use other weights")
+    _refuse_nan(state, path)
     target.load_state_dict(state)
     return network
 
@@ -98,6 +97,11 @@ def save_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> None
     """Write a network's plain state dict, atomically."""
     with atomic_path(path) as temporary:
         torch.save(unwrapped(network).state_dict(), temporary)
+
+
+def _refuse_nan(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    if broken := [k for k, v in state.items() if v.is_floating_point() and v.isnan().any()]:
+        raise ValueError(f"{path}: NaN in the weights ({broken[0]}), the training has failed: a lower learning rate?")
 
 
 def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
@@ -146,10 +150,7 @@ class Chosen(dict):
 
 
 def read_chosen(ckpt: str | os.PathLike[str], *, by: str = CHOOSING) -> Chosen:
-    """Gate, threshold … that were chosen for weights, from the `.json` beside them; `by` which configs, for messages.
-
-    Example:
-        `"gate": "$float(@chosen['gate'])"` in `inference.json`, where `--gate 0.5` overrides it.
+    """What was chosen for weights, by the `.json` beside them: `@chosen['gate']`; `by` which configs, for messages.
 
     Raises:
         ValueError: they were chosen for other weights than those that lie beside them.
@@ -167,9 +168,8 @@ def read_chosen(ckpt: str | os.PathLike[str], *, by: str = CHOOSING) -> Chosen:
 class TrainingCheckpoint:
     """Handler: save all that training needs after each epoch, resume from it, and leave `model.pt` at the end.
 
-    A resumed training may be longer or shorter than the one that was interrupted: other `max_epochs`, batches or
-    processes. Schedules of the learning rate are then those of the new length, at the share of it that is done: they
-    are stepped anew from their start, so that the rates are those of a training that never had another length.
+    A resumed training may have other `max_epochs`, batches or processes. Schedules of the learning rate are stepped
+    anew from their start, so that the rates are those of a training that always had the new length.
 
     Args:
         path: the checkpoint; training that finds it goes on after its last epoch.
@@ -181,7 +181,7 @@ class TrainingCheckpoint:
 
     Raises:
         ValueError: (as training starts) the checkpoint is damaged, of another training, or one whose schedule cannot
-            be brought to the new length.
+            be brought to the new length; (after an epoch) the weights hold NaN: those before stay.
         RuntimeError: another training is at work in the folder: both would write the same files.
     """
 
@@ -286,6 +286,7 @@ class TrainingCheckpoint:
 
     @one_rank_only()
     def _save(self, engine: Engine) -> None:
+        _refuse_nan(unwrapped(self.model).state_dict(), self.model_path)
         better = True
         if self.best_of is not None:
             metrics, validated = self.best_of.state.metrics, self.best_of.state.epoch in (0, engine.state.epoch)
