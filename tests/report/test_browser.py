@@ -191,12 +191,13 @@ def test_pictures_and_curves_have_alternative_texts(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_in_one_direction(opened, scheme):
+def test_a_screen_and_a_phone_scroll_in_one_direction(opened, scheme):
     page, wrong = opened
     page.keyboard.press("Escape")
     page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for width, height in ((1280, 800), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) > 382) == (scheme == "light")
     page.set_viewport_size({"width": 920, "height": 560})
