@@ -25,7 +25,17 @@ OTHERS = (".mha", ".mhd", ".nrrd", ".nhdr")  # read by ITK
 _BY_LINE = re.MULTILINE | re.IGNORECASE
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 # What nibabel raises of a file that is none, is cut off, or whose header says what cannot be.
-_UNREADABLE = (ImageFileError, HeaderDataError, EOFError, OSError, KeyError, ValueError, OverflowError, zlib.error)
+_UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    EOFError,
+    OSError,
+    KeyError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+)
 
 
 def is_dicom(path: PathLike) -> bool:
@@ -190,8 +200,9 @@ def _load(path: str) -> Any:
 def _unreadable(path: str, error: Exception) -> ValueError:
     """The error, in one line, of a file that is no NIfTI file, or is damaged."""
     ending = re.search(r"(\.\w+)?(\.gz)?$", path, re.IGNORECASE)
+    reason = " ".join(str(error).split()) or type(error).__name__
     small = ", its ending in small letters" if ending and ending[0] != ending[0].lower() else ""
-    return ValueError(f"{path}: cannot be read ({' '.join(str(error).split())}); expected a complete NIfTI file{small}")
+    return ValueError(f"{path}: cannot be read ({reason}); expected a complete NIfTI file{small}")
 
 
 def _values(image: Any, path: str) -> np.ndarray:

@@ -113,6 +113,14 @@ def test_voxels_do_not_begin_within_the_header(tmp_path):
                 read(path)
 
 
+def test_a_header_that_says_terabytes_is_named(tmp_path):
+    path = _with_header(tmp_path / "a.nii", {"dim": [3, 20000, 20000, 20000], "pixdim": [1, 0.1, 0.1, 0.1]})
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for name in ("a.nii", "a.nii.gz"):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read"):
+            read_volume(tmp_path / name)
+
+
 def test_a_spacing_of_0_is_no_millimeter_where_it_counts(tmp_path):
     for codes in ({"qform_code": 0}, {"qform_code": 1}):
         path = _with_header(tmp_path / "a.nii", {"pixdim": [1, 2, 2, 0], **codes})
