@@ -17,9 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..cam import SliceLogit, grad_cam, guided_backpropagation, occlusion_map
-from ..files import write_csv, write_json
+from ..files import atomic_path, write_csv, write_json
 from ..images import as_array, file_of, meta_tensor, read_mask
 from ..metrics import area_under, bootstrap_by_patient, perturbation_curve, points_at, rank_correlation, top_region
+from .montage import TRUTH_COLOR
 
 logger = logging.getLogger(__name__)
 FIGURES = ("rank_correlation", "top_overlap", "deletion", "insertion", "points_at")
@@ -154,14 +155,14 @@ class Explanations:
         }
 
     def _write(self, rows: Sequence[dict[str, Any]], panels: Sequence[np.ndarray]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.folder / "explanations.csv", rows)
         summary: dict[str, Any] = {"slices": len({(row["case"], row["slice"]) for row in rows}), "methods": {}}
         for method in dict.fromkeys(row["method"] for row in rows):
             own = [row for row in rows if row["method"] == method]
             summary["methods"][method] = {name: _summary(own, name) for name in FIGURES}
         write_json(self.folder / "explanations.json", summary)
-        Image.fromarray(np.concatenate(_same_size(panels))).save(self.folder / "explanations.png")
+        with atomic_path(self.folder / "explanations.png") as path:
+            Image.fromarray(np.concatenate(_same_size(panels))).save(path)
 
 
 def _fill(image: np.ndarray, inside: np.ndarray) -> float:
@@ -181,11 +182,12 @@ def _summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float | int
 
 def _panel(image: np.ndarray, maps: dict[str, np.ndarray], inside: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
     """The slice with its true outline, and each map from its median in the organ (dark) to its peak, side by side."""
+    from skimage.segmentation import find_boundaries  # as `draw_montage` does
+
     low, high = np.percentile(image[inside], [1, 99.5])
     plain = np.repeat(np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None], 3, axis=-1)
     if truth is not None:
-        edge = truth & ~(np.roll(truth, 1, 0) & np.roll(truth, -1, 0) & np.roll(truth, 1, 1) & np.roll(truth, -1, 1))
-        plain[edge] = (0.49, 0.99, 0.0)
+        plain[find_boundaries(truth, mode="inner")] = np.divide(TRUTH_COLOR, 255)
     tiles = [plain]
     for heat in maps.values():
         middle, peak = float(np.median(heat[inside])), float(heat[inside].max())

@@ -13,6 +13,7 @@ from ..files import atomic_path
 from ..images import axial
 from ..metrics import dice
 from .base import CaseHandler
+from .montage import MASK_COLOR, TRUTH_COLOR
 
 
 class Panel(CaseHandler):
@@ -70,12 +71,12 @@ class Panel(CaseHandler):
                 axis.imshow(row["scan"].T, cmap="gray")
                 axis.set(xticks=[], yticks=[])
             line[0].set_ylabel(f"{row['case'][:18]}\nDice {row['dice']:.2f}", fontsize=6)
-            _outline(line[0], row["truth"], "lime")
+            _outline(line[0], row["truth"], TRUTH_COLOR)
             reach = max(float(np.abs(row["heat"]).max()), 1e-6)
             line[1].imshow(row["heat"].T, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.6)
             for axis, key in zip(line[2:], columns, strict=True):
-                _outline(axis, row["truth"], "lime")
-                _outline(axis, row["masks"][key], "cyan")
+                _outline(axis, row["truth"], TRUTH_COLOR)
+                _outline(axis, row["masks"][key], MASK_COLOR)
                 axis.set_xlabel(f"{row['scores'][key]:.2f}", fontsize=6)
         titles = ["truth", "heatmap", *(key.removeprefix("baseline_") for key in columns)]
         for axis, title in zip(axes[0], titles, strict=True):
@@ -84,6 +85,6 @@ class Panel(CaseHandler):
             figure.savefig(path, dpi=110)
 
 
-def _outline(axis: Any, mask: np.ndarray, color: str) -> None:
+def _outline(axis: Any, mask: np.ndarray, color: tuple[int, int, int]) -> None:
     if mask.any():
-        axis.contour(mask.T, levels=[0.5], colors=color, linewidths=0.8)
+        axis.contour(mask.T, levels=[0.5], colors=[np.divide(color, 255)], linewidths=0.8)

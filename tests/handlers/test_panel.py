@@ -30,9 +30,9 @@ def test_cases_are_ranked_and_shown_at_the_slice_with_most_truth(tmp_path):
     dices = {row["case"]: row["dice"] for row in panel.rows}
     assert dices["good"] > dices["fair"] > dices["poor"] > 0
     picture = np.asarray(Image.open(tmp_path / "panel.png").convert("RGB")).astype(int)
-    lime = (picture[..., 1] > 200) & (picture[..., 0] < 100) & (picture[..., 2] < 100)
+    amber = (picture[..., 0] > 200) & (abs(picture[..., 1] - 176.0) < 40) & (picture[..., 2] < 100)
     cyan = (picture[..., 1] > 200) & (picture[..., 2] > 200) & (picture[..., 0] < 100)
-    assert lime.any()
+    assert amber.any()
     assert cyan.any()
 
 

@@ -128,14 +128,14 @@ def compare(
     if method != "tonno":
         method = f"{'three_views' if views == 'three' and method in CAMS else method}@{cam_layer}"
     network = network.to(device).eval()
-    parts: list[list[dict[str, Any]]] = [[], []]
-    chosen = [(part, case) for part, cases in zip(parts, (validation, test), strict=True) for case in cases]
-    for part, case in tqdm(chosen, desc="comparing", unit="case", disable=not progress):
+    known = [case for case in validation if "label" in case]
+    if not known:
+        raise ValueError("no validation case has a mask to choose thresholds with")
+    items = []
+    for case in tqdm([*known, *test], desc="comparing", unit="case", disable=not progress):
         image, truth = _read(case, preprocessing)
-        if truth is None and part is parts[0]:
-            continue
         maps, _ = inferer.volumes(image.as_tensor().to(device), spacing_of(image), network)
-        part.append(
+        items.append(
             {
                 "case": case,
                 "image": image[0].numpy(),
@@ -145,20 +145,19 @@ def compare(
                 "maps": {name: heat.cpu().numpy() for name, heat in maps.items()},
             }
         )
-    if not parts[0]:
-        raise ValueError("no validation case has a mask to choose thresholds with")
+    choosing, tested = items[: len(known)], items[len(known) :]
     rows, details, intervals = [], [], {}
     for name in inferer.names:
-        threshold, validated = _best_threshold(parts[0], name, score, min_component_ml)
-        masks = [_mask(item, name, threshold, min_component_ml) for item in parts[1]]
-        scored = [_scores(item, mask, refine) for item, mask in zip(parts[1], masks, strict=True)]
+        threshold, validated = _best_threshold(choosing, name, score, min_component_ml)
+        masks = [_mask(item, name, threshold, min_component_ml) for item in tested]
+        scored = [_scores(item, mask, refine) for item, mask in zip(tested, masks, strict=True)]
         names = dict.fromkeys(key for scores in scored for key in scores)
         means = {key: summarize([scores[key] for scores in scored if key in scores]) for key in names}
         row = {"method": name, "threshold": threshold, f"validation_{score}": validated}
-        row |= {key: value["mean"] for key, value in means.items()} | _accuracies(parts[1], masks, max_slices)
+        row |= {key: value["mean"] for key, value in means.items()} | _accuracies(tested, masks, max_slices)
         rows.append({k: v if isinstance(v, str | None) else float(f"{v:.4g}") for k, v in row.items()})
         intervals[name] = {k: {n: float(f"{x:.4g}") for n, x in v.items()} for k, v in means.items()}
-        details += [{"case": i["case"]["case"], "method": name, **s} for i, s in zip(parts[1], scored, strict=True)]
+        details += [{"case": i["case"]["case"], "method": name, **s} for i, s in zip(tested, scored, strict=True)]
         if name == method:
             settings = {"binarize": "fixed", "threshold": threshold, "raw_threshold": threshold, "refine": refine}
             write_json(Path(output_dir) / "calibrated.json", settings | {"min_component_ml": min_component_ml})

@@ -35,4 +35,6 @@ def ball_case(case: dict) -> dict:
 def balls(count: int, first: int = 0) -> list[dict]:
     cls = [0] * 5 + [1] * 4 + [0] * 5
     places = [(4 + (k % 3) * 2, 7, 5) for k in range(first, first + count)]
-    return [{"case": f"ball{k}", "patient": f"ball{k}", "at": at, "cls": cls} for k, at in enumerate(places)]
+    return [
+        {"case": f"ball{k}", "patient": f"ball{k}", "label": "", "at": at, "cls": cls} for k, at in enumerate(places)
+    ]
