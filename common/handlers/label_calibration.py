@@ -17,7 +17,16 @@ from ..checkpoint import add_beside
 from ..data import labels_of
 from ..files import PathLike, file_digest, write_csv, write_json
 from ..images import as_array, spacing_of
-from ..masks import MapsToMaskd, choose_gate, heat_threshold, otsu, smallest_volume, volume_gate, volume_ml
+from ..masks import (
+    MapsToMaskd,
+    choose_gate,
+    heat_threshold,
+    otsu,
+    reached_level,
+    smallest_volume,
+    volume_gate,
+    volume_ml,
+)
 from .base import CaseHandler
 
 logger = logging.getLogger(__name__)
@@ -41,7 +50,8 @@ class LabelCalibration(CaseHandler):
         quantile: of the heat in negatives that is the threshold.
         quantiles: others to report.
         natural: threshold that maps have by themselves, such as 0 of logits trained against (pseudo-)masks; it
-            counts where the quantile is lower.
+            counts where the quantile is lower, but for maps that have not learned to reach it: then the level that
+            `common.masks.reached_level` finds in positive slices that pass the gate, or in positive volumes.
         sensitivity: of the gate; by default Youden's J chooses.
         for_volumes: what takes the place of `quantile` and of entries of `start` where volumes have one label.
         more: settings that are kept beside the weights with what is chosen here, such as how maps were combined.
@@ -129,7 +139,10 @@ class LabelCalibration(CaseHandler):
             start |= self.for_volumes
             gate, quantile = volume_gate(probabilities, labels), start.pop("quantile", quantile)
         heats = [self._heat_of_nothing(row, gate) for row in self.rows]
-        threshold = max(heat_threshold(heats, quantile), -np.inf if self.natural is None else self.natural)
+        threshold = heat_threshold(heats, quantile)
+        peaks = np.concatenate([self._peaks(row, gate) for row in self.rows])
+        if self.natural is not None and len(peaks):
+            threshold = max(threshold, min(self.natural, reached_level(peaks)))
         best = {**start, "gate": gate, "threshold": threshold}
         best["min_volume_ml"] = self._smallest(best)
         candidates = [("chosen", best), ("natural zero", {**best, "threshold": 0.0})]
@@ -168,6 +181,18 @@ class LabelCalibration(CaseHandler):
         if row["labels"] is not None:
             quiet[row["seen"]] &= row["probability"] <= gate
         return row["heat"][..., quiet][row["organ"][..., quiet]]
+
+    @staticmethod
+    def _peaks(row: Mapping[str, Any], gate: float) -> np.ndarray:
+        """Highest heat inside the organ of each positive slice that the gate opens; of one label, of the volume."""
+        opened = row["seen"].copy()
+        opened[row["seen"]] &= row["probability"] > gate
+        if row["labels"] is not None:
+            opened[row["seen"]] &= row["labels"]
+        if not row["positive"] or not opened.any():
+            return np.empty(0)
+        heat = np.where(row["organ"], row["heat"], -np.inf)[..., opened].max(axis=(0, 1))
+        return heat if row["labels"] is not None else heat.max(keepdims=True)
 
     def _smallest(self, options: Mapping[str, Any]) -> float:
         """Milliliters that tell masks in negative volumes from those in positive ones; 0 if none are needed."""

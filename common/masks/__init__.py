@@ -1,7 +1,7 @@
 """From maps to masks: morphology, thresholds, refinement by intensity, and the baselines that need no map."""
 
 from .baselines import BaselineMasksd, Thresholds, fit_baselines, intensity_grid
-from .from_labels import choose_gate, heat_threshold, smallest_volume, volume_gate
+from .from_labels import choose_gate, heat_threshold, reached_level, smallest_volume, volume_gate
 from .morphology import (
     clean,
     each_slice,
@@ -34,6 +34,7 @@ __all__ = [
     "least_voxels",
     "multi_otsu",
     "otsu",
+    "reached_level",
     "refine_by_intensity",
     "smallest_volume",
     "smooth_along_slices",

@@ -89,6 +89,18 @@ def heat_threshold(heats: Sequence[np.ndarray], quantile: float) -> float:
     return float(np.quantile(np.concatenate(heats).astype(np.float32), quantile))
 
 
+def reached_level(peaks: ArrayLike, share: float = 0.75) -> float:
+    """The level that this share of positive slices or volumes reaches somewhere.
+
+    A threshold above it would leave more of them without a mask than the network takes for ill.
+
+    Args:
+        peaks: `[N]`, the highest heat inside the organ of each slice or volume labeled positive; N > 0.
+        share: in (0, 1).
+    """
+    return float(np.quantile(np.asarray(peaks, dtype=float), 1 - share))
+
+
 def smallest_volume(volumes: ArrayLike, labels: ArrayLike) -> float:
     """The volume below which a mask is taken for a false one, from what masks of negatives and positives have.
 

@@ -87,6 +87,24 @@ def test_the_natural_threshold_of_maps_counts_where_the_quantile_is_lower(tmp_pa
     assert calibrate(tmp_path, SLICES, natural=0.1)["threshold"] == pytest.approx(0.2, abs=0.005)
 
 
+def test_a_natural_threshold_that_maps_do_not_reach_yields_to_what_positives_reach(tmp_path):
+    labels = {"ill": [0, 1, 1, 1, 1, 0], "well": [0] * 6}
+    items, cases = items_of(labels)
+    pred = items[0][1]["pred"]
+    for index, hottest in zip((1, 2, 3, 4), (0.3, 0.4, 0.6, 0.6), strict=True):
+        pred[1, ..., index] = pred[1, ..., index].clamp(max=hottest)
+    pred[1, 0, 0, 0] = 0.99  # a slice labeled negative does not count
+
+    def threshold(**options) -> float:
+        handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, natural=0.5, **options)
+        run_handler(handler, items, cases=cases)
+        return json.loads((tmp_path / "calibrated.json").read_text())["threshold"]
+
+    assert threshold(quantile=0.99) == pytest.approx(0.375, abs=0.001)  # a quarter of them has less
+    pred[2:, ..., 1] = torch.tensor([0.9, 0.1])[:, None, None]  # shut by the gate, as it is by nothing else
+    assert threshold(quantile=0.99, sensitivity=0.75) == pytest.approx(0.5)
+
+
 def test_every_candidate_is_listed_with_what_labels_say_about_it(tmp_path):
     calibrate(tmp_path, SLICES, quantiles=[0.5])
     with open(tmp_path / "calibration.csv", encoding="utf-8", newline="") as file:
