@@ -54,13 +54,13 @@ def fit_baselines(
     openings_mm: Sequence[float] = (),
     progress: bool = True,
 ) -> Thresholds | None:
-    """Thresholds with the best mean 3D Dice on training cases.
+    """Thresholds with the best mean 3D Dice on training cases that hold a lesion: no empty mask gains anything.
 
     The gated threshold is fitted in the slices whose true label is positive, where the largest component is kept. The
     baselines may look at training masks; the methods may not.
 
     Args:
-        cases: training cases with `image` and `label`; those without a label are left out.
+        cases: training cases with `image` and `label`; those without a lesion are left out.
         preprocessing: gives `image` `[image channels, organ, H, W, D]`.
         intensities: what to try; None: quantiles of what some training images hold inside the organ, for images that
             are not in multiples of the organ's own intensity.
@@ -70,29 +70,31 @@ def fit_baselines(
             stays None.
 
     Returns:
-        The thresholds; None, and a line in the console, where no case has a mask.
+        The thresholds; None, and a line in the console, where no case has a mask of a lesion.
     """
     cases = [case for case in cases if "label" in case]
-    if not cases:
-        logger.warning("no training case has a mask to fit baselines on: give --baseline_thresholds '[1.4, 1.2]'")
-        return None
     to_image_grid = ResampleToMatchd(keys="label", key_dst="image", mode="nearest")
     if intensities is None:
-        intensities = _measured(cases, preprocessing, channel)
-    scores = np.zeros((len(cases), len(intensities), 2 + len(openings_mm)))
-    bar = tqdm(cases, desc="fitting baselines", unit="case", leave=False, disable=not progress)
-    for row, case in zip(scores, bar, strict=True):
+        intensities = _measured(cases, preprocessing, channel) if cases else []
+    scores = []
+    for case in tqdm(cases, desc="fitting baselines", unit="case", leave=False, disable=not progress):
         preprocessed: Any = apply_transform(preprocessing, case)
         read = to_image_grid(preprocessed)
         image, truth = read["image"].numpy(), read["label"][0].numpy() > 0
+        if not truth.any():
+            continue
         organ, positive, spacing = image[-1] > 0.5, truth.any(axis=(0, 1)), spacing_of(read["image"])
         shown = smooth_in_organ(image[channel], organ, sigma_mm=smooth_mm, spacing=spacing)
         opened = [without_thin(shown, radius_mm=radius, spacing=spacing) for radius in openings_mm]
-        for i, intensity in enumerate(intensities):
+        scores.append(np.zeros((len(intensities), 2 + len(openings_mm))))
+        for row, intensity in zip(scores[-1], intensities, strict=True):
             bright = (shown > intensity) & organ
             broad = [dice((image > intensity) & organ, truth) for image in opened]
-            row[i] = dice(bright, truth), dice(largest_component(bright & positive), truth), *broad
-    mean = scores.mean(axis=0)
+            row[:] = dice(bright, truth), dice(largest_component(bright & positive), truth), *broad
+    if not scores:
+        logger.warning("no training case has a mask to fit baselines on: give --baseline_thresholds '[1.4, 1.2]'")
+        return None
+    mean = np.mean(scores, axis=0)
     plain, gated = (float(intensities[i]) for i in mean[:, :2].argmax(axis=0))
     if not openings_mm:
         return Thresholds(plain, gated)

@@ -61,6 +61,17 @@ def test_cases_without_a_mask_are_left_out():
     assert fit([bare, case()], same, progress=False) == fit([case()], same, progress=False)
 
 
+def test_healthy_cases_do_not_make_the_threshold_that_marks_nothing_the_best():
+    healthy = []
+    for seed in range(1, 5):
+        data = case(seed)
+        data["label"] = torch.zeros_like(data["label"])
+        healthy.append(data)
+    options: dict[str, Any] = {"intensities": (1.1, 1.5, 9.0), "openings_mm": (1.0,), "progress": False}
+    assert fit([case(), *healthy], same, **options) == fit([case()], same, **options)
+    assert fit(healthy, same, **options) is None
+
+
 def test_without_any_mask_there_are_no_baselines_and_it_says_what_to_give(caplog):
     thresholds = fit([{"case": "bare", "image": None}], same, progress=False)
     assert thresholds is None
