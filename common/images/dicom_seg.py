@@ -67,7 +67,8 @@ def on_image(mask: Volume, shape: Sequence[int], affine: np.ndarray, *, image: s
     wanted = corners(array.shape, np.eye(4)) + first
     apart = np.linalg.norm(corners(array.shape, voxels) - wanted, axis=1).max()
     if apart > TOLERANCE or (first < 0).any() or (last > np.asarray(shape)).any():
-        check_one_grid(array.shape, moved, shape, affine, what=f"{mask.path} and {image}")
+        what = f"{mask.path} and {image}"
+        check_one_grid(array.shape, moved, shape, affine, what=what, header=mask.affine)
     whole = np.zeros(tuple(shape), array.dtype)
     whole[tuple(slice(a, b) for a, b in zip(first, last, strict=True))] = array
     return replace(mask, array=whole, affine=np.asarray(affine))

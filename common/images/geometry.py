@@ -134,7 +134,13 @@ def _turn(affine: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def check_one_grid(
-    shape: Sequence[int], affine: np.ndarray, like_shape: Sequence[int], like: np.ndarray, *, what: str
+    shape: Sequence[int],
+    affine: np.ndarray,
+    like_shape: Sequence[int],
+    like: np.ndarray,
+    *,
+    what: str,
+    header: np.ndarray | None = None,
 ) -> None:
     """Refuse two grids that are not one: other shapes, or corners further apart than 0.1 voxel.
 
@@ -142,9 +148,10 @@ def check_one_grid(
         shape, affine: of one.
         like_shape, like: of the other, whose voxels are the measure.
         what: the two names, for the message.
+        header: affine of the first as its file has it, where the axes have been turned since.
 
     Raises:
-        ValueError: showing both shapes and affines.
+        ValueError: showing both shapes, and the affines as in the files.
     """
     if tuple(shape) == tuple(like_shape):
         voxels = corners(shape, np.linalg.inv(like) @ affine) - corners(shape, np.eye(4))
@@ -154,9 +161,9 @@ def check_one_grid(
         reason = f"their corners are up to {apart:.3g} voxels apart"
     else:
         reason = f"their shapes are {list(shape)} and {list(like_shape)}"
+    affines = f"{_rows(affine if header is None else header)} and {_rows(like)}"
     raise ValueError(
-        f"{what} do not lie on one grid: {reason}. Affines: {_rows(affine)} and {_rows(like)}. Resample one to the "
-        "other, or mend the wrong header"
+        f"{what} do not lie on one grid: {reason}. Affines: {affines}. Resample one to the other, or mend the wrong header"
     )
 
 

@@ -112,7 +112,8 @@ def on_grid(volume: Volume, shape: Sequence[int], affine: np.ndarray, *, image: 
         ValueError: it lies on another grid (corners further apart than 0.1 voxel), with both affines.
     """
     array, moved = in_axes_of(volume.array, volume.affine, affine)
-    check_one_grid(array.shape[:3], moved, shape, affine, what=f"{volume.path} and {image}")
+    what = f"{volume.path} and {image}"
+    check_one_grid(array.shape[:3], moved, shape, affine, what=what, header=volume.affine)
     return replace(volume, array=array, affine=np.asarray(affine))
 
 

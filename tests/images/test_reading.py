@@ -203,9 +203,13 @@ class TestMasks:
         save(tmp_path / "image.nii.gz", VALUES, affine)
         save(tmp_path / "mask.nii.gz", VALUES, affine + 3e-3 * np.eye(4, 4, 3))
         assert read_mask(tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz").array.shape == SHAPE
-        for wrong in (np.eye(4), np.diag([3, 3, 5, 1])):
+        for wrong, shown in (
+            (np.eye(4), "[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]"),  # as in the file, not as turned to the image
+            (np.diag([3, 3, 5, 1]), "[[3, 0, 0, 0], [0, 3, 0, 0], [0, 0, 5, 0]]"),
+        ):
             save(tmp_path / "mask.nii.gz", VALUES, wrong)
-            with pytest.raises(ValueError, match=r"mask.nii.gz and .*image.nii.gz do not lie on one grid"):
+            message = rf"mask.nii.gz and .*image.nii.gz do not lie on one grid: .* Affines: {re.escape(shown)} and"
+            with pytest.raises(ValueError, match=message):
                 read_mask(tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz")
 
     @pytest.mark.parametrize(
