@@ -163,7 +163,8 @@ def check_one_grid(
         reason = f"their shapes are {list(shape)} and {list(like_shape)}"
     affines = f"{_rows(affine if header is None else header)} and {_rows(like)}"
     raise ValueError(
-        f"{what} do not lie on one grid: {reason}. Affines: {affines}. Resample one to the other, or mend the wrong header"
+        f"{what} do not lie on one grid: {reason}. Affines: {affines}. Resample one to the other, or mend the wrong "
+        "header"
     )
 
 
