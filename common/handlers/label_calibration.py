@@ -51,7 +51,7 @@ class LabelCalibration(CaseHandler):
         quantiles: others to report.
         natural: threshold that maps have by themselves, such as 0 of logits trained against (pseudo-)masks; it
             counts where the quantile is lower, but for maps that have not learned to reach it: then the level that
-            `common.masks.reached_level` finds in positive slices that pass the gate, or in positive volumes.
+            `common.masks.reached_level` finds in positive slices, or in positive volumes.
         sensitivity: of the gate; by default Youden's J chooses.
         for_volumes: what takes the place of `quantile` and of entries of `start` where volumes have one label.
         more: settings that are kept beside the weights with what is chosen here, such as how maps were combined.
@@ -140,7 +140,7 @@ class LabelCalibration(CaseHandler):
             gate, quantile = volume_gate(probabilities, labels), start.pop("quantile", quantile)
         heats = [self._heat_of_nothing(row, gate) for row in self.rows]
         threshold = heat_threshold(heats, quantile)
-        peaks = np.concatenate([self._peaks(row, gate) for row in self.rows])
+        peaks = np.concatenate([self._peaks(row) for row in self.rows])
         if self.natural is not None and len(peaks):
             threshold = max(threshold, min(self.natural, reached_level(peaks)))
         best = {**start, "gate": gate, "threshold": threshold}
@@ -183,16 +183,15 @@ class LabelCalibration(CaseHandler):
         return row["heat"][..., quiet][row["organ"][..., quiet]]
 
     @staticmethod
-    def _peaks(row: Mapping[str, Any], gate: float) -> np.ndarray:
-        """Highest heat inside the organ of each positive slice that the gate opens; of one label, of the volume."""
-        opened = row["seen"].copy()
-        opened[row["seen"]] &= row["probability"] > gate
+    def _peaks(row: Mapping[str, Any]) -> np.ndarray:
+        """Highest heat inside the organ of each slice labeled positive; with one label, of a positive volume."""
+        positive = row["seen"].copy()
         if row["labels"] is not None:
-            opened[row["seen"]] &= row["labels"]
-        if not row["positive"] or not opened.any():
+            positive[row["seen"]] = row["labels"]
+        if not row["positive"] or not positive.any():
             return np.empty(0)
-        heat = np.where(row["organ"], row["heat"], -np.inf)[..., opened].max(axis=(0, 1))
-        return heat if row["labels"] is not None else heat.max(keepdims=True)
+        peaks = np.where(row["organ"], row["heat"], -np.inf)[..., positive].max(axis=(0, 1))
+        return peaks if row["labels"] is not None else peaks.max(keepdims=True)
 
     def _smallest(self, options: Mapping[str, Any]) -> float:
         """Milliliters that tell masks in negative volumes from those in positive ones; 0 if none are needed."""
