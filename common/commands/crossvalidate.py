@@ -18,6 +18,9 @@ from .fit_runs import done_before, say_done
 from .folds import write_folds
 from .run import config_files, for_configs, names, run_bundle
 
+# Settings that change where and how fast a run goes, and not what it finds.
+WITHOUT_CONSEQUENCE = ("dataset_dir", "device", "num_workers", "progress")
+
 
 def crossvalidate(
     bundle: str,
@@ -137,11 +140,13 @@ def _train(place: Path, title: str, bundle: str, configs: list[str], **overrides
     """Train into a folder, once; settings as `for_configs`.
 
     Raises:
-        ValueError: what lies there, finished or not, is of other configs, settings, cases or teachers.
+        ValueError: the training that lies there, finished or begun, is of other configs, settings, cases or teachers.
     """
-    settings = for_configs(bundle, configs, overrides)
-    check_same(place, _made_from(bundle, configs, settings), name="made_from.json")
+    settings, note = for_configs(bundle, configs, overrides), "made_from.json"
     finished = place / "finished"
+    if not finished.is_file() and not (place / "checkpoint.pt").is_file():
+        (place / note).unlink(missing_ok=True)  # of a try that ended before its first epoch
+    check_same(place, _made_from(bundle, configs, settings), name=note)
     if not finished.is_file():
         step(title)
         run_bundle(bundle, configs, output_dir=str(place), **settings)
@@ -162,6 +167,7 @@ def _made_from(bundle: str, configs: Sequence[str], settings: Mapping[str, Any])
     """What decides on a run: SHA-256 of configs, weights and lists of cases, wherever they lie; other settings."""
     files = {key: file_digest(settings[key]) for key in ("datalist", "ckpt", "teacher_ckpt") if key in settings}
     told = {"configs": [file_digest(path) for path in config_files(bundle, configs)], **settings, **files}
+    told = {key: value for key, value in told.items() if key not in WITHOUT_CONSEQUENCE}
     return json.loads(json_text(told))
 
 

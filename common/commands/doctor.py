@@ -31,6 +31,7 @@ EXTRAS = {
     "xlsx": "tables of labels as .xlsx",
 }
 # What these packages would download once, and where it then lies below the home directory.
+VIEWER = "niivue-0.69.0.umd.js"
 DOWNLOADS = {
     "DINOv2": ("dinov2", ".cache/huggingface/hub/models--facebook--dinov2*"),
     "lungmask R231": ("lung", ".cache/torch/hub/checkpoints/unet_r231-*.pth"),
@@ -177,7 +178,7 @@ def _downloads(installed: Sequence[Finding]) -> Iterator[Finding]:
 def _viewer() -> Finding:
     """NiiVue; where it lies is as in `common.report.viewer`, whose import would take seconds."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weakseg"
-    if any(Path(os.environ.get("WEAKSEG_CACHE") or cache).glob("niivue-*.umd.js")):
+    if (Path(os.environ.get("WEAKSEG_CACHE") or cache) / VIEWER).is_file():
         return Finding("viewer of reports", "there")
     mend = "python -m common report --get_viewer true"
     return Finding("viewer of reports", "not here: pages show pictures in place of volumes", mend)

@@ -72,14 +72,13 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
     """
     is_folder = pattern.endswith("/")
     bare = pattern.rstrip("/")
-    globbed = sorted(glob.glob(bare, root_dir=root, recursive=True))
-    if "**" in bare:
-        globbed = _without_loops(root, globbed)
+    everything = sorted(glob.glob(bare, root_dir=root, recursive=True))
+    globbed = _without_loops(root, everything) if "**" in bare else everything
     names = [name.replace(os.sep, "/").rstrip("/") for name in globbed]
     wanted = Path.is_dir if is_folder else Path.is_file
     names = [name or "." for name in names if wanted(root / name) or _dangling(root / name)]
     if not is_folder:
-        _say_other_letters(root, bare, globbed, key)
+        _say_other_letters(root, bare, everything, key)
         names = _without_results(root, names, pattern)
         if names and _is_slice(root / names[0]):
             raise ValueError(

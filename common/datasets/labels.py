@@ -30,7 +30,7 @@ _NEGATIONS = re.compile(
 _MONTH = "(jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[.]?"
 _DATES = (
     r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ t].*)?",
-    rf"\d{{1,2}}[-. ]+{_MONTH}",
+    rf"\d{{1,2}}[-. ]+{_MONTH}([-. ]+\d{{2,4}})?",
     rf"{_MONTH}[- ]+\d+",
 )
 _NO_NAME = re.compile("|".join((r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", *_DATES)), re.IGNORECASE)
@@ -174,7 +174,7 @@ def _found_classes(tokens: Places, source: PathLike, several: bool) -> tuple[str
     ]
     refuse(source, unknown)
     changed = [(place, text) for place, text in tokens if not text.isdecimal() and _NO_NAME.fullmatch(text)]
-    advice = "has a spreadsheet changed it? Are these scores, --positive_from 1; or name all classes by --classes"
+    advice = "has a spreadsheet changed it? If these are scores: --positive_from 1; else name all classes by --classes"
     refuse(source, [f"{place}: {text!r} is a number or a date, and no label: {advice}" for place, text in changed])
     if texts <= {*_YES, *_NO}:
         return ("none", "finding")

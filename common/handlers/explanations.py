@@ -182,7 +182,7 @@ def _summary(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float | int
 
 def _panel(image: np.ndarray, maps: dict[str, np.ndarray], inside: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
     """The slice with its true outline, and each map from its median in the organ (dark) to its peak, side by side."""
-    from skimage.segmentation import find_boundaries  # as `draw_montage` does
+    from skimage.segmentation import find_boundaries  # takes a second to import
 
     low, high = np.percentile(image[inside], [1, 99.5])
     plain = np.repeat(np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None], 3, axis=-1)

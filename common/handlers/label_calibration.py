@@ -139,10 +139,7 @@ class LabelCalibration(CaseHandler):
             start |= self.for_volumes
             gate, quantile = volume_gate(probabilities, labels), start.pop("quantile", quantile)
         heats = [self._heat_of_nothing(row, gate) for row in self.rows]
-        threshold = heat_threshold(heats, quantile)
-        peaks = np.concatenate([self._peaks(row) for row in self.rows])
-        if self.natural is not None and len(peaks):
-            threshold = max(threshold, min(self.natural, reached_level(peaks)))
+        threshold = max(heat_threshold(heats, quantile), self._natural(of_slices))
         best = {**start, "gate": gate, "threshold": threshold}
         best["min_volume_ml"] = self._smallest(best)
         candidates = [("chosen", best), ("natural zero", {**best, "threshold": 0.0})]
@@ -164,6 +161,17 @@ class LabelCalibration(CaseHandler):
         add_beside(self.ckpt, chosen=chosen, chosen_from=source)
         write_json(self.output_dir / "calibrated.json", chosen)
         print(f"chosen from labels of {len(self.rows)} cases, no mask: {json.dumps(chosen)}")
+
+    def _natural(self, of_slices: bool) -> float:
+        """The natural threshold, or what positives reach; −∞ if there is none."""
+        if self.natural is None:
+            return -np.inf
+        peaks = np.concatenate([self._peaks(row) for row in self.rows if not of_slices or row["labels"] is not None])
+        level = reached_level(peaks) if len(peaks) else np.inf
+        if level < self.natural:
+            what = "maps stay low: three quarters of %d positives reach %.4g and not the natural threshold %.4g"
+            logger.warning(f"{what}; a longer training may help", len(peaks), level, self.natural)
+        return min(self.natural, level)
 
     def _labeled(self) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and labels of slices, or, where there are none, of volumes."""

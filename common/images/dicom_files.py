@@ -134,9 +134,9 @@ def header_of(path: str) -> Header | None:
 def _read_header(path: str) -> Header | None:
     with open(path, "rb") as file:
         start = file.read(132)
-    # Old files begin without the 128 empty bytes: with a tag of group 2 or 8, little endian.
     if not start and re.fullmatch(r"(\.\d+)?", Path(path).suffix):  # named as slices are where they have no ending
         return Header(other="an empty file", broken=True)
+    # Old files begin without the 128 empty bytes: with a tag of group 2 or 8, little endian.
     if start[128:] != b"DICM" and not (start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"):
         return Header(other="no DICOM header", broken=True) if path.lower().endswith((".dcm", ".ima")) else None
     try:

@@ -92,7 +92,9 @@ def fit_baselines(
             broad = [dice((image > intensity) & organ, truth) for image in opened]
             row[:] = dice(bright, truth), dice(largest_component(bright & positive), truth), *broad
     if not scores:
-        logger.warning("no training case has a mask to fit baselines on: give --baseline_thresholds '[1.4, 1.2]'")
+        logger.warning(
+            "no training case has a mask of a lesion to fit baselines on: give --baseline_thresholds '[1.4, 1.2]'"
+        )
         return None
     mean = np.mean(scores, axis=0)
     plain, gated = (float(intensities[i]) for i in mean[:, :2].argmax(axis=0))

@@ -90,9 +90,9 @@ def heat_threshold(heats: Sequence[np.ndarray], quantile: float) -> float:
 
 
 def reached_level(peaks: ArrayLike, share: float = 0.75) -> float:
-    """The level that this share of positive slices or volumes reaches somewhere.
+    """The level that about this share of positive slices or volumes reaches somewhere (interpolated).
 
-    A threshold above it would leave more of them without a mask than the network takes for ill.
+    Above it, more than the rest of them would have no mask.
 
     Args:
         peaks: `[N]`, the highest heat inside the organ of each slice or volume labeled positive; N > 0.

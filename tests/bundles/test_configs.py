@@ -114,7 +114,9 @@ def runs(bundle: str) -> list[str]:
 
 def write_data(folder_: Path, modalities: Sequence[str], classes: list[str]) -> None:
     """A phantom of the given modalities with its datalist."""
-    write_phantom(folder_, cases=6, shape=(48, 48, 16), modalities=4 if modalities[1:] else 1, healthy_fraction=0.0)
+    write_phantom(
+        folder_, cases=6, shape=(48, 48, 16), modalities=4 if len(modalities) > 1 else 1, healthy_fraction=0.0
+    )
     datalist = make_datalist(
         folder(folder_, modalities=modalities),
         name="phantom",

@@ -171,6 +171,23 @@ def test_a_training_of_other_settings_or_cases_is_refused(data, runs, tmp_path, 
     assert len(runs) == 4
 
 
+def test_a_try_that_ended_before_it_trained_binds_nobody_and_neither_does_another_device(
+    data, runs, tmp_path, monkeypatch
+):
+    def fails(*_, **__) -> None:
+        raise RuntimeError("no memory")
+
+    out = str(tmp_path / "out")
+    with monkeypatch.context() as context:
+        context.setattr(common.commands.crossvalidate, "run_bundle", fails)
+        with pytest.raises(RuntimeError, match="no memory"):
+            crossvalidate("b", str(data), out, folds=2, choose="", batch_size=9000)
+    crossvalidate("b", str(data), out, folds=2, choose="", batch_size=9)
+    runs.clear()
+    crossvalidate("b", str(data), out, folds=2, choose="", batch_size=9, device="cpu", num_workers=1, progress=False)
+    assert runs == []
+
+
 def test_only_numbers_that_every_fold_has_are_averaged():
     result = over_folds([{"a": {"x": 1.0}, "b": 2, "c": None}, {"a": {"x": 3.0}, "c": 1.0}])
     assert result == {"a.x": {"mean": 2.0, "std": pytest.approx(2**0.5, abs=1e-4)}}

@@ -56,6 +56,8 @@ def test_every_extra_says_what_it_is_for_here_and_in_the_quick_start():
 
 def test_the_viewer_is_found_where_it_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("WEAKSEG_CACHE", str(tmp_path))
+    assert viewer_path().name == module.VIEWER
+    viewer_path().with_name("niivue-0.1.0.umd.js").touch()  # of another version
     assert module._viewer().mend == COMMAND
     viewer_path().touch()
     assert module._viewer().mend == ""

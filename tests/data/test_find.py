@@ -133,12 +133,13 @@ def test_an_ending_in_capitals_is_one_and_told_where_a_pattern_leaves_it_out(tmp
     assert caplog.text.strip().endswith("case: x/A.NII.GZ")
 
 
-def test_a_link_to_a_folder_above_gives_no_case_again(tmp_path):
+def test_a_link_to_a_folder_above_gives_no_case_again(tmp_path, caplog):
     touch(tmp_path, "d/a.nii", "d/p/f.nii", "e/f.nii")
     (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
     (tmp_path / "d" / "b.nii").symlink_to("a.nii")
     (tmp_path / "d" / "q").symlink_to(tmp_path / "e")
     assert [case["case"] for case in find_cases(tmp_path / "d", "**/*.nii")] == ["a", "b", "p", "q"]
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("pattern", [None, "", [], [None]])

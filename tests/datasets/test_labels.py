@@ -77,7 +77,18 @@ class TestParseLabels:
                     {},
                     rf"row 3: '{re.escape(text)}' is a number or a date, and no label: .* --positive_from 1",
                 )
-                for text in ("-1", "0.5", "1e3", "2024-02-01 00:00:00", "01.02.24", "1-Feb", "2. Mär", "Feb 24")
+                for text in (
+                    "-1",
+                    "0.5",
+                    "1e3",
+                    "2024-02-01 00:00:00",
+                    "01.02.24",
+                    "1-Feb",
+                    "2. Mär",
+                    "Feb 24",
+                    "01-Feb-24",
+                    "1 Feb 2024",
+                )
             ),
             ("0|93", {}, r"row 3: 93 is no grade \(0 to 20\); .* --positive_from 1"),
             (

@@ -87,18 +87,24 @@ def test_the_natural_threshold_of_maps_counts_where_the_quantile_is_lower(tmp_pa
     assert calibrate(tmp_path, SLICES, natural=0.1)["threshold"] == pytest.approx(0.2, abs=0.005)
 
 
-def test_a_natural_threshold_that_maps_do_not_reach_yields_to_what_positives_reach(tmp_path):
-    labels = {"ill": [0, 1, 1, 1, 1, 0], "well": [0] * 6}
-    items, cases = items_of(labels)
-    pred = items[0][1]["pred"]
+def test_a_natural_threshold_that_maps_do_not_reach_yields_to_what_positives_reach(tmp_path, caplog):
+    items, cases = items_of({"ill": [0, 1, 1, 1, 1, 0], "well": [0] * 6})
+    pred, image = items[0][1]["pred"], items[0][0]["image"]
     for index, hottest in zip((1, 2, 3, 4), (0.3, 0.4, 0.6, 0.6), strict=True):
         pred[1, ..., index] = pred[1, ..., index].clamp(max=hottest)
-    pred[1, 0, 0, 0] = 0.99  # a slice labeled negative does not count
-
+    pred[1, 0, 0, 0] = 0.99  # a slice labeled negative does not count,
+    image[1, 0, 0], pred[1, 0, 0, 1:] = 0, 0.99  # nor what lies outside the organ
     handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, natural=0.5, quantile=0.99)
     run_handler(handler, items, cases=cases)
     threshold = json.loads((tmp_path / "calibrated.json").read_text())["threshold"]
     assert threshold == pytest.approx(0.375, abs=0.001)  # a quarter of them has less
+    assert "three quarters of 4 positives reach 0.3749 and not the natural threshold 0.5" in caplog.text
+
+
+def test_of_one_label_a_volume_the_hottest_slice_says_what_positives_reach(tmp_path):
+    labels = {"ill": 1, "well": 0, "odd": 0}
+    assert calibrate(tmp_path, labels, natural=0.5, quantile=0.99)["threshold"] == 0.5
+    assert calibrate(tmp_path, labels, natural=3.0, quantile=0.99)["threshold"] == pytest.approx(0.9, abs=0.001)
 
 
 def test_every_candidate_is_listed_with_what_labels_say_about_it(tmp_path):

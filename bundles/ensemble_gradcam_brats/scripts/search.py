@@ -109,14 +109,17 @@ def grid_scores(cases: Sequence[Counts], objective: str = "dice") -> np.ndarray:
 
     Args:
         cases: as `grid_counts` gives them, all of one combination.
-        objective: `dice` (mean foreground Dice per case) or `miou` (the paper: voxels of all cases pooled, mean of
-            background and foreground IoU).
+        objective: `dice` (mean foreground Dice of cases with a lesion) or `miou` (the paper: voxels of all cases
+            pooled, mean of background and foreground IoU).
 
     Returns:
         The shape of `predicted`.
     """
     if objective == "dice":
-        return np.mean([dice_from_counts(c["hits"], c["predicted"], c["truth"]) for c in cases], axis=0)
+        lesions = [dice_from_counts(c["hits"], c["predicted"], c["truth"]) for c in cases if c["truth"] > 0]
+        if not lesions:
+            raise ValueError("no case has a mask of a lesion: the thresholds that mark nothing would be the best")
+        return np.mean(lesions, axis=0)
     if objective != "miou":
         raise ValueError(f"objective must be 'dice' or 'miou', got {objective!r}")
     hits, predicted, truth, size = (sum(c[k] for c in cases) for k in ("hits", "predicted", "truth", "size"))

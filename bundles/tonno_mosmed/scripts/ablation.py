@@ -39,7 +39,8 @@ def ablate(
 ) -> list[dict[str, Any]]:
     """Dice of the best threshold and seconds a volume for pairs of M and L: `ablation.csv` and `ablation.png`.
 
-    The threshold is fitted to the very cases, so that figures are comparable with each other and with nothing else.
+    The threshold is fitted to the very cases, those with a lesion, so that figures are comparable with each other and
+    with nothing else.
 
     Args:
         network: with its weights.
@@ -53,7 +54,8 @@ def ablate(
     """
     network = network.to(device).eval()
     read = [read_with_truth(case, preprocessing) for case in cases]
-    truths = [truth.numpy() for _, truth in read]
+    ill = [i for i, (_, truth) in enumerate(read) if truth.any()]
+    truths = [read[i][1].numpy() for i in ill]
     rows: list[dict[str, Any]] = []
     for count, number in tqdm(grid, desc="ablation", unit="setting", disable=not progress):
         settings = {**options, "num_slices": count, "num_directions": number, "progress": False}
@@ -64,7 +66,8 @@ def ablate(
             heats.append(next(iter(maps.values())).cpu().numpy())
         seconds = (time.perf_counter() - start) / len(read)
         values = np.concatenate([heat[heat != 0] for heat in heats])
-        threshold, dice = best_threshold(heats, truths, np.unique(np.quantile(values, 1 - np.geomspace(0.5, 1e-3, 60))))
+        grid = np.unique(np.quantile(values, 1 - np.geomspace(0.5, 1e-3, 60)))
+        threshold, dice = best_threshold([heats[i] for i in ill], truths, grid)
         row = {"num_slices": count, "num_directions": number, "dice": dice, "threshold": threshold, "seconds": seconds}
         rows.append({k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in row.items()})
     write_csv(Path(output_dir) / "ablation.csv", rows)

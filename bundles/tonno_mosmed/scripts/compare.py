@@ -145,7 +145,11 @@ def compare(
                 "maps": {name: heat.cpu().numpy() for name, heat in maps.items()},
             }
         )
-    choosing, tested = items[: len(known)], items[len(known) :]
+    choosing, tested = [item for item in items[: len(known)] if item["truth"].any()], items[len(known) :]
+    if not choosing:
+        raise ValueError(
+            "no validation case has a mask of a lesion: the threshold that marks nothing would be the best"
+        )
     rows, details, intervals = [], [], {}
     for name in inferer.names:
         threshold, validated = _best_threshold(choosing, name, score, min_component_ml)

@@ -77,7 +77,7 @@ function about(row) {
 function montage(row) {
   if (!row.picture) return make("p", { class: "note", text: row.picture === null ? "The run left no picture of this case." : "There is no room for its picture in the page of so many cases: it lies in the folder of the run." });
   const text = report.run.unit === "slide" ? "The slide with its heat and the edge of the mask"
-    : "Slices through the heat: above the scan with the edges of mask and truth, below the heatmap over it";
+    : "Slices through the heat: above the scan with the edges of mask (cyan) and truth (amber), below the heatmap over it";
   return make("figure", { class: "montage" }, wide(make("img", { src: picture(row.picture), alt: `${row.case}: ${text}` })), make("figcaption", { text }));
 }
 

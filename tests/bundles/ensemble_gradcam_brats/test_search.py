@@ -57,6 +57,10 @@ def test_scores_are_mean_dice_and_pooled_miou(maps, truth):
     found = [(combine(v, [0.3, 0.6], "and") > 0) for v in volumes]
     assert search.grid_scores(counts, "dice")[3, 6] == pytest.approx(np.mean([dice(m, truth) for m in found]))
     assert search.grid_scores(counts, "miou")[3, 6] == pytest.approx(pooled_miou(found, [truth, truth]))
+    healthy = search.grid_counts(maps[:2], np.zeros_like(truth), how="and")
+    assert search.grid_scores([*counts, healthy], "dice")[3, 6] == search.grid_scores(counts, "dice")[3, 6]
+    with pytest.raises(ValueError, match="no case has a mask of a lesion"):
+        search.grid_scores([healthy], "dice")
     with pytest.raises(ValueError, match="'dice' or 'miou'"):
         search.grid_scores(counts, "iou")
 
