@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data import make_datalist, write_datalist
+from ..data import SECTIONS, make_datalist, write_datalist
 from ..datasets import folder, write_phantom
 
 
@@ -38,7 +38,12 @@ def phantom_dataset(
     """Write the phantom and its datalist (half training, a fifth validation, the rest test); returns the folder.
 
     Of `clinic` each section holds its share of the healthy.
+
+    Raises:
+        ValueError: fewer cases than sections, before anything is written.
     """
+    if cases < len(SECTIONS):
+        raise ValueError(f"--cases: at least {len(SECTIONS)}, one for each section, got {cases}")
     output_dir = Path(output_dir)
     write_phantom(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction, kind=kind)
     datalist = make_datalist(

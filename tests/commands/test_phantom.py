@@ -49,3 +49,9 @@ def test_the_seed_decides_on_volumes_and_split_and_the_folder_is_printed(folder,
     )
     np.testing.assert_array_equal(first, same)
     assert first.shape != other.shape or (first != other).any()
+
+
+def test_fewer_cases_than_sections_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="--cases: at least 3, one for each section, got 2"):
+        phantom(str(tmp_path / "data"), cases=2)
+    assert not (tmp_path / "data").exists()
