@@ -148,15 +148,17 @@ class LiteBlock(MBConvBlock):
 
 
 def normalized(padding: Any, conv: Any, norm: Any, x: Tensor) -> Tensor:
-    """Padding, convolution and batch normalization in one convolution, where nothing learns: equal but for rounding.
+    """Padding, convolution and normalization, in one convolution where the last is by stored statistics.
+
+    Where nothing learns it is equal to the three after one another, but for rounding.
 
     Args:
         padding: MONAI's for strides, or None.
         conv: without bias.
-        norm: uses its stored statistics; else the three follow one another.
+        norm: batch normalization in evaluation mode; else, as with group normalization, the three follow one another.
     """
     padded = x if padding is None else padding(x)
-    if norm.training:
+    if norm.training or not isinstance(norm, nn.BatchNorm2d):
         return norm(conv(padded))
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

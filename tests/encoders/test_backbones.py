@@ -121,6 +121,16 @@ def test_group_norm_replaces_every_batch_norm_and_keeps_its_affine_parameters():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
 
+@pytest.mark.parametrize("backbone", ["resnet10", "efficientnet_lite0"])
+@pytest.mark.parametrize("norm", ["frozen_batch", "batch", "group"])
+def test_a_network_says_the_same_with_and_without_gradients_whatever_its_norm(backbone, norm):
+    network = Classifier(backbone, norm=norm).eval()
+    image = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        shown = network(image)
+    torch.testing.assert_close(shown, network(image).detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("wrapped", ["plain", "state_dict", "module"])
 def test_a_local_file_with_torchvisions_names_fills_the_body(wrapped, tmp_path):
     source = Classifier("resnet10").body
