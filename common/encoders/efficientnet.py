@@ -158,7 +158,7 @@ def normalized(padding: Any, conv: Any, norm: Any, x: Tensor) -> Tensor:
         norm: batch normalization in evaluation mode; else, as with group normalization, the three follow one another.
     """
     padded = x if padding is None else padding(x)
-    if norm.training or not isinstance(norm, nn.BatchNorm2d):
+    if norm.training or not hasattr(norm, "running_mean"):
         return norm(conv(padded))
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
