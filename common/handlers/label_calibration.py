@@ -198,7 +198,7 @@ class LabelCalibration(CaseHandler):
             positive[row["seen"]] = row["labels"]
         if not row["positive"] or not positive.any():
             return np.empty(0)
-        peaks = np.where(row["organ"], row["heat"], -np.inf)[..., positive].max(axis=(0, 1))
+        peaks = row["heat"][..., positive].max(axis=(0, 1))  # outside the organ heat has its minimum
         return peaks if row["labels"] is not None else peaks.max(keepdims=True)
 
     def _smallest(self, options: Mapping[str, Any]) -> float:
