@@ -238,4 +238,4 @@ class TestAhead:
         with pytest.raises(KeyboardInterrupt):
             engine.run()
         assert [thread.name for thread in threading.enumerate() if "forward" in thread.name] == []
-        assert (running(), torch.get_num_threads()) == (before, threads)
+        assert (running() - before, torch.get_num_threads()) == (set(), threads)
