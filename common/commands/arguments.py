@@ -15,6 +15,7 @@ from typing import Any
 from ..engines.settings import ANY, NULL, mismatch, plain
 
 PACKAGE = Path(__file__).resolve().parents[1]
+LACKING = object()  # in place of a required argument that was not typed
 ANYTHING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # Kinds of values, by the first word of an annotation.
 KINDS = {
@@ -32,13 +33,15 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
     """The command, with its arguments compared with their annotations, and `null`, `true` and `false` as in JSON.
 
     Raises:
-        ValueError: (from the command) an argument that it does not have, or of another type, by name.
+        ValueError: (from the command) an argument that it does not have or lacks, or of another type, by name.
     """
     signature = inspect.signature(command)
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        _check_known(signature, args, kwargs)
+        args = tuple(value for value in args if value is not LACKING)
+        kwargs = {key: value for key, value in kwargs.items() if value is not LACKING}
+        _check_names(signature, args, kwargs)
         given = signature.bind(*args, **kwargs)
         for name, value in given.arguments.items():
             parameter = signature.parameters[name]
@@ -49,25 +52,35 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
                     raise ValueError(f"--{name}: {line}")
         command(*given.args, **given.kwargs)
 
-    # So Fire hands over what is unknown, too; it would complain of it only when the command has done its work.
+    # So Fire hands over what is unknown or lacking, too; it would complain of the first only when the command has done
+    # its work, and of the second in words that do not work.
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     more = [inspect.Parameter(f"_{kind.name}", kind) for kind in ANYTHING if kind not in kinds]
-    everything = sorted([*signature.parameters.values(), *more], key=lambda parameter: parameter.kind)
+    optional = [
+        p.replace(default=LACKING) if p.default is p.empty and p.kind not in ANYTHING else p
+        for p in signature.parameters.values()
+    ]
+    everything = sorted([*optional, *more], key=lambda parameter: parameter.kind)
     run.__signature__ = signature.replace(parameters=everything)  # type: ignore[attr-defined]
     return run
 
 
-def _check_known(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    parameters = signature.parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind not in ANYTHING]
+def _check_names(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    parameters = [p for p in signature.parameters.values() if p.kind not in ANYTHING]
+    known = [parameter.name for parameter in parameters]
     places = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
     if len(args) > places:
         raise ValueError(f"{args[places]!r} is more than what is expected: {', '.join(known[:places])}")
-    unknown = [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else [key for key in kwargs if key not in known]
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = [] if takes_more else [key for key in kwargs if key not in known]
     if unknown:
         near = get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean --{near[0]}?" if near else f"there are {', '.join(f'--{name}' for name in known)}"
         raise ValueError(f"there is no option --{unknown[0]}; {hint}")
+    lacking = [p for p in parameters[len(args) :] if p.default is p.empty and p.name not in kwargs]
+    if lacking:
+        shown = [f"--{p.name}" if p.kind is p.KEYWORD_ONLY else p.name.upper() for p in lacking]
+        raise ValueError(f"{', '.join(shown)} must be given, too")
 
 
 @contextmanager

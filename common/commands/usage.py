@@ -14,12 +14,21 @@ COMMANDS = Path(__file__).parent
 
 
 class Argument(NamedTuple):
-    """`default` is its text in Python; empty where the argument is required, or its text would not say the value."""
+    """`default` is its text in Python; empty where the argument is required, or its text would not say the value.
+
+    One that is `named` can be given by its name alone.
+    """
 
     name: str
     required: bool
+    named: bool
     default: str
     doc: str
+
+    @property
+    def shown(self) -> str:
+        """As it is typed: `BUNDLE`, `--variants`."""
+        return self.name.upper() if self.required and not self.named else f"--{self.name}"
 
 
 def function_of(command: str, name: str) -> ast.FunctionDef:
@@ -44,9 +53,16 @@ def arguments(function: ast.FunctionDef) -> Iterator[Argument]:
     required = len(given.args) - len(given.defaults)
     defaults = [*[None] * required, *given.defaults, *given.kw_defaults]
     for argument, default in zip(listed, defaults, strict=True):
-        yield Argument(argument.arg, default is None, _shown(default), said.get(argument.arg, ""))
+        named = argument in given.kwonlyargs
+        yield Argument(argument.arg, default is None, named, _shown(default), said.get(argument.arg, ""))
     if given.kwarg:
-        yield Argument("KEY VALUE", False, "", said.get(given.kwarg.arg, ""))
+        yield Argument("KEY VALUE", False, True, "", said.get(given.kwarg.arg, ""))
+
+
+def required(command: str, name: str) -> list[str]:
+    """What must be typed after a command, in order: `BUNDLE`, `--variants VARIANTS`."""
+    needed = [argument for argument in arguments(function_of(command, name)) if argument.required]
+    return [f"{argument.shown} {argument.name.upper()}" if argument.named else argument.shown for argument in needed]
 
 
 def _shown(default: ast.expr | None) -> str:
@@ -72,13 +88,12 @@ def usage(command: str, name: str, *, width: int | None = None) -> str:
     function = function_of(command, name)
     docstring = ast.get_docstring(function) or ""
     listed = list(arguments(function))
-    required = " ".join(argument.name.upper() for argument in listed if argument.required)
     lines = [
         docstring.splitlines()[0],
         "",
-        f"python -m common {command} {required} [--NAME VALUE ...]".replace("  ", " "),
+        " ".join(["python -m common", command, *required(command, name), "[--NAME VALUE ...]"]),
     ]
-    names = [argument.name.upper() if argument.required else f"--{argument.name}" for argument in listed]
+    names = [argument.shown for argument in listed]
     for shown, argument in zip(names, listed, strict=True):
         default = f" (default: {argument.default})" if argument.default else ""
         margin = max(map(len, names)) + 4

@@ -47,6 +47,7 @@ def test_a_command_describes_every_argument(name):
         ("crossvalidate gp_unet_brats OUT OUT", "No such file or directory: 'OUT/datalist.json'"),
         ("crossvalidate gp_unet_brats OUT OUT --folds 2.5", "--folds: expected a whole number, got a number: 2.5"),
         ("ablate gp_unet_brats OUT OUT --variants OUT/broken.json", "ValueError: OUT/broken.json is not a JSON file: "),
+        ("ablate gp_unet_brats OUT OUT", "ValueError: --variants must be given, too"),
         ("phantom OUT/new --case 2", "ValueError: there is no option --case; did you mean --cases?"),
         ("phantom OUT/new --count=2", "no option --count; there are --output_dir, --cases, --seed, --healthy_fraction"),
         ("phantom OUT/new 2 0 .5 plain 7", "ValueError: 7 is more than what is expected: output_dir, cases, seed, "),
@@ -60,6 +61,19 @@ def test_wrong_input_is_said_in_a_line_that_names_it(typed, said, tmp_path):
         main(typed.replace("OUT", str(tmp_path)).split())
     assert said.replace("OUT", str(tmp_path)) in str(stopped.value.code)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.json"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("fit gp_unet_brats --rounds 1", "ValueError: DATASET_DIR, OUTPUT_DIR must be given, too"),
+        ("ablate", "\n\nablate needs BUNDLE, DATASET_DIR, OUTPUT_DIR, --variants VARIANTS"),
+    ],
+)
+def test_what_is_lacking_is_named(typed, said):
+    with pytest.raises(SystemExit) as stopped:
+        main(typed.split())
+    assert str(stopped.value.code).endswith(said)
 
 
 def test_an_unknown_command_is_refused_with_the_nearest():

@@ -20,7 +20,7 @@ def test_help_is_a_screen_with_every_argument_its_default_and_an_example(command
     assert max(map(len, lines)) <= 120
     for argument in arguments(function_of(command, COMMANDS[command])):
         assert argument.doc, f"{command} does not describe {argument.name}"
-        assert (argument.name.upper() if argument.required else f"--{argument.name}") in shown
+        assert argument.shown in shown
         assert not argument.default or f"(default: {argument.default})" in " ".join(shown.split())
     assert f"Example:\n  python -m common {command}" in shown
 
@@ -30,6 +30,13 @@ def test_defaults_are_shown_as_they_would_be_typed():
     assert "--cases             number of volumes. (default: 24)" in shown
     assert "OUTPUT_DIR [--NAME VALUE ...]" in shown.splitlines()[2]
     assert "(default: false)" in usage("export", "export")
+
+
+def test_what_is_needed_by_name_is_shown_so():
+    assert usage("ablate", "ablate").splitlines()[2] == (
+        "python -m common ablate BUNDLE DATASET_DIR OUTPUT_DIR --variants VARIANTS [--NAME VALUE ...]"
+    )
+    assert "\n  --variants " in usage("ablate", "ablate")
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])

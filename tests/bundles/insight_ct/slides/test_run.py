@@ -16,7 +16,10 @@ import torch
 from PIL import Image
 
 import common.commands.fit_runs
+from common.commands.export import bundle_files
 from common.commands.fit import fit
+from common.commands.own_bundle import slide_settings
+from common.commands.prepare import prepare
 from common.commands.verify import problems
 from common.features import FeatureStore
 from common.files import file_digest
@@ -208,18 +211,19 @@ def test_memory_stays_flat_from_5_000_to_20_000_pixels_and_lesions_are_found(tmp
         assert ((mask > 0) != expected).sum() < 0.3 * expected.sum()
 
 
-def test_fit_goes_from_labeled_slides_to_masks_and_a_bundle_and_computes_features_once(tmp_path, monkeypatch, capsys):
-    sections: dict[str, list] = {"training": [], "validation": [], "test": []}
+def test_fit_goes_from_a_table_of_slides_to_masks_and_a_bundle_and_computes_features_once(
+    tmp_path, monkeypatch, capsys
+):
+    rows = ["image,label,patient,mask,split"]
     for number, section in enumerate(["training"] * 4 + ["validation"] * 2 + ["test"] * 2):
-        case = slide_case(tmp_path / "data", f"s{number}", cls=number % 2, tissue=[(350, 400 - 9 * number, 2100, 1950)])
-        case["image"] = Path(case["image"]).name
-        if case["cls"]:
-            case["label"] = f"s{number}.xml"
+        ill = number % 2
+        slide_case(tmp_path / "data", f"s{number}", cls=ill, tissue=[(350, 400 - 9 * number, 2100, 1950)])
+        if ill:
             polygons = [("_0", corners_of(box)) for box in LESIONS]
-            write_annotation(tmp_path / "data" / case["label"], polygons)
-        sections[section].append(case)
-    datalist = {"name": "toy", "classes": ["none", "lesion"], "modalities": ["HE"], "seed": 0, **sections}
-    (tmp_path / "data" / "datalist.json").write_text(json.dumps(datalist))
+            write_annotation(tmp_path / "data" / f"s{number}.xml", polygons)
+        rows.append(f"s{number}.tif,{'yes' if ill else 'no'},p{number},{f's{number}.xml' if ill else ''},{section}")
+    (tmp_path / "data" / "slides.csv").write_text("\n".join(rows))
+    prepare("table", str(tmp_path / "data" / "slides.csv"), classes="none,lesion")
     monkeypatch.setattr(common.commands.fit_runs, "run_bundle", run_bundle)
     settings = {"mpp": 2.0, "width": 16, "max_epochs": 1, "learning_rate": 0.005, "store_dir": str(tmp_path / "store")}
     settings["report"] = True
@@ -277,3 +281,29 @@ def test_fit_goes_from_labeled_slides_to_masks_and_a_bundle_and_computes_feature
     assert len(list((tmp_path / "out" / "masks").glob("*_overlay.png"))) == 8
     monkeypatch.setattr(common.commands.fit_runs, "run_bundle", None)  # everything was done before
     fit(*command, **settings)
+
+
+def test_shipped_weights_run_by_default_with_the_settings_chosen_for_them_and_travel_in_the_zip(tmp_path):
+    root = REPOSITORY / "bundles" / "insight_ct"
+    beside, config = (
+        json.loads((root / name).read_text()) for name in ("models/slides.json", "configs/wsi_inference.json")
+    )
+    assert beside["chosen_from"]["weights_sha256"] == file_digest(root / "models" / "slides.pt")
+    assert {beside[key]["masks"] for key in ("trained_on", "chosen_from")} == {"none"}
+    assert beside["trained"] == {key: config[key] for key in beside["trained"]}
+    assert {"models/slides.pt", "models/slides.json"} <= bundle_files(root).keys()
+    slide_case(tmp_path / "data")
+    run_bundle(
+        "insight_ct", ["wsi_inference.json"], dataset_dir=tmp_path / "data", image_pattern="*.tif", output_dir=tmp_path
+    )
+    (row,) = rows_of(tmp_path / "predictions.csv")
+    passes = float(row["probability_tumor"]) >= beside["chosen"]["gate"][0]
+    assert float(row["threshold_tumor"]) == pytest.approx(
+        beside["chosen"]["threshold"][0] if passes else np.inf, abs=1e-4
+    )
+
+
+def test_what_the_config_of_several_labels_changes_are_settings_of_slides():
+    """A misspelled key would be taken without a word."""
+    root = REPOSITORY / "bundles" / "insight_ct"
+    assert json.loads((root / "configs" / "wsi_labels.json").read_text()).keys() <= slide_settings(root)
