@@ -10,9 +10,11 @@ from typing import Any
 
 from ..checkpoint import read_beside
 from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
+from ..data.splits import class_against_class
 from ..engines.settings import plain, tops
 from ..files import alone, atomic_path, file_digest, read_json, write, write_json
 from ..handlers.label_calibration import FEW
+from ..images.pictures import PICTURES
 from ..report import write_report
 from .console import logged
 from .fit_minutes import minutes, read_grids
@@ -121,14 +123,15 @@ def fit(
 
 
 def recipe_of(root: Path, content: Mapping[str, Any]) -> Recipe:
-    """Which configs a data set takes, by its files.
+    """Which configs a data set takes, by its files; a TIFF is a picture to bundles that take no slides.
 
     Raises:
         ValueError: whole slides, and a bundle without configs for them; or some cases are slides and some are not.
     """
-    if not are_slides(content):
+    takes_slides = (root / "configs" / SLIDES.inference).is_file()
+    if not are_slides(content, but=() if takes_slides else PICTURES):
         return VOLUMES
-    if not (root / "configs" / SLIDES.inference).is_file():
+    if not takes_slides:
         raise ValueError(f"{root.name} takes no whole slides, which the datalist names; insight_ct does")
     return SLIDES
 
@@ -144,11 +147,17 @@ def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str) -> No
 
     Raises:
         FileNotFoundError: an image that a section names.
-        ValueError: no training or validation section, or one without positives or negatives.
+        ValueError: no training or validation section, or one without positives or negatives, or nothing but classes
+            that are told from one another.
     """
     for section in SECTIONS:
         if content.get(section):
             load_datalist(listed, section, dataset_dir=dataset_dir)
+    if class_against_class(content.get("training") or []):
+        raise ValueError(
+            f"{listed}: no label says that nothing is there, and fit chooses thresholds from negatives. Classes that "
+            "are told from one another train by train.json, and their masks are cut by Otsu: docs/labels.md"
+        )
     for section in SECTIONS[:2]:
         labels = labels_of_cases(content.get(section) or [])
         if not any(labels) or all(labels):

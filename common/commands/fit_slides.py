@@ -52,13 +52,18 @@ class Found:
         )
 
 
-def are_slides(content: Mapping[str, Any]) -> bool:
+def are_slides(content: Mapping[str, Any], *, but: Sequence[str] = ()) -> bool:
     """Whether the images of a datalist are whole slides, by their files' names.
+
+    Args:
+        content: of the datalist.
+        but: suffixes that are none here.
 
     Raises:
         ValueError: some are and some are not.
     """
-    slides = {case["case"]: _suffix(case["image"]) in SLIDE_SUFFIXES for case in _cases(content)}
+    suffixes = set(SLIDE_SUFFIXES) - set(but)
+    slides = {case["case"]: _suffix(case["image"]) in suffixes for case in _cases(content)}
     if len(set(slides.values())) > 1:
         one, other = (next(name for name, slide in slides.items() if slide is kind) for kind in (True, False))
         raise ValueError(f"case {one!r} is a whole slide and {other!r} is none: fit them one after the other")

@@ -82,6 +82,9 @@ def test_data_that_cannot_be_trained_on_are_refused_before_anything_is(tmp_path,
         check_data(path, content | {"validation": []}, str(tmp_path))
     with pytest.raises(ValueError, match="training section has 1 positive and 0 negative labels"):
         check_data(path, content | {"training": content["training"][1:]}, str(tmp_path))
+    told_apart = [{**case, "cls": 1 + number} for number, case in enumerate(content["training"])]
+    with pytest.raises(ValueError, match="no label says that nothing is there"):
+        check_data(path, content | {"training": told_apart}, str(tmp_path))
     (tmp_path / "c1.nii.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"c1\.nii\.gz"):
         check_data(path, content, str(tmp_path))
@@ -153,7 +156,11 @@ class TestSlides:
         with pytest.raises(ValueError, match="case 'a' is a whole slide and 'c' is none"):
             recipe_of(root, {"training": slides, "test": [volume]})
         with pytest.raises(ValueError, match="gp_unet_brats takes no whole slides"):
-            recipe_of(bundle_root("gp_unet_brats"), {"training": slides})
+            recipe_of(bundle_root("gp_unet_brats"), {"training": slides[:1]})
+
+    def test_a_tiff_is_a_picture_to_bundles_without_slides(self):
+        pictures = [{"case": "a", "image": "a.tif"}, {"case": "b", "image": "b.png"}]
+        assert recipe_of(bundle_root("gp_unet_brats"), {"training": pictures}) is VOLUMES
 
     def test_settings_of_volumes_are_refused(self):
         root = bundle_root("insight_ct")
