@@ -156,8 +156,9 @@ def test_otsu_leaves_the_pool_what_lies_above_the_threshold_of_each_label_and_ba
     assert (head(torch.zeros_like(x), inside)[1] > 0).all()  # alike everywhere: nothing is taken away
 
 
-def test_order_of_tiles_does_not_matter_and_tiles_do_not_see_each_other():
-    head, x, order = small(), features(), torch.tensor([3, 0, 4, 2, 1])
+@pytest.mark.parametrize("pooling", ["smooth_max", "max", "avg"])
+def test_order_of_tiles_does_not_matter_and_tiles_do_not_see_each_other(pooling):
+    head, x, order = small(pooling=pooling), features(), torch.tensor([3, 0, 4, 2, 1])
     heatmap, probability, penalty = head(x)
     shuffled = head(x[order])
     torch.testing.assert_close(shuffled[0], heatmap[order])

@@ -238,7 +238,7 @@ def overlay(
         tiled: the slide.
         heat: `[K, rows, columns]` of its cells.
         mask: `[rows, columns]`, k + 1 for label k; outlined in cyan, where there is one.
-        truth: `[rows, columns]` bool; outlined in green.
+        truth: `[rows, columns]` bool; outlined in amber.
         longest: pixels of the slide's longer side.
     """
     view = tiled.view(longest).astype(np.float32)

@@ -195,7 +195,7 @@ class TiledSlide:
         return np.asarray(cells[rows[:, None], columns[None]])
 
     def picture(self, *, longest: int = 1600) -> Image.Image:
-        """The slide with what is kept: tissue outlined in green, tiles in cyan, everything else dimmed."""
+        """The slide with what is kept: tissue outlined in amber, tiles in cyan, everything else dimmed."""
         rgb = self.view(longest).copy()
         size, n = (rgb.shape[1], rgb.shape[0]), self.grid.cells
         scale = [
