@@ -56,7 +56,7 @@ def crossvalidate(
     With `keep`, one section of the datalist is dealt into no fold: each fold's network is scored on its own test part
     and, in `fold<k>/kept`, on that section, whose cases go to `kept_metrics.csv`. So INSIGHT's protocol for MosMed:
     five folds of the volumes without masks for classification, the 50 with masks for Dice. Test cases without masks
-    are scored by their labels alone.
+    are scored by their labels alone. A test section that `prepare --masked_section test` made is kept unasked.
 
     Args:
         bundle: name under `bundles/`.
@@ -64,7 +64,7 @@ def crossvalidate(
         output_dir: gets all files.
         datalist: as `prepare` writes it, whose sections are dissolved; by default `datalist.json` in `dataset_dir`.
         scans: datalist of whole scans of the same patients; paths relative to `dataset_dir`, too.
-        keep: `test`, say: the section that is not dissolved; not together with `scans`.
+        keep: `test`, say: the section that is not dissolved; not together with `scans`. An empty text dissolves all.
         folds: number of folds.
         seed: of the folds.
         train: config files of the training, later ones override earlier ones.
@@ -84,7 +84,10 @@ def crossvalidate(
         raise ValueError("keep and scans do not go together: list the kept scans in a datalist without parts")
     home = Path(output_dir).resolve()
     source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
-    lists = write_folds(source, home, count=folds, seed=seed, keep=keep)
+    if keep is None and not scans and read_json(source).get("masked_section") == "test":
+        keep = "test"
+        print("the section 'test' holds all masks and is kept, as by --keep test; --keep '' deals it into folds, too")
+    lists = write_folds(source, home, count=folds, seed=seed, keep=keep or None)
     whole = [_of_patients(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
     summaries: list[dict[str, Any]] = []

@@ -86,6 +86,7 @@ def prepare(
             stratify=adapter == "table" if stratify is None else stratify,
         )
         content |= {"split": split} if split == "paper" else {}
+        content |= {key: options[key] for key in ("masked_section",) if options.get(key)}  # `crossvalidate` keeps it
         path = Path(datalist) if datalist else home / "datalist.json"
         write_datalist(path, content)
     except (ValueError, OSError, ImportError) as error:

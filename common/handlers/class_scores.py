@@ -28,16 +28,21 @@ class ClassScores(CaseHandler):
 
     Masks are scored where the true mask holds something, in four ways: `mask` is the run's own; `raw` the heatmap above
     its highest multi-Otsu threshold minus the offset; `cleaned` that after `clean`; `fixed` the heatmap above a fixed
-    threshold. Intervals of medians draw slices, as the paper's do, and patients.
+    threshold. Where the organ is known, only its heat counts, as in `common.masks.MapsToMaskd`. Intervals of medians
+    draw slices, as the paper's do, and patients.
 
     Args:
         output_dir: where the files go.
         classes: names, class 0 is healthy.
         offset: of the multi-Otsu threshold, in units of the heatmap.
         offsets: candidates; the median Dice of each, raw and cleaned, goes to `offset_sweep.csv`. For validation only.
+        section: of the datalist, which these cases are.
         fixed: the fixed threshold.
         clean: keyword arguments of `common.masks.clean`.
         resamples: bootstrap resamples of the curves' intervals.
+
+    Raises:
+        ValueError: offsets are to be compared on test patients.
     """
 
     def __init__(
@@ -47,11 +52,17 @@ class ClassScores(CaseHandler):
         classes: Sequence[str],
         offset: float = 0.0,
         offsets: Sequence[float] = (),
+        section: str | None = None,
         fixed: float = 0.5,
         clean: Mapping[str, Any] | None = None,
         resamples: int = 500,
     ) -> None:
         super().__init__(output_dir)
+        if len(offsets) > 0 and "test" in (section or "").split("+"):
+            raise ValueError(
+                "offsets compares thresholds by the masks of these cases, and they are the test patients': an offset "
+                "chosen there flatters itself; say --section validation"
+            )
         self.classes = list(classes)
         self.offset = offset
         self.offsets = list(offsets)
@@ -63,6 +74,7 @@ class ClassScores(CaseHandler):
         probability = as_array(output["slice_probability"])
         heat, pred = (axial(output[key])[0].numpy() for key in ("heatmap", "pred"))
         truth = axial(batch["label"])[0].numpy() > 0 if "label" in batch else None
+        organ = axial(batch["organ"])[0].numpy() > 0.5 if "organ" in batch else np.ones(heat.shape, dtype=bool)
         depth = probability.shape[1]
         if heat.shape[-1] != depth:
             raise ValueError(f"case {batch['case']}: {heat.shape[-1]} slices in the scan, {depth} scored")
@@ -77,14 +89,15 @@ class ClassScores(CaseHandler):
             row |= {f"probability_{name}": float(p) for name, p in zip(self.classes, probability[:, z], strict=True)}
             row["marked"] = int((pred[..., z] > 0).any())
             if truth is not None and truth[..., z].any():
-                row |= self._mask_scores(heat[..., z], pred[..., z] > 0, truth[..., z])
+                row |= self._mask_scores(heat[..., z], pred[..., z] > 0, truth[..., z], organ[..., z])
             self.rows.append(row)
 
-    def _mask_scores(self, heat: np.ndarray, pred: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-        highest = multi_otsu(heat)
-        masks = {"mask": pred, "fixed": heat > self.fixed}
+    def _mask_scores(self, heat: np.ndarray, pred: np.ndarray, truth: np.ndarray, organ: np.ndarray) -> dict[str, Any]:
+        highest = multi_otsu(heat, mask=organ)
+        masks = {"mask": pred, "fixed": (heat > self.fixed) & organ}
         for suffix, offset in (("", self.offset), *((f"@{offset:g}", offset) for offset in self.offsets)):
-            masks[f"raw{suffix}"] = heat > max(0.0, highest - offset)  # nothing where nothing stands out
+            raw = (heat > max(0.0, highest - offset)) & organ  # nothing where nothing stands out
+            masks[f"raw{suffix}"] = raw
             masks[f"cleaned{suffix}"] = clean(masks[f"raw{suffix}"], **self.clean)
         found = {f"dice_{name}": dice(mask, truth) for name, mask in masks.items()}
         return found | {"jaccard_mask": iou(pred, truth), "jaccard_cleaned": iou(masks["cleaned"], truth)}

@@ -185,7 +185,7 @@ class SeenWriter:
         datalist: PathLike | None = None,
         trained: Mapping[str, Any] | None = None,
         learns_from: Source = "labels",
-        teacher_ckpt: PathLike | None = None,
+        teacher_ckpt: PathLike | Sequence[PathLike] | None = None,
         most: int = 64,
         progress: bool = True,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ def supervision_of(
     classes: Sequence[str],
     validation: Sequence[Case] = (),
     learns_from: Source = "labels",
-    teacher_ckpt: PathLike | None = None,
+    teacher_ckpt: PathLike | Sequence[PathLike] | None = None,
     unit: str = "volumes",
 ) -> dict[str, Any]:
     """What a training is told, as it is kept beside its weights under `trained_on`.
@@ -29,13 +30,13 @@ def supervision_of(
         classes: names, the negative one first.
         validation: cases that validate after an epoch, by their labels.
         learns_from: `labels`; `pseudo_masks`, which an earlier network drew; or `masks` of these very cases.
-        teacher_ckpt: weights of that network.
+        teacher_ckpt: weights of that network, or of those that drew together.
         unit: what a case is where it has one label.
 
     Returns:
         `labels`: of what; `training` and `validation`: cases, patients and labels in words; `masks`: which were opened
         to train; for pseudo-masks `teacher`: `sha256` of its weights, and what lies beside them, its own `trained_on`
-        and `chosen_from`.
+        and `chosen_from`; a list of these where there are several.
 
     Raises:
         ValueError: an unknown source.
@@ -58,7 +59,14 @@ def supervision_of(
         "masks": masks[learns_from],
     }
     if learns_from == "pseudo_masks" and teacher_ckpt is not None:
-        beside = read_beside(teacher_ckpt)
-        own = {"sha256": file_digest(teacher_ckpt)} if Path(teacher_ckpt).is_file() else {}
-        told["teacher"] = own | {key: beside[key] for key in ("trained_on", "chosen_from") if key in beside}
+        if isinstance(teacher_ckpt, (str, os.PathLike)):
+            told["teacher"] = _teacher(teacher_ckpt)
+        else:
+            told["teacher"] = [_teacher(ckpt) for ckpt in teacher_ckpt]
     return told
+
+
+def _teacher(ckpt: PathLike) -> dict[str, Any]:
+    beside = read_beside(ckpt)
+    own = {"sha256": file_digest(ckpt)} if Path(ckpt).is_file() else {}
+    return own | {key: beside[key] for key in ("trained_on", "chosen_from") if key in beside}

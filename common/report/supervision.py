@@ -47,9 +47,7 @@ def learned(weights: Mapping[str, Any]) -> list[str]:
     elif seen.get("cases"):
         patients = f" of {plural(seen['patients'], 'patient')}" if seen.get("patients") else ""
         lines.append(f"Training saw {plural(seen['cases'], 'case')}{patients}.")
-    teacher = told.get("teacher")
-    if teacher is not None:
-        lines += _taught(teacher)
+    lines += _taught(told)
     if told.get("masks") == "none":
         lines.append("No ground-truth mask was opened in training.")
     elif told.get("masks"):
@@ -59,8 +57,13 @@ def learned(weights: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _taught(teacher: Mapping[str, Any]) -> list[str]:
-    """Where pseudo-masks came from, back to the network that had labels alone."""
+def _taught(told: Mapping[str, Any]) -> list[str]:
+    """Where the pseudo-masks of a training came from, back to networks that had labels alone."""
+    teachers = told.get("teacher", [])
+    return [line for one in (teachers if isinstance(teachers, list) else [teachers]) for line in _drawn_by(one)]
+
+
+def _drawn_by(teacher: Mapping[str, Any]) -> list[str]:
     told, source = teacher.get("trained_on") or {}, teacher.get("chosen_from") or {}
     said = []
     if told.get("labels"):
@@ -71,8 +74,7 @@ def _taught(teacher: Mapping[str, Any]) -> list[str]:
         labels = f"labels of {source['labels']}" if source.get("labels") else "no labels"
         said.append(f"its threshold chosen from {labels} (masks: {source.get('masks', 'not recorded')})")
     said = said or ["about which nothing is recorded"]
-    lines = [f"It learned from pseudo-masks, too, drawn by an earlier network, {', '.join(said)}."]
-    return lines + (_taught(told["teacher"]) if told.get("teacher") else [])
+    return [f"It learned from pseudo-masks, too, drawn by an earlier network, {', '.join(said)}.", *_taught(told)]
 
 
 def chosen(source: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ BUNDLES = {
         "train": [
             *("train+lgg", "train+paper", "train+phantom+clinic", "train+lgg+train_refine", "train+t1ce"),
             *("train+train_refine+t1ce+t1ce_refine+t1ce_third", "train+lgg+train_supervised", "train+multi_gpu_train"),
+            *("train+train_supervised+t1ce_gliomas", "train+train_refine+t1ce+t1ce_refine+t1ce_third+t1ce_fourth"),
             *("train+small+volumetric", "train+train_refine+small+volumetric"),
         ],
         "inference": [
@@ -34,6 +35,7 @@ BUNDLES = {
         "paper_classes": ["healthy", "LGG", "HGG"],
         "overrides": {
             "t1ce_third": {"teacher_ckpt": "models/t1ce_classes.pt"},
+            "t1ce_fourth": {"glioma_ckpt": "models/tested.pt"},
             "volumetric": {"teacher": "$@teacher_def"},  # there are no such weights
         },
     },

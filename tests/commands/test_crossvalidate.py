@@ -268,6 +268,18 @@ def test_a_kept_section_is_in_no_fold_and_scored_by_each_folds_network(kept, run
         crossvalidate("b", str(kept), str(out), folds=3, keep="validation")
 
 
+def test_the_section_that_prepare_gave_all_masks_is_kept_unasked(kept, runs, tmp_path, capsys):
+    path = kept / "datalist.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"masked_section": "test"}))
+    crossvalidate("b", str(kept), str(tmp_path / "out"), folds=3, choose="")
+    assert [Path(call["output_dir"]).name for call in runs] == 3 * ["training", "evaluation", "kept"]
+    assert "'test' holds all masks and is kept, as by --keep test" in capsys.readouterr().out
+    runs.clear()
+    crossvalidate("b", str(kept), str(tmp_path / "dissolved"), folds=3, choose="", keep="")
+    assert [Path(call["output_dir"]).name for call in runs] == 3 * ["training", "evaluation"]
+    assert "holds all masks" not in capsys.readouterr().out
+
+
 def test_a_scan_of_a_patient_without_parts_is_refused_before_anything_runs(data, runs, scans, tmp_path):
     content = json.loads(Path(scans).read_text(encoding="utf-8"))
     content["test"][0]["patient"] = "somebody"

@@ -45,6 +45,8 @@ class TestPrepare:
             unmasked = {c["case"] for c in drawn[section] if "label" not in c}
             assert {c["case"] for c in fixed[section] if "label" not in c} == unmasked
         assert [sum("label" in c for c in fixed[section]) for section in SECTIONS] == [0, 4, 0]
+        assert fixed["masked_section"] == "validation"
+        assert "masked_section" not in drawn
         assert not any("section" in c for section in SECTIONS for c in fixed[section])
 
     def test_passes_options_and_names_through(self, tmp_path, capsys):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.handlers import ClassScores
 from common.handlers.class_scores import true_classes
-from common.masks import clean, multi_otsu
+from common.masks import MapsToMaskd, clean, multi_otsu
 from common.metrics import dice
 from tests.bundles.conftest import read_json
 from tests.pipeline import run_handler
@@ -96,6 +96,41 @@ def test_offsets_are_swept(scored):
     own = [float(row["dice_raw"]) for row in slices if row["dice_raw"]]
     assert float(sweep[1]["dice_raw"]) == pytest.approx(np.median(own), abs=1e-3)
     assert not any("@" in name for name in slices[0])
+
+
+def test_a_sweep_of_test_patients_is_refused(tmp_path):
+    for section in ("test", "validation+test"):
+        with pytest.raises(ValueError, match=r"the test patients'.*say --section validation"):
+            ClassScores(tmp_path, classes=CLASSES, offsets=[0.1], section=section)
+        ClassScores(tmp_path, classes=CLASSES, section=section)
+    ClassScores(tmp_path, classes=CLASSES, offsets=[0.1], section="validation")
+
+
+def test_heat_counts_inside_the_organ_as_in_the_masks_of_a_run(tmp_path):
+    """With the rule of the run, each slice's raw and cleaned masks are those that the run writes."""
+    (batch, output), rng = case(0, [0, 2, 2, 0]), np.random.default_rng(1)
+    organ = np.zeros((24, 20, DEPTH), np.float32)
+    organ[2:20, 3:19] = 1
+    organ[10:, 12:] = 0  # the lesion reaches beyond
+    heat = np.asarray(output["heatmap"])
+    maps = np.concatenate([0 * heat, 0 * heat, heat])
+    logits = np.broadcast_to(np.array([0.1, 0.2, 0.7], np.float32)[:, None, None, None], maps.shape)
+    image = volume(np.stack([rng.random(organ.shape), organ]))[0]
+    for cleaning in ({}, CLEAN):
+        made = {"pred": torch.as_tensor(np.concatenate([maps, logits])), "image": image}
+        rule = MapsToMaskd(binarize="multi_otsu", offset=0.1, evidence="own", gate=None, clean=cleaning)
+        made = rule(made)
+        made |= {key: volume(np.asarray(made[key][0])) for key in ("pred", "heatmap")}
+        scored = batch | {"image": image, "organ": volume(organ)}
+        options = {"offset": 0.1, "fixed": -1.0, "clean": cleaning, "resamples": 5}
+        run_handler(ClassScores(tmp_path, classes=CLASSES, **options), [(scored, made)])
+        found = [row for row in rows(tmp_path / "class_slices.csv") if row["dice_mask"]]
+        assert len(found) == 2
+        for row in found:
+            truth = np.asarray(batch["label"])[0, ..., int(row["slice"])] > 0
+            assert row["dice_cleaned"] == row["dice_mask"]
+            assert cleaning or row["dice_raw"] == row["dice_mask"]
+            assert float(row["dice_fixed"]) == pytest.approx(dice(organ[..., 1] > 0, truth), abs=1e-4)
 
 
 def test_one_label_of_a_case_is_that_of_its_slices_with_a_finding():

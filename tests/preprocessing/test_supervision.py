@@ -44,6 +44,8 @@ def test_who_learns_from_pseudo_masks_says_what_their_teacher_learned_and_chose_
     assert told["trained_on"]["labels"] == "slices"
     assert told["chosen_from"]["masks"] == "12 cases"
     assert told.keys() == {"sha256", "trained_on", "chosen_from"}
+    both = supervision_of([SLICES], classes=CLASSES, learns_from="pseudo_masks", teacher_ckpt=[teacher, teacher])
+    assert both["teacher"] == [told, told]
     # A teacher that is named in the configs and taught nothing.
     assert "teacher" not in supervision_of([SLICES], classes=CLASSES, teacher_ckpt=teacher)
 

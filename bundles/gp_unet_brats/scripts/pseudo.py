@@ -34,6 +34,34 @@ class Explained(torch.nn.Module):
         return (maps, logits) if image.dim() == 4 else (as_slices(maps), as_slices(logits))
 
 
+class TaughtElsewhere(torch.nn.Module):
+    """A teacher that shares its evidence for one class with a network of another collection.
+
+    For a class that its own collection shows in every slice, so that nothing there says what it looks like.
+
+    Args:
+        network: of all classes; its logits stay.
+        other: of none (0) and that class (1).
+        of_class: number of the class in `network`.
+        share: of `network`'s own evidence that is added to the other's.
+    """
+
+    def __init__(self, network: GPNet, other: GPNet, *, of_class: int, share: float = 0.0) -> None:
+        super().__init__()
+        self.network, self.other = network, other
+        self.of_class, self.share = of_class, share
+        self.num_classes = network.num_classes
+
+    def explain(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps `[B, C, H, W]` and logits `[B, C]`, as of `GPNet`."""
+        maps, logits = self.network.explain(image)
+        others = self.other.explain(image)[0]
+        own = maps[:, self.of_class] - maps[:, 0]
+        combined = maps.clone()
+        combined[:, self.of_class] = maps[:, 0] + others[:, 1] - others[:, 0] + self.share * own
+        return combined, logits
+
+
 class PseudoMaskLoss(MaskLoss):
     """Segmentation loss of the maps on the pseudo-masks plus cross-entropy of the logits.
 

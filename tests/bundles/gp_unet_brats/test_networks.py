@@ -46,6 +46,11 @@ def test_paper_networks_have_the_authors_number_of_parameters(backbone, options,
     assert sum(p.numel() for p in network.parameters()) == count
 
 
+def test_the_shipped_network_has_the_number_of_parameters_that_pages_say():
+    network = backbones.gp_network("gp_efficientnet", in_channels=1, num_classes=2, dropout=0.0)
+    assert sum(p.numel() for p in network.parameters()) == 707_106
+
+
 @pytest.mark.parametrize("backbone", TINY)
 @pytest.mark.parametrize("pool_at", ["features", "map"])
 def test_every_network_gives_maps_of_the_image_and_compiles_to_torchscript(backbone, pool_at):

@@ -8,16 +8,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
 from common.commands.prepare import prepare
 from tests.bundles.conftest import read_json, run_bundle, volumes
+from tests.running import REPOSITORY
 
 BUNDLE = "gp_unet_brats"
+SCORING = ["inference.json", "evaluate.json", "paper.json", "paper_scores.json"]
 SMALL = {"network_options": {"features": [4, 8, 16]}}
 
 
 def write_brats(root: Path, patients: int = 8) -> None:
-    """`MICCAI_BraTS2020_TrainingData` of 32×32×6 voxels: slice 0 is empty, slices 2 and 3 hold tumor."""
+    """`MICCAI_BraTS2020_TrainingData` of 32×32×6 voxels: slice 0 is empty, slices 2 and 3 hold tumor.
+
+    It is bright in T2 and FLAIR, and where the grade is high in T1ce, too.
+    """
     grades = ["Grade,BraTS_2020_subject_ID"]
     for number in range(patients):
         name = f"BraTS20_Training_{number:03d}"
@@ -26,7 +32,8 @@ def write_brats(root: Path, patients: int = 8) -> None:
         truth[8:20, 10:22, 2:4] = 4
         (root / name).mkdir(parents=True)
         for modality in ("t1", "t2", "t1ce", "flair"):
-            image = rng.uniform(50, 100, truth.shape) + 80 * (truth > 0)
+            bright = modality in (("t2", "flair"), ("t2", "flair", "t1ce"))[number % 2]
+            image = rng.uniform(50, 100, truth.shape) + 300 * bright * (truth > 0)
             image[..., 0] = 0
             save(root / name / f"{name}_{modality}.nii", image.astype(np.float32))
         save(root / name / f"{name}_seg.nii", truth)
@@ -43,19 +50,20 @@ def run(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("brats")
     write_brats(data)
     prepare("brats2020", str(data), fractions=(0.5, 0.25, 0.25))
-    training = {"max_epochs": 2, "batch_size": 8, "slice_size": [32, 32], "output_dir": data / "runs"}
+    training = {"max_epochs": 40, "batch_size": 8, "slice_size": [32, 32], "output_dir": data / "runs"}
+    training |= {"learning_rate": 0.003, "dropout": 0.0}  # 60 steps have to do
     run_bundle(BUNDLE, ["train.json", "paper.json"], dataset_dir=data, **SMALL, **training)
-    configs = ["inference.json", "evaluate.json", "paper.json", "paper_scores.json"]
-    scoring = {"ckpt": data / "runs" / "model.pt", "output_dir": data / "out"}
-    run_bundle(BUNDLE, configs, dataset_dir=data, offsets=[0.0, 0.3], **SMALL, **scoring)
+    scoring = {"ckpt": data / "runs" / "model.pt", "output_dir": data / "out", "section": "validation"}
+    run_bundle(BUNDLE, SCORING, dataset_dir=data, offsets=[0.0, 0.3], **SMALL, **scoring)
     return data
 
 
 def test_epochs_are_compared_by_median_validation_loss(run):
     with open(run / "runs" / "training_log.csv", encoding="utf-8") as file:
         losses = [float(row["median_loss"]) for row in csv.DictReader(file)]
-    assert len(losses) == 2
+    assert len(losses) == 40
     assert max(losses) < 0
+    assert max(losses) > losses[0] + 0.5  # the metric is minus the loss
     assert read_json(run / "runs" / "model.json")["trained"]["backbone"] == "gp_unet"
 
 
@@ -70,8 +78,43 @@ def test_slices_are_scored_by_grade_without_the_empty_ones(run):
 
 
 def test_masks_lie_where_the_scans_are_and_hold_grades(run):
-    masks = volumes(run / "out")
-    assert masks
-    for mask in masks.values():
+    masks, heats = volumes(run / "out"), volumes(run / "out", "heatmap")
+    assert len(masks) == 2
+    assert any(mask.any() for mask in masks.values())
+    for case, mask in masks.items():
         assert mask.shape == (32, 32, 6)
         assert set(np.unique(mask)) <= {0, 1, 2}
+        assert heats[case].min() == 0
+        assert heats[case].std() > 0
+
+
+def test_masks_are_scored_beside_baselines_and_offsets_are_swept(run):
+    """Divided by their own maximum, slices without tumor are as bright as tumor: the threshold is no more than fair."""
+    summary = read_json(run / "out" / "summary.json")
+    assert summary["dice_empty"]["mean"] == 0
+    assert 0.3 < summary["dice_baseline_threshold"]["mean"] < summary["slice_dice_baseline_threshold"]["mean"]
+    assert {"dice_baseline_gated", "dice_baseline_opened", "dice_baseline_opened_gated"} <= summary.keys()
+    with open(run / "out" / "offset_sweep.csv", encoding="utf-8") as file:
+        assert [float(row["offset"]) for row in csv.DictReader(file)] == [0.0, 0.3]
+
+
+def test_offsets_are_not_swept_on_test_patients(run, tmp_path):
+    settings = {"ckpt": run / "runs" / "model.pt", "output_dir": tmp_path, "baseline_thresholds": [0.5, 0.5]}
+    done = run_bundle(BUNDLE, SCORING, dataset_dir=run, offsets=[0.0, 0.3], check=False, **SMALL, **settings)
+    assert done.returncode != 0
+    assert "say --section validation" in done.stderr
+    assert not list(tmp_path.glob("*.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "offset"),
+    [("gp_unet", 0.3), ("gp_shuffle_unet", 1.6), ("gp_recon_resnet", 0.1), ("gp_efficientnet", 0.0)],
+)
+def test_the_offset_is_the_papers_for_each_network(backbone, offset):
+    parser = ConfigParser()
+    parser.read_config(
+        [REPOSITORY / "bundles" / BUNDLE / "configs" / name for name in ("inference.json", "paper.json")]
+    )
+    assert parser["backbone"] == "gp_unet"
+    parser["backbone"] = backbone
+    assert parser.get_parsed_content("offset") == offset

@@ -143,6 +143,36 @@ def test_true_masks_are_brought_to_the_image(tmp_path):
     assert [bool(item["counts"]) for item in items] == [True, True, True, False, True, True]
 
 
+def test_a_mask_file_says_nothing_in_slices_labeled_negative(tmp_path):
+    """For masks that another network drew."""
+    nib.save(nib.Nifti1Image(marked(LESION, DECOY).numpy(), AFFINE), tmp_path / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE), AFFINE), tmp_path / "image.nii.gz")
+    case = {"case": "a", "cls": LABELS, "label": str(tmp_path / "mask.nii.gz")}
+    image = bright_boxes(case)["image"]
+    image.meta["filename_or_obj"] = str(tmp_path / "image.nii.gz")
+    assert torch.equal(true_masks(case, image)["pseudo"][0].float(), marked(LESION))
+
+
+def test_a_network_of_another_collection_shares_the_evidence_for_its_class():
+    class Constant(torch.nn.Module):
+        def __init__(self, *levels):
+            super().__init__()
+            self.num_classes = len(levels)
+            self.maps = torch.tensor(levels)[None, :, None, None].expand(2, -1, 4, 4)
+
+        def explain(self, image):
+            return self.maps, self.maps.amax(dim=(2, 3))
+
+    network, other = Constant(0.5, 3.0, 2.5, 1.0), Constant(-1.0, 4.0)
+    taught = pseudo.TaughtElsewhere(network, other, of_class=2, share=0.25)
+    maps, logits = taught.explain(torch.zeros(2, 2, 4, 4))
+    # Against class 0: 5 of the other, and a quarter of 2.5 - 0.5.
+    assert maps[0, :, 0, 0].tolist() == [0.5, 3.0, 6.0, 1.0]
+    assert torch.equal(logits, network.explain(None)[1])
+    assert network.maps[0, 2, 0, 0] == 2.5
+    assert taught.num_classes == 4
+
+
 def test_a_batch_gives_the_loss_what_it_needs():
     batch = next(iter(DataLoader(dataset(), batch_size=6)))
     batch["image"] = torch.cat([batch["image"], batch["organ"]], dim=1)
