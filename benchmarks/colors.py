@@ -41,6 +41,9 @@ def benchmark_colors(
         datalist: by default `datalist.json` in `dataset_dir`.
         settings: top-level keys of `wsi.json`, e.g. `--mpp 2`.
 
+    Raises:
+        ValueError: no training slide has an outline, or all have the same label.
+
     Returns:
         A row a color, see `fitted`, and one of all tissue.
     """

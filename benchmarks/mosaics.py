@@ -21,7 +21,12 @@ def lay_out_mosaics(output_dir: str, *folders: str, split: str = "training") -> 
         folders: with `labels.csv` (label: `no`, `yes` or a name), pyramids of one size, and `truth/<name>.png`, a pixel
             a tile, 2 where the finding is.
         split: what the table says of them.
+
+    Raises:
+        ValueError: no folder, folders of other numbers of mosaics, or mosaics of other sizes side by side.
     """
+    if not folders:
+        raise ValueError("lay_out_mosaics needs a folder of mosaics, or several to join")
     out, rows = Path(output_dir), []
     out.mkdir(parents=True, exist_ok=True)
     for parts in zip(*(_rows(Path(folder) / "labels.csv") for folder in folders), strict=True):
@@ -29,7 +34,8 @@ def lay_out_mosaics(output_dir: str, *folders: str, split: str = "training") -> 
         labels = [part["label"] for part in parts]
         name, found = "_".join(path.stem for path in paths), sorted(set(labels) - {"no"})
         width = _join(paths, out / f"{name}.tif")
-        squares = [square for i in range(len(paths)) for square in _squares(paths[i], labels[i], i * width, width)]
+        ill = [i for i, label in enumerate(labels) if label != "no"]
+        squares = [square for i in ill for square in _squares(paths[i], labels[i], i * width, width)]
         (out / f"{name}.xml").write_text(f"<ASAP_Annotations>{''.join(squares)}</ASAP_Annotations>", "utf-8")
         row = {"image": f"{name}.tif", "patient": name, "label": ";".join(found) or "no", "split": split}
         rows.append(row | {"mask": f"{name}.xml" if found else ""})
@@ -51,6 +57,10 @@ def _join(paths: list[Path], target: Path) -> int:
     if len(paths) == 1:
         target.write_bytes(paths[0].read_bytes())
         return width
+    for path in paths[1:]:
+        with tifffile.TiffFile(path) as other:
+            if (len(other.pages), other.pages.first.shape) != (levels, first.shape):
+                raise ValueError(f"{path} has another size or number of levels than {paths[0]}: they cannot be joined")
     options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
     options |= {"compression": "jpeg", "compressionargs": {"level": 85}, "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(target, bigtiff=True) as writer:

@@ -36,13 +36,15 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
         ValueError: (from the command) an argument that it does not have or lacks, or of another type, by name.
     """
     signature = inspect.signature(command)
+    places = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        args = tuple(value for value in args if value is not LACKING)
-        kwargs = {key: value for key, value in kwargs.items() if value is not LACKING}
-        _check_names(signature, args, kwargs)
-        given = signature.bind(*args, **kwargs)
+        _check_count(places, args)
+        named = dict(zip(places, args, strict=False)) | kwargs  # Fire gives by place what was typed by name
+        named = {key: value for key, value in named.items() if value is not LACKING}
+        _check_names(signature, named)
+        given = signature.bind(**named)
         for name, value in given.arguments.items():
             parameter = signature.parameters[name]
             if parameter.kind is not parameter.VAR_KEYWORD:
@@ -65,19 +67,21 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _check_names(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _check_count(places: Sequence[str], args: Sequence[Any]) -> None:
+    if len(args) > len(places):
+        raise ValueError(f"{args[len(places)]!r} is more than what is expected: {', '.join(places)}")
+
+
+def _check_names(signature: inspect.Signature, named: Mapping[str, Any]) -> None:
     parameters = [p for p in signature.parameters.values() if p.kind not in ANYTHING]
     known = [parameter.name for parameter in parameters]
-    places = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
-    if len(args) > places:
-        raise ValueError(f"{args[places]!r} is more than what is expected: {', '.join(known[:places])}")
     takes_more = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    unknown = [] if takes_more else [key for key in kwargs if key not in known]
+    unknown = [] if takes_more else [key for key in named if key not in known]
     if unknown:
         near = get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean --{near[0]}?" if near else f"there are {', '.join(f'--{name}' for name in known)}"
         raise ValueError(f"there is no option --{unknown[0]}; {hint}")
-    lacking = [p for p in parameters[len(args) :] if p.default is p.empty and p.name not in kwargs]
+    lacking = [p for p in parameters if p.default is p.empty and p.name not in named]
     if lacking:
         shown = [f"--{p.name}" if p.kind is p.KEYWORD_ONLY else p.name.upper() for p in lacking]
         raise ValueError(f"{', '.join(shown)} must be given, too")

@@ -57,7 +57,8 @@ def write_folds(
         others = {patient: kind for patient, kind in kinds.items() if patient not in test}
         training, validation = stratified_split(others, fractions=(5 / 6, 1 / 6), seed=seed)
         parts = {"training": training, "validation": validation, "test": test}
-        fold = content | {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
+        fold = {key: value for key, value in content.items() if key != "masked_section"}  # its test part is a fold
+        fold |= {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
         files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")
         write_datalist(files[-1], fold | {"seed": seed})
     return files

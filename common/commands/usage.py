@@ -16,7 +16,7 @@ COMMANDS = Path(__file__).parent
 class Argument(NamedTuple):
     """`default` is its text in Python; empty where the argument is required, or its text would not say the value.
 
-    One that is `named` can be given by its name alone.
+    One that is `named` is given only by its name.
     """
 
     name: str
@@ -50,8 +50,8 @@ def arguments(function: ast.FunctionDef) -> Iterator[Argument]:
     said = {name: text for names, text in texts.items() for name in names.split(", ")}
     given = function.args
     listed = [*given.args, *given.kwonlyargs]
-    required = len(given.args) - len(given.defaults)
-    defaults = [*[None] * required, *given.defaults, *given.kw_defaults]
+    first = len(given.args) - len(given.defaults)
+    defaults = [*[None] * first, *given.defaults, *given.kw_defaults]
     for argument, default in zip(listed, defaults, strict=True):
         named = argument in given.kwonlyargs
         yield Argument(argument.arg, default is None, named, _shown(default), said.get(argument.arg, ""))

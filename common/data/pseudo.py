@@ -82,7 +82,7 @@ def pseudo_masks(
 
 
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
-    """`pseudo` and `counts`, as of `pseudo_masks`, from the file of the case's mask, resampled to the image."""
+    """`pseudo` and `counts`, as of `pseudo_masks`, from the case's mask, resampled; nothing in slices labeled 0."""
     mask = meta_tensor(read_mask(case["label"], file_of(image)))
     mask = ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0
     negative = torch.tensor(slice_classes(case, mask.shape[-1])) == 0

@@ -59,7 +59,7 @@ def learned(weights: Mapping[str, Any]) -> list[str]:
 
 def _taught(told: Mapping[str, Any]) -> list[str]:
     """Where the pseudo-masks of a training came from, back to networks that had labels alone."""
-    teachers = told.get("teacher", [])
+    teachers = told.get("teacher") or []
     return [line for one in (teachers if isinstance(teachers, list) else [teachers]) for line in _drawn_by(one)]
 
 

@@ -41,6 +41,16 @@ def outlined(path: Path, group: str, shape: tuple[int, int]) -> np.ndarray:
     return truth.polygons_to_cells(polygons, shape=shape, cell_px=(SIDE / 2, SIDE / 2))
 
 
+def test_mosaics_that_do_not_fit_are_refused(tmp_path):
+    mosaic(tmp_path / "a", "a", "low", gray=80)
+    mosaic(tmp_path / "b", "b", "no", gray=80)
+    tifffile.imwrite(tmp_path / "b" / "b.tif", np.zeros((2 * SIDE, 2 * SIDE, 3), np.uint8), photometric="rgb")
+    with pytest.raises(ValueError, match=r"b\.tif has another size or number of levels than .*a\.tif"):
+        lay_out_mosaics(str(tmp_path / "out"), str(tmp_path / "a"), str(tmp_path / "b"))
+    with pytest.raises(ValueError, match="needs a folder of mosaics"):
+        lay_out_mosaics(str(tmp_path / "out"))
+
+
 def test_two_mosaics_are_joined_with_their_outlines_and_labels(tmp_path):
     for name, label, gray in (("a", "low", 80), ("b", "high", 200)):
         mosaic(tmp_path / name, name, label, gray=gray)

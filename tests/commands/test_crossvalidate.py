@@ -274,6 +274,8 @@ def test_the_section_that_prepare_gave_all_masks_is_kept_unasked(kept, runs, tmp
     crossvalidate("b", str(kept), str(tmp_path / "out"), folds=3, choose="")
     assert [Path(call["output_dir"]).name for call in runs] == 3 * ["training", "evaluation", "kept"]
     assert "'test' holds all masks and is kept, as by --keep test" in capsys.readouterr().out
+    fold = json.loads(next((tmp_path / "out").glob("*_fold0.json")).read_text())
+    assert "masked_section" not in fold  # whose test part is another
     runs.clear()
     crossvalidate("b", str(kept), str(tmp_path / "dissolved"), folds=3, choose="", keep="")
     assert [Path(call["output_dir"]).name for call in runs] == 3 * ["training", "evaluation"]

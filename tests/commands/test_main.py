@@ -67,6 +67,8 @@ def test_wrong_input_is_said_in_a_line_that_names_it(typed, said, tmp_path):
     ("typed", "said"),
     [
         ("fit gp_unet_brats --rounds 1", "ValueError: DATASET_DIR, OUTPUT_DIR must be given, too"),
+        ("fit gp_unet_brats --output_dir OUT", "ValueError: DATASET_DIR must be given, too"),
+        ("phantom --cases 2", "ValueError: OUTPUT_DIR must be given, too"),
         ("ablate", "\n\nablate needs BUNDLE, DATASET_DIR, OUTPUT_DIR, --variants VARIANTS"),
     ],
 )

@@ -37,17 +37,25 @@ class Explained(torch.nn.Module):
 class TaughtElsewhere(torch.nn.Module):
     """A teacher that shares its evidence for one class with a network of another collection.
 
-    For a class that its own collection shows in every slice, so that nothing there says what it looks like.
+    For a class of a collection without slices that are free of a finding: nothing there says where it lies.
 
     Args:
         network: of all classes; its logits stay.
         other: of none (0) and that class (1).
         of_class: number of the class in `network`.
         share: of `network`'s own evidence that is added to the other's.
+
+    Raises:
+        ValueError: `of_class` is no positive class of `network`, or `other` has more than two classes.
     """
 
     def __init__(self, network: GPNet, other: GPNet, *, of_class: int, share: float = 0.0) -> None:
         super().__init__()
+        if not 0 < of_class < network.num_classes or other.num_classes != 2:
+            raise ValueError(
+                f"class {of_class} of {network.num_classes} cannot be taught by a network of {other.num_classes}: a "
+                "positive class is needed, and a network of none and that class"
+            )
         self.network, self.other = network, other
         self.of_class, self.share = of_class, share
         self.num_classes = network.num_classes

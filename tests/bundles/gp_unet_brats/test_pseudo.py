@@ -171,6 +171,9 @@ def test_a_network_of_another_collection_shares_the_evidence_for_its_class():
     assert torch.equal(logits, network.explain(None)[1])
     assert network.maps[0, 2, 0, 0] == 2.5
     assert taught.num_classes == 4
+    for wrong in ({"of_class": 0, "other": other}, {"of_class": 4, "other": other}, {"of_class": 2, "other": network}):
+        with pytest.raises(ValueError, match="cannot be taught"):
+            pseudo.TaughtElsewhere(network, **wrong)
 
 
 def test_a_batch_gives_the_loss_what_it_needs():

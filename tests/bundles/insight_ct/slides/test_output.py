@@ -160,8 +160,8 @@ def test_overlay_shows_heat_mask_and_truth_where_they_are(tmp_path):
     assert picture.shape[0] == 2 * 800
     slide, hot = picture[:800, :1000], picture[800:, :1000]
     assert (np.abs(slide[400, 550] - LESION) <= 1).all()
-    cyan, green = ((slide == color).all(axis=-1) for color in (output.MASK_COLOR, output.TRUTH_COLOR))
-    for outline, (x0, y0, x1, y1) in ((cyan, (490, 210, 560, 280)), (green, (450, 350, 674, 462))):
+    cyan, amber = ((slide == color).all(axis=-1) for color in (output.MASK_COLOR, output.TRUTH_COLOR))
+    for outline, (x0, y0, x1, y1) in ((cyan, (490, 210, 560, 280)), (amber, (450, 350, 674, 462))):
         rows, columns = np.nonzero(outline)
         np.testing.assert_allclose([columns.min(), rows.min(), columns.max(), rows.max()], (x0, y0, x1, y1), atol=8)
     colored = np.ptp(hot, axis=-1) > 20

@@ -290,6 +290,7 @@ def test_shipped_weights_run_by_default_with_the_settings_chosen_for_them_and_tr
     )
     assert beside["chosen_from"]["weights_sha256"] == file_digest(root / "models" / "slides.pt")
     assert {beside[key]["masks"] for key in ("trained_on", "chosen_from")} == {"none"}
+    assert beside["trained"]
     assert beside["trained"] == {key: config[key] for key in beside["trained"]}
     assert {"models/slides.pt", "models/slides.json"} <= bundle_files(root).keys()
     slide_case(tmp_path / "data")
