@@ -12,6 +12,7 @@ import numpy as np
 from monai.bundle import ConfigParser
 from skimage.color import rgb2hed
 
+from common import masks
 from common.commands.run import BUNDLES
 from common.data import cases, multi_hot
 from common.files import read_json, write_json
@@ -120,14 +121,15 @@ def fitted(training: Sequence[Found], tested: Sequence[Found]) -> dict[str, Any]
 
 
 def best_threshold(found: Sequence[Found]) -> tuple[float, float]:
-    """The best mean Dice on slides with outlines, and the threshold that gives it."""
+    """The best mean Dice on slides with outlines, and the threshold that gives it; see `common.masks`."""
     outlined = [one for one in found if one.overlap(one.inside) is not None]
     if not outlined:
         raise ValueError("no training slide has an outline: nothing to fit a color to")
     candidates = np.quantile(np.concatenate([one.heat[0][one.inside] for one in found]), QUANTILES)
-    means = [np.mean([one.overlap((one.heat[0] > t) & one.inside) for one in outlined]) for t in candidates]
-    best = int(np.argmax(means))
-    return float(means[best]), float(candidates[best])
+    heats = [np.where(one.inside, one.heat[0], candidates[0] - 1) for one in outlined]
+    truths = [np.asarray(one.truth) for one in outlined]
+    threshold, overlap = masks.best_threshold(heats, truths, candidates)
+    return overlap, threshold
 
 
 def of_slide(found: Found, sign: int, quantile: float) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 
-from .commands.usage import overview, required, usage
+from .commands.usage import arguments, function_of, overview, required, usage
 
 # Each command's function in `commands/<command>.py`, imported only when it is to run: MONAI takes seconds.
 COMMANDS = {
@@ -52,7 +52,7 @@ def main(command: list[str] | None = None) -> None:
     if HELP & set(rest):
         print(usage(name, COMMANDS[name]))
         return
-    if not rest and (needed := required(name, COMMANDS[name])):
+    if not rest and (needed := required(arguments(function_of(name, COMMANDS[name])))):
         raise SystemExit(f"{usage(name, COMMANDS[name])}\n\n{name} needs {', '.join(needed)}")
     if name == "doctor" and not rest:  # looks at what is installed, and imports next to nothing itself
         function(name)()

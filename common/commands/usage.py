@@ -6,7 +6,7 @@ import ast
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +59,9 @@ def arguments(function: ast.FunctionDef) -> Iterator[Argument]:
         yield Argument("KEY VALUE", False, True, "", said.get(given.kwarg.arg, ""))
 
 
-def required(command: str, name: str) -> list[str]:
-    """What must be typed after a command, in order: `BUNDLE`, `--variants VARIANTS`."""
-    needed = [argument for argument in arguments(function_of(command, name)) if argument.required]
+def required(listed: Iterable[Argument]) -> list[str]:
+    """What of the arguments must be typed, in order: `BUNDLE`, `--variants VARIANTS`."""
+    needed = [argument for argument in listed if argument.required]
     return [f"{argument.shown} {argument.name.upper()}" if argument.named else argument.shown for argument in needed]
 
 
@@ -91,7 +91,7 @@ def usage(command: str, name: str, *, width: int | None = None) -> str:
     lines = [
         docstring.splitlines()[0],
         "",
-        " ".join(["python -m common", command, *required(command, name), "[--NAME VALUE ...]"]),
+        " ".join(["python -m common", command, *required(listed), "[--NAME VALUE ...]"]),
     ]
     names = [argument.shown for argument in listed]
     for shown, argument in zip(names, listed, strict=True):
