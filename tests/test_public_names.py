@@ -52,8 +52,8 @@ PUBLIC = {
     "masks": """
         NO_EVIDENCE BaselineMasksd MapsToMaskd Thresholds best_threshold choose_gate clean each_slice fit_baselines
         gate_slices heat_threshold hottest_component intensity_grid largest_component least_voxels multi_otsu otsu
-        reached_level refine_by_intensity smallest_volume smooth_along_slices smooth_in_organ threshold_grid volume_gate
-        volume_ml without_thin
+        reached_level refine_by_intensity refine_options smallest_volume smooth_along_slices smooth_in_organ
+        threshold_grid volume_gate volume_ml without_thin
     """,
     "metrics": """
         area_under balanced_accuracy bootstrap_by_patient bootstrap_interval class_scores classification_scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -101,8 +102,15 @@ def unsuitable(key: str, value: Any) -> str:
     if key in CHOICES and value not in CHOICES[key]:
         words = ", ".join("null" if word is None else str(word) for word in CHOICES[key])
         return f"expected one of {words}; got {value!r}"
-    if key in OPTIONS and isinstance(value, Mapping):
+    if key in OPTIONS and isinstance(value, Mapping) and "_target_" not in value:
         return _wrong_option(OPTIONS[key], value)
+    outer, _, name = key.partition("#")
+    if (
+        outer in OPTIONS
+        and re.fullmatch("(?!chosen$)[a-z]\\w*", name)
+        and (line := _wrong_option(OPTIONS[outer], {name: value}))
+    ):
+        return line
     parts = value if isinstance(value, list | tuple) else [value]
     numbers = [part for part in parts if isinstance(part, Real) and not isinstance(part, bool)]
     for rule in (rule for rule, keys in RANGES.items() if key in keys.split()):

@@ -12,7 +12,7 @@ from .morphology import (
     volume_ml,
     without_thin,
 )
-from .refine import gate_slices, refine_by_intensity, smooth_along_slices
+from .refine import gate_slices, refine_by_intensity, refine_options, smooth_along_slices
 from .thresholds import NO_EVIDENCE, best_threshold, multi_otsu, otsu, threshold_grid
 from .transforms import MapsToMaskd
 
@@ -36,6 +36,7 @@ __all__ = [
     "otsu",
     "reached_level",
     "refine_by_intensity",
+    "refine_options",
     "smallest_volume",
     "smooth_along_slices",
     "smooth_in_organ",

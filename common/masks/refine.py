@@ -5,7 +5,8 @@ Arrays are `[H, W, D]` in the model's grid, slices along the last axis, `spacing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage as ndi
@@ -96,6 +97,18 @@ def refine_by_intensity(
         return mask
     marked = largest_component(seed) if largest else seed.copy()
     return mask if (mask & marked).sum() >= least_share * marked.sum() else marked
+
+
+def refine_options(chosen: Mapping[str, Any] | None, **changes: Any) -> dict[str, Any] | None:
+    """Options of `refine_by_intensity` as they were chosen for weights, some of them changed.
+
+    The key `refine` of a config, so that the command line reaches into it: `--refine#largest false`.
+
+    Args:
+        chosen: None: no refinement; with a change there is one, its other options at their defaults.
+        changes: by option.
+    """
+    return None if chosen is None and not changes else {**(chosen or {}), **changes}
 
 
 def _bounding_box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, ...]:

@@ -21,6 +21,8 @@ from common.engines.ranges import RANGES, out_of_range, unsuitable
         ("classes", ["a", "a"], "expected two or more, all different, the first of which is healthy, got ['a', 'a']"),
         ("threshold", float("inf"), "expected a finite number, got inf"),
         ("refine", {"intensity": "high"}, "its intensity is 'high'; expected a number, such as 1.25"),
+        ("refine#intensty", 1.2, "it has no 'intensty'; did you mean intensity?"),
+        ("refine#intensity", "high", "its intensity is 'high'; expected a number, such as 1.25"),
         ("members", [], "expected at least one, got []"),
         ("backend", "cucim", "expected one of openslide, tifffile; got 'cucim'"),
         ("dicom_geometry", "axial", "expected one of assume_axial, null; got 'axial'"),
@@ -43,7 +45,8 @@ def test_an_option_that_is_near_to_none_is_told_with_all_that_there_are():
         ("spacing", (1.5, 1.5, -1.0)),
         ("dicom_geometry", None),
         ("backend", "$'openslide'"),
-        *(("refine", value) for value in (None, {"intensity": "$1.5"})),
+        *(("refine", value) for value in (None, {"intensity": "$1.5"}, {"_target_": "a.b", "chosen": None})),
+        *((f"refine#{name}", 1.2) for name in ("intensity", "_requires_", "chosen")),
         ("no_such_key", -1),
     ],
 )

@@ -10,6 +10,7 @@ from skimage.morphology import disk
 from common.masks import (
     gate_slices,
     refine_by_intensity,
+    refine_options,
     smooth_along_slices,
 )
 
@@ -215,3 +216,12 @@ def test_a_dark_lesion_keeps_its_seed():
     assert (refined(bright, 0.6) == bright).all()
     assert not refined(dark, 0.0).any()
     assert (refined(dark, 0.5) == dark).all()
+
+
+def test_single_options_change_and_the_others_stay_as_they_were_chosen():
+    chosen = {"dilate_mm": 6.0, "largest": True}
+    assert refine_options(chosen) == chosen
+    assert refine_options(chosen, largest=False) == {"dilate_mm": 6.0, "largest": False}
+    assert chosen["largest"]
+    assert refine_options(None) is None
+    assert refine_options(None, intensity=1.2) == {"intensity": 1.2}
