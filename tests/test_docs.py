@@ -99,9 +99,14 @@ def commands(path: Path) -> Iterator[list[str]]:
     for block in blocks(path, "", "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             try:
-                yield shlex.split(line.strip(), comments=True)
+                yield words_of(line)
             except ValueError:  # a text over several lines
                 yield line.split()
+
+
+def words_of(line: str) -> list[str]:
+    """As a shell splits a line: `#` begins a comment only where a word begins."""
+    return [word.replace("\0", "#") for word in shlex.split(re.sub(r"(?<=\S)#", "\0", line.strip()), comments=True)]
 
 
 def options(words: list[str]) -> list[str]:
