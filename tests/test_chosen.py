@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from monai.bundle import ConfigParser
 
 from common.checkpoint import add_beside, read_beside, read_chosen
 from common.files import read_json
@@ -46,3 +47,18 @@ def test_a_broken_file_beside_weights_is_named(tmp_path):
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match=r"model\.json: not a JSON file"):
         read_beside(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("bundle", ["ensemble_gradcam_brats", "gp_unet_brats", "insight_ct", "tonno_mosmed"])
+def test_single_options_of_the_chosen_refinement_change_on_the_command_line(bundle):
+    """As `--refine#largest false` reaches the parser; the others stay with the weights."""
+    chosen = {"intensity": 1.4, "largest": True}
+    config = read_json(REPOSITORY / "bundles" / bundle / "configs" / "inference.json")
+    for key, value, refine in (
+        ("refine#intensity", 1.4, chosen),
+        ("refine#largest", False, {"intensity": 1.4, "largest": False}),
+        ("refine", None, None),
+    ):
+        parser = ConfigParser({"chosen": {"refine": chosen}, "refine": config["refine"]})
+        parser[key] = value
+        assert parser.get_parsed_content("refine") == refine

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint import read_beside
 from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
-from ..data.splits import class_against_class
+from ..data.splits import tells_classes_apart
 from ..engines.settings import plain, tops
 from ..files import alone, atomic_path, file_digest, read_json, write, write_json
 from ..handlers.label_calibration import FEW
@@ -44,7 +44,7 @@ def fit(
       MONAI Label take it;
     - `training`, and `round1` … with what belongs to a second training on the first one's masks;
     - `evaluation`: scores of the test section (of validation where there is none), Dice where there are masks, and
-      `report.html`;
+      `report.html`; where no label is negative, `class_scores.json` as well;
     - `masks`: mask, heatmap and picture of every case;
     - `log.txt`: what the runs said beside their warnings and errors.
 
@@ -56,7 +56,7 @@ def fit(
         configs: config files of the bundle, laid over those of training and inference; of one label a volume,
             `<name>_volumes.json` over `<name>.json`, where there is one.
         rounds: of training on masks of the training before, where the bundle has a `train_refine.json`; by default one
-            where slices, or whole slides, have labels, none where volumes have.
+            where slices, or whole slides, have labels, none where volumes have, and none where no label is negative.
         verbose: show on the console what otherwise goes to `log.txt` alone.
         settings: top-level keys of the configs, e.g. `--max_epochs 30 --spacing "[1,1,-1]"`.
 
@@ -69,7 +69,8 @@ def fit(
     if not listed.is_file():
         raise FileNotFoundError(f"{listed} does not exist: write it by `python -m common prepare table labels.csv`")
     content = read_json(listed)
-    check_data(listed, content, dataset_dir)
+    check_data(listed, content, dataset_dir, root)
+    apart = tells_classes_apart(content)
     recipe = recipe_of(root, content)
     settings = plain(settings)
     if isinstance(settings.get("classes"), str | tuple):
@@ -77,6 +78,8 @@ def fit(
     check_settings(root, settings, recipe)
     if rounds is not None and rounds < 0:
         raise ValueError(f"--rounds: expected 0 or more, got {rounds}")
+    if rounds and apart:
+        raise ValueError(f"--rounds: a second training learns where nothing is from negatives, and {listed} has none")
     told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
     check_same(home, {"datalist_sha256": file_digest(listed), **told})
     shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(listed)}
@@ -90,7 +93,7 @@ def fit(
     make = make_bundle if recipe is VOLUMES else make_slide_bundle
     own = make(bundle, home / root.name, over=over, settings=said, datalist=listed, counts=counts)
     if rounds is None:
-        rounds = int(of_slices or recipe is SLIDES)
+        rounds = int((of_slices or recipe is SLIDES) and not apart)
     if recipe is VOLUMES:
         grids = read_grids(content, Path(dataset_dir))
         print(f"images: {', '.join(content['modalities'])}; {grids.in_words()}")
@@ -113,12 +116,17 @@ def fit(
                 shutil.copy2(best.with_suffix(end), temporary)
         _as_trained(own, recipe)
         title = f"scores of the {scored} section"
-        scored_anew = once(scores, title, own, recipe, recipe.evaluate, **shared, section=scored)
+        evaluate = [recipe.evaluate, *(["paper_scores.json"] if apart else [])]
+        scored_anew = once(scores, title, own, recipe, evaluate, **shared, section=scored)
         once(masks, "masks of all cases", own, recipe, **shared, section=everything)
     page = home / "evaluation" / "report.html"
     if scored_anew or not page.is_file():
         write_report(page.parent)
-    print(summary(page.parent, scored) if recipe is VOLUMES else summary_of_slides(page.parent, scored))
+    if apart:
+        print(read_beside(own / "models" / recipe.weights)["chosen_from"]["rule"])
+        print(summary_of_classes(page.parent, scored, content["classes"]))
+    else:
+        print(summary(page.parent, scored) if recipe is VOLUMES else summary_of_slides(page.parent, scored))
     print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}\nlog: {home / 'log.txt'}\nreport: {page}")
 
 
@@ -142,28 +150,48 @@ def with_volumes(root: Path, configs: Sequence[str]) -> list[str]:
     return [one for name, more in pairs for one in (name, *([more] if (root / "configs" / more).is_file() else []))]
 
 
-def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str) -> None:
+def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root: Path | None = None) -> None:
     """Refuse, before hours of training, what cannot be trained on.
+
+    `root` is the bundle's folder; without it classes need negatives.
 
     Raises:
         FileNotFoundError: an image that a section names.
-        ValueError: no training or validation section, or one without positives or negatives, or nothing but classes
-            that are told from one another.
+        ValueError: no training or validation section, or one without positives or negatives; or nothing but classes
+            that are told from one another, where the bundle takes none, or of volumes with several slices.
     """
     for section in SECTIONS:
         if content.get(section):
             load_datalist(listed, section, dataset_dir=dataset_dir)
-    if class_against_class(content.get("training") or []):
-        raise ValueError(
-            f"{listed}: no label says that nothing is there, and fit chooses thresholds from negatives. Classes that "
-            "are told from one another train by train.json, and their masks are cut by Otsu: docs/labels.md"
-        )
+    if apart := root is not None and tells_classes_apart(content):
+        check_classes(listed, content, dataset_dir, root)
     for section in SECTIONS[:2]:
         labels = labels_of_cases(content.get(section) or [])
-        if not any(labels) or all(labels):
+        if not any(labels) or (all(labels) and not apart):
             raise ValueError(
                 f"{listed}: the {section} section has {sum(labels)} positive and {len(labels) - sum(labels)} negative "
                 "labels; it needs both: `python -m common prepare` splits by label"
+            )
+
+
+def check_classes(listed: Path, content: Mapping[str, Any], dataset_dir: str, root: Path) -> None:
+    """Refuse classes without negatives where the bundle cannot tell them from one another slice by slice.
+
+    Raises:
+        ValueError: naming the bundle that can, or the case that has one label for several slices.
+    """
+    calibrate = root / "configs" / VOLUMES.calibrate
+    if not (calibrate.is_file() and "without_negatives" in read_json(calibrate)):
+        raise ValueError(
+            f"{listed}: no label says that nothing is there, and {root.name} learns and chooses thresholds from "
+            "negatives. gp_unet_brats tells classes from one another: docs/labels.md"
+        )
+    listing = [case for section in SECTIONS for case in content.get(section) or []]
+    for case, shape in zip(listing, read_grids(content, Path(dataset_dir)).shapes, strict=False):  # of the first ones
+        if shape[-1] > 1 and not labels_slices(case):
+            raise ValueError(
+                f"{listed}: case {case['case']!r} has one label for {shape[-1]:.0f} slices, and no label says that "
+                "nothing is there: classes without negatives are told from one another by labels of slices"
             )
 
 
@@ -224,7 +252,9 @@ def labels_of_cases(cases: Sequence[Case]) -> list[bool]:
 
 
 def calibration_section(content: Mapping[str, Any]) -> str:
-    """Validation, or both sections that training may see where that has few labels of one kind."""
+    """Validation, or both sections that training may see where that has few labels of one kind, but not none."""
+    if tells_classes_apart(content):
+        return "validation"
     labels = labels_of_cases(content.get("validation") or [])
     return "validation" if min(sum(labels), len(labels) - sum(labels)) >= FEW else "training+validation"
 
@@ -247,6 +277,28 @@ def summary(folder: Path, section: str) -> str:
         lines.append(
             f"with masks, which chose nothing: 3D Dice {_shown(dice['mean'])}, median {_shown(dice['median'])}"
         )
+    return "\n".join(lines)
+
+
+def summary_of_classes(folder: Path, section: str, classes: Sequence[str]) -> str:
+    """The same where classes are told from one another: how often they are, what is taken for what, and Dice by class.
+
+    Args:
+        folder: of `class_scores.json` and `labels.json`.
+        section: that was scored.
+        classes: names, the negative one first.
+    """
+    scores, volumes = read_json(folder / "class_scores.json"), read_json(folder / "labels.json")["volumes"]
+    lines = [f"{section}, from labels: class accuracy {_shown(scores['accuracy'])} of {scores['slices']} slices"]
+    for name, row in zip(classes, scores["confusion"], strict=True):
+        if sum(row):
+            called = ", ".join(f"{count} {other}" for other, count in zip(classes, row, strict=True) if count)
+            lines.append(f"  {name} is called: {called}")
+    marked = round((volumes["positives_marked"] or 0) * volumes["positives"])
+    lines.append(f"{marked} of {volumes['positives']} cases marked")
+    if scores["masks"]:
+        medians = (f"{name} {_shown(found['dice_mask']['median'])}" for name, found in scores["masks"].items())
+        lines.append(f"with masks, which chose nothing: median Dice of slices: {', '.join(medians)}")
     return "\n".join(lines)
 
 

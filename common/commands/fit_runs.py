@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import file_digest, read_json, write
 from .console import step
-from .run import for_configs, run_bundle
+from .run import for_configs, names, run_bundle
 
 # A second training on masks counts unless the AUC of validation falls by more: with some ten slides less is noise.
 WORSE = 0.05
@@ -142,8 +142,8 @@ def _train(own: Path, place: Path, teacher: Path | None, title: str, shared: Map
     finished.touch()
 
 
-def once(result: Path, title: str, own: Path, recipe: Recipe, over: str = "", **settings: Any) -> bool:
-    """Run inference, with a config laid over it, into the folder of `result`, unless that was done.
+def once(result: Path, title: str, own: Path, recipe: Recipe, over: str | Sequence[str] = "", **settings: Any) -> bool:
+    """Run inference, with configs laid over it, into the folder of `result`, unless that was done.
 
     Done is what a whole run made with these very weights: after an interrupted second training that is taken up, the
     scores and masks of the first one are made anew.
@@ -156,8 +156,7 @@ def once(result: Path, title: str, own: Path, recipe: Recipe, over: str = "", **
         step(f"{title}: done before")
         return False
     step(title)
-    configs = [recipe.inference, over] if over else [recipe.inference]
-    run_bundle(own, configs, output_dir=str(result.parent), **settings)
+    run_bundle(own, [recipe.inference, *names(over)], output_dir=str(result.parent), **settings)
     say_done(result, weights)
     return True
 

@@ -11,26 +11,30 @@ from typing import Any
 from monai.bundle import ConfigParser, ReferenceResolver
 
 from ..data import SECTIONS, labels_slices
+from ..data.splits import tells_classes_apart
 from ..engines.settings import tops
 from ..files import read_json, write
+from ..images.pictures import PICTURES
 from .format import format_json
 from .run import bundle_root, config_files
 
-# Configs of a method; those of public data sets and of papers stay behind.
+# Configs of a method; those of public data sets and of papers' settings stay behind.
 CONFIGS = (
     *("train", "train_refine", "inference", "evaluate", "calibrate", "calibrate_labels", "multi_gpu_train"),
-    *("multi_gpu_evaluate", "metadata"),
+    *("multi_gpu_evaluate", "metadata", "paper_scores"),
 )
 OVERLAID = ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate")
 # Configs of whole slides; the first lies over `train`, the second over that and `train_refine`.
 SLIDE_CONFIGS = ("wsi", "wsi_refine", "wsi_inference", "wsi_evaluate", "wsi_calibrate")
 # Of files that OpenSlide or tifffile open.
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
+# Training where no label is negative: each class is drawn as often, and there are no positives and negatives to rank.
+CLASSES_ALONE = {"imbalance": "balanced", "key_metric": {"median_loss": {"_target_": "common.handlers.MedianLoss"}}}
 TERMS = "{source}: whoever trained these weights states here where the data come from and their terms."
 README = """# {name}
 
 ## Overview
-{name}, learned from yes/no labels of {kind}. Weights of this bundle were trained by `python -m common fit {bundle}`
+{name}, learned from {told} of {kind}. Weights of this bundle were trained by `python -m common fit {bundle}`
 on {source}.
 
 Research only. Not for diagnosis or treatment.
@@ -39,7 +43,7 @@ Research only. Not for diagnosis or treatment.
 {source}: {counts}. Where the data come from and under what terms: `docs/data_license.txt`.
 
 ## Training
-From yes/no labels alone; no outline was used. Settings: `configs/{train}.json`.
+From {told} alone; no outline was used. Settings: `configs/{train}.json`.
 
 ## Input and output
 {inputs}. Output: mask, heatmap and picture of each case, `predictions.csv`. `models/{weights}.json` says what the
@@ -80,7 +84,9 @@ def make_bundle(
     """
     root = bundle_root(bundle)
     _copy_code(root, target)
-    laid = _laid(root, over)
+    content = read_json(datalist)
+    laid = (CLASSES_ALONE if tells_classes_apart(content) else {}) | _laid(root, over)
+    laid.pop("ckpt", None)  # of the weights that a config of a data set is for; here there will be others
     for name in CONFIGS:
         if (root / "configs" / f"{name}.json").is_file():
             config = read_json(root / "configs" / f"{name}.json")
@@ -89,7 +95,7 @@ def make_bundle(
             changed = with_settings(config, {**below, **settings})
             write(target / "configs" / f"{name}.json", format_json(changed))
     channels = read_json(root / "configs" / "inference.json")["channels"]
-    _describe(target, bundle=root.name, channels=channels, content=read_json(datalist), counts=counts)
+    _describe(target, bundle=root.name, channels=channels, content=content, counts=counts)
     return target
 
 
@@ -150,7 +156,7 @@ def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     Example:
         `{"spacing": [1, 1, 1], "gate": "$float(@chosen['gate'])"}` takes `spacing` and leaves `gate`.
     """
-    kept = {key for key, value in config.items() if isinstance(value, str) and "chosen[" in value}
+    kept = {key for key, value in config.items() if "chosen[" in str(value)}  # the refinement's is a component
     parser = ConfigParser(config=deepcopy(dict(config)))
     for key, value in settings.items():
         top = ReferenceResolver.split_id(key)[0]
@@ -176,19 +182,22 @@ def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str,
     image["num_channels"] = len(image["channel_def"])
     pred["channel_def"] = {str(i): name for i, name in enumerate(["background", *classes[1:]])}
     inputs = f"One volume a case: {', '.join(modalities)}"
+    alone = tells_classes_apart(content)
+    told = "labels of the class" if alone else "yes/no labels"
     metadata |= {
         "version": "0.1.0",
-        "changelog": {"0.1.0": f"trained on {source} from yes/no labels"},
+        "changelog": {"0.1.0": f"trained on {source} from {told}"},
         "data_source": source,
         "image_classes": ", ".join(modalities),
         "label_classes": ", ".join(f"{i} {name}" for i, name in enumerate(classes)),
         "pred_classes": ", ".join(f"{i} {name}" for i, name in enumerate(["background", *classes[1:]])),
     }
     write(path, format_json(metadata))
-    sliced = any(map(labels_slices, content["training"]))
-    words = {"train": "train", "inference": "inference", "weights": "model", "beside": ""}
+    sliced = alone or any(map(labels_slices, content["training"]))
+    words = {"told": told, "train": "train", "inference": "inference", "weights": "model", "beside": ""}
     words |= {"kind": "slices" if sliced else "volumes", "inputs": inputs}
-    words |= {"measured": "`labels.json` (from labels) and, where masks were at hand, `summary.json`"}
+    from_labels = "`labels.json` and `class_scores.json`" if alone else "`labels.json`"
+    words |= {"measured": f"{from_labels} (from labels) and, where masks were at hand, `summary.json`"}
     _write_docs(target, metadata, content, bundle=bundle, counts=counts, **words)
 
 
@@ -212,6 +221,7 @@ def _describe_slides(target: Path, *, bundle: str, content: Mapping[str, Any], c
         write(terms, "\n\n".join([own, *(part for part in shipped if "slides.pt" not in part)]) + "\n")
     words = {"train": "wsi", "inference": "wsi_inference", "weights": "slides", "kind": "slides"}
     words |= {
+        "told": "yes/no labels",
         "measured": "`summary.json`, from labels and, where there are any, outlines",
         "inputs": "One whole slide a case",
         "beside": " Configs without `wsi`, and `model.pt`, are for volumes, as shipped.",
@@ -241,5 +251,5 @@ def pattern_of(content: Mapping[str, Any]) -> str:
     """A pattern that finds images like those of the training: their name in any folder, where they share one."""
     images = [case["image"] for section in SECTIONS for case in content.get(section) or []]
     found = {Path(one if isinstance(one, str) else one[0]).name for one in images}
-    suffixes = {Path(name).suffix.lower() for name in found} & set(SLIDE_SUFFIXES)
+    suffixes = {Path(name).suffix.lower() for name in found} & {*SLIDE_SUFFIXES, *PICTURES}
     return f"**/*{suffixes.pop()}" if suffixes else f"*/{found.pop()}" if len(found) == 1 else "*.nii.gz"

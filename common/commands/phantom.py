@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from ..data import SECTIONS, make_datalist, write_datalist
 from ..datasets import folder, write_phantom
@@ -37,7 +41,7 @@ def phantom_dataset(
 ) -> Path:
     """Write the phantom and its datalist (half training, a fifth validation, the rest test); returns the folder.
 
-    Of `clinic` each section holds its share of the healthy.
+    Of `clinic` each section holds its share of the healthy; of others, too, where one would hold nothing else.
 
     Raises:
         ValueError: fewer cases than sections, before anything is written.
@@ -46,7 +50,8 @@ def phantom_dataset(
         raise ValueError(f"--cases: at least {len(SECTIONS)}, one for each section, got {cases}")
     output_dir = Path(output_dir)
     write_phantom(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction, kind=kind)
-    datalist = make_datalist(
+    draw = partial(
+        make_datalist,
         folder(output_dir),
         name="phantom",
         classes=["none", "tumor"],
@@ -54,7 +59,11 @@ def phantom_dataset(
         dataset_dir=output_dir,
         fractions=(0.5, 0.2, 0.3),
         seed=seed,
-        stratify=kind == "clinic",
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a section without a lesion, which is drawn anew
+        datalist = draw(stratify=kind == "clinic")
+    if not all(any(np.max(case["cls"]) > 0 for case in datalist[section]) for section in SECTIONS):
+        datalist = draw(stratify=True)
     write_datalist(output_dir / "datalist.json", datalist)
     return output_dir

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..data import SECTIONS, Case, label_counts, labels_slices, make_datalist, write_datalist
 from ..datasets import read_cases
+from ..datasets.adjust import at_most as fewer
+from ..datasets.adjust import with_masks_of, with_sections_of
+from ..datasets.kinds import with_kinds
 from ..datasets.template import write_template
 from .run import names
 
@@ -22,7 +25,11 @@ def prepare(
     seed: int = 0,
     for_scoring: bool = False,
     stratify: bool | None = None,
-    split: Literal["patients", "paper"] = "patients",
+    split: str = "patients",
+    kinds: str | None = None,
+    kind: str = "kind",
+    at_most: dict[str, int] | None = None,
+    masks_of: str | None = None,
     template: str | bool = False,
     **options: Any,
 ) -> None:
@@ -39,16 +46,20 @@ def prepare(
             table's folder. Adapters that write files of their own (converted slices, parts of volumes) write them
             there, so it must be given.
         datalist: the file to write; by default `datalist.json` in `dataset_dir`.
-        classes: names, class 0 first; by default the adapter's, or those found in the table.
+        classes: names, class 0 first; by default the adapter's, or those found in a table.
         fractions: of patients in training, validation, test.
         seed: of the split.
         for_scoring: thresholds will be chosen and masks scored on these cases, nothing will be trained: they need not
             hold negatives.
         stratify: split patients with and without a positive label apart, so that every section holds its share of
-            both, and refuse a section without either. By default only tables are: the documented splits of the
-            public data sets were drawn without.
-        split: `paper` draws slices and not patients, as GP's authors did: for comparison with their scores only, which
-            are of memory, too. Slices have to be cases of their own: pictures, or `substacks` of one slice.
+            both, and refuse a section without either. By default only tables and kinds are: the documented splits of
+            the public data sets were drawn without.
+        split: a datalist whose sections patients keep; or `paper`: slices are drawn and not patients, as GP's authors
+            did, to compare with their scores, which are of memory, too; slices have to be cases of their own.
+        kinds: table (columns `case` and `kind`) of what a case's finding is, e.g. its grade: classes for yes and no.
+        kind: the column of that table.
+        at_most: so many cases of a class in training, e.g. `"{'pituitary': 60}"`.
+        masks_of: `output_dir` of a run whose masks are the cases' from now on; labels stay.
         template: write an empty table to this file (`prepare table --template labels.csv`) and do nothing else.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`,
             `--positive_from 3`.
@@ -63,28 +74,39 @@ def prepare(
         raise SystemExit(f"say where the data are: python -m common prepare {adapter} PATH")
     if "modalities" in options:
         options["modalities"] = names(options["modalities"])
-    if classes and adapter == "table":
-        options["classes"] = names(classes)
+    named = names(classes) if classes else None
+    if named and adapter == "table" and not kinds:
+        options["classes"] = named
     try:
+        if at_most and not isinstance(at_most, dict):
+            raise ValueError(f"--at_most is a number a class, e.g. \"{{'tumor': 60}}\"; got {at_most!r}")
+        if split not in ("patients", "paper") and not Path(split).is_file():
+            raise ValueError(f"--split is 'patients', 'paper' or a datalist whose sections are kept; no file {split!r}")
         if seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {seed}")
         cases, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
+        if kinds:
+            cases, found_classes = with_kinds(cases, kinds, column=kind, classes=named, root=root)
+        if masks_of:
+            cases = with_masks_of(cases, masks_of)
         if split == "paper":
             cases = whatever_patient(cases)
         elif split != "patients":
-            raise ValueError(f"--split is 'patients' or 'paper'; got {split!r}")
+            cases = with_sections_of(cases, split)
         home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
         content = make_datalist(
             cases,
             name=home.name,
-            classes=names(classes) if classes and adapter != "table" else found_classes,
+            classes=named if named and not (kinds or adapter == "table") else found_classes,
             modalities=modalities,
             dataset_dir=home,
             fractions=fractions,
             seed=seed,
             for_scoring=for_scoring,
-            stratify=adapter == "table" if stratify is None else stratify,
+            stratify=bool(adapter == "table" or kinds) if stratify is None else stratify,
         )
+        if at_most:
+            content["training"] = fewer(content["training"], at_most, content["classes"], seed=seed)
         content |= {"split": split} if split == "paper" else {}
         content |= {key: options[key] for key in ("masked_section",) if options.get(key)}  # `crossvalidate` keeps it
         path = Path(datalist) if datalist else home / "datalist.json"

@@ -24,6 +24,7 @@ def find_cases(
     *,
     label_pattern: str | None = None,
     organ_pattern: str | None = None,
+    skip_incomplete: bool = False,
 ) -> list[Case]:
     """List the cases below a folder by glob patterns.
 
@@ -45,6 +46,7 @@ def find_cases(
         image_pattern: one glob pattern, or one per modality; every case must have all of them. Or `dicom`.
         label_pattern: pattern of the masks; a case without a mask gets no `label`.
         organ_pattern: pattern of masks of the organ; every case must have one.
+        skip_incomplete: leave out cases that lack a modality or their organ, with a warning.
 
     Returns:
         Cases sorted by name, with the keys `case`, `patient` (the case name, but for DICOM), `image` (absolute path,
@@ -84,21 +86,25 @@ def find_cases(
                     lacking,
                 )
     rows: dict[Match, list[Match]] = {match: [match] for match in found[0]}
-    missing = [f"{organ_pattern!r} beside {m.name}" for m in rows if organ_pattern and m not in masks["organ"]]
+    lacking_organ = [match for match in rows if organ_pattern and match not in masks["organ"]]
+    missing = [f"{organ_pattern!r} beside {match.name}" for match in lacking_organ]
     for pattern, files in zip(patterns[1:], found[1:], strict=True):
         pairs, alone = pair(found[0], files, pattern)
         missing += [f"{pattern!r} beside {match.name}" for match in rows if match not in pairs]
         missing += [f"{patterns[0]!r} beside {name}" for name in alone]
         for match, partner in pairs.items():
             rows[match].append(partner)
-    if missing:
+    complete = [m for m in rows if len(rows[m]) == len(patterns) and m not in lacking_organ]
+    if missing and skip_incomplete and complete:
+        logger.warning("%s: cases left out, of which %d image(s) are missing: %s", root, len(missing), _some(missing))
+    elif missing:
         raise FileNotFoundError(
             f"{root}: {len(missing)} image(s) missing: {'; '.join(missing[:3])}. Every case needs one file per "
             "modality, and one of the organ where a pattern asks for it: add the files, or leave the case out."
         )
     names = case_names(found[0])
     cases: list[Case] = []
-    for match in sorted(found[0], key=names.__getitem__):
+    for match in sorted(complete, key=names.__getitem__):
         case: Case = {"case": names[match], "patient": names[match]}
         paths = [str(root / image.name) for image in rows[match]]
         case["image"] = paths[0] if isinstance(image_pattern, str) else paths
@@ -137,6 +143,10 @@ def pair(first: Sequence[Match], other: Sequence[Match], pattern: str) -> tuple[
             break
     taken = {match.name for match in pairs.values()}
     return pairs, sorted(match.name for match in other if match.name not in taken)
+
+
+def _some(texts: Sequence[str]) -> str:
+    return "; ".join(texts[:10]) + ("; …" if len(texts) > 10 else "")
 
 
 def _by_folder(match: Match) -> list[tuple]:

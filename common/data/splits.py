@@ -90,10 +90,31 @@ def class_against_class(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {patient: several[0] for patient, several in labels.items()}
 
 
+def tells_classes_apart(datalist: Mapping[str, Any]) -> bool:
+    """Whether training and validation of a datalist hold nothing but classes that are told from one another.
+
+    Training alone must have several, and no label of either may say that nothing is there: see `class_against_class`.
+    """
+    training, validation = (datalist.get(section) or [] for section in ("training", "validation"))
+    return bool(class_against_class(training) and class_against_class([*training, *validation]))
+
+
 def kinds_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """What tells patients apart in a stratified split: whether any label is positive, see `class_against_class`."""
+    """What tells patients apart in a stratified split: whether any label is positive, see `class_against_class`.
+
+    Where each patient has a finding of one class or another, their highest class.
+    """
+    if against := class_against_class(cases):
+        return against
     signs = signs_of_patients(cases)
-    return class_against_class(cases) or {patient: int(True in found) for patient, found in signs.items()}
+    highest = dict.fromkeys(signs, 0)
+    for case in cases:
+        labels = case.get("cls", 0)
+        numbers = [k for k in (labels if isinstance(labels, list) else [labels]) if isinstance(k, int)]
+        highest[case["patient"]] = max(highest[case["patient"]], *numbers, 0)
+    if all(highest.values()):
+        return highest
+    return {patient: int(True in found) for patient, found in signs.items()}
 
 
 def signs_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, set[bool]]:

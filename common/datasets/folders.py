@@ -24,6 +24,7 @@ def folder(
     label_pattern: str | None = None,
     patient_separator: str | None = None,
     cls_per: Literal["slice", "volume"] = "slice",
+    skip_incomplete: bool = False,
 ) -> list[Case]:
     """Read a plain layout: `<case>/<modality>.nii.gz`, masks as `<case>/<label>.nii.gz`, or any glob pattern.
 
@@ -43,6 +44,7 @@ def folder(
             `"P07"`). The name is that of the first folder for which the pattern has a wildcard, so sessions share a
             patient, or else of the file (`"images/*.png"`).
         cls_per: one `cls` per axial slice, or one per volume: 1 where the mask is not empty.
+        skip_incomplete: leave out cases that lack a modality or the organ, with a warning.
 
     Raises:
         FileNotFoundError: no case, or a case lacks a modality.
@@ -54,7 +56,7 @@ def folder(
     masks = (label_pattern or pattern.format(label)) if label else None
     organs = pattern.format(organ) if organ else None
     first = patterns[0] if len(patterns) == 1 else patterns
-    cases = find_cases(root, first, label_pattern=masks, organ_pattern=organs)
+    cases = find_cases(root, first, label_pattern=masks, organ_pattern=organs, skip_incomplete=skip_incomplete)
     fixed = [part for part in patterns[0].split("/")[:-1] if not has_magic(part)]
     for case in tqdm(cases, desc="reading masks", unit="case", disable=None):
         image = case["image"] if isinstance(case["image"], str) else case["image"][0]

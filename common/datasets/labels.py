@@ -79,7 +79,7 @@ def parse_labels(
     )
     classes = None if classes is None else [name.strip() for name in classes]
     _check_classes(classes)
-    texts = [(place, text if text in (classes or ()) else _whole(text)) for place, text in texts]
+    texts = [(place, text if text in (classes or ()) else whole_number(text)) for place, text in texts]
     if positive_from is not None:
         return _scores(texts, source, float(positive_from)), _two(classes)
     parts = [[part.strip() for part in text.split(";") if part.strip()] or [""] for _, text in texts]
@@ -100,6 +100,29 @@ def parse_labels(
     return [row[0] for row in found], names
 
 
+def found_kinds(texts: Places, source: PathLike) -> tuple[str, ...]:
+    """Names of kinds as a column has them, grades by their size, others by the alphabet; words for no are left out.
+
+    Example:
+        `[("row 2", "3"), ("row 3", "2.0"), ("row 4", "none")]` has the kinds `("2", "3")`.
+
+    Raises:
+        ValueError: a text means that nobody knows, is a number but no grade, or a date.
+    """
+    wrong = {
+        "means that nobody knows; leave the cell empty, and the case is left out": lambda t: t.lower() in _UNKNOWN,
+        "is a number or a date, and no kind": lambda t: not t.isdecimal() and t not in _NO and _NO_NAME.fullmatch(t),
+    }
+    texts = [(place, whole_number(text)) for place, text in texts]
+    for why, is_so in wrong.items():
+        refuse(source, [f"{place}: {text!r} {why}" for place, text in texts if is_so(text)])
+    names: dict[str, str] = {}
+    for _, text in texts:
+        names.setdefault(text.lower(), text)
+    kinds = [text for lower, text in names.items() if lower not in _NO]
+    return tuple(sorted(kinds, key=lambda t: (not t.isdecimal(), int(t) if t.isdecimal() else 0, t.lower())))
+
+
 def _check_classes(classes: Sequence[str] | None) -> None:
     if classes is None:
         return
@@ -112,7 +135,7 @@ def _check_classes(classes: Sequence[str] | None) -> None:
         raise ValueError(f"classes must begin with the negative one; got {classes}: --classes {swapped}")
 
 
-def _whole(text: str) -> str:
+def whole_number(text: str) -> str:
     """`1` for `1.0`, which programs write where a column has gaps."""
     return re.sub(r"^(\d+)(\.0+|,00?)$", r"\1", text)
 

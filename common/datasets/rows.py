@@ -45,15 +45,19 @@ class Row:
         return self.texts.get(column, "")
 
 
-def read_labeled_rows(path: Path) -> tuple[dict[str, str], list[Row]]:
+def read_labeled_rows(path: Path, *, holds: str = "an image and its label") -> tuple[dict[str, str], list[Row]]:
     """Columns that hold texts (in lower case, and as written), and rows; one that begins with `#` is a comment.
+
+    Args:
+        path: the table.
+        holds: what a row has, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no row, a column twice, or a row with more cells than columns.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a table with the columns image and label.")
+        raise FileNotFoundError(f"{path} does not exist; expected a table, in each row {holds}.")
     (first, written), *lines = read_rows(path) or [(1, [])]
     rest = [(number, cells) for number, cells in lines if not cells[0].startswith("#") or cells[0] in ERRORS]
     if len(rest) < len(lines):
@@ -67,7 +71,7 @@ def read_labeled_rows(path: Path) -> tuple[dict[str, str], list[Row]]:
     refuse(path, [f"row {n}: {wide}" for n in long])
     rows = [Row(n, {k: v for k, v in zip(header, cells, strict=False) if k and v}) for n, cells in rest]
     if not rows:
-        raise ValueError(f"{path}: no row with an image and its label follows the header.")
+        raise ValueError(f"{path}: no row with {holds} follows the header.")
     columns = [name for name in header if name in COLUMNS or name.startswith("image_")]
     refuse(path, [slip for row in rows for column in columns if (slip := _slip(row, column))])
     return {k: v for k, v in zip(header, written, strict=True) if any(row[k] for row in rows)}, rows
@@ -99,7 +103,7 @@ def image_columns(columns: dict[str, str], modalities: Sequence[str] | None, pat
                 fitting = ["image"]
             if not fitting:
                 raise ValueError(
-                    f"{path}: no column {prefix}{modality} or {modality}; {_held(columns, prefix + modality)}"
+                    f"{path}: no column {prefix}{modality} or {modality}; {held(columns, prefix + modality)}"
                 )
             found[fitting[0]] = modality
         return found
@@ -111,11 +115,12 @@ def image_columns(columns: dict[str, str], modalities: Sequence[str] | None, pat
     if prefixed:
         return {name: columns[name][len(prefix) :] for name in prefixed}
     if "image" not in columns:
-        raise ValueError(f"{path}: the column 'image' (or 'image_<modality>') is missing; {_held(columns, 'image')}")
+        raise ValueError(f"{path}: the column 'image' (or 'image_<modality>') is missing; {held(columns, 'image')}")
     return {"image": "image"}
 
 
-def _held(columns: dict[str, str], wanted: str) -> str:
+def held(columns: dict[str, str], wanted: str) -> str:
+    """Which columns there are, and which of them may be meant, for messages."""
     near = difflib.get_close_matches(wanted, columns, 1, cutoff=0.7)
     meant = f"; is {columns[near[0]]!r} meant?" if near else ""
     return f"columns with texts are {', '.join(columns.values())}{meant}"
@@ -128,7 +133,7 @@ def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -
         ValueError: no labels, or a column whose name is nearly that of patients or sections.
     """
     if "label" not in columns:
-        raise ValueError(f"{path}: the column 'label' is missing; {_held(columns, 'label')}")
+        raise ValueError(f"{path}: the column 'label' is missing; {held(columns, 'label')}")
     absent = [name for name in COLUMNS if name not in columns]
     others = []
     for name in [name for name in columns if name not in (*COLUMNS[1:], *images)]:

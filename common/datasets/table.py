@@ -167,7 +167,7 @@ def _roles(row: Row, images: Sequence[str]) -> Iterator[str]:
                 yield f"{row.at(column)}: {row[column]} is in column {other!r}, too"
 
 
-def _same_person(text: str) -> str:
+def same_person(text: str) -> str:
     """A patient's name without what typing and spreadsheets change: case, blanks, zeros in front, `.0` behind."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"^(\d+)\.0+$", r"\1", plain))
@@ -194,7 +194,7 @@ def _named(groups: Sequence[Sequence[Row]], images: Sequence[str], root: Path, p
             )
         if has_patients and not row["patient"]:
             problems.append(f"{row.at('patient')}: empty, but other rows have one")
-        written, number = people.setdefault(_same_person(row["patient"]), (row["patient"], row.number))
+        written, number = people.setdefault(same_person(row["patient"]), (row["patient"], row.number))
         if written != row["patient"]:
             problems.append(
                 f"{row.at('patient')}: {row['patient']!r} and {written!r} in row {number} seem to be one patient; "

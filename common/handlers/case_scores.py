@@ -135,7 +135,9 @@ class CaseScores(CaseHandler):
 
     def _write(self) -> None:
         if not self.rows:
-            logger.warning("no case has a ground-truth mask: Dice is not scored (is label_pattern right?)")
+            logger.warning(
+                "no case has a mask: scored from labels (masks are the datalist's, else what label_pattern finds)"
+            )
             return
         write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
         write_csv(self.output_dir / "slices.csv", [rounded(row) for row in self.slices])

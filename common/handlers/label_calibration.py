@@ -15,7 +15,8 @@ from monai.data import MetaTensor
 
 from ..checkpoint import add_beside
 from ..data import labels_of
-from ..files import PathLike, file_digest, write_csv, write_json
+from ..data.splits import tells_classes_apart
+from ..files import PathLike, file_digest, read_json, write_csv, write_json
 from ..images import as_array, spacing_of
 from ..masks import (
     MapsToMaskd,
@@ -27,10 +28,17 @@ from ..masks import (
     volume_gate,
     volume_ml,
 )
+from ..metrics import balanced_accuracy
 from .base import CaseHandler
 
 logger = logging.getLogger(__name__)
 FEW = 4  # labels of a kind: with fewer, chance decides
+
+
+def rule_without_negatives(binarize: str) -> str:
+    """What is done where no label is negative, in words; `binarize` is that of `common.masks.MapsToMaskd`."""
+    how = binarize.replace("_", "-").replace("otsu", "Otsu")
+    return f"no label says that nothing is there: every case is marked, cut by {how}"
 
 
 class LabelCalibration(CaseHandler):
@@ -39,9 +47,10 @@ class LabelCalibration(CaseHandler):
     Gate: `common.masks.choose_gate` on the probabilities of slices with organ; `common.masks.volume_gate` where volumes
     have one label. Threshold: a quantile of the heat inside the organ where the label says that nothing is: in negative
     slices that the gate shuts, or in all slices of negative volumes. Smallest volume:
-    `common.masks.smallest_volume`. The result goes to `calibrated.json` and beside the weights (`chosen`), every
-    candidate to `calibration.csv`, with what labels tell about it. The evaluator must have no postprocessing, and run
-    in one process.
+    `common.masks.smallest_volume`. Where the datalist has nothing but classes that are told from one another, no label
+    says what heat means nothing: with `without_negatives` every slice passes, and each case's own heat is cut. The
+    result goes to `calibrated.json` and beside the weights (`chosen`), every candidate to `calibration.csv`, with what
+    labels tell about it. The evaluator must have no postprocessing, and run in one process.
 
     Args:
         output_dir: where the files go.
@@ -54,9 +63,12 @@ class LabelCalibration(CaseHandler):
             `common.masks.reached_level` finds in positive slices, or in positive volumes.
         sensitivity: of the gate; by default Youden's J chooses.
         for_volumes: what takes the place of `quantile` and of entries of `start` where volumes have one label.
+        without_negatives: what takes the place of entries of `start` where no label of training and validation says
+            that nothing is there, and several classes are told from one another: `binarize` (`otsu`), `refine` …;
+            None: that is an error.
         more: settings that are kept beside the weights with what is chosen here, such as how maps were combined.
         most: so many cases, evenly drawn, are looked at.
-        datalist: whose content identifies the labels.
+        datalist: whose content identifies the labels, and says whether there are negatives at all.
     """
 
     def __init__(
@@ -70,6 +82,7 @@ class LabelCalibration(CaseHandler):
         natural: float | None = None,
         sensitivity: float | None = None,
         for_volumes: Mapping[str, Any] | None = None,
+        without_negatives: Mapping[str, Any] | None = None,
         more: Mapping[str, Any] | None = None,
         most: int = 64,
         datalist: PathLike | None = None,
@@ -82,6 +95,7 @@ class LabelCalibration(CaseHandler):
         self.natural = natural
         self.sensitivity = sensitivity
         self.for_volumes = dict(for_volumes or {})
+        self.without_negatives = dict(without_negatives) if without_negatives else None
         self.more = dict(more or {})
         self.most = most
         self.datalist = datalist
@@ -111,6 +125,8 @@ class LabelCalibration(CaseHandler):
                 "maps": pred[: len(pred) // 2].half(),
                 "slices": pred[len(pred) // 2 :, 0, 0, :],
                 "positive": positive,
+                "cls": case.get("cls"),
+                "called": 1 + as_array(seen["slice_probability"])[1:, seen_slices].argmax(axis=0),
                 "labels": None if labels is None else labels[seen_slices],
                 "probability": 1 - as_array(seen["slice_probability"])[0][seen_slices],
                 "seen": seen_slices,
@@ -128,6 +144,32 @@ class LabelCalibration(CaseHandler):
     def _write(self) -> None:
         of_slices = any(row["labels"] is not None for row in self.rows)
         probabilities, labels = self._labeled()
+        source: dict[str, Any] = {
+            "labels": "slices" if of_slices else "volumes",
+            "masks": "none",
+            "cases": len(self.rows),
+            "patients": len({row["patient"] for row in self.rows}),
+            "positives": int(labels.sum()),
+            "negatives": int((~labels).sum()),
+            "datalist_sha256": file_digest(self.datalist) if self.datalist else None,
+        }
+        if labels.all() and self.without_negatives and self.datalist and tells_classes_apart(read_json(self.datalist)):
+            best = {**self.start, "gate": 0.0, "threshold": 0.0, "min_volume_ml": 0.0, **self.without_negatives}
+            others = [("multi-Otsu", {**best, "binarize": "multi_otsu"})]
+            source |= {"rule": rule_without_negatives(best["binarize"]), "classes_told_apart": self._told_apart()}
+            print(source["rule"])
+        else:
+            best, others = self._from_negatives(of_slices, probabilities, labels)
+        candidates = [("chosen", best), *others, ("no refinement", {**best, "refine": None})]
+        rows = [{"candidate": name} | self._told_by_labels(options) for name, options in candidates]
+        write_csv(self.output_dir / "calibration.csv", rows)
+        chosen = {**best, "raw_threshold": best["threshold"], **self.more}
+        add_beside(self.ckpt, chosen=chosen, chosen_from=source)
+        write_json(self.output_dir / "calibrated.json", chosen)
+        print(f"chosen from labels of {len(self.rows)} cases, no mask: {json.dumps(chosen)}")
+
+    def _from_negatives(self, of_slices: bool, probabilities: np.ndarray, labels: np.ndarray) -> tuple[dict, list]:
+        """Options of `MapsToMaskd` by probabilities and heat where the label is no, and others, each with its name."""
         fewest = int(min(np.sum(labels), len(labels) - np.sum(labels)))
         if 0 < fewest < FEW:  # none is an error
             kind = "positive" if 2 * np.sum(labels) < len(labels) else "negative"
@@ -142,25 +184,23 @@ class LabelCalibration(CaseHandler):
         threshold = max(heat_threshold(heats, quantile), self._natural(of_slices))
         best = {**start, "gate": gate, "threshold": threshold}
         best["min_volume_ml"] = self._smallest(best)
-        candidates = [("chosen", best), ("natural zero", {**best, "threshold": 0.0})]
-        candidates += [(f"quantile {q:g}", {**best, "threshold": heat_threshold(heats, q)}) for q in self.quantiles]
+        others = [("natural zero", {**best, "threshold": 0.0})]
+        others += [(f"quantile {q:g}", {**best, "threshold": heat_threshold(heats, q)}) for q in self.quantiles]
         median_otsu = float(np.median([row["otsu"] for row in self.rows if np.isfinite(row["otsu"])] or [np.inf]))
-        candidates += [("Otsu", {**best, "threshold": median_otsu}), ("no refinement", {**best, "refine": None})]
-        rows = [{"candidate": name} | self._told_by_labels(options) for name, options in candidates]
-        write_csv(self.output_dir / "calibration.csv", rows)
-        chosen = {**best, "raw_threshold": threshold, **self.more}
-        source = {
-            "labels": "slices" if of_slices else "volumes",
-            "masks": "none",
-            "cases": len(self.rows),
-            "patients": len({row["patient"] for row in self.rows}),
-            "positives": int(labels.sum()),
-            "negatives": int((~labels).sum()),
-            "datalist_sha256": file_digest(self.datalist) if self.datalist else None,
-        }
-        add_beside(self.ckpt, chosen=chosen, chosen_from=source)
-        write_json(self.output_dir / "calibrated.json", chosen)
-        print(f"chosen from labels of {len(self.rows)} cases, no mask: {json.dumps(chosen)}")
+        return best, [*others, ("Otsu", {**best, "threshold": median_otsu})]
+
+    def _told_apart(self) -> float | None:
+        """Mean over classes of the share of slices that are called by their class; None of a single class.
+
+        That it is no better than chance is no error: with few slices a good network may be so unlucky.
+        """
+        cls = [np.broadcast_to(np.asarray(row["cls"]), row["seen"].shape)[row["seen"]] for row in self.rows]
+        truth = np.concatenate(cls)
+        share = balanced_accuracy(truth, np.concatenate([row["called"] for row in self.rows]))
+        if share <= 1 / len(np.unique(truth)):
+            what = "classes are told apart no better than by chance (%.3g of each class called so); train longer"
+            logger.warning(f"{what}, or look at labels and images", share)
+        return None if np.isnan(share) else round(share, 4)
 
     def _natural(self, of_slices: bool) -> float:
         """The natural threshold, or what positives reach; −∞ if there is none."""

@@ -132,7 +132,7 @@ class PredictionWriter(CaseHandler):
     def _probabilities(self, case: str, probability: Iterable[Any]) -> dict[str, Any]:
         """The beginning of a row."""
         named = zip(self.classes, probability, strict=True)
-        return {"case": case, **{f"probability_{name}": round(float(p), 4) for name, p in named}}
+        return {"case": case, **{f"probability_{name}": round(float(p), 6) for name, p in named}}
 
     def _write(self) -> None:
         write_csv(self.output_dir / "predictions.csv", self.rows)
@@ -228,6 +228,7 @@ class CaseWriter(PredictionWriter):
     ) -> dict[str, Any]:
         """Of a case whose voxels have a size of `milliliter`; a picture's pixels have none."""
         row = self._probabilities(case, np.asarray(output["probability"]))
+        row |= {"gate": round(float(output["gate"]), 6)} if "gate" in output else {}
         row["threshold"] = round(float(output["threshold"]), 4)
         marked = int((mask > 0).sum())
         row |= {"area_pixels": marked} if milliliter is None else {"volume_ml": round(marked * milliliter, 3)}

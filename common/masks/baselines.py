@@ -92,8 +92,10 @@ def fit_baselines(
             broad = [dice((image > intensity) & organ, truth) for image in opened]
             row[:] = dice(bright, truth), dice(largest_component(bright & positive), truth), *broad
     if not scores:
-        logger.warning(
-            "no training case has a mask of a lesion to fit baselines on: give --baseline_thresholds '[1.4, 1.2]'"
+        level = logging.WARNING if any("label" in case for case in cases) else logging.INFO
+        logger.log(
+            level,
+            "no training case has a mask of a lesion to fit baselines on: give --baseline_thresholds '[1.4, 1.2]'",
         )
         return None
     mean = np.mean(scores, axis=0)

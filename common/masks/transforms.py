@@ -24,7 +24,7 @@ class MapsToMaskd(MapTransform):
 
     Writes `pred` (label values `[1, H, W, D]`), `heatmap` (the evidence, its minimum outside the organ), `probability`
     `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability` `[C, D]`, `threshold`,
-    and `heat_outside`, the share of positive evidence that lay outside the organ.
+    `gate` where one is given, and `heat_outside`, the share of positive evidence that lay outside the organ.
 
     Args:
         keys: the inferer's output `[2C, H, W, D]`.
@@ -123,6 +123,8 @@ class MapsToMaskd(MapTransform):
             data["slice_probability"] = torch.as_tensor(probability)
             data["heat_outside"] = torch.tensor(heat_outside(everywhere, organ))
             data["threshold"] = torch.tensor(threshold)
+            if self.gate is not None:
+                data["gate"] = torch.tensor(float(self.gate))
         return data
 
     def _evidence(self, maps: np.ndarray, classes_of_slices: np.ndarray, leading: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from ..files import PathLike, json_text, write_json
 from ..images import as_array, file_of, spacing_of
 from .seen import Description, compare, describe_case, summarize
 from .supervision import Source, supervision_of
+from .windows import outside_window
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,8 @@ class CheckSeend(MapTransform):
         described: description of each case by its name, where `seen` is None.
 
     Raises:
-        ValueError: the case certainly does not fit, e.g. Hounsfield units where the training had 0 to 255; the message
-            names the file.
+        ValueError: the case certainly does not fit, e.g. Hounsfield units where the training had 0 to 255, or, in
+            training, the window; the message names the file.
     """
 
     only_looks = True  # features and caches of images do not depend on it
@@ -119,7 +120,10 @@ class CheckSeend(MapTransform):
         data = dict(data)
         for key in self.key_iterator(data):
             if self.seen is None:
-                self.described[str(data.get("case"))] = self.describe(data, key)
+                described = self.describe(data, key)
+                if text := outside_window(described, self.window):
+                    raise ValueError(f"{file_of(data[key])}: {text}")
+                self.described[str(data.get("case"))] = described
             elif self.seen:
                 self._compare(data, key)
         return data

@@ -81,6 +81,8 @@ def chosen(source: Mapping[str, Any]) -> list[str]:
     """What gate and thresholds were chosen from: `chosen_from` beside weights."""
     if not source:
         return []
+    if rule := source.get("rule"):  # no label was negative: there was nothing to choose from
+        return [f"{rule[0].upper()}{rule[1:]}."]
     labels = f"yes/no labels of {source['labels']}" if source.get("labels") else "what is told below"
     cases = f" of {plural(source['cases'], 'case')}" if source.get("cases") else ""
     kinds = [f"{_words(source[kind])} {kind[:-1]}" for kind in ("positives", "negatives") if kind in source]

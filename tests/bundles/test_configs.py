@@ -257,21 +257,6 @@ def parsed(bundle: str, *names: str) -> ConfigParser:
     return parser
 
 
-@pytest.mark.parametrize("bundle", NAMES)
-def test_single_options_of_the_chosen_refinement_change_on_the_command_line(bundle):
-    """As `--refine#largest false` reaches the parser; the others stay with the weights."""
-    parser = parsed(bundle, "inference")
-    chosen = {"intensity": 1.4, "largest": True}
-    parser.update({"imports": [], "chosen": {"refine": chosen}})
-    assert parser.get_parsed_content("refine") == chosen
-    parser.update({"refine#largest": False})
-    parser.parse(True)
-    assert parser.get_parsed_content("refine") == {"intensity": 1.4, "largest": False}
-    parser.update({"refine": None})
-    parser.parse(True)
-    assert parser.get_parsed_content("refine") is None
-
-
 def test_paper_config_of_gp_unet_builds_the_papers_network():
     parser = parsed("gp_unet_brats", "inference", "paper")
     assert (parser.get("backbone"), parser.get("network_options"), parser.get("pool_at")) == ("gp_unet", {}, "features")

@@ -87,6 +87,28 @@ def test_each_fold_trains_then_chooses_then_evaluates_with_what_was_chosen(data,
         assert training["datalist"] == choosing["datalist"] == evaluating["datalist"]
 
 
+@pytest.mark.parametrize(("masks", "chosen"), [(True, "calibrate.json"), (False, "calibrate_labels.json")])
+def test_thresholds_are_chosen_from_labels_where_there_are_no_masks(data, runs, tmp_path, monkeypatch, masks, chosen):
+    path = data / "datalist.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not masks:
+        content["training"] = [{k: v for k, v in case.items() if k != "label"} for case in content["training"]]
+    path.write_text(json.dumps(content))
+    fake, said = common.commands.crossvalidate.run_bundle, []
+
+    def choosing(bundle: str, configs: list[str], **overrides: object) -> None:
+        said.append(Path(configs[-1]).name)
+        fake(
+            bundle,
+            ["choose.json" if name.startswith("calibrate_") or name == chosen else name for name in configs],
+            **overrides,
+        )
+
+    monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", choosing)
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2)
+    assert said[:2] == ["train.json", chosen]
+
+
 def test_each_round_learns_from_the_former_network_and_its_thresholds_and_the_last_is_scored(data, runs, tmp_path):
     out = tmp_path / "out"
     crossvalidate("b", str(data), str(out), folds=2, choose="choose.json", rounds=2)

@@ -23,7 +23,9 @@ def datalist(tmp_path) -> Path:
 
 def test_settings_reach_what_has_them_and_what_is_chosen_stays_with_the_weights():
     config = {"spacing": [1, 1, 1], "gate": "$float(@chosen['gate'])", "threshold": "$float(@teacher_chosen['x'])"}
-    assert with_settings(config, {"spacing": [2, 2, 2], "gate": 0.3, "threshold": 1, "other": 4}) == {
+    config |= {"refine": {"_target_": "refine_options", "chosen": "$@chosen['refine']"}}
+    settings = {"spacing": [2, 2, 2], "gate": 0.3, "threshold": 1, "other": 4, "refine": {"dilate_mm": 3.0}}
+    assert with_settings(config, settings) == {
         **config,
         "spacing": [2, 2, 2],
     }
@@ -37,6 +39,36 @@ def test_a_datalist_says_classes_and_channels(datalist):
     assert settings_of(datalist, config) == {"classes": ["none", "bleed"], "channels": 2}
     assert settings_of(datalist, {"classes": ["none", "bleed"]}) == {"classes": ["none", "bleed"]}
     assert settings_of(datalist, {}) == {}
+
+
+class TestClassesWithoutNegatives:
+    CASES = [{"case": f"c{i}", "patient": f"p{i}", "image": f"{i}.png", "cls": 1 + i % 2} for i in range(4)]  # noqa: RUF012
+
+    def made(self, tmp_path: Path, *over: str) -> tuple[Path, dict, dict]:
+        """The bundle, and its configs of training and inference."""
+        content = {**CONTENT, "classes": ["none", "low", "high"], "training": self.CASES, "validation": self.CASES}
+        (tmp_path / "datalist.json").write_text(json.dumps(content))
+        options = {"settings": {}, "datalist": tmp_path / "datalist.json", "counts": "no case"}
+        own = make_bundle("gp_unet_brats", tmp_path / "own", over=over, **options)
+        return own, *(json.loads((own / "configs" / f"{name}.json").read_text()) for name in ("train", "inference"))
+
+    def test_each_class_is_drawn_as_often_and_an_epoch_is_judged_without_negatives(self, tmp_path):
+        own, train, _ = self.made(tmp_path)
+        assert train["imbalance"] == "balanced"
+        assert train["key_metric"].keys() == {"median_loss"}
+        assert (own / "configs" / "paper_scores.json").is_file()
+        readme = (own / "docs" / "README.md").read_text()
+        assert "learned from labels of the class of slices" in readme
+        assert '--image_pattern "**/*.png"' in readme
+
+    def test_what_a_config_of_a_data_set_says_counts_but_not_its_weights(self, tmp_path):
+        _, train, inference = self.made(tmp_path, "t1ce.json")
+        assert (train["imbalance"], train["batch_size"], inference["flip"]) == ("balanced", 32, True)
+        assert inference["ckpt"].endswith("'model.pt')")
+        assert "@chosen" in inference["binarize"]
+
+    def test_another_way_to_draw_them_can_be_asked_for(self, tmp_path):
+        assert self.made(tmp_path, "paper.json")[1]["imbalance"] == "weighted"
 
 
 @pytest.mark.parametrize("bundle", ["gp_unet_brats", "ensemble_gradcam_brats", "tonno_mosmed", "insight_ct"])
@@ -55,6 +87,7 @@ def test_a_bundle_of_ones_own_keeps_every_rule_but_those_of_weights_to_come(bund
     assert configs["train"]["max_epochs"] == 3
     assert configs["inference"]["spacing"] == configs["train"]["spacing"] == phantom.get("spacing", [-1.0, -1.0, -1.0])
     assert "@chosen" in configs["inference"]["gate"]
+    assert "@chosen" in configs["inference"]["refine"]["chosen"]  # and not the phantom's
     assert configs["calibrate_labels"] == base  # how thresholds are chosen is no matter of the phantom
     assert configs["metadata"]["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "bleed"
     inputs = configs["metadata"]["network_data_format"]["inputs"]["image"]["channel_def"]

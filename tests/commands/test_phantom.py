@@ -51,6 +51,13 @@ def test_the_seed_decides_on_volumes_and_split_and_the_folder_is_printed(folder,
     assert first.shape != other.shape or (first != other).any()
 
 
+def test_each_section_holds_a_lesion_where_most_heads_are_healthy(tmp_path):
+    phantom(str(tmp_path), cases=12, healthy_fraction=0.4)
+    datalist = written(tmp_path)
+    for section in ("training", "validation", "test"):
+        assert any(1 in case["cls"] for case in datalist[section]), section
+
+
 def test_fewer_cases_than_sections_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="--cases: at least 3, one for each section, got 2"):
         phantom(str(tmp_path / "data"), cases=2)

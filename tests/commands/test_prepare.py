@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,48 @@ class TestPrepare:
         assert [len(datalist[section]) for section in SECTIONS] == [12, 4, 4]
         assert "test: 4 cases of 2 patients; none 2, ADH 2, FEA 0, DCIS 2" in capsys.readouterr().out
 
+    def test_kinds_of_cases_become_classes_and_each_section_holds_both(self, tmp_path, capsys):
+        data, kinds = tmp_path / "data", ["case,grade"]
+        for case in write_phantom(data, cases=12, shape=(24, 24, 8), healthy_fraction=0):
+            kinds.append(f"{case['case']},{2 + (case['case'] > 'phantom_008')}")
+        (tmp_path / "kinds.csv").write_text("\n".join(kinds))
+        main(["prepare", "folder", str(data), "--kinds", str(tmp_path / "kinds.csv"), "--kind", "grade"])
+        datalist = contents(data)
+        assert datalist["classes"] == ["none", "2", "3"]
+        of_grade = [[max(c["cls"]) for c in datalist[section]] for section in SECTIONS]
+        assert [sorted(labels).count(2) for labels in of_grade] == [1, 1, 1]
+        assert {0} < {label for section in SECTIONS for c in datalist[section] for label in c["cls"]}
+        assert "training: 7 cases of 7 patients; slices: none " in capsys.readouterr().out
+        with pytest.raises(SystemExit, match=r"row 2, column 'grade': '2' is unknown; accepted: none, low"):
+            prepare("folder", str(data), kinds=str(tmp_path / "kinds.csv"), kind="grade", classes="none,low")
+
+    def test_patients_keep_their_sections_with_other_images_and_masks_of_a_run(self, tmp_path):
+        data, run = tmp_path / "data", tmp_path / "run"
+        cases = write_phantom(data, cases=8, shape=(24, 24, 8), healthy_fraction=0)
+        prepare("folder", str(data))
+        before = contents(data)
+        for case in before["training"] + before["validation"]:
+            save(run / f"{case['case']}_seg.nii.gz", np.ones((24, 24, 8), np.uint8))
+        for case in cases[:-1]:
+            shutil.copy(case["image"], data / case["case"] / "t1ce.nii.gz")
+        options = {"datalist": str(tmp_path / "next.json"), "split": str(data / "datalist.json"), "masks_of": str(run)}
+        prepare("folder", str(data), modalities="t1ce", classes="none,glioma", seed=5, **options)
+        after = json.loads((tmp_path / "next.json").read_text())
+        for section in SECTIONS:
+            old = {c["case"]: c for c in before[section] if c["case"] != cases[-1]["case"]}
+            assert {c["case"]: c["cls"] for c in after[section]} == {name: c["cls"] for name, c in old.items()}
+            for c in after[section]:
+                assert c.get("label") == (None if section == "test" else f"../run/{c['case']}_seg.nii.gz")
+
+    def test_a_class_of_training_keeps_so_many_cases(self, tmp_path):
+        for n in range(40):
+            (tmp_path / f"{n}.tif").touch()
+        rows = [f"{n}.tif,{'yes' if n % 2 else 'no'},P{n}" for n in range(40)]
+        (tmp_path / "a.csv").write_text("\n".join(["image,label,patient", *rows]))
+        main(["prepare", "table", str(tmp_path / "a.csv"), "--at_most", "{'finding': 3}"])
+        assert [[c["cls"] for c in contents(tmp_path)[s]].count(1) for s in SECTIONS] == [3, 3, 5]
+        assert [[c["cls"] for c in contents(tmp_path)[s]].count(0) for s in SECTIONS] == [12, 3, 5]
+
     def test_a_template_is_written_where_asked_for(self, tmp_path, capsys):
         for command in (["--template", str(tmp_path / "a.csv")], [str(tmp_path / "b.tsv"), "--template"]):
             main(["prepare", "table", *command])
@@ -146,6 +189,8 @@ class TestPrepare:
             ("mosmed", {"label": "x"}, "mosmed has no option label; it has severity, registry, masked_section"),
             ("mosmed", {}, r"no file studies/CT-"),
             ("kaggle_3m", {}, "say where with --dataset_dir"),
+            ("folder", {"split": "patient"}, "--split is 'patients', 'paper' or a datalist .*; no file 'patient'"),
+            ("folder", {"at_most": 60}, "--at_most is a number a class, e.g. .*; got 60"),
         ],
     )
     def test_ends_with_one_line_that_says_what_to_do(self, tmp_path, adapter, options, message):

@@ -197,6 +197,13 @@ class TestMakeDatalist:
         assert {"p0", "p1"} <= {c["case"] for c in made["validation"]}
         assert all("section" not in c for s in ("training", "validation", "test") for c in made[s])
 
+    def test_patients_of_several_classes_who_all_have_one_are_stratified_by_it(self, tmp_path):
+        cases = [case(f"p{i:02d}", [0, 2 if i % 5 == 0 else 1]) for i in range(20)]
+        for seed in range(3):
+            made = self.make(tmp_path, cases, stratify=True, seed=seed, classes=["none", "low", "high"])
+            rare = [sum(max(c["cls"]) == 2 for c in made[s]) for s in ("training", "validation", "test")]
+            assert rare == [2, 1, 1]
+
     def test_refuses_a_stratified_section_without_negatives_and_counts_them(self, tmp_path):
         cases = [case(f"p{i}", int(i > 1)) for i in range(20)]
         with pytest.raises(

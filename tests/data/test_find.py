@@ -70,6 +70,18 @@ def test_names_what_a_case_lacks(tmp_path, order):
         find_cases(tmp_path, order)
 
 
+@pytest.mark.parametrize("order", [["*/t1.nii", "*/t2.nii"], ["*/t2.nii", "*/t1.nii"]])
+def test_cases_that_lack_something_are_left_out_and_named_where_that_is_asked_for(tmp_path, order, caplog):
+    touch(tmp_path, "a/t1.nii", "a/t2.nii", "a/brain.nii", "b/t1.nii", "b/brain.nii", "c/t1.nii", "c/t2.nii")
+    options = {"organ_pattern": "*/brain.nii", "skip_incomplete": True}
+    assert [c["case"] for c in find_cases(tmp_path, order, **options)] == ["a"]
+    assert "cases left out, of which 2 image(s) are missing: '*/brain.nii' beside c/" in caplog.text
+    assert "'*/t2.nii' beside b/t1.nii" in caplog.text
+    (tmp_path / "a/brain.nii").unlink()
+    with pytest.raises(FileNotFoundError, match=r"image\(s\) missing"):
+        find_cases(tmp_path, order, **options)
+
+
 def test_says_where_it_looked_when_nothing_matches(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"no file matches '\*/flair.nii.gz' in {tmp_path}"):
         find_cases(tmp_path, "*/flair.nii.gz")

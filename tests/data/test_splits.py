@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.data import matched_weights, patient_folds, split_patients, stratified_weights
-from common.data.splits import stratified_split
+from common.data.splits import stratified_split, tells_classes_apart
 
 
 class TestSplits:
@@ -216,3 +216,23 @@ class TestStratifiedWeights:
     def test_without_strata_all_are_one(self):
         cases = [part("a", 1), part("b", 1, "right"), part("a", 0, "upper")]
         assert stratified_weights(cases, [True, True, False]).tolist() == [0.5, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "apart"),
+    [
+        ([1, 2, 3], [1], True),
+        ([[1, 1], [2, 1]], [], True),
+        ([1, 1], [1], False),  # one class
+        ([1, 1], [2], False),  # of which training sees one
+        ([0, 1, 2], [1], False),
+        ([1, 2], [0], False),
+        ([1, [2, 0]], [1], False),
+        ([["low"], ["high"]], [["low"]], False),  # several at once
+        ([], [1, 2], False),
+    ],
+)
+def test_classes_are_told_apart_where_training_has_several_and_nobody_a_negative(training, validation, apart):
+    sections = {"training": training, "validation": validation, "test": [0]}
+    cases = {name: [{"patient": f"{name}{i}", "cls": cls} for i, cls in enumerate(s)] for name, s in sections.items()}
+    assert tells_classes_apart(cases) is apart

@@ -54,6 +54,15 @@ def test_the_organs_mask_comes_along_where_it_is_asked_for(tmp_path):
         folder(tmp_path, organ="lung")
 
 
+def test_a_case_without_a_modality_is_left_out_where_that_is_asked_for(tmp_path):
+    for name in ("a/flair", "a/t1", "b/flair"):
+        save(tmp_path / f"{name}.nii.gz", mask_of(1))
+    with pytest.raises(FileNotFoundError, match=r"'\*/t1.nii.gz' beside b/flair.nii.gz"):
+        folder(tmp_path, modalities=("flair", "t1"))
+    cases = folder(tmp_path, modalities=("flair", "t1"), skip_incomplete=True)
+    assert [case["case"] for case in cases] == ["a"]
+
+
 def test_volume_labels_tell_empty_masks_from_others(tmp_path):
     for name, slices in (("a", (1,)), ("b", ())):
         save(tmp_path / name / "flair.nii.gz", np.ones((5, 6, 4)))

@@ -222,7 +222,7 @@ def test_without_any_label_it_says_so_and_writes_nothing(tmp_path, cases, caplog
     for batch, _ in pairs:
         del batch["label"]
     run_handler(CaseScores(tmp_path / "out"), pairs)
-    assert re.search(r"no case has a ground-truth mask.*label_pattern", caplog.text)
+    assert re.search(r"no case has a mask: scored from labels .*label_pattern", caplog.text)
     assert not (tmp_path / "out").exists()
 
 

@@ -124,6 +124,57 @@ def test_probabilities_that_do_not_rise_with_the_label_are_an_error(tmp_path):
         run_handler(handler, items, cases=cases)
 
 
+class TestClassesWithoutNegatives:
+    """Class 1 to the left, class 2 to the right, and no slice that shows nothing."""
+
+    OTSU = {"binarize": "otsu", "refine": {"dilate_mm": 2.0}}  # noqa: RUF012
+
+    def calibrate(self, tmp_path, *, training: list[int], called: dict[int, int], without=OTSU) -> dict:
+        """Of validation slices of classes 1 and 2 that are called as said; returns what lies beside the weights."""
+        items, cases = [], {}
+        for cls in (1, 2):
+            heat = np.full((3, 12, 12, 6), 0.1)
+            heat[called[cls], 3:7, 3:7] = 0.9
+            probability = np.zeros_like(heat)
+            probability[[called[cls], 3 - called[cls]]] = np.array([0.7, 0.3]).reshape(2, 1, 1, 1)
+            pred = torch.as_tensor(np.concatenate([heat, probability]), dtype=torch.float32)
+            items.append(({"case": f"c{cls}", "image": MetaTensor(torch.ones(2, 12, 12, 6))}, {"pred": pred}))
+            cases[f"c{cls}"] = {"case": f"c{cls}", "patient": f"c{cls}", "cls": [cls] * 6}
+        listed = [{"case": f"t{i}", "patient": f"t{i}", "cls": cls} for i, cls in enumerate(training)]
+        path = tmp_path / "datalist.json"
+        path.write_text(json.dumps({"training": listed, "validation": list(cases.values())}))
+        options = {"ckpt": tmp_path / "model.pt", "start": START, "without_negatives": without, "datalist": path}
+        run_handler(LabelCalibration(tmp_path, **options), items, cases=cases)
+        return json.loads((tmp_path / "model.json").read_text())
+
+    def test_every_slice_passes_its_own_heat_is_cut_and_model_json_says_so(self, tmp_path, caplog):
+        beside = self.calibrate(tmp_path, training=[1, 2], called={1: 1, 2: 2})
+        assert beside["chosen"] == {
+            **{"gate": 0.0, "gate_smooth_mm": 0.0, "binarize": "otsu", "threshold": 0.0, "raw_threshold": 0.0},
+            **{"refine": {"dilate_mm": 2.0}, "min_volume_ml": 0.0},
+        }
+        source = beside["chosen_from"]
+        assert source["rule"] == "no label says that nothing is there: every case is marked, cut by Otsu"
+        assert (source["positives"], source["negatives"], source["classes_told_apart"]) == (12, 0, 1.0)
+        assert "no better than by chance" not in caplog.text
+        with open(tmp_path / "calibration.csv", encoding="utf-8", newline="") as file:
+            rows = {row["candidate"]: row for row in csv.DictReader(file)}
+        assert set(rows) == {"chosen", "multi-Otsu", "no refinement"}
+        assert rows["no refinement"]["positive_slices_marked"] == "1.0"
+
+    def test_classes_that_are_told_apart_by_chance_are_warned_of(self, tmp_path, caplog):
+        beside = self.calibrate(tmp_path, training=[1, 2], called={1: 1, 2: 1})
+        assert beside["chosen_from"]["classes_told_apart"] == 0.5
+        assert "classes are told apart no better than by chance (0.5 of each class called so)" in caplog.text
+
+    @pytest.mark.parametrize(("training", "without"), [([1, 2, 0], OTSU), ([1, 2], None)])
+    def test_a_section_without_negatives_is_an_error_where_there_are_some_or_the_bundle_needs_them(
+        self, training, without, tmp_path
+    ):
+        with pytest.raises(ValueError, match="a gate needs positive and negative labels; all 12 are yes"):
+            self.calibrate(tmp_path, training=training, called={1: 1, 2: 2}, without=without)
+
+
 def test_another_number_of_labels_than_slices_is_an_error(tmp_path):
     items, cases = items_of(SLICES)
     cases["ill"]["cls"] = [0, 1]

@@ -117,7 +117,7 @@ def test_predictions_have_one_row_a_case_with_probabilities_threshold_volume_and
     out = run(tmp_path, cases, threshold=0.25, spacing=[-1.0, -1.0, -1.0])
     with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    numbers = ["probability_none", "probability_tumor", "threshold", "volume_ml", "seconds"]
+    numbers = ["probability_none", "probability_tumor", "gate", "threshold", "volume_ml", "seconds"]
     assert list(rows[0]) == ["case", *numbers, "warnings"]
     assert [row["case"] for row in rows] == ["dark", "bright"]
     # The medians are 1 and the brightest voxels 1.1 and 4, so that the logits are 8 (1.1 - 2) and 8 (4 - 2).

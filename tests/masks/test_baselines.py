@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import re
+import logging
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,18 @@ def test_healthy_cases_do_not_make_the_threshold_that_marks_nothing_the_best():
     assert fit(healthy, same, **options) is None
 
 
-def test_without_any_mask_there_are_no_baselines_and_it_says_what_to_give(caplog):
-    thresholds = fit([{"case": "bare", "image": None}], same, progress=False)
+@pytest.mark.parametrize(("masks", "level"), [(False, logging.INFO), (True, logging.WARNING)])
+def test_without_a_mask_of_a_lesion_there_are_no_baselines_and_masks_that_hold_none_are_warned_of(masks, level, caplog):
+    caplog.set_level(logging.INFO)
+    cases = [{"case": "bare", "image": None}]
+    if masks:
+        cases.append(case())
+        cases[1]["label"] = torch.zeros_like(cases[1]["label"])
+    thresholds = fit(cases, same, progress=False)
     assert thresholds is None
-    assert re.search(r"no training case has a mask .* --baseline_thresholds", caplog.text)
+    (said,) = [record for record in caplog.records if "no training case has a mask" in record.message]
+    assert said.levelno == level
+    assert "--baseline_thresholds" in said.message
     assert BaselineMasksd(thresholds=thresholds)({"case": "bare"}) == {"case": "bare"}
 
 

@@ -91,6 +91,26 @@ def test_what_certainly_does_not_fit_is_an_error_that_names_the_file_or_on_reque
     assert "lie outside" in data["warnings"]
 
 
+def test_a_training_whose_window_shows_nothing_of_an_image_is_refused_with_the_window_to_give(tmp_path):
+    lungs = volume(tmp_path, "hu", slope=1.0, offset=-1000.0)  # -980 to -800
+    with pytest.raises(RuntimeError) as error:
+        preprocessing(None)(lungs)
+    said = str(error.value.__cause__)
+    assert said.startswith(
+        f"{lungs['image']}: 100% of the organ's voxels lie outside of the window [0, 255] (5 to 95 %"
+    )
+    assert said.endswith('--window "[-1350,150]" shows lungs in Hounsfield units')
+    for window in ([-1350.0, 150.0], None):
+        described = CheckSeend(keys="image", seen=None, window=window)
+        read = preprocessing({})(lungs)
+        assert described(read) == read
+        assert described.described
+
+
+def test_half_an_image_of_air_may_lie_outside_of_the_window(tmp_path):
+    preprocessing(None)(volume(tmp_path, "half", slope=2.0, offset=-220.0))  # -180 to 180
+
+
 def test_warnings_are_added_to_those_there_are(trained, tmp_path):
     case = volume(tmp_path, "c")
     loaded = preprocessing(None)(dict(case)) | {"warnings": "it is said to be doubtful"}
