@@ -24,6 +24,8 @@ from .format import format_json
 from .own_bundle import make_bundle, make_slide_bundle, settings_of, slide_settings, with_settings
 from .run import bundle_root, names
 
+SEVERAL_LABELS = "insight_ct"  # whose network has an output for each label that a case may have
+
 
 def fit(
     bundle: str,
@@ -163,6 +165,13 @@ def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root:
     for section in SECTIONS:
         if content.get(section):
             load_datalist(listed, section, dataset_dir=dataset_dir)
+    listing = [case for section in SECTIONS for case in content.get(section) or []]
+    several = [case["case"] for case in listing if isinstance(case.get("cls"), list) and not labels_slices(case)]
+    if root is not None and several and root.name != SEVERAL_LABELS:
+        raise ValueError(
+            f"{listed}: cases may have several labels at once (as {several[0]!r}), and {root.name} gives each slice "
+            f"one class; {SEVERAL_LABELS} takes them. Or make a table of each label, yes or no"
+        )
     if apart := root is not None and tells_classes_apart(content):
         check_classes(listed, content, dataset_dir, root)
     for section in SECTIONS[:2]:

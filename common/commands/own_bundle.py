@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -184,8 +185,14 @@ def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str,
     inputs = f"One volume a case: {', '.join(modalities)}"
     alone = tells_classes_apart(content)
     told = "labels of the class" if alone else "yes/no labels"
+    sliced = alone or any(map(labels_slices, content["training"]))
+    kind, marked = "slices" if sliced else "volumes", ", ".join(classes[1:])
+    method = re.sub(r".*\((.+)\)$", r"\1", metadata["name"])
     metadata |= {
         "version": "0.1.0",
+        "name": f"Weakly supervised segmentation of {marked} ({method})",
+        "task": f"Segmentation of {marked} in {', '.join(modalities)} from {told} of {kind}",
+        "description": f"{method}, trained on {source} from {told} of {kind}: probability, heatmap and mask.",
         "changelog": {"0.1.0": f"trained on {source} from {told}"},
         "data_source": source,
         "image_classes": ", ".join(modalities),
@@ -193,9 +200,8 @@ def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str,
         "pred_classes": ", ".join(f"{i} {name}" for i, name in enumerate(["background", *classes[1:]])),
     }
     write(path, format_json(metadata))
-    sliced = alone or any(map(labels_slices, content["training"]))
     words = {"told": told, "train": "train", "inference": "inference", "weights": "model", "beside": ""}
-    words |= {"kind": "slices" if sliced else "volumes", "inputs": inputs}
+    words |= {"kind": kind, "inputs": inputs}
     from_labels = "`labels.json` and `class_scores.json`" if alone else "`labels.json`"
     words |= {"measured": f"{from_labels} (from labels) and, where masks were at hand, `summary.json`"}
     _write_docs(target, metadata, content, bundle=bundle, counts=counts, **words)

@@ -34,6 +34,7 @@ from ..images.dicom_files import has_series
 from .checks import check_cases
 from .find import Case, check_names, find_cases
 from .splits import (
+    absent_classes,
     class_against_class,
     kinds_of_patients,
     signs_of,
@@ -306,4 +307,10 @@ def make_datalist(
                 if section == "training" or stratify:
                     raise ValueError(message)
                 warnings.warn(message, stacklevel=2)
+    for section, absent in ({} if for_scoring else absent_classes(datalist, classes)).items():
+        if names := [name for name in absent if name != classes[0]]:
+            message = f"{name}: {section!r} holds no {' and no '.join(names)}, which other sections do"
+            if section == "training" and stratify:
+                raise ValueError(f"{message}: nothing can be learned of it. Add cases, or choose another seed.")
+            warnings.warn(message, stacklevel=2)
     return datalist

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from monai.data import partition_dataset
+
+RARE = 3  # patients of a class: with fewer, not every section has one
 
 
 def split_patients(
@@ -100,21 +103,33 @@ def tells_classes_apart(datalist: Mapping[str, Any]) -> bool:
 
 
 def kinds_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """What tells patients apart in a stratified split: whether any label is positive, see `class_against_class`.
+    """What tells patients apart in a stratified split: their highest class, 0 where no label is positive.
 
-    Where each patient has a finding of one class or another, their highest class.
+    See `class_against_class` for data without negatives. Classes of fewer than three patients, and labels of which a
+    case has several, count as the most frequent positive class.
     """
     if against := class_against_class(cases):
         return against
-    signs = signs_of_patients(cases)
-    highest = dict.fromkeys(signs, 0)
+    highest = {patient: int(True in found) for patient, found in signs_of_patients(cases).items()}
     for case in cases:
         labels = case.get("cls", 0)
         numbers = [k for k in (labels if isinstance(labels, list) else [labels]) if isinstance(k, int)]
         highest[case["patient"]] = max(highest[case["patient"]], *numbers, 0)
-    if all(highest.values()):
-        return highest
-    return {patient: int(True in found) for patient, found in signs.items()}
+    counts = Counter(kind for kind in highest.values() if kind)
+    usual = max(counts, key=lambda kind: (counts[kind], -kind), default=0)
+    return {patient: usual if kind and counts[kind] < RARE else kind for patient, kind in highest.items()}
+
+
+def absent_classes(sections: Mapping[str, Any], classes: Sequence[str]) -> dict[str, list[str]]:
+    """Classes that some case has and none of a section, by section; sections without labels have none."""
+    present = {name: _classes_of(sections.get(name) or [], classes) for name in ("training", "validation", "test")}
+    anywhere = set().union(*present.values())
+    return {name: [c for c in classes if c in anywhere - found] for name, found in present.items() if found}
+
+
+def _classes_of(cases: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> set[str]:
+    labels = [label for case in cases if "cls" in case for label in np.atleast_1d(np.asarray(case["cls"], object))]
+    return {label if isinstance(label, str) else classes[int(label)] for label in labels}
 
 
 def signs_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, set[bool]]:

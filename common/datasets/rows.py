@@ -18,9 +18,27 @@ COLUMNS = ("image", "label", "patient", "case", "slice", "organ", "mask", "split
 
 # What others call the columns that decide who is in which section: left out, they would change it silently.
 SAME = {
-    "patient": "mrn participant participant_id pat pat_id person person_id pid sub subject subject_id subjectid",
-    "split": "partition phase section set subset",
+    "patient": frozenset(
+        (
+            "mrn",
+            "participant",
+            "pat",
+            "patient",
+            "patientid",
+            "patients",
+            "person",
+            "pid",
+            "sub",
+            "subject",
+            "subjectid",
+        )
+    ),
+    "split": frozenset(("partition", "phase", "section", "set", "subset")),
 }
+# Words that may stand beside them; with any other (`patient age`), a column says something else.
+BESIDE = frozenset(
+    ("code", "data", "hospital", "id", "identifier", "key", "name", "no", "nr", "num", "number", "study", "uid")
+)
 
 # What stands where a formula has no result, in English and German.
 ERRORS = ("#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!", "#NV", "#BEZUG!", "#WERT!", "#ZAHL!")
@@ -137,8 +155,10 @@ def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -
     absent = [name for name in COLUMNS if name not in columns]
     others = []
     for name in [name for name in columns if name not in (*COLUMNS[1:], *images)]:
-        near = [one for one, others_say in SAME.items() if one in absent and name in others_say.split()]
-        near = near or difflib.get_close_matches(name, absent, 1, cutoff=0.75)
+        words = set(re.findall("[a-z]+", name))
+        near = [one for one, same in SAME.items() if one in absent and words & same and words <= same | BESIDE]
+        if not near and not words & SAME["patient"]:
+            near = difflib.get_close_matches(name, absent, 1, cutoff=0.75)
         if near and near[0] in ("patient", "split"):  # left out, they would change who is in which section
             raise ValueError(f"{path}: the column {columns[name]!r} looks like {near[0]!r}; rename it, or take it out.")
         others.append(repr(columns[name]) + (f" (is {near[0]!r} meant?)" if near else ""))

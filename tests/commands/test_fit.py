@@ -92,6 +92,20 @@ def test_data_that_cannot_be_trained_on_are_refused_before_anything_is(tmp_path,
         check_data(path, content, str(tmp_path), root)
 
 
+def test_several_labels_at_once_are_refused_with_the_bundle_that_takes_them(tmp_path, content):
+    content["classes"] = ["none", "edema", "mass"]
+    for section in ("training", "validation"):
+        content[section] = [
+            {**case, "cls": cls} for case, cls in zip(content[section], ([], ["edema", "mass"]), strict=True)
+        ]
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(content))
+    check_data(path, content, str(tmp_path), bundle_root("insight_ct"))
+    for name in ("gp_unet_brats", "ensemble_gradcam_brats", "tonno_mosmed"):
+        with pytest.raises(ValueError, match=r"several labels at once .* one class; insight_ct takes them"):
+            check_data(path, content, str(tmp_path), bundle_root(name))
+
+
 class TestClassesWithoutNegatives:
     @pytest.fixture
     def slices(self, tmp_path, content) -> Path:

@@ -92,6 +92,10 @@ def test_a_bundle_of_ones_own_keeps_every_rule_but_those_of_weights_to_come(bund
     assert configs["metadata"]["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "bleed"
     inputs = configs["metadata"]["network_data_format"]["inputs"]["image"]["channel_def"]
     assert list(inputs.values())[:2] == ["t1", "flair"]
+    said = {key: configs["metadata"][key] for key in ("name", "task", "description")}
+    assert said["task"].startswith("Segmentation of bleed in t1, flair from yes/no labels of ")
+    assert said["name"].startswith("Weakly supervised segmentation of bleed (")
+    assert not any(word in text for text in said.values() for word in ("FLAIR", "tumor", "CT", "infection"))
     shipped = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text())
     beside = shipped["network_data_format"]["inputs"]["image"]["channel_def"]
     assert list(inputs.values())[2:] == list(beside.values())[1:]  # the organ mask, where it is a channel

@@ -222,6 +222,18 @@ class TestMakeDatalist:
                 self.make(tmp_path, [case(name, [0, 1]) for name in "abcdef"], fractions=fractions)
 
 
+def test_a_class_that_training_lacks_is_an_error_where_classes_are_split_apart_and_else_told(tmp_path):
+    cases = [case(f"p{i}", i % 2) for i in range(8)] + [case("rare", 2) | {"section": "test"}]
+    touch(tmp_path, *(c["image"] for c in cases))
+    absolute = [c | {"image": str(tmp_path / c["image"])} for c in cases]
+    options = {"classes": ["none", "mild", "severe"], "modalities": ["flair"], "dataset_dir": tmp_path}
+    with pytest.raises(ValueError, match="'training' holds no severe, which other sections do: nothing can be learned"):
+        make_datalist(absolute, name="toy", stratify=True, **options)
+    with pytest.warns(UserWarning, match="holds no severe"):
+        make_datalist(absolute, name="toy", fractions=(0.9, 0.1, 0), **options)
+    make_datalist(absolute, name="toy", for_scoring=True, **options)
+
+
 class TestSeveralLabels:
     CLASSES = ("none", "ADH", "FEA", "DCIS")
 

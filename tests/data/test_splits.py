@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.data import matched_weights, patient_folds, split_patients, stratified_weights
-from common.data.splits import stratified_split, tells_classes_apart
+from common.data.splits import absent_classes, kinds_of_patients, stratified_split, tells_classes_apart
 
 
 class TestSplits:
@@ -236,3 +236,26 @@ def test_classes_are_told_apart_where_training_has_several_and_nobody_a_negative
     sections = {"training": training, "validation": validation, "test": [0]}
     cases = {name: [{"patient": f"{name}{i}", "cls": cls} for i, cls in enumerate(s)] for name, s in sections.items()}
     assert tells_classes_apart(cases) is apart
+
+
+def test_patients_are_told_apart_by_their_highest_class_and_rare_classes_count_as_the_most_frequent_one():
+    labels = {"P0": 0, "P1": [0, 1], "P2": [1, 2], "P3": [0, 2], "P4": 2, "P5": 1, "P6": 3}
+    cases = [{"case": name, "patient": name, "cls": cls} for name, cls in labels.items()]
+    assert kinds_of_patients(cases) == {"P0": 0, "P1": 2, "P2": 2, "P3": 2, "P4": 2, "P5": 2, "P6": 2}
+    more = [{"case": f"Q{i}", "patient": f"Q{i}", "cls": 1} for i in range(2)]
+    assert kinds_of_patients([*cases, *more])["P5"] == 1
+    named = [{"case": name, "patient": name, "cls": cls} for name, cls in (("P0", []), ("P1", ["a", "b"]))]
+    assert kinds_of_patients(named) == {"P0": 0, "P1": 1}
+
+
+def test_each_section_has_a_class_of_three_patients():
+    labels = [0] * 20 + [1] * 17 + [2] * 3
+    cases = [{"case": f"P{i}", "patient": f"P{i}", "cls": cls} for i, cls in enumerate(labels)]
+    for seed in range(5):
+        parts = stratified_split(kinds_of_patients(cases), seed=seed)
+        assert [sum(int(name[1:]) >= 37 for name in part) for part in parts] == [1, 1, 1]
+
+
+def test_classes_that_a_section_lacks_are_named():
+    sections = {"training": [{"cls": [0, 1]}], "validation": [{"cls": ["b"]}, {"cls": []}], "test": [{"case": "x"}]}
+    assert absent_classes(sections, ("none", "a", "b")) == {"training": ["b"], "validation": ["none", "a"]}

@@ -207,6 +207,10 @@ class TestErrors:
             (("image,label,organ", "a.tif,1,o.tif", "b.tif,1,"), r"row 3, column 'organ': empty, but other rows"),
             (("image,label,patient_id", "a.tif,1,P"), r"the column 'patient_id' looks like 'patient'; rename it"),
             (("image,label,participant_id", "a.tif,1,P"), r"the column 'participant_id' looks like 'patient'; rename"),
+            *(
+                ((f"image,label,{name}", "a.tif,1,P"), rf"the column '{name}' looks like 'patient'; rename it")
+                for name in ("Subject ID", "Study Patient", "Patient Name", "patient-no", "PatientID", "MRN", "pat_id")
+            ),
             (("image,label,set", "a.tif,1,test"), r"the column 'set' looks like 'split'; rename it"),
             (("image,label,mask", "a.tif,1,a.tif"), r"row 2, column 'mask': a.tif is in column 'image', too"),
             (("image,label,organ", "a.tif,1,./a.tif"), r"row 2, column 'organ': ./a.tif is in column 'image', too"),
