@@ -18,27 +18,11 @@ COLUMNS = ("image", "label", "patient", "case", "slice", "organ", "mask", "split
 
 # What others call the columns that decide who is in which section: left out, they would change it silently.
 SAME = {
-    "patient": frozenset(
-        (
-            "mrn",
-            "participant",
-            "pat",
-            "patient",
-            "patientid",
-            "patients",
-            "person",
-            "pid",
-            "sub",
-            "subject",
-            "subjectid",
-        )
-    ),
-    "split": frozenset(("partition", "phase", "section", "set", "subset")),
+    "patient": "mrn participant pat patient patientid patients person pid sub subject subjectid",
+    "split": "partition phase section set subset",
 }
 # Words that may stand beside them; with any other (`patient age`), a column says something else.
-BESIDE = frozenset(
-    ("code", "data", "hospital", "id", "identifier", "key", "name", "no", "nr", "num", "number", "study", "uid")
-)
+BESIDE = "code data hospital id identifier key name no nr num number study uid"
 
 # What stands where a formula has no result, in English and German.
 ERRORS = ("#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!", "#NV", "#BEZUG!", "#WERT!", "#ZAHL!")
@@ -156,8 +140,9 @@ def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -
     others = []
     for name in [name for name in columns if name not in (*COLUMNS[1:], *images)]:
         words = set(re.findall("[a-z]+", name))
-        near = [one for one, same in SAME.items() if one in absent and words & same and words <= same | BESIDE]
-        if not near and not words & SAME["patient"]:
+        same = {one: words & set(others_say.split()) for one, others_say in SAME.items()}
+        near = [one for one in SAME if one in absent and same[one] and words <= same[one] | set(BESIDE.split())]
+        if not near and not same["patient"]:
             near = difflib.get_close_matches(name, absent, 1, cutoff=0.75)
         if near and near[0] in ("patient", "split"):  # left out, they would change who is in which section
             raise ValueError(f"{path}: the column {columns[name]!r} looks like {near[0]!r}; rename it, or take it out.")
