@@ -214,11 +214,15 @@ class LabelCalibration(CaseHandler):
         return min(self.natural, level)
 
     def _labeled(self) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities and labels of slices, or, where there are none, of volumes."""
-        slices = [row for row in self.rows if row["labels"] is not None]
-        if slices:
-            probabilities, labels = ([row[key] for row in slices] for key in ("probability", "labels"))
-            return np.concatenate(probabilities), np.concatenate(labels)
+        """Probabilities and labels of slices, or, where there are none, of volumes.
+
+        Beside labels of slices, a no of a whole volume is one of each of its slices; a yes does not say of which.
+        """
+        if any(row["labels"] is not None for row in self.rows):
+            told = [row for row in self.rows if row["labels"] is not None or not row["positive"]]
+            nothing = [np.zeros(len(row["probability"]), dtype=bool) for row in told]
+            labels = [none if row["labels"] is None else row["labels"] for row, none in zip(told, nothing, strict=True)]
+            return np.concatenate([row["probability"] for row in told]), np.concatenate(labels)
         suspicious = np.array([row["probability"].max(initial=0.0) for row in self.rows])
         return suspicious, np.array([row["positive"] for row in self.rows])
 

@@ -72,6 +72,13 @@ def test_one_label_a_volume_gives_a_low_gate_and_asks_for_a_smallest_volume(tmp_
     assert chosen["min_volume_ml"] == pytest.approx(0.087, abs=0.01)
 
 
+def test_beside_labels_of_slices_a_healthy_volume_says_no_of_each_of_its_slices(tmp_path):
+    chosen = calibrate(tmp_path, {"ill": [0, 0, 1, 1, 0, 0], "well": 0, "somewhere": 1})
+    assert chosen["gate"] == pytest.approx(0.4, abs=0.001)
+    source = json.loads((tmp_path / "model.json").read_text())["chosen_from"]
+    assert (source["labels"], source["positives"], source["negatives"]) == ("slices", 2, 10)
+
+
 def test_heat_of_a_slice_that_the_gate_mistakes_does_not_raise_the_threshold(tmp_path):
     items, cases = items_of({"ill": [0, 0, 1, 1, 0, 0], "well": [0] * 6, "more": [0, 1, 1, 1, 1, 0]})
     pred = items[1][1]["pred"]
