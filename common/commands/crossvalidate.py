@@ -69,7 +69,8 @@ def crossvalidate(
         seed: of the folds.
         train: config files of the training, later ones override earlier ones.
         choose: config files, each laid over `evaluate` in turn, that write `calibrated.json`, a config for all that
-            follows; empty for none; by default `calibrate.json`, and `calibrate_labels.json` where no case has a mask.
+            follows; empty for none; by default `calibrate.json`, and `calibrate_labels.json` unless every case of the
+            folds has a mask.
         evaluate: config files of the evaluation.
         rounds: of training on pseudo-masks after the first training; 0: none.
         refine: config files laid over `train`, and over these what was chosen for the teacher; `teacher_ckpt` is its
@@ -89,7 +90,7 @@ def crossvalidate(
         print("the section 'test' holds all masks and is kept, as by --keep test; --keep '' deals it into folds, too")
     lists = write_folds(source, home, count=folds, seed=seed, keep=keep or None)
     if choose is None:
-        choose = "calibrate.json" if _has_masks(scans or source) else "calibrate_labels.json"
+        choose = "calibrate.json" if _all_have_masks(scans or source, but=keep) else "calibrate_labels.json"
     whole = [_of_patients(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
     summaries: list[dict[str, Any]] = []
@@ -141,9 +142,9 @@ def crossvalidate(
             print(f"{name:44} {score['mean']:.4f} ± {score['std']:.4f}")
 
 
-def _has_masks(datalist: PathLike) -> bool:
+def _all_have_masks(datalist: PathLike, *, but: str | None) -> bool:
     content = read_json(datalist)
-    return any("label" in case for section in SECTIONS for case in content.get(section) or [])
+    return all("label" in case for section in SECTIONS if section != but for case in content.get(section) or [])
 
 
 def _train(place: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:

@@ -258,4 +258,6 @@ def pattern_of(content: Mapping[str, Any]) -> str:
     images = [case["image"] for section in SECTIONS for case in content.get(section) or []]
     found = {Path(one if isinstance(one, str) else one[0]).name for one in images}
     suffixes = {Path(name).suffix.lower() for name in found} & {*SLIDE_SUFFIXES, *PICTURES}
-    return f"**/*{suffixes.pop()}" if suffixes else f"*/{found.pop()}" if len(found) == 1 else "*.nii.gz"
+    if len(found) == 1 and not suffixes & set(SLIDE_SUFFIXES):
+        return f"*/{found.pop()}"
+    return f"**/*{min(suffixes)}" if suffixes else "*.nii.gz"

@@ -50,9 +50,10 @@ def phantom_dataset(
         raise ValueError(f"--cases: at least {len(SECTIONS)}, one for each section, got {cases}")
     output_dir = Path(output_dir)
     write_phantom(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction, kind=kind)
+    found = folder(output_dir)
     draw = partial(
         make_datalist,
-        folder(output_dir),
+        found,
         name="phantom",
         classes=["none", "tumor"],
         modalities=["flair"],
@@ -60,10 +61,14 @@ def phantom_dataset(
         fractions=(0.5, 0.2, 0.3),
         seed=seed,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a section without a lesion, which is drawn anew
-        datalist = draw(stratify=kind == "clinic")
-    if not all(any(np.max(case["cls"]) > 0 for case in datalist[section]) for section in SECTIONS):
-        datalist = draw(stratify=True)
+    apart = kind == "clinic"
+    if not apart and sum(np.max(case["cls"]) > 0 for case in found) >= len(SECTIONS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            try:
+                draw(stratify=False)
+            except (UserWarning, ValueError):  # a section would hold no lesion
+                apart = True
+    datalist = draw(stratify=apart)
     write_datalist(output_dir / "datalist.json", datalist)
     return output_dir

@@ -59,7 +59,7 @@ def prepare(
         kinds: table (columns `case` and `kind`) of what a case's finding is, e.g. its grade: classes for yes and no.
         kind: the column of that table.
         at_most: so many cases of a class in training, e.g. `"{'pituitary': 60}"`.
-        masks_of: `output_dir` of a run whose masks are the cases' from now on; labels stay.
+        masks_of: `output_dir` of a run whose masks training and validation get; labels stay, test has none.
         template: write an empty table to this file (`prepare table --template labels.csv`) and do nothing else.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`,
             `--positive_from 3`.
@@ -105,6 +105,9 @@ def prepare(
             for_scoring=for_scoring,
             stratify=bool(adapter == "table" or kinds) if stratify is None else stratify,
         )
+        if masks_of:  # what a network marked is no truth to score another one by
+            content["test"] = [{k: v for k, v in case.items() if k != "label"} for case in content["test"]]
+            content["masks_of"] = Path(masks_of).name
         if at_most:
             content["training"] = fewer(content["training"], at_most, content["classes"], seed=seed)
         content |= {"split": split} if split == "paper" else {}

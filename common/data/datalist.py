@@ -308,7 +308,7 @@ def make_datalist(
                     raise ValueError(message)
                 warnings.warn(message, stacklevel=2)
     for section, absent in ({} if for_scoring else absent_classes(datalist, classes)).items():
-        if names := [name for name in absent if name != classes[0]]:
+        if len(classes) > 2 and (names := [name for name in absent if name != classes[0]]):
             message = f"{name}: {section!r} holds no {' and no '.join(names)}, which other sections do"
             if section == "training" and stratify:
                 raise ValueError(f"{message}: nothing can be learned of it. Add cases, or choose another seed.")

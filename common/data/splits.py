@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from monai.data import partition_dataset
 
-RARE = 3  # patients of a class: with fewer, not every section has one
-
 
 def split_patients(
     patients: Iterable[str], *, fractions: Sequence[float] = (0.6, 0.15, 0.25), seed: int = 0
@@ -45,8 +43,8 @@ def stratified_split(
 ) -> list[list[str]]:
     """Split patients as `split_patients` does, those with and those without a finding, or of several classes, apart.
 
-    So each part has its share of each, and one or more where there are as many as parts. Where there are fewer of one
-    kind, all are split as one.
+    So each part has its share of each, and one or more where there are as many as parts. Patients of a class that has
+    fewer are split with those of the most frequent one; where too few have a finding, or none, all are split as one.
 
     Args:
         positive: whether each patient has a finding, or its class.
@@ -61,10 +59,7 @@ def stratified_split(
         ValueError: fractions negative or not summing to 1, or fewer patients than parts.
     """
     share, fixed = _shares(fractions), fixed or {}
-    found = sorted(set(positive.values()), reverse=True)
-    kinds = [[p for p in sorted(positive) if positive[p] == kind] for kind in found]
-    if min(map(len, kinds), default=0) < np.count_nonzero(share):
-        kinds = [sorted(positive)]
+    kinds = _apart(positive, least=int(np.count_nonzero(share)))[::-1]
     parts: list[list[str]] = [[] for _ in share]
     for ids in kinds:
         free = [p for p in ids if p not in fixed]
@@ -105,8 +100,7 @@ def tells_classes_apart(datalist: Mapping[str, Any]) -> bool:
 def kinds_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """What tells patients apart in a stratified split: their highest class, 0 where no label is positive.
 
-    See `class_against_class` for data without negatives. Classes of fewer than three patients, and labels of which a
-    case has several, count as the most frequent positive class.
+    See `class_against_class` for data without negatives. Labels of which a case has several count as one class.
     """
     if against := class_against_class(cases):
         return against
@@ -115,9 +109,7 @@ def kinds_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         labels = case.get("cls", 0)
         numbers = [k for k in (labels if isinstance(labels, list) else [labels]) if isinstance(k, int)]
         highest[case["patient"]] = max(highest[case["patient"]], *numbers, 0)
-    counts = Counter(kind for kind in highest.values() if kind)
-    usual = max(counts, key=lambda kind: (counts[kind], -kind), default=0)
-    return {patient: usual if kind and counts[kind] < RARE else kind for patient, kind in highest.items()}
+    return highest
 
 
 def absent_classes(sections: Mapping[str, Any], classes: Sequence[str]) -> dict[str, list[str]]:
@@ -182,8 +174,8 @@ def patient_folds(
         patients: ids; repeats and order do not matter.
         folds: number of folds.
         seed: of the deal.
-        kinds: of each patient, e.g. whether there is a finding. If there are two, each with as many patients as there
-            are folds, they are dealt apart, so that each fold has its share of both.
+        kinds: of each patient, e.g. whether there is a finding, or its class. They are dealt apart, so that each fold
+            has its share of each; classes of fewer patients than folds as in `stratified_split`.
 
     Raises:
         ValueError: fewer than two folds, or fewer patients than folds.
@@ -191,12 +183,23 @@ def patient_folds(
     ids = sorted(set(patients))
     if not 2 <= folds <= len(ids):
         raise ValueError(f"folds must lie between 2 and the number of patients ({len(ids)}); got {folds}.")
-    apart = [[p for p in ids if (kinds or {}).get(p) == kind] for kind in sorted(set((kinds or {}).values()))]
-    if len(apart) != 2 or min(map(len, apart)) < folds:
-        apart = [ids]
+    apart = _apart({p: (kinds or {}).get(p, 0) for p in ids}, least=folds)
     dealt = [partition_dataset(group, num_partitions=folds, shuffle=True, seed=seed) for group in apart]
-    # The first folds get what is left over, of the second kind the last ones.
-    return [sorted(chain(*parts)) for parts in zip(dealt[0], *(group[::-1] for group in dealt[1:]), strict=True)]
+    # The first folds get what is left over, of the second kind the last ones, of further kinds the smallest.
+    parts = [list(chain(*some)) for some in zip(dealt[0], *(group[::-1] for group in dealt[1:2]), strict=True)]
+    for group in dealt[2:]:
+        for part, more in zip(sorted(parts, key=len), sorted(group, key=len, reverse=True), strict=True):
+            part += more
+    return [sorted(part) for part in parts]
+
+
+def _apart(kinds: Mapping[str, int], *, least: int) -> list[list[str]]:
+    """Patients of each kind, sorted; positive kinds of fewer than `least` join the most frequent positive one."""
+    counts = Counter(kind for kind in kinds.values() if kind)
+    usual = max(counts, key=lambda kind: (counts[kind], -kind), default=0)
+    joined = {patient: usual if kind and counts[kind] < least else kind for patient, kind in kinds.items()}
+    groups = [[p for p in sorted(joined) if joined[p] == kind] for kind in sorted(set(joined.values()))]
+    return groups if min(map(len, groups), default=0) >= least else [sorted(joined)]
 
 
 def matched_weights(

@@ -87,7 +87,7 @@ def at_most(cases: Sequence[Case], counts: Mapping[str, int], classes: Sequence[
         if name not in classes or isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise ValueError(f"at_most: {name!r}: {count!r}; expected a number for each of {', '.join(classes)}.")
     of_class: dict[str, list[str]] = {name: [] for name in counts}
-    for case in sorted(cases, key=lambda case: str(case["case"])):
+    for case in sorted((case for case in cases if "cls" in case), key=lambda case: str(case["case"])):
         if isinstance(case["cls"], list) and not labels_slices(case):
             raise ValueError(f"at_most: case {case['case']!r} has several labels at once: {case['cls']}.")
         of_class.setdefault(classes[int(np.max(case["cls"]))], []).append(str(case["case"]))

@@ -21,8 +21,8 @@ SAME = {
     "patient": "mrn participant pat patient patientid patients person pid sub subject subjectid",
     "split": "partition phase section set subset",
 }
-# Words that may stand beside them; with any other (`patient age`), a column says something else.
-BESIDE = "code data hospital id identifier key name no nr num number study uid"
+# With these words beside them, a column says something else: `patient age`.
+NOT_WHO = "age birth birthdate comment comments date gender height history orientation position race sex size weight"
 
 # What stands where a formula has no result, in English and German.
 ERRORS = ("#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!", "#NV", "#BEZUG!", "#WERT!", "#ZAHL!")
@@ -141,7 +141,7 @@ def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -
     for name in [name for name in columns if name not in (*COLUMNS[1:], *images)]:
         words = set(re.findall("[a-z]+", name))
         same = {one: words & set(others_say.split()) for one, others_say in SAME.items()}
-        near = [one for one in SAME if one in absent and same[one] and words <= same[one] | set(BESIDE.split())]
+        near = [one for one in SAME if one in absent and same[one] and not words & set(NOT_WHO.split())]
         if not near and not same["patient"]:
             near = difflib.get_close_matches(name, absent, 1, cutoff=0.75)
         if near and near[0] in ("patient", "split"):  # left out, they would change who is in which section

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .seen import Description
 
-NEARLY_ALL = 0.9  # of an organ's voxels; where the organ is the whole image, half of it may be air
+NEARLY_ALL = 0.98  # of an organ's voxels; where the organ is the whole image, most of it may be air
 
 
 def outside_window(case: Description, window: Sequence[float] | None) -> str:

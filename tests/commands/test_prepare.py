@@ -150,7 +150,7 @@ class TestPrepare:
         cases = write_phantom(data, cases=8, shape=(24, 24, 8), healthy_fraction=0)
         prepare("folder", str(data))
         before = contents(data)
-        for case in before["training"] + before["validation"]:
+        for case in (case for section in SECTIONS for case in before[section]):
             save(run / f"{case['case']}_seg.nii.gz", np.ones((24, 24, 8), np.uint8))
         for case in cases[:-1]:
             shutil.copy(case["image"], data / case["case"] / "t1ce.nii.gz")

@@ -238,14 +238,32 @@ def test_classes_are_told_apart_where_training_has_several_and_nobody_a_negative
     assert tells_classes_apart(cases) is apart
 
 
-def test_patients_are_told_apart_by_their_highest_class_and_rare_classes_count_as_the_most_frequent_one():
-    labels = {"P0": 0, "P1": [0, 1], "P2": [1, 2], "P3": [0, 2], "P4": 2, "P5": 1, "P6": 3}
+def test_patients_are_told_apart_by_their_highest_class():
+    labels = {"P0": 0, "P1": [0, 1], "P2": [1, 2], "P3": [0, 2], "P4": 2, "P5": 1}
     cases = [{"case": name, "patient": name, "cls": cls} for name, cls in labels.items()]
-    assert kinds_of_patients(cases) == {"P0": 0, "P1": 2, "P2": 2, "P3": 2, "P4": 2, "P5": 2, "P6": 2}
-    more = [{"case": f"Q{i}", "patient": f"Q{i}", "cls": 1} for i in range(2)]
-    assert kinds_of_patients([*cases, *more])["P5"] == 1
+    assert kinds_of_patients(cases) == {"P0": 0, "P1": 1, "P2": 2, "P3": 2, "P4": 2, "P5": 1}
     named = [{"case": name, "patient": name, "cls": cls} for name, cls in (("P0", []), ("P1", ["a", "b"]))]
     assert kinds_of_patients(named) == {"P0": 0, "P1": 1}
+
+
+@pytest.mark.parametrize("counts", [(6, 8, 6), (10, 12, 2), (7, 5, 5)])
+def test_folds_hold_healthy_and_ill_of_each_class_that_has_enough(counts):
+    kinds = {f"P{kind}{i:02}": kind for kind, count in enumerate(counts) for i in range(count)}
+    for seed in range(10):
+        folds = patient_folds(kinds, folds=5, seed=seed, kinds=kinds)
+        assert sorted(chain(*folds)) == sorted(kinds)
+        assert max(map(len, folds)) - min(map(len, folds)) <= 1
+        for fold in folds:
+            found = {kinds[patient] for patient in fold}
+            assert {bool(kind) for kind in found} == {True, False}
+            assert min(counts) < 5 or found == {0, 1, 2}
+
+
+def test_a_class_of_too_few_for_every_part_is_split_with_the_most_frequent_one_and_not_with_the_healthy():
+    kinds = {f"P{kind}{i:02}": kind for kind, count in enumerate((10, 10, 2)) for i in range(count)}
+    for seed in range(10):
+        for part in stratified_split(kinds, seed=seed):
+            assert {bool(kinds[patient]) for patient in part} == {True, False}
 
 
 def test_each_section_has_a_class_of_three_patients():

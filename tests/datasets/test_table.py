@@ -209,7 +209,15 @@ class TestErrors:
             (("image,label,participant_id", "a.tif,1,P"), r"the column 'participant_id' looks like 'patient'; rename"),
             *(
                 ((f"image,label,{name}", "a.tif,1,P"), rf"the column '{name}' looks like 'patient'; rename it")
-                for name in ("Subject ID", "Study Patient", "Patient Name", "patient-no", "PatientID", "MRN", "pat_id")
+                for name in (
+                    "Subject ID",
+                    "Study Patient",
+                    "Patient Name",
+                    "patient-no",
+                    "patient_ref",
+                    "PatientID",
+                    "MRN",
+                )
             ),
             (("image,label,set", "a.tif,1,test"), r"the column 'set' looks like 'split'; rename it"),
             (("image,label,mask", "a.tif,1,a.tif"), r"row 2, column 'mask': a.tif is in column 'image', too"),
