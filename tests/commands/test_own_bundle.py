@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.commands.own_bundle import make_bundle, settings_of, with_settings
+from common.commands.own_bundle import make_bundle, pattern_of, settings_of, with_settings
 from common.commands.run import BUNDLES
 from common.commands.verify import QUICK, problems
 from common.commands.verify import seen as says_what_it_saw
@@ -99,3 +99,18 @@ def test_a_bundle_of_ones_own_keeps_every_rule_but_those_of_weights_to_come(bund
     shipped = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text())
     beside = shipped["network_data_format"]["inputs"]["image"]["channel_def"]
     assert list(inputs.values())[2:] == list(beside.values())[1:]  # the organ mask, where it is a channel
+
+
+@pytest.mark.parametrize(
+    ("images", "pattern"),
+    [
+        (["a/flair.nii.gz", "b/flair.nii.gz"], "*/flair.nii.gz"),
+        (["a/slice.png", "b/slice.png"], "*/slice.png"),  # and not */mask.png beside them
+        (["1.png", "2.jpg"], "**/*.jpg"),
+        (["a/1.svs"], "**/*.svs"),
+        (["1.nii.gz", "2.nii.gz"], "*.nii.gz"),
+        ([["a/t1.nii.gz", "a/t2.nii.gz"]], "*/t1.nii.gz"),
+    ],
+)
+def test_the_readme_says_how_images_like_those_of_the_training_are_found(images, pattern):
+    assert pattern_of({"training": [{"image": image} for image in images]}) == pattern
