@@ -39,28 +39,24 @@ def prepare(
         adapter: `table` (images and labels of a `.csv`, `.tsv` or `.xlsx` file), `folder`
             (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020`, `kaggle_3m`, `decathlon_brain`,
             `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `cheng`, `substacks`,
-            `half_lungs`, `camelyon16` or `bracs`: functions of `common.datasets` (`labeled_table` for `table`), which
-            document layouts and options.
+            `half_lungs`, `camelyon16` or `bracs`: functions of `common.datasets`, which document layouts and options.
         root: the data set as its owners publish it, or the table.
-        dataset_dir: what paths in the datalist are relative to, and those in a table; by default `root`, or the
-            table's folder. Adapters that write files of their own (converted slices, parts of volumes) write them
-            there, so it must be given.
+        dataset_dir: what paths are relative to; by default `root`, or the table's folder. Adapters that write files
+            (converted slices, parts of volumes) write them there, and need it.
         datalist: the file to write; by default `datalist.json` in `dataset_dir`.
         classes: names, class 0 first; by default the adapter's, or those found in a table.
         fractions: of patients in training, validation, test.
         seed: of the split.
-        for_scoring: thresholds will be chosen and masks scored on these cases, nothing will be trained: they need not
-            hold negatives.
-        stratify: split patients with and without a positive label apart, so that every section holds its share of
-            both, and refuse a section without either. By default only tables and kinds are: the documented splits of
-            the public data sets were drawn without.
+        for_scoring: nothing will be trained on these cases: they need no negatives.
+        stratify: split patients of each class apart, and refuse a section without positives or negatives. By default
+            only with tables and kinds: public data sets have their documented splits.
         split: a datalist whose sections patients keep; or `paper`: slices are drawn and not patients, as GP's authors
-            did, to compare with their scores, which are of memory, too; slices have to be cases of their own.
-        kinds: table (columns `case` and `kind`) of what a case's finding is, e.g. its grade: classes for yes and no.
+            did; scores are of memory, too.
+        kinds: table (columns `case` and `kind`) of what a finding is, e.g. its grade.
         kind: the column of that table.
         at_most: so many cases of a class in training, e.g. `"{'pituitary': 60}"`.
-        masks_of: `output_dir` of a run whose masks training and validation get; labels stay, test has none.
-        template: write an empty table to this file (`prepare table --template labels.csv`) and do nothing else.
+        masks_of: `output_dir` of a run: its masks for training and validation.
+        template: write an empty table (`prepare table --template labels.csv`), no more.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`,
             `--positive_from 3`.
 
