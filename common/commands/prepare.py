@@ -42,7 +42,7 @@ def prepare(
             `half_lungs`, `camelyon16` or `bracs`: functions of `common.datasets`, which document layouts and options.
         root: the data set as its owners publish it, or the table.
         dataset_dir: what paths are relative to; by default `root`, or the table's folder. Adapters that write files
-            (converted slices, parts of volumes) write them there, and need it.
+            write them there, and need it.
         datalist: the file to write; by default `datalist.json` in `dataset_dir`.
         classes: names, class 0 first; by default the adapter's, or those found in a table.
         fractions: of patients in training, validation, test.
@@ -52,9 +52,9 @@ def prepare(
             only with tables and kinds: public data sets have their documented splits.
         split: a datalist whose sections patients keep; or `paper`: slices are drawn and not patients, as GP's authors
             did; scores are of memory, too.
-        kinds: table (columns `case` and `kind`) of what a finding is, e.g. its grade.
+        kinds: table (columns `case`, `kind`) of what a finding is: its grade.
         kind: the column of that table.
-        at_most: so many cases of a class in training, e.g. `"{'pituitary': 60}"`.
+        at_most: cases of a class in training, e.g. `"{'pituitary': 60}"`.
         masks_of: `output_dir` of a run: its masks for training and validation.
         template: write an empty table (`prepare table --template labels.csv`), no more.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`,
