@@ -33,15 +33,7 @@ from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
 from .checks import check_cases
 from .find import Case, check_names, find_cases
-from .splits import (
-    absent_classes,
-    class_against_class,
-    kinds_of_patients,
-    signs_of,
-    signs_of_patients,
-    split_patients,
-    stratified_split,
-)
+from .splits import class_against_class, kinds_of_patients, signs_of_patients, split_patients, stratified_split
 
 SECTIONS = ("training", "validation", "test")
 
@@ -108,6 +100,13 @@ def label_counts(cases: Iterable[Case], classes: Sequence[str]) -> tuple[Counter
         elif cls is not None:
             volumes.update(cls or [classes[0]])
     return volumes, slices
+
+
+def absent_classes(datalist: dict[str, Any], classes: Sequence[str]) -> dict[str, list[str]]:
+    """Positive classes that some case has and none of a section, by section; sections without labels lack none."""
+    present = {s: set().union(*label_counts(datalist.get(s) or [], classes)) for s in SECTIONS}
+    anywhere = set().union(*present.values())
+    return {s: [c for c in classes[1:] if c in anywhere - found] for s, found in present.items() if found}
 
 
 def labels_in_words(cases: Sequence[Case], classes: Sequence[str], *, whole: str = "volumes") -> str:
@@ -295,7 +294,7 @@ def make_datalist(
         datalist[section] = [{key: value for key, value in case.items() if key != "section"} for case in own]
     _check(datalist, name)
     for section in () if for_scoring or against else SECTIONS:
-        labels = {sign for case in datalist[section] if "cls" in case for sign in signs_of(case["cls"])}
+        labels = set().union(*signs_of_patients(datalist[section]).values())
         for sign, word in ((True, "positive"), (False, "negative")):
             if datalist[section] and sign not in labels:
                 count = {kind: sum(kind in found for found in signs.values()) for kind in (True, False)}
@@ -307,9 +306,9 @@ def make_datalist(
                 if section == "training" or stratify:
                     raise ValueError(message)
                 warnings.warn(message, stacklevel=2)
-    for section, absent in ({} if for_scoring else absent_classes(datalist, classes)).items():
-        if len(classes) > 2 and (names := [name for name in absent if name != classes[0]]):
-            message = f"{name}: {section!r} holds no {' and no '.join(names)}, which other sections do"
+    for section, absent in absent_classes(datalist, classes).items():
+        if absent and len(classes) > 2 and not for_scoring:
+            message = f"{name}: {section!r} holds no {' and no '.join(absent)}, which other sections do"
             if section == "training" and stratify:
                 raise ValueError(f"{message}: nothing can be learned of it. Add cases, or choose another seed.")
             warnings.warn(message, stacklevel=2)

@@ -112,18 +112,6 @@ def kinds_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return highest
 
 
-def absent_classes(sections: Mapping[str, Any], classes: Sequence[str]) -> dict[str, list[str]]:
-    """Classes that some case has and none of a section, by section; sections without labels have none."""
-    present = {name: _classes_of(sections.get(name) or [], classes) for name in ("training", "validation", "test")}
-    anywhere = set().union(*present.values())
-    return {name: [c for c in classes if c in anywhere - found] for name, found in present.items() if found}
-
-
-def _classes_of(cases: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> set[str]:
-    labels = [label for case in cases if "cls" in case for label in np.atleast_1d(np.asarray(case["cls"], object))]
-    return {label if isinstance(label, str) else classes[int(label)] for label in labels}
-
-
 def signs_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, set[bool]]:
     """Whether each patient has a positive label, and whether a negative one."""
     signs: dict[str, set[bool]] = {case["patient"]: set() for case in cases}

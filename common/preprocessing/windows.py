@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .seen import Description
 
 NEARLY_ALL = 0.98  # of an organ's voxels; where the organ is the whole image, most of it may be air
@@ -18,7 +20,7 @@ def outside_window(case: Description, window: Sequence[float] | None) -> str:
     """
     if window is None or max(case["outside"], default=0.0) <= NEARLY_ALL:
         return ""
-    i = int(max(range(len(case["outside"])), key=lambda i: case["outside"][i]))
+    i = int(np.argmax(case["outside"]))
     low, high = case["quantiles"][i][1], case["quantiles"][i][-2]
     return (
         f"{case['outside'][i]:.0%} of the organ's voxels lie outside of the window [{window[0]:g}, {window[1]:g}] "

@@ -17,6 +17,7 @@ from common.data import (
     split_patients,
     write_datalist,
 )
+from common.data.datalist import absent_classes
 from common.files import atomic_path
 
 
@@ -232,6 +233,11 @@ def test_a_class_that_training_lacks_is_an_error_where_classes_are_split_apart_a
     with pytest.warns(UserWarning, match="holds no severe"):
         make_datalist(absolute, name="toy", fractions=(0.9, 0.1, 0), **options)
     make_datalist(absolute, name="toy", for_scoring=True, **options)
+
+
+def test_classes_that_a_section_lacks_are_named():
+    sections = {"training": [{"cls": [0, 1]}], "validation": [{"cls": ["b"]}, {"cls": []}], "test": [{"case": "x"}]}
+    assert absent_classes(sections, ("none", "a", "b")) == {"training": ["b"], "validation": ["a"]}
 
 
 class TestSeveralLabels:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.data import matched_weights, patient_folds, split_patients, stratified_weights
-from common.data.splits import absent_classes, kinds_of_patients, stratified_split, tells_classes_apart
+from common.data.splits import kinds_of_patients, stratified_split, tells_classes_apart
 
 
 class TestSplits:
@@ -272,8 +272,3 @@ def test_each_section_has_a_class_of_three_patients():
     for seed in range(5):
         parts = stratified_split(kinds_of_patients(cases), seed=seed)
         assert [sum(int(name[1:]) >= 37 for name in part) for part in parts] == [1, 1, 1]
-
-
-def test_classes_that_a_section_lacks_are_named():
-    sections = {"training": [{"cls": [0, 1]}], "validation": [{"cls": ["b"]}, {"cls": []}], "test": [{"case": "x"}]}
-    assert absent_classes(sections, ("none", "a", "b")) == {"training": ["b"], "validation": ["none", "a"]}
