@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,12 +91,21 @@ def operations(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[st
     counted = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         network(images)
-    with FlopCounterMode(display=False) as both:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward}) as both:
         network(images).sum().backward()
     return counted | {
         "gflop": forward.get_total_flops() / 1e9,
         "training_gflop": both.get_total_flops() / 1e9,
     }
+
+
+def _backward(
+    grad: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, ...], _bias: Any, _stride: Any, _padding: Any,
+    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, wanted: Sequence[bool], **_: Any,
+) -> int:  # fmt: skip
+    """Operations of a convolution's backward; torch's own formula takes grouped convolutions for dense ones."""
+    positions = x[0] * math.prod((x if transposed else grad)[2:])
+    return 2 * positions * math.prod(weight) * sum(wanted[:2])  # gradients of input and weight
 
 
 def timings(network: nn.Module, images: Tensor, repeats: int) -> dict[str, float | None]:

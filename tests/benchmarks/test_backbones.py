@@ -25,3 +25,17 @@ def test_a_row_has_what_a_network_costs_forward_and_in_training(capsys):
     assert 0 < row["gflop"] < row["training_gflop"]
     assert row["training_seconds"] > 0
     assert "1,740,099" in capsys.readouterr().out
+
+
+def test_training_costs_three_forwards_of_grouped_and_transposed_convolutions_too():
+    def make():
+        return nn.Sequential(
+            nn.Conv2d(3, 96, 1),
+            nn.Conv2d(96, 96, 3, padding=1, groups=96),
+            nn.ConvTranspose2d(96, 8, 2, stride=2),
+        )
+
+    counted = operations(make, (2, 3, 8, 8))
+    first = 2 * 2 * 64 * 3 * 96 / 1e9
+    assert counted["gflop"] == pytest.approx(first + (2 * 2 * 64 * 96 * 9 + 2 * 2 * 64 * 96 * 8 * 4) / 1e9)
+    assert counted["training_gflop"] == pytest.approx(3 * counted["gflop"] - first)  # no gradient of the images

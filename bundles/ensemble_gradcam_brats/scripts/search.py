@@ -149,7 +149,7 @@ class EnsembleSearch(CaseHandler):
 
     Args:
         output_dir: where the files go.
-        names: of the members.
+        names: of the members; the second of a name is called `<name>_2`.
         fit_cases: names of the cases on which thresholds are fitted.
         classes: number of classes.
         objective: see `grid_scores`.
@@ -175,7 +175,7 @@ class EnsembleSearch(CaseHandler):
         maps: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(output_dir)
-        self.names = list(names)
+        self.names = distinct(names)
         self.fit_cases = set(fit_cases)
         self.classes = classes
         self.objective = objective
@@ -267,6 +267,11 @@ class EnsembleSearch(CaseHandler):
 
 def _row(candidate: Mapping[str, Any]) -> dict[str, Any]:
     return {key: candidate[key] for key in ("use", "how", "thresholds")}
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names that tell members apart: the second of a name is `<name>_2`, the third `<name>_3`."""
+    return [f"{n}_{names[: i + 1].count(n)}" if n in names[:i] else n for i, n in enumerate(names)]
 
 
 def candidates(members: int) -> list[dict[str, Any]]:

@@ -65,6 +65,7 @@ def test_the_empty_mask_scores_what_it_does_in_the_paper(run):
     pooled = read_json(run / "out" / "summary.json")["pooled"]
     assert pooled["empty"]["miou"] == pytest.approx(0.477, abs=1e-3)
     assert pooled["empty"]["paper_dsc"] == pytest.approx(0.646, abs=1e-3)
+    assert {"baseline_resnet10", "baseline_resnet10_2"} <= pooled.keys()  # two members of one backbone
     assert {"baseline_or", "baseline_and", "baseline_min", "baseline_max"} <= pooled.keys()
 
 

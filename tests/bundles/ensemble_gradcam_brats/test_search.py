@@ -43,6 +43,15 @@ def test_grid_counts_are_those_of_every_mask_built_one_by_one(maps, truth, how, 
     assert (counts["truth"], counts["size"]) == (truth.sum(), truth.size)
 
 
+def test_members_of_one_backbone_have_names_of_their_own():
+    assert search.distinct(["resnet50", "resnet34", "resnet50", "resnet50"]) == [
+        "resnet50",
+        "resnet34",
+        "resnet50_2",
+        "resnet50_3",
+    ]
+
+
 @pytest.mark.parametrize("how", ["mean", "product"])
 def test_grid_of_soft_maps_has_one_axis(maps, truth, how):
     counts = search.grid_counts(maps, truth, how=how, levels=[0.1, 0.5])
