@@ -16,8 +16,9 @@ from tests.test_house import MODULES
 
 PUBLIC = {
     "cam": """
-        CAM BaseCAM GradCAM GradCAMpp GradientCAM HiResCAM LayerCAM ScoreCAM SliceLogit SmoothGradCAMpp
-        XGradCAM grad_cam guided_backpropagation normalize_maps occlusion_map upsample_maps
+        CAM BaseCAM GradCAM GradCAMpp GradientCAM HiResCAM LayerCAM PaddedSlices ScoreCAM SliceLogit SmoothGradCAMpp
+        View XGradCAM default_layer grad_cam guided_backpropagation normalize_maps occlusion_map upsample_maps
+        whole_slices
     """,
     "data": """
         SECTIONS BagSampler CacheEntry Case SliceDataset VolumeCache case_label cases check_patients find_cases
@@ -65,6 +66,7 @@ PUBLIC = {
     "preprocessing": """
         ORGANS CheckSeend LoadCased NormalizeByOrgand OrganMaskd SeenWriter SpacingByAxesd brain_mask check_image
         head_mask learned_lung_mask lung_mask normalize_by_median normalize_by_mode organ_mask read_seen supervision_of
+        within_window
     """,
     "radon": """
         MapReconstruction by_azimuth directions extreme_points half_diagonal oblique_slices paper_geometry

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import SECTIONS, labels_in_words
+from ..data import labels_in_words
 from ..files import read_json, write, write_json
 from .crossvalidate import crossvalidate
 from .fit import fit
+from .fit_minutes import cases_of
 from .folds import write_folds
 from .phantom import phantom
 from .run import BUNDLES, names
@@ -41,7 +42,8 @@ def benchmark_suite(
     and calibrated with the masks of the same patients. What is finished is skipped, so an interrupted suite goes on.
 
     Written to `output_dir`: `<bundle>/fold<k>` as `fit` does, `upper_bound/<bundle>` as `crossvalidate` does, and the
-    page: scores with intervals, differences between methods by paired bootstrap, baselines, minutes, memory.
+    page: scores with intervals by patient (AUC of slices, volumes and patients by fold, then averaged, inside each
+    bootstrap draw too), differences between methods by paired bootstrap, baselines, minutes, memory.
 
     Args:
         suite: `lgg`, `covid` or `phantom`: bundles are taken with their config of this name.
@@ -90,8 +92,7 @@ def benchmark_suite(
     if not methods:
         raise RuntimeError(f"all bundles failed ({', '.join(failed)}), see above; the same command goes on from there")
     content = read_json(source)
-    everything = [case for section in SECTIONS for case in content.get(section) or []]
-    data = labels_in_words(everything, content["classes"])
+    data = labels_in_words(cases_of(content), content["classes"])
     path = Path(page or Path("docs") / "results" / f"{suite}.md")
     write(path, page_of(suite, methods, data, folds=folds, seed=seed))
     print(f"{path}: {', '.join(f'{method.name} {method.headline()}' for method in methods)}")

@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_beside
-from ..data import SECTIONS, Case, label_of, labels_in_words, labels_slices, load_datalist
+from ..data import SECTIONS, labels_in_words, labels_slices
 from ..data.splits import tells_classes_apart
 from ..engines.settings import plain, tops
 from ..files import alone, atomic_path, file_digest, read_json, write, write_json
 from ..handlers.label_calibration import FEW
-from ..images.pictures import PICTURES
 from ..report import write_report
 from .console import logged
-from .fit_minutes import minutes, read_grids
+from .fit_checks import check_data, labels_of_cases, recipe_of
+from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
 from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
-from .fit_slides import are_slides, found_slides, minutes_of_slides, summary_of_slides
+from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
+from .fit_windows import KEY, shown_datalist
 from .format import format_json
 from .own_bundle import make_bundle, make_slide_bundle, settings_of, slide_settings, with_settings
 from .run import bundle_root, names
-
-SEVERAL_LABELS = "insight_ct"  # whose network has an output for each label that a case may have
 
 
 def fit(
@@ -48,7 +47,8 @@ def fit(
     - `evaluation`: scores of the test section (of validation where there is none), Dice where there are masks, and
       `report.html`; where no label is negative, `class_scores.json` as well;
     - `masks`: mask, heatmap and picture of every case;
-    - `log.txt`: what the runs said beside their warnings and errors.
+    - `log.txt`: what the runs said beside their warnings and errors;
+    - with `--skip_outside_window true`, `datalist.json` without the cases of which the window shows nothing.
 
     Args:
         bundle: name under `bundles/`.
@@ -84,6 +84,12 @@ def fit(
         raise ValueError(f"--rounds: a second training learns where nothing is from negatives, and {listed} has none")
     told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
     check_same(home, {"datalist_sha256": file_digest(listed), **told})
+    if settings.pop(KEY, False) and recipe is VOLUMES:
+        read = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
+        options: dict[str, Any] = {"dataset_dir": dataset_dir, "over": names(configs), "settings": read}
+        listed = shown_datalist(root, listed, home / "datalist.json", **options)
+        content = read_json(listed)
+        check_data(listed, content, dataset_dir, root)
     shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "datalist": str(listed)}
     if recipe is SLIDES:  # whose features are computed once, by whichever run needs them first
         shared["store_dir"] = str(Path(settings.pop("store_dir", None) or Path(dataset_dir) / "features").resolve())
@@ -98,7 +104,8 @@ def fit(
         rounds = int((of_slices or recipe is SLIDES) and not apart)
     if recipe is VOLUMES:
         grids = read_grids(content, Path(dataset_dir))
-        print(f"images: {', '.join(content['modalities'])}; {grids.in_words()}")
+        of = f" (of the first {LOOKED_AT} cases)" if len(cases_of(content)) > LOOKED_AT else ""
+        print(f"images: {', '.join(content['modalities'])}; {grids.in_words()}{of}")
         settings_of_all = merged(own, (recipe.inference, *recipe.train))
         runs = steps(own, rounds, recipe)
         guess = minutes(root.name, content, settings_of_all, grids, rounds=rounds, runs=runs)
@@ -132,76 +139,10 @@ def fit(
     print(f"bundle: {own}\nmasks, heatmaps and pictures: {home / 'masks'}\nlog: {home / 'log.txt'}\nreport: {page}")
 
 
-def recipe_of(root: Path, content: Mapping[str, Any]) -> Recipe:
-    """Which configs a data set takes, by its files; a TIFF is a picture to bundles that take no slides.
-
-    Raises:
-        ValueError: whole slides, and a bundle without configs for them; or some cases are slides and some are not.
-    """
-    takes_slides = (root / "configs" / SLIDES.inference).is_file()
-    if not are_slides(content, but=() if takes_slides else PICTURES):
-        return VOLUMES
-    if not takes_slides:
-        raise ValueError(f"{root.name} takes no whole slides, which the datalist names; insight_ct does")
-    return SLIDES
-
-
 def with_volumes(root: Path, configs: Sequence[str]) -> list[str]:
     """The configs, each followed by what it asks for where volumes have one label: `phantom_volumes.json`."""
     pairs = [(name, f"{Path(name).stem}_volumes.json") for name in configs]
     return [one for name, more in pairs for one in (name, *([more] if (root / "configs" / more).is_file() else []))]
-
-
-def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root: Path | None = None) -> None:
-    """Refuse, before hours of training, what cannot be trained on.
-
-    `root` is the bundle's folder; without it classes need negatives.
-
-    Raises:
-        FileNotFoundError: an image that a section names.
-        ValueError: no training or validation section, or one without positives or negatives; or nothing but classes
-            that are told from one another, where the bundle takes none, or of volumes with several slices.
-    """
-    for section in SECTIONS:
-        if content.get(section):
-            load_datalist(listed, section, dataset_dir=dataset_dir)
-    listing = [case for section in SECTIONS for case in content.get(section) or []]
-    several = [case["case"] for case in listing if isinstance(case.get("cls"), list) and not labels_slices(case)]
-    if root is not None and several and root.name != SEVERAL_LABELS:
-        raise ValueError(
-            f"{listed}: cases may have several labels at once (as {several[0]!r}), and {root.name} gives each slice "
-            f"one class; {SEVERAL_LABELS} takes them. Or make a table of each label, yes or no"
-        )
-    if apart := root is not None and tells_classes_apart(content):
-        check_classes(listed, content, dataset_dir, root)
-    for section in SECTIONS[:2]:
-        labels = labels_of_cases(content.get(section) or [])
-        if not any(labels) or (all(labels) and not apart):
-            raise ValueError(
-                f"{listed}: the {section} section has {sum(labels)} positive and {len(labels) - sum(labels)} negative "
-                "labels; it needs both: `python -m common prepare` splits by label"
-            )
-
-
-def check_classes(listed: Path, content: Mapping[str, Any], dataset_dir: str, root: Path) -> None:
-    """Refuse classes without negatives where the bundle cannot tell them from one another slice by slice.
-
-    Raises:
-        ValueError: naming the bundle that can, or the case that has one label for several slices.
-    """
-    calibrate = root / "configs" / VOLUMES.calibrate
-    if not (calibrate.is_file() and "without_negatives" in read_json(calibrate)):
-        raise ValueError(
-            f"{listed}: no label says that nothing is there, and {root.name} learns and chooses thresholds from "
-            "negatives. gp_unet_brats tells classes from one another: docs/labels.md"
-        )
-    listing = [case for section in SECTIONS for case in content.get(section) or []]
-    for case, shape in zip(listing, read_grids(content, Path(dataset_dir)).shapes, strict=False):  # of the first ones
-        if shape[-1] > 1 and not labels_slices(case):
-            raise ValueError(
-                f"{listed}: case {case['case']!r} has one label for {shape[-1]:.0f} slices, and no label says that "
-                "nothing is there: classes without negatives are told from one another by labels of slices"
-            )
 
 
 def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOLUMES) -> None:
@@ -211,7 +152,7 @@ def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOL
         ValueError: naming the nearest key.
     """
     configs = [read_json(path) for path in (root / "configs").glob("[!.]*.json") if path.name != "metadata.json"]
-    known = set().union(*map(tops, configs)) if recipe is VOLUMES else slide_settings(root)
+    known = set().union(*map(tops, configs)) if recipe is VOLUMES else slide_settings(root) - {KEY}
     chosen = {key for config in configs for key, value in config.items() if "@chosen[" in str(value)}
     for key in tops(settings):
         if key not in known:
@@ -253,13 +194,6 @@ def described(section: str, content: Mapping[str, Any], recipe: Recipe = VOLUMES
     return f"{section} {labels_in_words(content[section], content['classes'], whole=f'{recipe.unit}s')}"
 
 
-def labels_of_cases(cases: Sequence[Case]) -> list[bool]:
-    """Whether each slice, or each volume with one label, is positive."""
-    labels = [label_of(case) for case in cases]
-    sliced = map(labels_slices, cases)
-    return [bool(one) for cls, of_slices in zip(labels, sliced, strict=True) for one in (cls if of_slices else [cls])]
-
-
 def calibration_section(content: Mapping[str, Any]) -> str:
     """Validation, or both sections that training may see where that has few labels of one kind, but not none."""
     if tells_classes_apart(content):
@@ -272,7 +206,8 @@ def summary(folder: Path, section: str) -> str:
     """What labels say about the masks, and what masks say where there are any."""
     scores = read_json(folder / "labels.json")
     volumes, slices = scores["volumes"], scores.get("slices")
-    lines = [f"{section}, from labels: {_auc('volume', volumes)}" + (f", {_auc('slice', slices)}" if slices else "")]
+    areas = [_auc("volume", volumes), *([_auc("slice", slices)] if slices else [])]
+    lines = [f"{section}, from labels: {', '.join(areas)}" + (f" ({scores['note']})" if "note" in scores else "")]
     marked, empty = (
         f"{round((volumes[share] or 0) * volumes[kind])} of {volumes[kind]}"
         for share, kind in (("positives_marked", "positives"), ("negatives_empty", "negatives"))
@@ -312,8 +247,8 @@ def summary_of_classes(folder: Path, section: str, classes: Sequence[str]) -> st
 
 
 def _auc(kind: str, scores: Mapping[str, Any]) -> str:
-    enough = min(scores["positives"], scores["negatives"]) >= FEW
-    return f"{kind} AUC {_shown(scores['auc'])}" + (f" {scores['auc_interval']}" if enough else "")
+    interval = scores.get("auc_interval") or [None]
+    return f"{kind} AUC {_shown(scores['auc'])}" + ("" if None in interval else f" {interval}")
 
 
 def _shown(value: float | None) -> str:

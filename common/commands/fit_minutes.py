@@ -63,15 +63,22 @@ class Grids(NamedTuple):
 
 
 def read_grids(content: Mapping[str, Any], root: Path) -> Grids:
-    """Of the first cases, from their headers."""
-    found = []
-    for case in [case for section in SECTIONS for case in content.get(section) or []][:LOOKED_AT]:
-        images = case["image"] if isinstance(case["image"], list) else [case["image"]]
-        shape, affine = read_grid(root / images[0])
-        axes = np.argsort(np.argmax(np.abs(affine[:3, :3] / voxel_sizes(affine)), axis=0))
-        found.append((np.asarray(shape)[axes], voxel_sizes(affine)[axes]))
-    shapes, spacings = zip(*found, strict=True)
+    """Of the first `LOOKED_AT` cases, from their headers."""
+    shapes, spacings = zip(*(read_case_grid(case, root) for case in cases_of(content)[:LOOKED_AT]), strict=True)
     return Grids(np.array(shapes, dtype=float), np.array(spacings))
+
+
+def read_case_grid(case: Mapping[str, Any], root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and millimeters of a case's first image, `[3]` each, the axis of the slices last, from its header."""
+    images = case["image"] if isinstance(case["image"], list) else [case["image"]]
+    shape, affine = read_grid(root / images[0])
+    axes = np.argsort(np.argmax(np.abs(affine[:3, :3] / voxel_sizes(affine)), axis=0))
+    return np.asarray(shape)[axes], voxel_sizes(affine)[axes]
+
+
+def cases_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All cases of a datalist, section by section."""
+    return [case for section in SECTIONS for case in content.get(section) or []]
 
 
 def minutes(
@@ -95,7 +102,7 @@ def minutes(
     """
     cost = COSTS.get(bundle, UNKNOWN)
     draw, work, slices = seen(settings, grids)
-    cases = sum(len(content.get(section) or []) for section in SECTIONS)
+    cases = len(cases_of(content))
     labeled = [len(case["cls"]) if labels_slices(case) else slices for case in content["training"]]
     draws = settings.get("volumes_per_epoch") or settings.get("bags_per_epoch") or sum(labeled)
     training = settings["max_epochs"] * draws / 1000 * cost.epoch * draw / cost.draw

@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 
 from ..data import SECTIONS
 from ..files import read_json
+from .fit_minutes import cases_of
 from .own_bundle import SLIDE_SUFFIXES
 
 LOOKED_AT = 5  # slides whose tiles are counted before anything is computed
@@ -63,7 +64,7 @@ def are_slides(content: Mapping[str, Any], *, but: Sequence[str] = ()) -> bool:
         ValueError: some are and some are not.
     """
     suffixes = set(SLIDE_SUFFIXES) - set(but)
-    slides = {case["case"]: _suffix(case["image"]) in suffixes for case in _cases(content)}
+    slides = {case["case"]: _suffix(case["image"]) in suffixes for case in cases_of(content)}
     if len(set(slides.values())) > 1:
         one, other = (next(name for name, slide in slides.items() if slide is kind) for kind in (True, False))
         raise ValueError(f"case {one!r} is a whole slide and {other!r} is none: fit them one after the other")
@@ -76,7 +77,7 @@ def found_slides(own: Path, content: Mapping[str, Any], dataset_dir: Path) -> Fo
     Raises:
         FileNotFoundError, ImportError, ValueError: see `scripts.slides.tiles.Tiler`.
     """
-    cases = _cases(content)
+    cases = cases_of(content)
     some = np.unique(np.linspace(0, len(cases) - 1, LOOKED_AT).round().astype(int))
     config = read_json(own / "configs" / "wsi_inference.json")
     cells = max(1, config["tile_px"] // config["stride"])
@@ -96,7 +97,7 @@ def found_slides(own: Path, content: Mapping[str, Any], dataset_dir: Path) -> Fo
 
 def minutes_of_slides(found: Found, content: Mapping[str, Any], train: Mapping[str, Any], rounds: int) -> int:
     """A guess, from what a tile costs with EfficientNet-Lite0: all steps of `fit` on two CPU cores."""
-    tiles, cases, sections = found.tiles.mean(), len(_cases(content)), [len(content.get(s) or []) for s in SECTIONS]
+    tiles, cases, sections = found.tiles.mean(), len(cases_of(content)), [len(content.get(s) or []) for s in SECTIONS]
     draws = train.get("bags_per_epoch") or sections[0]
     epoch = (draws + sections[1]) * tiles * TRAINED_TILE
     written = cases + (sections[2] or sections[1])
@@ -109,7 +110,8 @@ def summary_of_slides(folder: Path, section: str) -> str:
     scores = read_json(folder / "summary.json")
     lines = []
     for name, row in scores.get("labels", {}).items():
-        auc = "n/a" if row["auc"] is None else f"{row['auc']:.3f} {row['auc_interval']}"
+        auc = "n/a" if row["auc"] is None else f"{row['auc']:.3f}"
+        auc += f" {row['auc_interval']}" if row["auc_interval"] else ""
         lines.append(
             f"{section}, from labels: {name}, AUC of slides {auc}; marked {row['positives_marked']} of "
             f"{row['positives']} with it and {row['negatives_marked']} of {row['negatives']} without, there "
@@ -139,10 +141,6 @@ def _scripts_of(own: Path) -> Iterator[None]:
         for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
             del sys.modules[name]
         sys.modules.update(before)
-
-
-def _cases(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [case for section in SECTIONS for case in content.get(section) or []]
 
 
 def _suffix(image: Any) -> str:

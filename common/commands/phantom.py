@@ -61,14 +61,14 @@ def phantom_dataset(
         fractions=(0.5, 0.2, 0.3),
         seed=seed,
     )
-    apart = kind == "clinic"
-    if not apart and sum(np.max(case["cls"]) > 0 for case in found) >= len(SECTIONS):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            try:
-                draw(stratify=False)
-            except (UserWarning, ValueError):  # a section would hold no lesion
-                apart = True
-    datalist = draw(stratify=apart)
+    if kind == "clinic" or sum(np.max(case["cls"]) > 0 for case in found) < len(SECTIONS):
+        datalist = draw(stratify=kind == "clinic")
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                datalist = draw(stratify=False)
+        except (UserWarning, ValueError):  # a section would hold no lesion
+            datalist = draw(stratify=True)
     write_datalist(output_dir / "datalist.json", datalist)
     return output_dir

@@ -96,7 +96,7 @@ def find_cases(
             rows[match].append(partner)
     complete = [m for m in rows if len(rows[m]) == len(patterns) and m not in lacking_organ]
     if missing and skip_incomplete and complete:
-        logger.warning("%s: cases left out, of which %d image(s) are missing: %s", root, len(missing), _some(missing))
+        logger.warning("%s: cases left out, of which %d image(s) are missing: %s", root, len(missing), some(missing))
     elif missing:
         raise FileNotFoundError(
             f"{root}: {len(missing)} image(s) missing: {'; '.join(missing[:3])}. Every case needs one file per "
@@ -145,8 +145,9 @@ def pair(first: Sequence[Match], other: Sequence[Match], pattern: str) -> tuple[
     return pairs, sorted(match.name for match in other if match.name not in taken)
 
 
-def _some(texts: Sequence[str]) -> str:
-    return "; ".join(texts[:10]) + ("; …" if len(texts) > 10 else "")
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message, the first of many: `a, b, …`."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _by_folder(match: Match) -> list[tuple]:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Case
+from ..data.find import some
 from ..data.splits import signs_of
 from ..files import PathLike
 from .labels import found_kinds, parse_labels, refuse, whole_number
 from .rows import ERRORS, Row, held, read_labeled_rows
 from .table import same_person
-
-_MOST_NAMES = 10  # in a message
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def with_kinds(
     if not chosen:
         raise ValueError(f"{path}: no case of the data has a text in the column {column!r}.")
     if left:
-        logger.warning("%s: %d case(s) left out, without a %s: %s", path, len(left), column, _some(left))
+        logger.warning("%s: %d case(s) left out, without a %s: %s", path, len(left), column, some(left))
     known = {row.number: row for _, row in chosen}
     labels, names = _classes(list(known.values()), column, classes, path)
     if key == "case" and "patient" in columns:
@@ -115,7 +114,7 @@ def _check_there(by_name: dict[str, Row], key: str, there: set[str], root: PathL
             problems.append(f"{by_name[name].at(key)}: the data have no {key} {name!r}{meant}")
     refuse(path, problems)
     if unread:
-        logger.warning("%s: %d row(s) of a %s without such images: %s", path, len(unread), key, _some(unread))
+        logger.warning("%s: %d row(s) of a %s without such images: %s", path, len(unread), key, some(unread))
 
 
 def _check_patients(rows: Sequence[Row], path: Path) -> None:
@@ -157,7 +156,3 @@ def _label(case: Case, kind: int) -> dict[str, Any]:
     if isinstance(cls, list) and any(isinstance(one, str) for one in cls):
         raise ValueError(f"case {case['case']!r} has the labels {cls}; a kind is for one yes or no a slice or a case.")
     return {"cls": [kind * int(one > 0) for one in cls] if isinstance(cls, list) else kind * int(cls > 0)}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")

@@ -172,7 +172,8 @@ class CaseScores(CaseHandler):
         return result
 
     def _auc_interval(self, patients: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> list[float]:
-        low, high = bootstrap_by_patient(patients, roc_auc, probabilities, labels, resamples=self.resamples)
+        drawn: dict[str, Any] = {"labels": labels, "resamples": self.resamples}
+        low, high = bootstrap_by_patient(patients, roc_auc, probabilities, labels, **drawn)
         return [_round(low), _round(high)]
 
 

@@ -27,12 +27,10 @@ def draw_class_scores(
     for name, scores in summary["classes"].items():
         own = labels == list(classes).index(name)
         probability = np.array([row[f"probability_{name}"] for row in rows])
-        low, high = scores["auc_interval"]
         false, true, _ = roc_curve(own, probability)
-        axes[0, 0].plot(false, true, label=f"{name} {scores['auc']:.3f} [{low:.3f}, {high:.3f}]")
-        low, high = scores["average_precision_interval"]
+        axes[0, 0].plot(false, true, label=f"{name} {_with_interval(scores, 'auc')}")
         precision, recall, _ = precision_recall_curve(own, probability)
-        axes[0, 1].plot(recall, precision, label=f"{name} {scores['average_precision']:.3f} [{low:.3f}, {high:.3f}]")
+        axes[0, 1].plot(recall, precision, label=f"{name} {_with_interval(scores, 'average_precision')}")
     axes[0, 0].set(title="ROC, class against the rest", xlabel="false positive rate", ylabel="sensitivity")
     axes[0, 1].set(title="Precision and recall", xlabel="recall", ylabel="precision")
     for axis in axes[0, :2]:
@@ -67,3 +65,9 @@ def _confusion(axis: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
     axis.set_xticks(range(len(classes)), classes, fontsize=6)
     axis.set_yticks(range(len(classes)), classes, fontsize=6)
     axis.set(title="Slices", xlabel="called", ylabel="true")
+
+
+def _with_interval(scores: dict[str, Any], name: str) -> str:
+    """A score with its interval, which few patients do not have."""
+    low, high = scores[f"{name}_interval"]
+    return f"{scores[name]:.3f}" + (f" [{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else "")

@@ -14,6 +14,7 @@ from ..files import rounded, write_csv, write_json
 from ..images import as_array, axial, spacing_of
 from ..masks import volume_ml
 from ..metrics import bootstrap_by_patient, classification_scores, roc_auc, summarize
+from ..metrics.bootstrap import TOO_FEW, few_patients
 from .base import CaseHandler
 
 
@@ -99,7 +100,10 @@ class LabelScores(CaseHandler):
         write_json(self.output_dir / "labels.json", self.summary())
 
     def summary(self) -> dict[str, Any]:
-        """AUC with intervals, sensitivity and specificity at the gate, and the mask where the label is no."""
+        """AUC with intervals, sensitivity and specificity at the gate, and the mask where the label is no.
+
+        `auc_interval` draws patients, and is `[None, None]` where too few have either label, which `note` says then.
+        """
         healthy = [row["ml"] for row in self.rows if not row["positive"]]
         ill = [row["ml"] for row in self.rows if row["positive"]]
         parts: dict[str, Any] = {"gate": self.gate, "volumes": self._scores(self.rows)}
@@ -111,6 +115,9 @@ class LabelScores(CaseHandler):
         if self.slices:
             negative = [not row["marked"] for row in self.slices if not row["positive"] and row["marked"] is not None]
             parts["slices"] = self._scores(self.slices) | {"negatives_empty": _mean(negative)}
+        scored = [rows for rows in (self.rows, self.slices) if rows]
+        if any(few_patients(*([row[key] for row in rows] for key in ("patient", "positive"))) for rows in scored):
+            parts["note"] = TOO_FEW
         by_class = {name: self._class_auc(name) for name in self.classes[1:] if f"positive {name}" in self.rows[0]}
         if by_class:
             parts["classes"] = {name: {"auc": _number(auc)} for name, auc in by_class.items()}
@@ -127,7 +134,8 @@ class LabelScores(CaseHandler):
         probabilities = np.array([row["probability"] for row in rows])
         patients = np.array([row["patient"] for row in rows])
         scores = classification_scores(probabilities, labels, threshold=np.nextafter(self.gate, 2.0))
-        interval = bootstrap_by_patient(patients, roc_auc, probabilities, labels, resamples=self.resamples)
+        drawn: dict[str, Any] = {"labels": labels, "resamples": self.resamples}
+        interval = bootstrap_by_patient(patients, roc_auc, probabilities, labels, **drawn)
         kept = ("auc", "average_precision", "sensitivity", "specificity", "balanced_accuracy")
         counts = {"positives": int(labels.sum()), "negatives": int((1 - labels).sum())}
         return counts | {k: _number(scores[k]) for k in kept} | {"auc_interval": [_number(v) for v in interval]}

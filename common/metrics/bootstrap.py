@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+FEW_PATIENTS = 5  # with either label: of fewer, draws say next to nothing, and where none overlap [1, 1]
+TOO_FEW = f"no interval: fewer than {FEW_PATIENTS} patients have a positive label, or fewer a negative one"
+
 
 def _defined(values: ArrayLike) -> np.ndarray:
     """The values that are not NaN, flat."""
@@ -54,6 +57,7 @@ def bootstrap_by_patient(
     patients: ArrayLike,
     statistic: Callable[..., float],
     *arrays: ArrayLike,
+    labels: ArrayLike | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -67,12 +71,15 @@ def bootstrap_by_patient(
         statistic: called as `statistic(*arrays)` on the drawn slices, e.g. `common.metrics.roc_auc`; NaN
             results are dropped.
         *arrays: arrays with first axis N.
+        labels: `[N]` of 0 and 1, of statistics that compare the two, as an AUC does: there is no interval where
+            `few_patients`.
         level: coverage.
         resamples: number of bootstrap samples.
         seed: of the random generator.
 
     Returns:
-        Lower and upper bound; both NaN with fewer than two patients or without any defined result.
+        Lower and upper bound; both NaN with fewer than two patients, with too few of either label, or without any
+        defined result.
 
     Raises:
         ValueError: if an array's first axis is not N.
@@ -84,7 +91,7 @@ def bootstrap_by_patient(
             f"patients must be [N] and every array [N, ...]; got {list(ids.shape)} and {[list(a.shape) for a in data]}"
         )
     names, member = np.unique(ids, return_inverse=True)
-    if len(names) < 2:
+    if len(names) < 2 or (labels is not None and few_patients(ids, labels)):
         return np.nan, np.nan
     rows = [np.flatnonzero(member == p) for p in range(len(names))]
     generator = np.random.default_rng(seed)
@@ -97,6 +104,20 @@ def bootstrap_by_patient(
         return np.nan, np.nan
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def few_patients(patients: ArrayLike, labels: ArrayLike) -> bool:
+    """Whether fewer than `FEW_PATIENTS` have a positive label, or fewer than that a negative one.
+
+    A patient with slices of both counts on both sides. An interval of so few is misleading: with two healthy patients
+    whose probabilities are below all others, every draw has an AUC of 1.
+
+    Args:
+        patients: patient of every slice, `[N]`.
+        labels: `[N]`, of 0 and 1.
+    """
+    ids, positive = np.asarray(patients), np.asarray(labels).astype(bool)
+    return min(len(np.unique(ids[positive])), len(np.unique(ids[~positive]))) < FEW_PATIENTS
 
 
 def summarize(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> dict[str, float]:

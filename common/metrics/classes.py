@@ -27,8 +27,9 @@ def class_scores(
         `accuracy`, `f1_weighted`, `f1_macro`, `jaccard_weighted` and `confusion` (rows are true classes);
         `tumor_only_accuracy` of slices that hold a tumor, and `tumor_only_accuracy_forced` where healthy is no answer;
         for each class that is there beside others `classes`: `auc` and `average_precision` against the rest, each with
-        `_interval`, and its `prevalence`; `patient_accuracy` of patients by the mean probability of their slices that
-        are not called healthy. NaN where undefined.
+        `_interval` (NaN where few patients have, or lack, the class, see `common.metrics.bootstrap.few_patients`), and
+        its `prevalence`; `patient_accuracy` of patients by the mean probability of their slices that are not called
+        healthy. NaN where undefined.
     """
     probability, label = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     called, tumor = probability.argmax(axis=1), label > 0
@@ -53,7 +54,7 @@ def class_scores(
         for name, score in (("auc", roc_auc_score), ("average_precision", average_precision_score)):
             scores[name] = float(score(own, probability[:, k]))
             statistic = _defined(score)
-            interval = bootstrap_by_patient(ids, statistic, own, probability[:, k], resamples=resamples)
+            interval = bootstrap_by_patient(ids, statistic, own, probability[:, k], labels=own, resamples=resamples)
             scores[f"{name}_interval"] = list(interval)
         found["classes"][k] = scores
     return found

@@ -14,6 +14,7 @@ from .organ import (
 from .spacing import SpacingByAxesd
 from .supervision import supervision_of
 from .transforms import NormalizeByOrgand, OrganMaskd
+from .windows import within_window
 
 __all__ = [
     "ORGANS",
@@ -33,4 +34,5 @@ __all__ = [
     "organ_mask",
     "read_seen",
     "supervision_of",
+    "within_window",
 ]

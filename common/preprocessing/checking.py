@@ -21,7 +21,7 @@ from ..files import PathLike, json_text, write_json
 from ..images import as_array, file_of, spacing_of
 from .seen import Description, compare, describe_case, summarize
 from .supervision import Source, supervision_of
-from .windows import outside_window
+from .windows import OutsideWindow, outside_window
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,9 @@ class CheckSeend(MapTransform):
             if self.seen is None:
                 described = self.describe(data, key)
                 if text := outside_window(described, self.window):
-                    raise ValueError(f"{file_of(data[key])}: {text}")
+                    raise OutsideWindow(
+                        f"{file_of(data[key])}: {text}. --skip_outside_window true leaves such cases out"
+                    )
                 self.described[str(data.get("case"))] = described
             elif self.seen:
                 self._compare(data, key)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from ignite.distributed import get_rank
+from tqdm import tqdm
 
 from .seen import Description
 
+logger = logging.getLogger(__name__)
+
 NEARLY_ALL = 0.98  # of an organ's voxels; where the organ is the whole image, most of it may be air
+
+
+class OutsideWindow(ValueError):
+    """A case from which nothing can be learned, see `outside_window`."""
 
 
 def outside_window(case: Description, window: Sequence[float] | None) -> str:
@@ -27,3 +37,45 @@ def outside_window(case: Description, window: Sequence[float] | None) -> str:
         f'(5 to 95 % of them are {low:g} to {high:g}): other units? --window "[-1350,150]" shows lungs in Hounsfield '
         "units"
     )
+
+
+def within_window(
+    cases: Sequence[dict], preprocessing: Any, *, skip: bool = False, progress: bool = True
+) -> list[dict]:
+    """The cases that a training takes: all of them, or with `skip` those whose window shows something.
+
+    With `skip` every case is read once more, up to its organ mask; masks of findings are not opened. Who is left out
+    is said in a warning, with the reason.
+
+    Args:
+        cases: as a datalist has them.
+        preprocessing: of the training, a `Compose` with a `CheckSeend`; without one, or where that has no window, all
+            are taken and none is read.
+        skip: leave out, in place of the error that the preprocessing raises.
+        progress: show a progress bar while reading.
+
+    Raises:
+        ValueError: no case is left.
+    """
+    transforms = list(getattr(preprocessing, "transforms", ()))
+    places = [i for i, one in enumerate(transforms) if getattr(one, "only_looks", False) and one.window is not None]
+    if not (skip and places):
+        return list(cases)
+    kept, left = [], []
+    for case in tqdm(cases, desc="looking through the window", unit="case", leave=False, disable=not progress):
+        data: Any = {key: value for key, value in case.items() if key != "label"}
+        try:
+            for transform in transforms[: places[0] + 1]:
+                data = transform(data)
+        except OutsideWindow as error:
+            left.append(f"{case['case']} ({error})")
+            continue
+        except Exception:  # whatever else is wrong, the training says, and names the case
+            logger.debug("%s cannot be looked at", case["case"], exc_info=True)
+        kept.append(case)
+    if not kept:
+        raise ValueError(f"the window shows nothing of any of {len(left)} cases: {left[0] if left else 'none given'}")
+    if left and get_rank() == 0:
+        what = "%d of %d case(s) left out, of which the window shows nothing:\n  %s"
+        logger.warning(what, len(left), len(cases), "\n  ".join(left))
+    return kept

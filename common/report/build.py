@@ -13,6 +13,7 @@ import numpy as np
 from ..data import cases as find
 from ..files import PathLike, write
 from .cases import add_volumes, case_rows, shared_threshold
+from .classes import class_table
 from .curves import label_curves, threshold_curve, volume_agreement
 from .page import page
 from .pictures import find_picture, picture, size, thumbnail, within
@@ -99,8 +100,8 @@ def build_report(
         max_mb: of all embedded volumes.
 
     Returns:
-        `run`, `headline`, `facts`, `supervision`, `baselines`, `cases`, `stops`, `stop`, `threshold`, `curves`,
-        `provenance`.
+        `run`, `headline`, `facts`, `supervision`, `classes`, `baselines`, `cases`, `stops`, `stop`, `threshold`,
+        `curves`, `provenance`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -128,6 +129,7 @@ def build_report(
         "headline": headline(run),
         "facts": facts(run),
         "supervision": supervision(run),
+        "classes": class_table(run),
         "baselines": baselines(run),
         "cases": rows,
         "stops": None if stops is None else [float(f"{stop:.5g}") for stop in stops],

@@ -10,6 +10,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from ..metrics import bootstrap_by_patient, roc_auc
+from ..metrics.bootstrap import few_patients
 from .tables import Run
 
 GRID = np.linspace(0, 1, 51)
@@ -20,7 +21,7 @@ AREAS = ("auc", "average_precision")
 def label_curves(run: Run) -> dict[str, list[dict[str, Any]]]:
     """ROC and precision-recall curves and the calibration of the probability, of volumes (or slides) and of slices.
 
-    Only of kinds that have both labels, and of two patients at least.
+    Only of kinds that have both labels, and of two patients at least; bands need five patients with either.
 
     Returns:
         `roc`, `precision_recall`, `calibration`: a list with an entry for each kind.
@@ -64,7 +65,11 @@ def _curve(
     patients: np.ndarray,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A curve and its band: patients are drawn, each with all that is theirs, as weights in one order of slices."""
+    """A curve and its band: patients are drawn, each with all that is theirs, as weights in one order of slices.
+
+    There is no band where few patients have either label: it would look narrow, and say nothing.
+    """
+    few = few_patients(patients, labels)
     order = np.argsort(-probabilities, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(probabilities[order])), len(order) - 1)  # of equal probabilities
     labels = labels[order]
@@ -77,7 +82,7 @@ def _curve(
     generator = np.random.default_rng(seed)
     size = len(names)
     draws = (np.bincount(generator.integers(size, size=size), minlength=size)[member] for _ in range(RESAMPLES))
-    curves = [curve for weights in draws if size > 1 and (curve := drawn(weights)) is not None]
+    curves = [curve for weights in draws if not few and (curve := drawn(weights)) is not None]
     low, high = np.quantile(curves, [0.025, 0.975], axis=0) if curves else np.full((2, len(GRID)), np.nan)
     whole = drawn(np.ones(len(labels)))
     assert whole is not None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics import bootstrap_by_patient
+from .classes import class_table
 from .supervision import plural
 from .tables import Run
 
@@ -79,11 +80,20 @@ def headline(run: Run) -> dict[str, Any]:
         if scores.get("auc") is not None:
             low, high = scores.get("auc_interval") or (None, None)
             counts = f"{scores['positives']} positive and {scores['negatives']} negative {kind}"
+            note = "No mask is known: scored is how well yes/no labels are told apart. 0.5 is chance."
             return {
                 **{"measure": f"AUC of {kind}", "value": scores["auc"], "low": low, "high": high, "on": counts},
-                "note": "No mask is known: scored is how well yes/no labels are told apart. 0.5 is chance.",
+                "note": note + (f" {_sentence(run.label_summary['note'])}" if _lacks_interval(run, low) else ""),
                 "rival": CHANCE,
             }
+    if classes := class_table(run):
+        name = "the most frequent class, for all slices"
+        return {
+            **{"measure": "class accuracy", "value": classes["accuracy"], "low": None, "high": None},
+            "on": plural(classes["slices"], "slice"),
+            "note": "No mask is known: scored is how often a slice is called by the name of its class.",
+            "rival": CHANCE | {"name": name, "value": classes["commonest"]},
+        }
     if run.summary.get("auc_macro") is not None:
         return {
             **{"measure": "AUC of slides", "value": run.summary["auc_macro"], "low": None, "high": None},
@@ -102,19 +112,28 @@ def headline(run: Run) -> dict[str, Any]:
 
 def facts(run: Run) -> list[dict[str, str]]:
     """Other numbers of the first screen, each `name`, `value` and `on` whom."""
-    found = []
+    found: list[dict[str, str]] = []
     for kind in ("volumes", "slices"):
         scores = run.label_summary.get(kind) or {}
         counts = f"{scores.get('positives')} positive, {scores.get('negatives')} negative {kind}"
         if scores.get("auc") is not None:
             low, high = scores.get("auc_interval") or (None, None)
             interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
-            found.append({"name": f"AUC of {kind}", "value": f"{scores['auc']:.3f}{interval}", "on": counts})
+            said = _lacks_interval(run, low) and not any(run.label_summary["note"] in fact["on"] for fact in found)
+            on = f"{counts}; {run.label_summary['note']}" if said else counts
+            found.append({"name": f"AUC of {kind}", "value": f"{scores['auc']:.3f}{interval}", "on": on})
         if scores.get("sensitivity") is not None and scores.get("specificity") is not None:
             value = f"{scores['sensitivity']:.2f} / {scores['specificity']:.2f}"
             found.append(
                 {"name": f"sensitivity / specificity of {kind}", "value": value, "on": f"{counts}, at the gate"}
             )
+    if classes := class_table(run):
+        found.append(
+            {
+                **{"name": "class accuracy", "value": f"{classes['accuracy']:.3f}"},
+                "on": f"{plural(classes['slices'], 'slice')}; the most frequent class alone {classes['commonest']:.3f}",
+            }
+        )
     position = (run.summary.get("slices") or {}).get("auc_position_alone")
     if position is not None:
         found.append(
@@ -127,6 +146,15 @@ def facts(run: Run) -> list[dict[str, str]]:
         value = f"{np.median(milliliters):.1f} ml"
         found.append({"name": "median volume of a mask", "value": value, "on": plural(len(milliliters), "case")})
     return found
+
+
+def _lacks_interval(run: Run, low: float | None) -> bool:
+    """Whether a score has no interval for a reason that the run has noted: few patients."""
+    return low is None and "note" in run.label_summary
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _interval(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,10 @@ def chosen(source: Mapping[str, Any]) -> list[str]:
     if not source:
         return []
     if rule := source.get("rule"):  # no label was negative: there was nothing to choose from
-        return [f"{rule[0].upper()}{rule[1:]}."]
+        told = source.get("classes_told_apart")
+        whom = f"the {source['labels']} of {plural(source['cases'], 'case')}" if source.get("cases") else "these cases"
+        more = f"Of each class, on average {told:.0%} of {whom} were called so there." if told is not None else None
+        return [f"{rule[0].upper()}{rule[1:]}.", *([more] if more else [])]
     labels = f"yes/no labels of {source['labels']}" if source.get("labels") else "what is told below"
     cases = f" of {plural(source['cases'], 'case')}" if source.get("cases") else ""
     kinds = [f"{_words(source[kind])} {kind[:-1]}" for kind in ("positives", "negatives") if kind in source]

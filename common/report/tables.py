@@ -27,6 +27,7 @@ class Run:
         slices: rows of `slices.csv`: labels of slices.
         summary: `summary.json`.
         label_summary: `labels.json`.
+        class_summary: `class_scores.json`: classes that are told from one another.
         record: `run.json`, see `common.report.record`.
     """
 
@@ -37,6 +38,7 @@ class Run:
     slices: list[dict[str, Any]] = field(default_factory=list)
     summary: Mapping[str, Any] = field(default_factory=dict)
     label_summary: Mapping[str, Any] = field(default_factory=dict)
+    class_summary: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -67,6 +69,7 @@ def read_run(folder: PathLike) -> Run:
         slices=read_rows(folder / "slices.csv"),
         summary=read_json(folder / "summary.json"),
         label_summary=read_json(folder / "labels.json"),
+        class_summary=read_json(folder / "class_scores.json"),
         record=read_json(folder / RECORD),
     )
 

@@ -9,7 +9,9 @@ import pytest
 
 import common.commands.benchmark_suite as suite
 from common.commands.benchmark_suite import benchmark_suite, bundles_of
+from common.commands.suite_page import Method, _labels, _pooled, auc_interval, called_interval, patients_of
 from common.files import write_csv, write_json
+from common.metrics import roc_auc
 
 LEVEL = {"gp_unet_brats": 0.8, "ensemble_gradcam_brats": 0.7}
 OWN = {f"p{i}": 0.01 * i for i in range(8)}  # what a patient adds, whatever the method
@@ -48,7 +50,9 @@ def fits(monkeypatch) -> list[dict[str, Any]]:
         calls.append({"bundle": bundle, "output": output_dir, **options})
         write_csv(output_dir / "evaluation" / "metrics.csv", rows(options["datalist"], LEVEL[bundle]))
         slices = {"auc": 0.9, "sensitivity": 0.8, "specificity": 0.7}
-        write_json(output_dir / "evaluation" / "labels.json", {"slices": slices, "volumes": {"negatives_empty": 0.5}})
+        volumes = {"negatives_empty": 0.5, "positives": 3, "negatives": 1}
+        slices |= {"positives": 8, "negatives": 4}
+        write_json(output_dir / "evaluation" / "labels.json", {"gate": 0.5, "slices": slices, "volumes": volumes})
         write_csv(output_dir / "masks" / "predictions.csv", [{"seconds": 2.0}, {"seconds": 4.0}])
         for place in ("training", "round1"):
             write_csv(output_dir / place / "training_log.csv", [{"epoch": e, "seconds": 60.0} for e in (1, 2)])
@@ -91,7 +95,7 @@ def test_the_page_has_dice_of_the_ill_labels_and_costs(data, fits):
     assert scores[1] == "7"
     assert scores[2].startswith(f"{mean:.3f} [")
     assert scores[4].startswith("0.700")
-    assert labels[1:6] == ["0.900", "–", "0.800", "0.700", "0.500"]
+    assert labels[1:7] == ["0.900", "–", "–", "0.800", "0.700", "0.500"]
     assert costs[1:] == ["4", "3.0", "800"]
     beside = {row[0]: row[1:] for row in rows}
     assert beside["intensity threshold"][0].startswith("0.400")
@@ -120,3 +124,77 @@ def test_a_suite_takes_the_bundles_that_have_its_config():
         bundles_of("covid", ["gp_unet_brats"])
     with pytest.raises(ValueError, match="suite must be one of lgg, covid, phantom"):
         benchmark_suite("brats", "x", "y")
+
+
+def row(patient: str, positive: int, probability: float, fold: int = 0) -> dict[str, Any]:
+    shared = {"patient": patient, "positive": positive, "probability": probability}
+    return shared | {"fold": fold, "called": probability > 0.5 + fold}
+
+
+class TestLabels:
+    @pytest.fixture
+    def two_scales(self) -> list[dict[str, Any]]:
+        """Two folds that tell every positive from the negatives of their own fold, and on scales of their own."""
+        return [row(f"{fold}{n}", n % 2, n % 2 * 0.1 + 0.001 * n + fold, fold) for fold in (0, 1) for n in range(12)]
+
+    def test_the_interval_of_auc_never_holds_one_fold_against_another(self, two_scales):
+        pooled = roc_auc(*([one[key] for one in two_scales] for key in ("probability", "positive")))
+        assert pooled == 0.75
+        assert auc_interval(two_scales) == (1.0, 1.0)
+
+    def test_it_draws_patients_and_holds_the_mean_over_folds(self):
+        rng = np.random.default_rng(0)
+        rows = [row(f"{n}", n % 2, rng.normal(n % 2), n % 3) for n in range(60)]
+        low, high = auc_interval(rows)
+        auc = np.mean([roc_auc(*([r[k] for r in rows[f::3]] for k in ("probability", "positive"))) for f in range(3)])
+        assert low < auc < high
+        copies = auc_interval([one for one in rows for _ in range(4)])  # four slices a patient that are alike
+        assert copies == pytest.approx((low, high))
+
+    def test_few_patients_have_no_interval(self, two_scales):
+        assert np.isnan(auc_interval(two_scales[:9])).all()
+        assert np.isnan(auc_interval([one for one in two_scales if one["positive"]])).all()  # no fold has an AUC
+        assert np.isnan(called_interval(two_scales[:8], positive=True)).all()
+        assert np.isnan(auc_interval([])).all()
+
+    def test_sensitivity_and_specificity_are_of_all_folds_each_by_its_own_gate(self):
+        rows = [row(f"{n}", 1, 0.4 + fold + (n > 2) * 0.2, fold) for fold in (0, 1) for n in range(10)]
+        low, high = called_interval(rows, positive=True)
+        assert 0 < low < 0.7 < high <= 1
+        assert np.isnan(called_interval(rows, positive=False)).all()  # nobody
+
+    def test_a_share_of_all_folds_weighs_them_by_how_many_they_have(self):
+        folds = [{"volumes": {"sensitivity": share, "positives": count}} for share, count in ((1.0, 3), (0.5, 1))]
+        assert (
+            _pooled([*folds, {"volumes": {"sensitivity": None, "positives": 0}}], "volumes", "sensitivity") == "0.875"
+        )
+        assert _pooled(folds, "slices", "sensitivity") == "–"
+
+    def test_a_patient_is_ill_by_any_volume_and_has_the_highest_probability(self):
+        found = patients_of([row("a", 0, 0.7), row("a", 1, 0.2), row("b", 0, 0.3)])
+        assert [(one["positive"], one["probability"]) for one in found] == [(1, 0.7), (0, 0.3)]
+
+    def test_the_table_has_them_from_the_folds_files_but_not_where_these_scored_others(self, tmp_path):
+        def fold(name: str, negatives: int) -> Path:
+            volumes = [row(f"{name}{n}", n % 2, 0.2 + n % 2 * 0.5) | {"case": f"{name}{n}"} for n in range(12)]
+            slices = [one | {"slice": z} for one in volumes for z in (0, 1)]
+            slices[0]["probability"] = 0.9
+            write_csv(tmp_path / name / "evaluation" / "labels.csv", volumes)
+            write_csv(tmp_path / name / "evaluation" / "slices.csv", slices)
+            scores = {"positives": 6, "negatives": 6, "auc": 1.0, "sensitivity": 1.0, "specificity": 1.0}
+            of_slices = {"positives": 12, "negatives": negatives, "auc": 0.9, "sensitivity": 1.0, "specificity": 0.5}
+            write_json(
+                tmp_path / name / "evaluation" / "labels.json", {"gate": 0.5, "volumes": scores, "slices": of_slices}
+            )
+            write_json(tmp_path / name / "peak_memory.json", {"mib": 1})
+            return tmp_path / name
+
+        cells = _labels(Method.read("x", [fold("p", 12), fold("q", 12)]))
+        assert cells[1].startswith("0.900 [")
+        assert cells[2:4] == ["1.000 [1.000, 1.000]", "1.000 [1.000, 1.000]"]
+        assert cells[4] == "1.000 [1.000, 1.000]"
+        assert cells[5].startswith("0.500 [")  # of labels.json
+        assert cells[5].endswith(", 1.000]")  # of the table: one of the slices passes the gate
+        cells = _labels(Method.read("x", [fold("p", 12), fold("q", 13)]))  # counts of labels.json and the table differ
+        assert cells[1] == "0.900"
+        assert cells[2] == "1.000 [1.000, 1.000]"

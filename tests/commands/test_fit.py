@@ -7,27 +7,23 @@ import json
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import common.commands.fit_runs
 from common.commands.fit import (
     calibration_section,
-    check_data,
     check_same,
     check_settings,
     described,
-    fit,
     labels_slices,
-    recipe_of,
     summary,
     summary_of_classes,
     with_volumes,
 )
+from common.commands.fit_checks import recipe_of
 from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, steps
 from common.commands.fit_slides import summary_of_slides
 from common.commands.run import bundle_root
-from tests.pipeline import save
 
 CLASSES = ["none", "tumor"]
 
@@ -65,100 +61,25 @@ def test_the_summary_says_what_labels_say_and_that_masks_chose_nothing(tmp_path)
         "2.000 ml in a negative one",
     ]
     (tmp_path / "summary.json").write_text(json.dumps({"dice": {"mean": 0.5, "median": None}}))
+    few = scores | {"volumes": scores["volumes"] | {"auc_interval": [None, None]}, "note": "no interval: few"}
+    (tmp_path / "labels.json").write_text(json.dumps(few))
+    assert summary(tmp_path, "test").splitlines()[0] == "test, from labels: volume AUC 0.900 (no interval: few)"
     assert summary(tmp_path, "test").splitlines()[-1] == "with masks, which chose nothing: 3D Dice 0.500, median n/a"
 
 
-@pytest.fixture
-def content(tmp_path) -> dict:
-    listed = cases(0, 1)
-    other = [{**case, "case": f"v{case['case']}"} for case in listed]
-    for case in (*listed, *other):
-        (tmp_path / f"{case['case']}.nii.gz").touch()
-        case |= {"image": f"{case['case']}.nii.gz", "patient": case["case"]}
-    return {"name": "x", "classes": CLASSES, "modalities": ["flair"], "training": listed, "validation": other}
-
-
-def test_data_that_cannot_be_trained_on_are_refused_before_anything_is(tmp_path, content):
-    path = tmp_path / "datalist.json"
-    path.write_text(json.dumps(content))
-    root = bundle_root("gp_unet_brats")
-    check_data(path, content, str(tmp_path), root)
-    with pytest.raises(ValueError, match="validation section has 0 positive and 0 negative labels"):
-        check_data(path, content | {"validation": []}, str(tmp_path), root)
-    with pytest.raises(ValueError, match="training section has 1 positive and 0 negative labels"):
-        check_data(path, content | {"training": content["training"][1:]}, str(tmp_path), root)
-    (tmp_path / "c1.nii.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"c1\.nii\.gz"):
-        check_data(path, content, str(tmp_path), root)
-
-
-def test_several_labels_at_once_are_refused_with_the_bundle_that_takes_them(tmp_path, content):
-    content["classes"] = ["none", "edema", "mass"]
-    for section in ("training", "validation"):
-        content[section] = [
-            {**case, "cls": cls} for case, cls in zip(content[section], ([], ["edema", "mass"]), strict=True)
-        ]
-    path = tmp_path / "datalist.json"
-    path.write_text(json.dumps(content))
-    check_data(path, content, str(tmp_path), bundle_root("insight_ct"))
-    for name in ("gp_unet_brats", "ensemble_gradcam_brats", "tonno_mosmed"):
-        with pytest.raises(ValueError, match=r"several labels at once .* one class; insight_ct takes them"):
-            check_data(path, content, str(tmp_path), bundle_root(name))
-
-
-class TestClassesWithoutNegatives:
-    @pytest.fixture
-    def slices(self, tmp_path, content) -> Path:
-        """A datalist of single slices, of two classes each section."""
-        content["classes"] = ["none", "low", "high"]
-        for section in ("training", "validation"):
-            content[section] = [{**case, "cls": 1 + number} for number, case in enumerate(content[section])]
-            for case in content[section]:
-                save(tmp_path / case["image"], np.zeros((4, 5, 1), np.float32))
-        path = tmp_path / "datalist.json"
-        path.write_text(json.dumps(content))
-        return path
-
-    def test_bundles_that_tell_them_apart_take_them_and_others_name_one(self, slices, content):
-        check_data(slices, content, str(slices.parent), bundle_root("gp_unet_brats"))
-        for name in ("ensemble_gradcam_brats", "insight_ct", "tonno_mosmed"):
-            with pytest.raises(ValueError, match=f"nothing is there, and {name} learns .*gp_unet_brats tells classes"):
-                check_data(slices, content, str(slices.parent), bundle_root(name))
-
-    def test_one_class_alone_and_sections_without_a_case_are_refused_as_ever(self, slices, content):
-        root, folder = bundle_root("gp_unet_brats"), str(slices.parent)
-        alike = {section: [{**case, "cls": 1} for case in content[section]] for section in ("training", "validation")}
-        with pytest.raises(ValueError, match="training section has 2 positive and 0 negative labels; it needs both"):
-            check_data(slices, content | alike, folder, root)
-        with pytest.raises(ValueError, match="validation section has 0 positive and 0 negative labels"):
-            check_data(slices, content | {"validation": []}, folder, root)
-
-    def test_one_label_for_several_slices_is_refused(self, slices, content):
-        save(slices.parent / content["training"][1]["image"], np.zeros((4, 5, 3), np.float32))
-        with pytest.raises(ValueError, match="case 'c1' has one label for 3 slices"):
-            check_data(slices, content, str(slices.parent), bundle_root("gp_unet_brats"))
-        content["training"][1]["cls"] = [1, 2, 1]
-        check_data(slices, content, str(slices.parent), bundle_root("gp_unet_brats"))
-
-    def test_a_second_training_is_refused_and_validation_alone_is_looked_at(self, slices, content, tmp_path):
-        with pytest.raises(ValueError, match="--rounds: a second training learns where nothing is from negatives"):
-            fit("gp_unet_brats", str(slices.parent), str(tmp_path / "out"), rounds=1)
-        assert not (tmp_path / "out").exists()
-        assert calibration_section(content) == "validation"
-
-    def test_the_summary_says_what_is_called_what(self, tmp_path):
-        median = {"dice_mask": {"median": 0.5}}
-        scores = {"slices": 5, "accuracy": 0.8, "confusion": [[0, 0, 0], [0, 3, 0], [0, 1, 1]]}
-        scores |= {"masks": {"all": median, "high": {"dice_mask": {"median": None}}}}
-        (tmp_path / "class_scores.json").write_text(json.dumps(scores))
-        (tmp_path / "labels.json").write_text(json.dumps({"volumes": {"positives": 5, "positives_marked": 0.8}}))
-        assert summary_of_classes(tmp_path, "test", ["none", "low", "high"]).splitlines() == [
-            "test, from labels: class accuracy 0.800 of 5 slices",
-            "  low is called: 3 low",
-            "  high is called: 1 low, 1 high",
-            "4 of 5 cases marked",
-            "with masks, which chose nothing: median Dice of slices: all 0.500, high n/a",
-        ]
+def test_the_summary_says_what_is_called_what(tmp_path):
+    median = {"dice_mask": {"median": 0.5}}
+    scores = {"slices": 5, "accuracy": 0.8, "confusion": [[0, 0, 0], [0, 3, 0], [0, 1, 1]]}
+    scores |= {"masks": {"all": median, "high": {"dice_mask": {"median": None}}}}
+    (tmp_path / "class_scores.json").write_text(json.dumps(scores))
+    (tmp_path / "labels.json").write_text(json.dumps({"volumes": {"positives": 5, "positives_marked": 0.8}}))
+    assert summary_of_classes(tmp_path, "test", ["none", "low", "high"]).splitlines() == [
+        "test, from labels: class accuracy 0.800 of 5 slices",
+        "  low is called: 3 low",
+        "  high is called: 1 low, 1 high",
+        "4 of 5 cases marked",
+        "with masks, which chose nothing: median Dice of slices: all 0.500, high n/a",
+    ]
 
 
 def test_settings_that_no_config_has_or_that_are_chosen_here_are_refused():

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import common.commands.phantom
 from common.commands.phantom import phantom
 
 
@@ -62,3 +63,16 @@ def test_fewer_cases_than_sections_are_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match="--cases: at least 3, one for each section, got 2"):
         phantom(str(tmp_path / "data"), cases=2)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("seed", "stratified"), [(0, [False]), (6, [False, True])])
+def test_the_split_is_drawn_anew_only_where_a_section_would_hold_no_lesion(tmp_path, monkeypatch, seed, stratified):
+    drawn, make = [], common.commands.phantom.make_datalist
+
+    def counted(*cases, stratify: bool, **options):
+        drawn.append(stratify)
+        return make(*cases, stratify=stratify, **options)
+
+    monkeypatch.setattr(common.commands.phantom, "make_datalist", counted)
+    phantom(str(tmp_path), cases=8, seed=seed, healthy_fraction=0.5)
+    assert drawn == stratified

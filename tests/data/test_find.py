@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.data import cases, find_cases
+from common.data.find import some
 from common.images import read_volume
 
 
@@ -219,3 +220,10 @@ class TestResultsOfRuns:
         assert [Path(c["label"]).name for c in found] == ["p1_seg.nii.gz", "p2_seg.nii.gz"]
         (tmp_path / "predictions.csv").write_text("id,p1\np1,1")  # somebody else's table
         assert len(find_cases(tmp_path, "p?_seg.nii.gz")) == 2
+
+
+def test_of_many_names_a_message_has_the_first():
+    names = [f"c{n}" for n in range(11)]
+    assert some(names[:10]) == "c0, c1, c2, c3, c4, c5, c6, c7, c8, c9"
+    assert some(names) == f"{some(names[:10])}, …"
+    assert some(names, most=2) == "c0, c1, …"

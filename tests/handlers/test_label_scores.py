@@ -50,6 +50,17 @@ def test_volumes_are_scored_by_their_label_and_masks_where_nothing_is_are_counte
     assert volumes["ml_in_negatives"]["mean"] == pytest.approx(0.001)  # two voxels of a microliter in two volumes
 
 
+def test_few_patients_of_a_kind_have_no_interval_which_is_said_once(tmp_path):
+    for healthy in (4, 5):
+        found = [(f"{kind}{n}", kind) for kind, count in ((0, healthy), (1, 5)) for n in range(count)]
+        items = [pair(name, [0.1 + 0.8 * kind], []) for name, kind in found]
+        result = scores(tmp_path, items, {name: {"case": name, "cls": [kind]} for name, kind in found})
+        few = healthy < 5
+        expected = [None, None] if few else [1.0, 1.0]
+        assert result["volumes"]["auc_interval"] == result["slices"]["auc_interval"] == expected
+        assert ("fewer than 5 patients" in result.get("note", "")) == few
+
+
 def test_slices_are_scored_where_they_hold_organ(tmp_path):
     items = [pair("a", [0.9, 0.8, 0.1], [1], organ=[1, 2]), pair("b", [0.2, 0.3, 0.9], [2], organ=[0, 1])]
     cases = {"a": {"case": "a", "cls": [0, 1, 0]}, "b": {"case": "b", "cls": [0, 0, 0]}}

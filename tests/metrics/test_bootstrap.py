@@ -69,6 +69,17 @@ def test_patient_bootstrap_draws_all_slices_together_and_drops_nan():
         bootstrap_by_patient(patients, np.mean, labels[:4])
 
 
+def test_of_few_patients_with_either_label_there_is_no_interval():
+    patients = np.repeat([f"p{i}" for i in range(10)], 2)
+    labels = np.repeat([0, 1], 10)
+    drawn = {"labels": labels, "resamples": 20}
+    assert bootstrap_by_patient(patients, roc_auc, labels * 0.5, labels, **drawn) == (1.0, 1.0)
+    labels[8:10] = 1  # the fifth healthy patient
+    assert np.isnan(bootstrap_by_patient(patients, roc_auc, labels * 0.5, labels, **drawn)).all()
+    labels[8] = 0  # who has a slice of either
+    assert np.isfinite(bootstrap_by_patient(patients, roc_auc, labels * 0.5, labels, **drawn)).all()
+
+
 def test_summary():
     summary = summarize([1.0, 2.0, 6.0, np.nan])
     assert {k: summary[k] for k in ("mean", "std", "median", "count")} == pytest.approx(

@@ -35,11 +35,13 @@ def test_forced_accuracy_does_not_count_healthy_as_an_answer():
 
 def test_curves_are_of_each_class_against_the_rest_and_intervals_hold_them():
     probability = probabilities(CALLED)
-    found = class_scores(probability, LABELS, list("abcabc"), resamples=50)["classes"]
+    assert np.isnan(class_scores(probability, LABELS, list("abcabc"), resamples=5)["classes"][0]["auc_interval"]).all()
+    labels, probability = np.tile(LABELS, 5), np.tile(probability, (5, 1)) + np.random.default_rng(1).random((30, 3))
+    found = class_scores(probability, labels, list("abcdefghijklmno" * 2), resamples=50)["classes"]
     assert sorted(found) == [0, 1, 2]
     for k, scores in found.items():
-        assert scores["auc"] == pytest.approx(roc_auc_score(k == LABELS, probability[:, k]))
-        assert scores["average_precision"] == pytest.approx(average_precision_score(k == LABELS, probability[:, k]))
+        assert scores["auc"] == pytest.approx(roc_auc_score(k == labels, probability[:, k]))
+        assert scores["average_precision"] == pytest.approx(average_precision_score(k == labels, probability[:, k]))
         low, high = scores["auc_interval"]
         assert low <= scores["auc"] <= high
 

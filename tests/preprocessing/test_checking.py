@@ -99,7 +99,9 @@ def test_a_training_whose_window_shows_nothing_of_an_image_is_refused_with_the_w
     assert said.startswith(
         f"{lungs['image']}: 100% of the organ's voxels lie outside of the window [0, 255] (5 to 95 %"
     )
-    assert said.endswith('--window "[-1350,150]" shows lungs in Hounsfield units')
+    assert said.endswith(
+        '--window "[-1350,150]" shows lungs in Hounsfield units. --skip_outside_window true leaves such cases out'
+    )
     for window in ([-1350.0, 150.0], None):
         described = CheckSeend(keys="image", seen=None, window=window)
         read = preprocessing({})(lungs)

@@ -217,6 +217,17 @@ def test_nothing_lies_beside_the_page(address):
     assert [path.name for path in Path(address.removeprefix("file://")).parent.iterdir()] == ["report.html"]
 
 
+def test_classes_have_a_table_of_what_they_were_called(browser, report, tmp_path):
+    rows = [{"name": "low", "called": [0, 3, 0], "share": 1.0}, {"name": "high", "called": [0, 1, 1], "share": 0.5}]
+    told = {"accuracy": 0.8, "slices": 5, "commonest": 0.6, "classes": ["none", "low", "high"], "rows": rows}
+    (tmp_path / "report.html").write_text(as_html({**report, "classes": told}), encoding="utf-8")
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    cells = [row.locator("th, td").all_inner_texts() for row in page.locator("#classes tbody tr").all()]
+    assert cells == [["low", "0", "3", "0", "100 %"], ["high", "0", "1", "1", "50 %"]]
+    assert page.locator("#classes td.right").all_inner_texts() == ["3", "1"]
+
+
 def test_a_training_is_looked_at_epoch_by_epoch(browser, report, tmp_path):
     shots = [{"epoch": epoch, "picture": row["picture"]} for epoch, row in zip((5, 10), report["cases"], strict=False)]
     training = {"epochs": [5, 10], "seconds": 20.0}

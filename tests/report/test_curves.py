@@ -33,8 +33,11 @@ def test_bands_lie_around_their_curve(curve, told):
     assert (high - low).max() > 0.02
 
 
-def test_bands_of_one_patient_are_unknown(told):
+def test_bands_of_few_patients_with_either_label_are_unknown(told):
     assert set(roc(told[0], told[1], np.zeros(400))["low"]) == {None}
+    of_four = np.where(told[1], 0, np.arange(400) % 4)  # negatives are of four, positives of one of them
+    assert set(precision_recall(told[0], told[1], of_four)["low"]) == {None}
+    assert None not in roc(told[0], told[1], np.arange(400) % 5)["low"]
 
 
 def test_precision_at_a_recall_is_the_best_that_reaches_it():

@@ -59,6 +59,15 @@ def test_facts_name_whom_they_are_of(run):
     assert found["sensitivity / specificity of volumes"]["on"].endswith("at the gate")
 
 
+def test_a_score_of_few_patients_says_once_why_it_has_no_interval(run):
+    volumes = run.label_summary["volumes"] | {"auc_interval": [None, None]}
+    few = replace(run, label_summary={"note": "no interval: few", "volumes": volumes, "slices": volumes})
+    found = [fact["on"] for fact in facts(few)]
+    assert found[0] == "3 positive, 1 negative volumes; no interval: few"
+    assert sum("few" in on for on in found) == 1
+    assert headline(replace(few, summary={}, metrics={}))["note"].endswith("0.5 is chance. No interval: few.")
+
+
 def test_supervision_says_labels_of_what_and_masks_for_what(run):
     source = {"labels": "slices", "masks": "none", "cases": 12, "patients": 12, "positives": 152, "negatives": 177}
     weights = {"seen": {"cases": 64, "patients": 60}, "chosen_from": source}

@@ -56,6 +56,20 @@ function showSupervision() {
   return section("supervision", "How supervision was used", make("ul", { class: "plain" }, ...report.supervision.map((text) => make("li", { text }))));
 }
 
+function showClasses() {
+  const told = report.classes;
+  if (!told) return null;
+  const rows = told.rows.map((row) => make("tr", {},
+    make("th", { scope: "row", text: row.name }),
+    ...row.called.map((count, k) => make("td", { class: told.classes[k] === row.name ? "n right" : "n", text: String(count) })),
+    make("td", { class: "n", text: `${shown(100 * row.share, 0)} %` })));
+  const head = [make("th", { scope: "col", text: "class" }), ...told.classes.map((name) => make("th", { scope: "col", class: "n", text: `called ${name}` })), make("th", { scope: "col", class: "n", text: "right" })];
+  return section("classes", "What each class was called",
+    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "classes-title" }, make("table", { class: "figures" },
+      make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))),
+    make("p", { class: "note", text: `${plural(told.slices, "slice")}, a row for each class by label; accuracy ${shown(told.accuracy, 3)}, of the most frequent class alone ${shown(told.commonest, 3)}.` }));
+}
+
 function showBaselines() {
   if (report.baselines.length < 2) return null;
   const rows = report.baselines.map((row) => make("tr", { class: row.key === "dice" ? "own" : null },

@@ -7,6 +7,7 @@ function showCurves() {
   const words = (curves, text) => curves.map(text).join("; ");
   const unit = { x: [0, 1], y: [0, 1] };
   const bandNote = "Bands: 95 %, patients drawn anew.";
+  const labelNote = roc.some((curve) => curve.low[0] !== null) ? `${bandNote}${roc.every((curve) => curve.low[0] !== null) ? "" : " Fewer than five patients with either label have none."}` : "No bands: fewer than five patients have either label.";
   const figures = [];
   if (thresholds) {
     const known = thresholds.threshold !== null;
@@ -26,10 +27,10 @@ function showCurves() {
   if (roc.length) {
     figures.push(figure("ROC", plot({ ...unit, xName: "false positive rate", yName: "true positive rate", label: `ROC: ${words(roc, (curve) => `${curve.kind} ${shown(curve.area, 3)}`)}` },
       rule([0, 0], [1, 1]), ...roc.flatMap((curve, i) => [band(curve, style(i)), line(curve, style(i))])),
-    bandNote, keys(roc, (curve) => `${curve.kind}, AUC ${shown(curve.area, 3)}`)));
+    labelNote, keys(roc, (curve) => `${curve.kind}, AUC ${shown(curve.area, 3)}`)));
     figures.push(figure("Precision and recall", plot({ ...unit, xName: "recall", yName: "precision", label: `Precision against recall: ${words(precision_recall, (curve) => `${curve.kind} ${shown(curve.area, 3)}`)}` },
       ...precision_recall.flatMap((curve, i) => [rule([0, curve.chance], [1, curve.chance], style(i)), band(curve, style(i)), line(curve, style(i))])),
-    `Level lines: chance. ${bandNote}`, keys(precision_recall, (curve) => `${curve.kind}, average precision ${shown(curve.area, 3)}`)));
+    `Level lines: chance. ${labelNote}`, keys(precision_recall, (curve) => `${curve.kind}, average precision ${shown(curve.area, 3)}`)));
     figures.push(figure("Calibration of the probability", plot({ ...unit, xName: "probability", yName: "share that is positive", label: `Calibration: ${words(calibration, (curve) => `${curve.kind}, error ${shown(curve.error, 3)}`)}` },
       rule([0, 0], [1, 1]), ...calibration.map((curve, i) => whiskers({ ...curve, titles: curve.count.map((count) => `${count} ${curve.kind}`) }, style(i)))),
     "On the line a probability is what it says. Points hold equally many; whiskers: 95 %, patients drawn anew.", keys(calibration, (curve) => `${curve.kind}, mean error ${shown(curve.error, 3)}, Brier ${shown(curve.brier, 3)}`)));
@@ -40,7 +41,7 @@ function showCurves() {
 function showAll() {
   showHead();
   const parts = report.kind === "training" ? showTraining()
-    : [make("div", { class: "first" }, showHeadline(), showSupervision()), showList(), showCurves(), showBaselines(), showProvenance()];
+    : [make("div", { class: "first" }, showHeadline(), showSupervision()), showList(), showClasses(), showCurves(), showBaselines(), showProvenance()];
   document.getElementById("main").append(...parts.filter(Boolean));
   document.getElementById("foot").append(make("p", { text: "Made by weakseg-bundles. This page holds all it shows and asks the network for nothing." }));
   const wanted = decodeURIComponent(location.hash.slice(1));

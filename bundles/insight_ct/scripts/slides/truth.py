@@ -87,7 +87,8 @@ def label_scores(rows: Sequence[Mapping[str, Any]], name: str, *, resamples: int
 
     Returns:
         `positives` and `negatives`, how many there are, and how many of either are marked; `tissue_in_negatives`, the
-        mean share of tissue marked there; `auc` and its 95 % interval by patient. None where there is no such slide.
+        mean share of tissue marked there; `auc` and `auc_interval`, its 95 % interval by patient, None where fewer than
+        5 patients have a slide with it, or without. None where there is no such slide.
     """
     label, probability, share = (
         np.array([row[f"{key}_{name}"] for row in rows]) for key in ("label", "probability", "share")
@@ -95,7 +96,7 @@ def label_scores(rows: Sequence[Mapping[str, Any]], name: str, *, resamples: int
     ill, result = label == 1, dict.fromkeys(("auc", "auc_interval"))
     if ill.any() and not ill.all():
         patients = [row["patient"] for row in rows]
-        interval = bootstrap_by_patient(patients, roc_auc, probability, label, resamples=resamples)
+        interval = bootstrap_by_patient(patients, roc_auc, probability, label, labels=label, resamples=resamples)
         interval = [round(float(v), 4) for v in interval] if np.isfinite(interval).all() else None
         result = {"auc": round(float(roc_auc(probability, label)), 4), "auc_interval": interval}
     for key, chosen in (("positives", ill), ("negatives", ~ill)):

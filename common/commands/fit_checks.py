@@ -1,0 +1,115 @@
+"""What `fit` refuses before hours of training, and what each bundle can learn from, by its own configs and metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import SECTIONS, Case, label_of, labels_slices, load_datalist
+from ..data.splits import tells_classes_apart
+from ..files import read_json
+from ..images.pictures import PICTURES
+from .fit_minutes import cases_of, read_case_grid
+from .fit_runs import SLIDES, VOLUMES, Recipe
+from .fit_slides import are_slides
+from .run import BUNDLES
+
+
+def takes_slides(root: Path) -> bool:
+    """Whether a bundle has configs for whole slides."""
+    return (root / "configs" / SLIDES.inference).is_file()
+
+
+def takes_several_labels(root: Path) -> bool:
+    """Whether a case may have several labels at once: `multi_label` of the bundle's `metadata.json`."""
+    return bool(read_json(root / "configs" / "metadata.json").get("multi_label"))
+
+
+def takes_classes_alone(root: Path) -> bool:
+    """Whether a bundle tells classes from one another where no label is negative: its calibration says how then."""
+    calibrate = root / "configs" / VOLUMES.calibrate
+    return calibrate.is_file() and "without_negatives" in read_json(calibrate)
+
+
+def bundles_that(can: Callable[[Path], bool]) -> list[str]:
+    """Names of the bundles under `bundles/` that can."""
+    roots = sorted(path.parents[1] for path in BUNDLES.glob("*/configs/metadata.json"))
+    return [root.name for root in roots if can(root)]
+
+
+def recipe_of(root: Path, content: Mapping[str, Any]) -> Recipe:
+    """Which configs a data set takes, by its files; a TIFF is a picture to bundles that take no slides.
+
+    Raises:
+        ValueError: whole slides, and a bundle without configs for them; or some cases are slides and some are not.
+    """
+    able = takes_slides(root)
+    if not are_slides(content, but=() if able else PICTURES):
+        return VOLUMES
+    if not able:
+        others = " and ".join(bundles_that(takes_slides))
+        raise ValueError(f"{root.name} takes no whole slides, which the datalist names; {others} does")
+    return SLIDES
+
+
+def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root: Path | None = None) -> None:
+    """Refuse, before hours of training, what cannot be trained on.
+
+    `root` is the bundle's folder; without it classes need negatives.
+
+    Raises:
+        FileNotFoundError: an image that a section names.
+        ValueError: no training or validation section, or one without positives or negatives; or nothing but classes
+            that are told from one another, where the bundle takes none, or of volumes with several slices.
+    """
+    for section in SECTIONS:
+        if content.get(section):
+            load_datalist(listed, section, dataset_dir=dataset_dir)
+    cases = cases_of(content)
+    several = [case["case"] for case in cases if isinstance(case.get("cls"), list) and not labels_slices(case)]
+    if root is not None and several and not takes_several_labels(root):
+        others = " and ".join(bundles_that(takes_several_labels))
+        raise ValueError(
+            f"{listed}: cases may have several labels at once (as {several[0]!r}), and {root.name} gives each slice "
+            f"one class; {others} takes them. Or make a table of each label, yes or no"
+        )
+    if apart := root is not None and tells_classes_apart(content):
+        check_classes(listed, cases, dataset_dir, root)
+    for section in SECTIONS[:2]:
+        labels = labels_of_cases(content.get(section) or [])
+        if not any(labels) or (all(labels) and not apart):
+            raise ValueError(
+                f"{listed}: the {section} section has {sum(labels)} positive and {len(labels) - sum(labels)} negative "
+                "labels; it needs both: `python -m common prepare` splits by label"
+            )
+
+
+def check_classes(listed: Path, cases: Sequence[Case], dataset_dir: str, root: Path) -> None:
+    """Refuse classes without negatives where the bundle cannot tell them from one another slice by slice.
+
+    Of every case that has one label the header is read, of its first image.
+
+    Raises:
+        ValueError: naming the bundle that can, or the case that has one label for several slices.
+    """
+    if not takes_classes_alone(root):
+        raise ValueError(
+            f"{listed}: no label says that nothing is there, and {root.name} learns and chooses thresholds from "
+            f"negatives. {' and '.join(bundles_that(takes_classes_alone))} tells classes from one another: "
+            "docs/labels.md"
+        )
+    for case in cases:
+        depth = 1 if labels_slices(case) else read_case_grid(case, Path(dataset_dir))[0][-1]
+        if depth > 1:
+            raise ValueError(
+                f"{listed}: case {case['case']!r} has one label for {depth} slices, and no label says that "
+                "nothing is there: classes without negatives are told from one another by labels of slices"
+            )
+
+
+def labels_of_cases(cases: Sequence[Case]) -> list[bool]:
+    """Whether each slice, or each volume with one label, is positive."""
+    labels = [label_of(case) for case in cases]
+    sliced = map(labels_slices, cases)
+    return [bool(one) for cls, of_slices in zip(labels, sliced, strict=True) for one in (cls if of_slices else [cls])]
