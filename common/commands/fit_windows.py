@@ -9,7 +9,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from ..data import SECTIONS, load_datalist, write_datalist
-from ..data.find import some
+from ..data.matches import some
 from ..files import read_json
 from ..preprocessing import within_window
 from .fit_minutes import cases_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import PathLike
-from .matches import DICOM, Match, matches, series_of_tree
+from .matches import DICOM, Match, matches, series_of_tree, some
 
 Case = dict[str, Any]
 LONGEST_NAME = 200  # bytes of a case's name: with what is appended, a file's may have 255
@@ -143,11 +143,6 @@ def pair(first: Sequence[Match], other: Sequence[Match], pattern: str) -> tuple[
             break
     taken = {match.name for match in pairs.values()}
     return pairs, sorted(match.name for match in other if match.name not in taken)
-
-
-def some(names: Sequence[str], most: int = 10) -> str:
-    """Names for a message, the first of many: `a, b, …`."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _by_folder(match: Match) -> list[tuple]:

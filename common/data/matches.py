@@ -93,7 +93,7 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
     headers = {name: first_scan(root / name) for name in names}
     empty = [name for name, header in headers.items() if header is None]
     if empty:
-        logger.warning("%s: %d folder(s) without a DICOM scan left out: %s", root, len(empty), _some(empty))
+        logger.warning("%s: %d folder(s) without a DICOM scan left out: %s", root, len(empty), some(empty, 3))
     return [_match(name, bare, header) for name, header in headers.items() if header is not None]
 
 
@@ -171,7 +171,7 @@ def _say_other_letters(root: Path, pattern: str, names: list[str], key: str) -> 
             len(others),
             key,
             pattern,
-            _some(others),
+            some(others, 3),
         )
 
 
@@ -189,7 +189,7 @@ def _without_results(root: Path, names: list[str], pattern: str) -> list[str]:
             root,
             len(results),
             pattern,
-            _some(sorted(results)),
+            some(sorted(results), 3),
         )
     return [name for name in names if name not in results]
 
@@ -200,8 +200,9 @@ def _is_slice(path: Path) -> bool:
     return header is not None and header.other not in (COLOR, *SEGMENTATIONS)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message, the first of many: `a, b, …`."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def series_of_tree(root: Path) -> list[Match]:
@@ -212,7 +213,7 @@ def series_of_tree(root: Path) -> list[Match]:
         logger.warning("%s: %d series that are no scans left out: %s", root, len(tree.others), kinds)
     if tree.broken:
         broken = [f"{path.relative_to(root)} ({why})" for path, why in tree.broken.items()]
-        logger.warning("%s: %d broken DICOM file(s): %s", root, len(broken), _some(broken))
+        logger.warning("%s: %d broken DICOM file(s): %s", root, len(broken), some(broken, 3))
     owners: dict[Path, set[str]] = {}
     for series in tree.series.values():
         for folder in {file.parent for file in series.files}:

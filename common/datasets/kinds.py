@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Case
-from ..data.find import some
+from ..data.matches import some
 from ..data.splits import signs_of
 from ..files import PathLike
 from .labels import found_kinds, parse_labels, refuse, whole_number

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.data import cases, find_cases
-from common.data.find import some
+from common.data.matches import some
 from common.images import read_volume
 
 
