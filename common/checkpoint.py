@@ -24,6 +24,7 @@ from .files import alone, atomic_path, file_digest, write_json
 logger = logging.getLogger(__name__)
 # What schedules move of an optimizer's groups, and what goes with them: on resuming the config's values count.
 MOVED = ("lr", "initial_lr", "max_lr", "min_lr", "betas", "momentum", "base_momentum", "max_momentum", "weight_decay")
+NETWORK = ("backbone", "members", "spatial_dims", "network_options", "channels", "classes", "map_width", "encoder_name")
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -77,16 +78,16 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}: train first, or give the file with --ckpt")
-    state = read_checkpoint(path)
+    target, state = unwrapped(network), read_checkpoint(path)
     state = state.get("model", state) if isinstance(state, dict) else state
-    target = unwrapped(network)
     expected = target.state_dict()
     wrong = sorted(set(expected) ^ set(state)) if isinstance(state, dict) else ["(not a dictionary)"]
     wrong = wrong or [k for k in expected if expected[k].shape != state[k].shape]
     if wrong:
+        told = " ".join(f'--{k} "{v}"' for k, v in read_beside(path).get("trained", {}).items() if k in NETWORK and v)
         raise ValueError(
             f"{path} does not fit the network {type(target).__name__}: {len(wrong)} entries differ, e.g. {wrong[:3]}; "
-            "use the config that it was trained with"
+            f"use the config that it was trained with{told and ': ' + told}"
         )
     _refuse_nan(state, path)
     target.load_state_dict(state)
@@ -243,8 +244,7 @@ class TrainingCheckpoint:
         engine.state.epoch = state["epoch"]
         self.best = state.get("best", -math.inf)
         self._resume_stopping(state, engine)
-        if engine.state.epoch_length:
-            engine.state.iteration = state["epoch"] * engine.state.epoch_length
+        engine.state.iteration = state["epoch"] * (engine.state.epoch_length or 0)
         logger.info("resuming %s after epoch %d", self.path, state["epoch"])
         then, now = state.get("length", {}), _length(engine)
         changed = [f"{name} {then[name]} before, {now[name]} now" for name in then if then[name] != now[name]]

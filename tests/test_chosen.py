@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
-from common.checkpoint import add_beside, read_beside, read_chosen
+from common.checkpoint import add_beside, load_weights, read_beside, read_chosen, save_weights
 from common.files import read_json
 from tests.running import REPOSITORY
 
@@ -17,6 +18,16 @@ def test_what_lies_beside_weights_is_kept_part_by_part(tmp_path):
     add_beside(tmp_path / "model.pt", chosen={"gate": 0.25})
     assert read_beside(tmp_path / "model.pt") == {"seen": {"cases": 3}, "chosen": {"gate": 0.25}}
     assert read_chosen(tmp_path / "model.pt")["gate"] == 0.25
+
+
+def test_weights_of_another_network_say_with_which_settings_they_were_trained(tmp_path):
+    save_weights(torch.nn.Linear(3, 4), tmp_path / "model.pt")
+    other = torch.nn.Linear(3, 5)
+    with pytest.raises(ValueError, match=r"2 entries differ, .*; use the config that it was trained with$"):
+        load_weights(other, tmp_path / "model.pt")
+    add_beside(tmp_path / "model.pt", trained={"backbone": "wide", "channels": 3, "network_options": {}, "gate": 1})
+    with pytest.raises(ValueError, match=r'it was trained with: --backbone "wide" --channels "3"$'):
+        load_weights(other, tmp_path / "model.pt")
 
 
 def test_what_was_chosen_for_other_weights_is_refused(tmp_path):

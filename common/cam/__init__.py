@@ -4,7 +4,8 @@
 
 from .base import BaseCAM, GradientCAM, normalize_maps, upsample_maps
 from .methods import CAM, GradCAM, GradCAMpp, HiResCAM, LayerCAM, ScoreCAM, SmoothGradCAMpp, XGradCAM
-from .slices import SliceLogit, grad_cam, guided_backpropagation, occlusion_map
+from .slices import SliceLogit, default_layer, grad_cam, guided_backpropagation, occlusion_map
+from .views import PaddedSlices, View, whole_slices
 
 __all__ = [
     "CAM",
@@ -14,13 +15,17 @@ __all__ = [
     "GradientCAM",
     "HiResCAM",
     "LayerCAM",
+    "PaddedSlices",
     "ScoreCAM",
     "SliceLogit",
     "SmoothGradCAMpp",
+    "View",
     "XGradCAM",
+    "default_layer",
     "grad_cam",
     "guided_backpropagation",
     "normalize_maps",
     "occlusion_map",
     "upsample_maps",
+    "whole_slices",
 ]

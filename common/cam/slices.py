@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,37 +13,112 @@ from torch import Tensor, nn
 
 from .base import as_float, upsample_maps
 from .methods import GradCAM
+from .views import View
 
 
 class SliceLogit(nn.Module):
-    """The logit of "there is a finding" of slices, from any of the bundles' networks.
+    """The logit of "there is a finding", or of one class against all others, of slices, from any bundle's network.
 
     Args:
         network: gives one logit, logits of classes of which 0 is healthy, or (INSIGHT) has `encoder` and `head`.
         organ_channel: whether the network expects the organ as its last channel.
         organ: `[1, 1, H, W]`, the slice's; see `at`.
+        shown: the class, from 1; None: any finding.
+        views: what the network gets to see of a slice, see `common.cam.View`; the classes' logits are the mean over
+            them. None: the slice as it is.
     """
 
-    def __init__(self, network: nn.Module, *, organ_channel: bool = True, organ: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        organ_channel: bool = True,
+        organ: Tensor | None = None,
+        shown: int | None = None,
+        views: Sequence[View] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.organ_channel = organ_channel
         self.organ = organ
+        self.shown = shown
+        self.views = views
 
-    def at(self, organ: Tensor) -> SliceLogit:
+    def at(self, organ: Tensor, *, shown: int | None = None, views: Sequence[View] | None = None) -> SliceLogit:
         """The same, of one slice, whose organ `[1, 1, H, W]` stays what it is while the image changes."""
-        return SliceLogit(self.network, organ_channel=self.organ_channel, organ=organ).eval()
+        options = {"organ": organ, "shown": shown, "views": views}
+        return SliceLogit(self.network, organ_channel=self.organ_channel, **options).eval()  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
-        """`[B, 1]` of `[B, C, H, W]`."""
+        """`[B, 1]` of `[B, C, H, W]`.
+
+        Raises:
+            ValueError: the network does not have the class.
+        """
+        if self.views is None:
+            logits = self._logits(image)
+        else:
+            seen = [part._logits(view.to_network(image)) for view, part in self._parts()]
+            logits = torch.stack(seen).mean(dim=0)
+        return self._margin(logits)
+
+    def mean_map(self, explain: Callable[[nn.Module, Tensor], Tensor], image: Tensor) -> Tensor:
+        """Mean over the views of the maps by which `explain(score, image)` explains them, `[H, W]` of `[1, C, H, W]`.
+
+        So `guided_backpropagation` and `grad_cam` work on what the network gets, and their maps come back.
+        """
+        if self.views is None:
+            return explain(self, image)
+        maps = [view.to_slice(explain(part, view.to_network(image))) for view, part in self._parts()]
+        return torch.stack(maps).mean(dim=0)
+
+    def _parts(self) -> list[tuple[View, SliceLogit]]:
+        """Each view, and the logit of what the network gets there."""
+        assert self.organ is not None
+        return [(view, self.at(view.to_network(self.organ), shown=self.shown)) for view in self.views or ()]
+
+    @property
+    def _bags(self) -> bool:
+        """INSIGHT's: a slice is a bag of cells, and labels are independent."""
+        return hasattr(getattr(self.network, "head", None), "stream")
+
+    def _logits(self, image: Tensor) -> Tensor:
+        """`[B, K]`: the network's; INSIGHT's has none of class 0."""
         network: Any = self.network
         organ = None if self.organ is None else self.organ.expand(len(image), -1, -1, -1)
-        if hasattr(getattr(network, "head", None), "stream"):  # INSIGHT's: a slice is a bag of cells
+        if self._bags:
             cells, inside = network.encoder.differentiable(image), network.encoder.coverage(organ)
             bags = [network.head(cells[i : i + 1], inside[i : i + 1])[1] for i in range(len(image))]
-            return torch.stack(bags).amax(dim=1, keepdim=True).logit(eps=1e-6)
-        output = network(torch.cat([image, organ], dim=1) if self.organ_channel and organ is not None else image)
-        return output if output.shape[1] == 1 else output[:, 1:].logsumexp(dim=1, keepdim=True) - output[:, :1]
+            return torch.stack(bags).logit(eps=1e-6)
+        return network(torch.cat([image, organ], dim=1) if self.organ_channel and organ is not None else image)
+
+    def _margin(self, logits: Tensor) -> Tensor:
+        alone = self._bags or logits.shape[1] == 1  # logits of positive labels only
+        classes = logits.shape[1] + int(alone)
+        if self.shown is not None and not 1 <= self.shown < classes:
+            raise ValueError(f"the class shown must be in 1…{classes - 1}, got {self.shown}")
+        if alone:
+            return logits.amax(dim=1, keepdim=True) if self.shown is None else logits[:, self.shown - 1, None]
+        chosen = torch.arange(classes, device=logits.device) >= 1
+        if self.shown is not None:
+            chosen = torch.arange(classes, device=logits.device) == self.shown
+        return logits[:, chosen].logsumexp(1, keepdim=True) - logits[:, ~chosen].logsumexp(1, keepdim=True)
+
+
+def default_layer(network: nn.Module) -> str:
+    """Name of the layer of a network whose Grad-CAM is computed where none is given.
+
+    It is what the network calls its `explained_layer`, else the last of its `stages`.
+
+    Raises:
+        ValueError: the network has neither.
+    """
+    stages = getattr(network, "stages", None)
+    name = getattr(network, "explained_layer", None) or (stages[-1] if stages else None)
+    if name is None:
+        near = ", ".join(f"network.{child}" for child, _ in network.named_children())
+        raise ValueError(f"{type(network).__name__} names no layer for Grad-CAM: set explained_layer, below {near}")
+    return str(name)
 
 
 def occlusion_map(score: nn.Module, image: Tensor, *, size: int = 12, fill: float = 1.0) -> Tensor:

@@ -20,6 +20,8 @@ from .run import config_files, for_configs, names, run_bundle
 
 # Settings that change where and how fast a run goes, and not what it finds.
 WITHOUT_CONSEQUENCE = ("dataset_dir", "device", "num_workers", "progress")
+# Scores of an evaluation beside those of its cases: of volumes, and (`paper_scores.json`) of slices of several classes.
+FURTHER = ("volumes", "class_scores")
 
 
 def crossvalidate(
@@ -45,7 +47,8 @@ def crossvalidate(
     What is finished is skipped, so an interrupted run goes on where it was; what was chosen or scored with other
     weights, configs, settings or cases is made anew, and a training with others is refused. Written to `output_dir`:
     `fold<k>/{training,<choose>,evaluation}`, `metrics.csv` (every case with its fold) and `crossvalidation.json` (mean
-    and standard deviation over folds of every number of the folds' `summary.json`).
+    and standard deviation over folds of every number of the folds' `summary.json`, and of their `volumes.json` and
+    `class_scores.json` where there are any).
 
     With `rounds`, each fold's network is the teacher of a next one, which learns from its pseudo-masks; thresholds are
     chosen anew, and the last network is scored. What belongs to them is in `fold<k>/round<n>`.
@@ -190,10 +193,10 @@ def _result(folder: Path, datalist: Path) -> Path:
 
 
 def _scores(folder: Path) -> dict[str, Any]:
-    """What the handlers of an evaluation wrote: by case (without masks, by label), where there are any by volume."""
-    summary, labels, volumes = (folder / f"{name}.json" for name in ("summary", "labels", "volumes"))
-    scores = read_json(summary) if summary.is_file() else {"labels": read_json(labels)}
-    return scores | ({"volumes": read_json(volumes)} if volumes.is_file() else {})
+    """What the handlers of an evaluation wrote: by case (without masks, by label), and what there is of `FURTHER`."""
+    summary = folder / "summary.json"
+    scores = read_json(summary) if summary.is_file() else {"labels": read_json(folder / "labels.json")}
+    return scores | {name: read_json(path) for name in FURTHER if (path := folder / f"{name}.json").is_file()}
 
 
 def _cases_of(folder: Path, fold: int) -> list[dict[str, Any]]:

@@ -217,9 +217,10 @@ def summary(folder: Path, section: str) -> str:
         f"{_shown(volumes['ml_in_negatives']['mean'])} ml in a negative one"
     )
     if (folder / "summary.json").is_file():
-        dice = read_json(folder / "summary.json")["dice"]
+        dice = read_json(folder / "summary.json")["dice_positive"]
         lines.append(
-            f"with masks, which chose nothing: 3D Dice {_shown(dice['mean'])}, median {_shown(dice['median'])}"
+            f"with masks, which chose nothing: 3D Dice of {dice['count']} volumes with a lesion "
+            f"{_shown(dice['mean'])}, median {_shown(dice['median'])}"
         )
     return "\n".join(lines)
 

@@ -16,6 +16,7 @@ from ..data.splits import tells_classes_apart
 from ..engines.settings import tops
 from ..files import read_json, write
 from ..images.pictures import PICTURES
+from ..preprocessing.channels import channel_names
 from .format import format_json
 from .run import bundle_root, config_files
 
@@ -179,10 +180,12 @@ def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str,
     source, modalities, classes = content.get("name") or "own data", content["modalities"], content["classes"]
     formats = metadata["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
-    image["channel_def"] = {str(i): name for i, name in enumerate([*modalities, *beyond(image, channels)])}
+    trained = read_json(target / "configs" / "inference.json")["channels"]
+    seen = channel_names(modalities, trained) if isinstance(trained, int) else modalities
+    image["channel_def"] = {str(i): name for i, name in enumerate([*seen, *beyond(image, channels)])}
     image["num_channels"] = len(image["channel_def"])
     pred["channel_def"] = {str(i): name for i, name in enumerate(["background", *classes[1:]])}
-    inputs = f"One volume a case: {', '.join(modalities)}"
+    inputs = f"One volume a case: {', '.join(modalities)}" + (f", {trained} channels" if seen != modalities else "")
     alone = tells_classes_apart(content)
     told = "labels of the class" if alone else "yes/no labels"
     sliced = alone or any(map(labels_slices, content["training"]))

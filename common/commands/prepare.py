@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..data import SECTIONS, Case, label_counts, labels_slices, make_datalist, write_datalist
+from ..data import SECTIONS, Case, label_counts, make_datalist, write_datalist
 from ..datasets import read_cases
 from ..datasets.adjust import at_most as fewer
 from ..datasets.adjust import with_masks_of, with_sections_of
 from ..datasets.kinds import with_kinds
+from ..datasets.parts import single_slices
 from ..datasets.template import write_template
 from .run import names
 
@@ -50,8 +51,8 @@ def prepare(
         for_scoring: nothing will be trained on these cases: they need no negatives.
         stratify: split patients of each class apart, and refuse a section without positives or negatives. By default
             only with tables and kinds: public data sets have their documented splits.
-        split: a datalist whose sections patients keep; or `paper`: slices are drawn and not patients, as GP's authors
-            did; scores are of memory, too.
+        split: a datalist whose sections patients keep; or `paper`: slices (cut into `slices`) are drawn, not patients,
+            as GP's authors did; scores are of memory, too.
         kinds: table (columns `case`, `kind`) of what a finding is: its grade.
         kind: the column of that table.
         at_most: cases of a class in training, e.g. `"{'pituitary': 60}"`.
@@ -85,11 +86,11 @@ def prepare(
             cases, found_classes = with_kinds(cases, kinds, column=kind, classes=named, root=root)
         if masks_of:
             cases = with_masks_of(cases, masks_of)
+        home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
         if split == "paper":
-            cases = whatever_patient(cases)
+            cases = whatever_patient(single_slices(cases, home / "slices", modalities=modalities))
         elif split != "patients":
             cases = with_sections_of(cases, split)
-        home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
         content = make_datalist(
             cases,
             name=home.name,
@@ -120,17 +121,9 @@ def prepare(
 def whatever_patient(cases: list[Case]) -> list[Case]:
     """Cases that count as patients of their own, so that those of a patient come to lie in several sections.
 
-    GP's authors split slices so. What is scored is memory, too: `of_patient` keeps who they are of.
-
-    Raises:
-        ValueError: cases are volumes with a label a slice.
+    GP's authors split slices so. What is scored is memory, too: `of_patient` keeps who they are of, and scores by
+    patient go by it.
     """
-    volumes = [case["case"] for case in cases if labels_slices(case)]
-    if volumes:
-        raise ValueError(
-            f"--split paper draws slices, but {volumes[0]!r} is a volume: cut slices before, as by `prepare substacks "
-            "DIR --min_slices 1 --max_slices 1 --dataset_dir SLICES`"
-        )
     print("split 'paper': slices of one patient lie in several sections, so scores are of memory, too")
     return [case | {"patient": case["case"], "of_patient": case["patient"]} for case in cases]
 
@@ -148,7 +141,8 @@ def _template(adapter: str, path: str) -> None:
 def _counts(section: str, cases: list[Case], classes: list[str]) -> str:
     """One line: how many cases, patients and labels a section has."""
     by_case, by_slice = label_counts(cases, classes)
-    parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
+    patients = {case.get("of_patient", case["patient"]) for case in cases}
+    parts = [f"{len(cases)} cases of {len(patients)} patients"]
     for what, count in (("", by_case), ("slices: ", by_slice)):
         if count:
             parts.append(what + ", ".join(f"{name} {count[name]}" for name in classes))

@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from ..data import Case, find_cases, runs
+from ..data import Case, find_cases, labels_slices, runs, slice_classes
 from ..files import PathLike
+from ..images import in_axes_of, read_mask
 from ..preprocessing import organ_mask
 from .files import load_volume, output_folder, save_volume
 
@@ -154,6 +155,65 @@ def half_lungs(
                     part["position"] = round((middle - box[2].start) / (box[2].stop - box[2].start), 4)
                     cases.append(_write(part, images, place, out_dir))
     return _not_empty(cases, root)
+
+
+def single_slices(cases: Sequence[Case], out_dir: PathLike, *, modalities: Sequence[str]) -> list[Case]:
+    """Cut every volume that has a label a slice into its axial slices, each a case with its label, grade included.
+
+    Writes `out_dir/<case>_s<slice>/<modality>.nii.gz`, and `mask.nii.gz` and `organ.nii.gz` (0 and 1) where the case
+    has them; slices count from 0, inferior→superior, and files of the same name are replaced. Left out are slices of
+    which a modality holds one value alone: there is nothing to see, and no run would take them. All other cases,
+    volumes with one label among them, stay as they are; so does the picture whose one slice has a label.
+
+    Args:
+        cases: as adapters return them.
+        out_dir: where the slices go.
+        modalities: names of the images of a case, in their order.
+
+    Returns:
+        Cases; slices keep the `patient` and whatever else their volume has, but no `box`.
+
+    Raises:
+        ValueError: a file is unreadable or not 3D, files of a case lie on different grids, or a case has another number
+            of images than `modalities`, or of labels than slices.
+    """
+    found: list[Case] = []
+    for case in tqdm(cases, desc="cutting slices", unit="case", disable=None):
+        if not labels_slices(case):
+            found.append(case)
+        elif len(case["cls"]) == 1:
+            found.append(case | {"cls": case["cls"][0]})
+        else:
+            found += _slices_of(case, Path(out_dir).absolute(), modalities)
+    return found
+
+
+def _slices_of(case: Case, out_dir: Path, modalities: Sequence[str]) -> list[Case]:
+    paths = case["image"] if isinstance(case["image"], list) else [case["image"]]
+    if len(paths) != len(modalities):
+        raise ValueError(f"case {case['case']!r}: {len(paths)} image(s), but modalities={tuple(modalities)}.")
+    first = load_volume(paths[0])
+    images = {f"image {m}": load_volume(path, like=first) for m, path in zip(modalities, paths, strict=True)}
+    for path, image in zip(paths, images.values(), strict=True):
+        if image.ndim != 3:
+            raise ValueError(f"{path}: expected a 3D volume, got the shape {image.shape}.")
+    shown = np.all([np.ptp(np.asanyarray(image.dataobj), axis=(0, 1)) > 0 for image in images.values()], axis=0)
+    for key in ("label", "organ"):
+        if case.get(key):
+            mask = read_mask(case[key], paths[0])
+            array, affine = in_axes_of(mask.array, mask.affine, np.eye(4))
+            images[key] = nib.Nifti1Image((array > 0).astype(np.uint8), affine)
+    files = {key: key.removeprefix("image ").replace("label", "mask") for key in images}
+    kept = {key: value for key, value in case.items() if key not in ("image", "label", "organ", "box")}
+    return [
+        _write(kept | {"case": f"{case['case']}_s{z:03d}", "cls": cls, "files": files}, images, _at(z), out_dir)
+        for z, cls in enumerate(slice_classes(case, first.shape[2]))
+        if shown[z]
+    ]
+
+
+def _at(z: int) -> Box:
+    return slice(None), slice(None), slice(z, z + 1)
 
 
 def _found_lungs(image: nib.Nifti1Image) -> nib.Nifti1Image:

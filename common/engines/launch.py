@@ -43,7 +43,8 @@ def check_settings() -> None:
     the key has in none of them.
 
     Raises:
-        ValueError: naming every setting that is wrong, or several processes for a run that does not share its work.
+        ValueError: naming every setting that is wrong, several processes for a run that does not share its work, or
+            more classes than the network tells apart.
     """
     print_any_text()
     end_with_the_cause()
@@ -66,6 +67,7 @@ def check_settings() -> None:
         workflow.parser, others.get("inference.json", {}), told_keys, workflow.config_root_path.parent / "models"
     )
     _check_classes(workflow.parser)
+    _check_one_logit(workflow.parser)
     if unused := sorted(key for key in told_keys if key.endswith("_pattern")):
         listed = workflow.parser.get_parsed_content("datalist") if "datalist" in workflow.parser else None
         if listed:
@@ -91,6 +93,17 @@ def _check_classes(parser: Any) -> None:
     before = read_beside(parser.get_parsed_content("ckpt")).get("trained", {}).get("classes", now)
     if now != before and sorted(map(str, now)) == sorted(map(str, before)):
         raise ValueError(f"--classes: {', '.join(now)}; the weights were trained with the order {', '.join(before)}")
+
+
+def _check_one_logit(parser: Any) -> None:
+    """Refuse several findings for a network of one logit: it would learn that there is one of them, and never which."""
+    network, classes = parser.get("network_def"), parser.get("classes")
+    logits = network.get("num_classes") if isinstance(network, Mapping) else None
+    if logits == 1 and isinstance(classes, list) and len(classes) > 2:
+        raise ValueError(
+            f"--classes: {', '.join(map(str, classes))}, but the network of this bundle has one logit, for one finding "
+            "against none. gp_unet_brats tells several classes apart; or train for each finding on its own, yes or no"
+        )
 
 
 def _as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str], own: Path) -> None:

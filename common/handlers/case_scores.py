@@ -34,8 +34,10 @@ class CaseScores(CaseHandler):
     """Handler: score every case that has a `label` and summarize: `metrics.csv`, `summary.json`, `slices.csv`.
 
     Voxel metrics are computed on the image's own grid, where the label lies as it was read. A label is positive
-    where it is > 0. Cases without a label are left out, and from the slices' scores slices without organ. Masks that a
-    postprocessing put under `baseline_<name>` are scored beside the method's.
+    where it is > 0. A healthy case has a Dice of 1 where nothing is marked, else 0; `dice_positive` is of the cases
+    alone that have a lesion, so that empty masks gain nothing. Cases without a label are left out, and from the
+    slices' scores slices without organ. Masks that a postprocessing put under `baseline_<name>` are scored beside the
+    method's.
 
     Args:
         output_dir: where the files go.
@@ -90,6 +92,7 @@ class CaseScores(CaseHandler):
             "case": batch["case"],
             "patient": batch.get("patient", batch["case"]),
             "dice": dice(pred, truth),
+            "dice_positive": dice(pred, truth) if len(on_positive) else float("nan"),
             "iou": iou(pred, truth),
             "dice_raw": dice(raw, truth),
             "slice_dice": float(on_positive.mean()) if len(on_positive) else float("nan"),

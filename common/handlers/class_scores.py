@@ -19,6 +19,8 @@ from ..metrics import bootstrap_by_patient, bootstrap_interval, class_scores, di
 from .base import CaseHandler
 from .class_plots import draw_class_scores
 
+OF_MEMORY = "split 'paper': other slices of these patients may have been trained on, so scores are of memory, too"
+
 
 class ClassScores(CaseHandler):
     """Handler: score every slice with a true class, and its mask: `class_slices.csv`, `class_scores.json` and `.png`.
@@ -29,7 +31,8 @@ class ClassScores(CaseHandler):
     Masks are scored where the true mask holds something, in four ways: `mask` is the run's own; `raw` the heatmap above
     its highest multi-Otsu threshold minus the offset; `cleaned` that after `clean`; `fixed` the heatmap above a fixed
     threshold. Where the organ is known, only its heat counts, as in `common.masks.MapsToMaskd`. Intervals of medians
-    draw slices, as the paper's do, and patients.
+    draw slices, as the paper's do, and patients. After `prepare --split paper` every slice is a `patient` of the
+    datalist; what is by patient here goes by `of_patient` then, and a `note` says that scores are of memory, too.
 
     Args:
         output_dir: where the files go.
@@ -81,10 +84,12 @@ class ClassScores(CaseHandler):
         labels = true_classes(engine.cases.get(batch["case"], {}), truth, depth)
         slices = torch.as_tensor(as_array(batch["image"])).movedim(-1, 0)
         shown = filled_slices(slices, organ_channel=True).tolist()
+        shared = {"case": batch["case"], "patient": batch.get("of_patient", batch.get("patient", batch["case"]))}
+        shared |= {"split": "paper"} if "of_patient" in batch else {}
         for z in range(depth):
             if labels[z] is None or not (shown[z] or labels[z]):
                 continue
-            row = {"case": batch["case"], "patient": batch.get("patient", batch["case"]), "slice": z}
+            row = {**shared, "slice": z}
             row |= {"class": labels[z], "called": int(probability[:, z].argmax())}
             row |= {f"probability_{name}": float(p) for name, p in zip(self.classes, probability[:, z], strict=True)}
             row["marked"] = int((pred[..., z] > 0).any())
@@ -138,7 +143,7 @@ class ClassScores(CaseHandler):
         scores = [row["dice_mask"] for row in masked]
         varied = len(set(confident)) > 1 and len(set(scores)) > 1
         found["confidence_against_dice"] = float(spearmanr(confident, scores).statistic) if varied else float("nan")
-        return found
+        return found | ({"note": OF_MEMORY} if any("split" in row for row in self.rows) else {})
 
     def _probabilities(self) -> np.ndarray:
         return np.array([[row[f"probability_{name}"] for name in self.classes] for row in self.rows])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,19 @@ from monai.transforms import Compose, Invertd, ResampleToMatch
 from PIL import Image
 from tqdm import tqdm
 
-from ..cam import SliceLogit, grad_cam, guided_backpropagation, occlusion_map
+from ..cam import (
+    GradCAM,
+    SliceLogit,
+    View,
+    default_layer,
+    grad_cam,
+    guided_backpropagation,
+    occlusion_map,
+    whole_slices,
+)
 from ..files import atomic_path, write_csv, write_json
 from ..images import as_array, file_of, meta_tensor, read_mask
+from ..masks import MapsToMaskd, gate_slices
 from ..metrics import area_under, bootstrap_by_patient, perturbation_curve, points_at, rank_correlation, top_region
 from .montage import TRUTH_COLOR
 
@@ -34,16 +44,26 @@ class Explanations:
     the hottest 5 % of the organ) are those with the bundle's own map; `deletion` and `insertion` are areas under the
     curves of the probability, less and more being better; `points_at` needs a mask. Masks only score.
 
+    All explain the logit of one class, that whose map the bundle shows in the slice (`class`), against all others; of
+    any finding (`any`) where the bundle adds up the maps of all. `probability` is the network's of it.
+
     Args:
         dataset: a `common.engines.CaseDataset`.
         network, inferer, postprocessing: the bundle's; its steps up to `MapsToMaskd` make the own map.
         output_dir: folder.
-        layer: whose Grad-CAM is computed, a name inside `common.cam.SliceLogit`: `network.…`.
+        layer: whose Grad-CAM is computed, a name inside `common.cam.SliceLogit`: `network.…`; None: that which
+            `common.cam.default_layer` finds.
         organ_channel: whether the network takes the organ as its last channel.
-        slices: the most probable ones of each volume.
+        views: `views(volume, z)` is what the network gets to see of a slice in inference, a list of `common.cam.View`.
+        classes: names, 0 first; without them numbers are written.
+        label_pattern: of the masks, for the warning where no case has one.
+        slices: the most probable ones of each volume; where all are alike, those that are so by themselves.
         patch: side of what occlusion covers, in pixels of the model's grid.
         pictures: slices in the picture.
         progress: show a bar.
+
+    Raises:
+        ValueError: the network has no such layer, or decides on stacks of slices.
     """
 
     def __init__(
@@ -54,21 +74,34 @@ class Explanations:
         inferer: Any,
         postprocessing: Compose,
         output_dir: str,
-        layer: str,
+        layer: str | None = None,
         organ_channel: bool = True,
+        views: Callable[[MetaTensor, int], Sequence[View]] = whole_slices,
+        classes: Sequence[str] = (),
+        label_pattern: str | None = None,
         slices: int = 3,
         patch: int = 12,
         pictures: int = 8,
         progress: bool = True,
     ) -> None:
+        if getattr(network, "spatial_dims", 2) == 3:
+            raise ValueError(
+                "explanations are of networks that decide on single slices, and this one sees stacks (spatial_dims 3): "
+                "explain one that was trained without volumetric.json, and leave that config out here"
+            )
         steps = [type(step) for step in postprocessing.transforms]
         self.to_heat = Compose(postprocessing.transforms[: steps.index(Invertd) if Invertd in steps else None])
+        self.to_mask = postprocessing.transforms[steps.index(MapsToMaskd)]
         self.dataset = dataset
         self.network = network.eval()
         self.inferer = inferer
         self.folder = Path(output_dir)
-        self.layer = layer
         self.logit = SliceLogit(network, organ_channel=organ_channel)
+        self.layer = layer or f"network.{default_layer(network)}"
+        GradCAM(self.logit, self.layer)  # refuses a layer that does not exist
+        self.views = views
+        self.classes = classes
+        self.label_pattern = label_pattern
         self.slices = slices
         self.patch = patch
         self.pictures = pictures
@@ -80,6 +113,12 @@ class Explanations:
         Raises:
             RuntimeError: no case could be read.
         """
+        if not any(case.get("label") for case in self.dataset.data):
+            logger.warning(
+                "no case has a mask (label_pattern %r fits no file of theirs, and no datalist names one): points_at is "
+                "left empty",
+                self.label_pattern,
+            )
         rows: list[dict[str, Any]] = []
         panels: list[np.ndarray] = []
         for index in tqdm(range(len(self.dataset)), desc="explaining", unit="case", disable=not self.progress):
@@ -89,9 +128,11 @@ class Explanations:
                 continue
             described = {"case": case["case"], "patient": case.get("patient", case["case"])}
             for z, logit, maps, inside, image, truth in self._slices(case, self.dataset.data[index].get("label")):
+                score = partial(self._score, logit)
+                described |= {"slice": z, "class": self._name(logit.shown), "probability": float(score(image[None])[0])}
                 for method, heat in maps.items():
-                    figures = self._figures(partial(self._score, logit), image, heat, maps["own"], inside, truth)
-                    rows.append({**described, "slice": z, "method": method, **figures})
+                    figures = self._figures(score, image, heat, maps["own"], inside, truth)
+                    rows.append({**described, "method": method, **figures})
                 if len(panels) < self.pictures:
                     panels.append(_panel(image[0], maps, inside, truth))
         if not rows:
@@ -103,36 +144,59 @@ class Explanations:
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    def _name(self, shown: int | None) -> str | int:
+        if shown is None:
+            return "any"
+        return self.classes[shown] if self.classes else shown
+
     @torch.no_grad()
     def _own(self, image: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
-        """Heatmap `[H, W, D]` and the probability of a finding `[D]` of a preprocessed volume."""
+        """Heatmap `[H, W, D]` and class probabilities `[C, D]` of a preprocessed volume."""
         output = self.inferer(image[None].to(self._device), self.network)[0].cpu()
         done = self.to_heat({"image": image, "pred": output})
-        return as_array(done["heatmap"])[0], 1 - np.asarray(done["slice_probability"])[0]
+        return as_array(done["heatmap"])[0], np.asarray(done["slice_probability"])
+
+    def _logit(self, image: MetaTensor, z: int, shown: int | None) -> SliceLogit:
+        """What is explained of a slice of `[C + 1, H, W, D]`."""
+        organ = (image.as_tensor()[None, -1:, ..., z] > 0.5).float()
+        return self.logit.at(organ, shown=shown, views=self.views(image, z))
 
     def _slices(self, case: dict, label: str | None) -> Any:
         """`(z, logit, maps by method, organ, image [C, H, W], truth or None)` of the most probable slices of a case."""
         image = case["image"]
         heat, probability = self._own(image)
+        shown = [None] * image.shape[-1] if self.to_mask.evidence == "sum" else self._shown(probability)
         truth = None
         if label:
             mask = meta_tensor(read_mask(label, file_of(image)))
             truth = as_array(ResampleToMatch(mode="nearest")(mask, image))[0] > 0
         volume = as_array(image)
-        for z in np.argsort(-probability, kind="stable")[: self.slices].tolist():
-            inside = volume[-1, ..., z] > 0.5
-            if not inside.any():
-                continue
-            shown = volume[:-1, ..., z]
-            x = torch.as_tensor(shown[None].copy(), dtype=torch.float32, device=self._device)
-            logit = self.logit.at(torch.as_tensor(inside[None, None], dtype=torch.float32, device=self._device))
+        image = image.to(self._device)
+        filled = [z for z in range(volume.shape[-1]) if (volume[-1, ..., z] > 0.5).any()]
+        suspicion = 1 - probability[0, filled]
+        if len(filled) > self.slices and np.ptp(suspicion) == 0:  # the bundle has one probability a volume
+            alone = [self._score(self._logit(image, z, shown[z]), volume[None, :-1, ..., z]) for z in filled]
+            suspicion = np.concatenate(alone)
+        for z in np.array(filled)[np.argsort(-suspicion, kind="stable")[: self.slices]].tolist():
+            inside, seen = volume[-1, ..., z] > 0.5, volume[:-1, ..., z]
+            x = torch.as_tensor(seen[None].copy(), dtype=torch.float32, device=self._device)
+            logit = self._logit(image, z, shown[z])
             maps = {
                 "own": heat[..., z],
-                "occlusion": occlusion_map(logit, x, size=self.patch, fill=_fill(shown, inside)).cpu().numpy(),
-                "guided_backpropagation": guided_backpropagation(logit, x).cpu().numpy(),
-                "grad_cam": grad_cam(logit, x, self.layer).cpu().numpy(),
+                "occlusion": occlusion_map(logit, x, size=self.patch, fill=_fill(seen, inside)).cpu().numpy(),
+                "guided_backpropagation": logit.mean_map(guided_backpropagation, x).cpu().numpy(),
+                "grad_cam": logit.mean_map(partial(grad_cam, layer=self.layer), x).cpu().numpy(),
             }
-            yield z, logit, maps, inside, shown, None if truth is None else truth[..., z]
+            yield z, logit, maps, inside, seen, None if truth is None else truth[..., z]
+
+    def _shown(self, probability: np.ndarray) -> list[int]:
+        """Class whose evidence `MapsToMaskd` shows in each slice, of probabilities `[C, D]`."""
+        found = gate_slices(probability, self.to_mask.gate)
+        leading = 1 + int(probability[1:, (1 - probability[0]).argmax()].argmax())
+        if self.to_mask.one_class and found.any():
+            leading = 1 + int(probability[1:, found > 0].sum(axis=1).argmax())
+            found[:] = leading
+        return np.where(found > 0, found, leading).tolist()
 
     @torch.no_grad()
     def _score(self, logit: SliceLogit, images: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..files import write_csv, write_json
+from ..images import as_array, spacing_of
+from ..masks import volume_ml
 from ..metrics import balanced_accuracy, component_scores, dice, max_iou, roc_auc, summarize
 from .base import CaseHandler
 
@@ -19,6 +21,10 @@ class VolumeScores(CaseHandler):
     says so, and predicted positive when any voxel of its mask is left; AUC ranks volumes by their `probability` of not
     being class 0. A case without a mask counts for balanced accuracy and AUC, one with a `box` for MaxIoU. Masks under
     `baseline_<name>` are scored beside the method's.
+
+    Dice is of volumes whose mask holds a lesion, `with_lesion` of them: a healthy volume would count as 1 for a mask
+    that marks nothing anywhere. What is marked in negative volumes is said by `negatives_empty`, the share in which it
+    is nothing, and `ml_in_negatives`, as in `labels.json`.
 
     Args:
         output_dir: where the files go.
@@ -36,7 +42,8 @@ class VolumeScores(CaseHandler):
             row = self._row(batch, np.asarray(mask)[0] > 0)
             if not name and "probability" in output:
                 row["probability"] = round(1 - float(output["probability"][0]), 6)
-            self.rows.append({"case": batch["case"], "mask": name or "method", **row})
+            ml = volume_ml(as_array(mask)[0] > 0, spacing_of(output["pred"]))
+            self.rows.append({"case": batch["case"], "mask": name or "method", **row, "ml": round(ml, 4)})
 
     def _row(self, batch: dict, pred: np.ndarray) -> dict[str, Any]:
         row: dict[str, Any] = {"predicted": int(pred.any())}
@@ -45,7 +52,7 @@ class VolumeScores(CaseHandler):
             row["positive"] = int(int(batch["cls"]) > 0 if "cls" in batch else truth.any())  # type: ignore[union-attr]
         if truth is not None:
             scores = component_scores(pred, truth, iou_threshold=self.iou_threshold)
-            row |= {"dice": dice(pred, truth), **scores}
+            row |= {"dice": dice(pred, truth) if truth.any() else float("nan"), **scores}
         if "box" in batch:
             row["max_iou"] = max_iou(pred, np.asarray(batch["box"], dtype=float).ravel())
         return row
@@ -55,7 +62,10 @@ class VolumeScores(CaseHandler):
         write_json(self.output_dir / "volumes.json", self.summary())
 
     def summary(self) -> dict[str, Any]:
-        """For each mask: mean, spread and interval of each score over volumes, balanced accuracy and AUC."""
+        """For each mask: mean, spread and interval of each score over volumes, balanced accuracy and AUC.
+
+        And of how many volumes Dice is, and what is marked in negative ones.
+        """
         result = {}
         for name in dict.fromkeys(row["mask"] for row in self.rows):
             rows = [row for row in self.rows if row["mask"] == name]
@@ -64,6 +74,10 @@ class VolumeScores(CaseHandler):
                 values = [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
                 if values:
                     scores[key] = {k: round(float(v), 4) for k, v in summarize(values).items()}
+            negative = [row["ml"] for row in rows if row.get("positive") == 0]
+            if negative:
+                scores["negatives_empty"] = round(float(np.mean([ml == 0 for ml in negative])), 4)
+                scores["ml_in_negatives"] = {k: round(float(v), 4) for k, v in summarize(negative).items()}
             labeled = [(row["positive"], row["predicted"]) for row in rows if "positive" in row]
             if len({truth for truth, _ in labeled}) == 2:
                 scores["balanced_accuracy"] = round(balanced_accuracy(*zip(*labeled, strict=True)), 4)
@@ -72,5 +86,6 @@ class VolumeScores(CaseHandler):
                 ]
                 if ranked:
                     scores["auc"] = round(roc_auc(*map(np.array, zip(*ranked, strict=True))), 4)
-            result[name] = {"volumes": len(rows), **scores}
+            lesions = sum(np.isfinite(row.get("dice", np.nan)) for row in rows)
+            result[name] = {"volumes": len(rows), "with_lesion": int(lesions), **scores}
         return result

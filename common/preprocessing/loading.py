@@ -118,9 +118,12 @@ def check_image(image: Tensor, *, channels: int) -> None:
     if min(slices) < 2:
         raise ValueError(f"{path}: expected a 3D image, got axial slices of {slices[0]} × {slices[1]} voxels")
     if image.shape[0] != channels:
+        found = image.shape[0]
+        colors = " (colors, or a fourth axis)" if found > 1 else ""
         raise ValueError(
-            f"{path}: expected {channels} channel(s), got {image.shape[0]}; "
-            "give one image_pattern per modality, in the order of metadata.json"
+            f"{path}: expected {channels} channel(s), got {found}{colors}; --channels {found} trains on such images, "
+            "and weights take as many as they were trained on. Several modalities: give one image_pattern per "
+            "modality, in the order of metadata.json"
         )
     low, high = (float(value) for value in image.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):

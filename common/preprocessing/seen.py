@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage as ndi
 
+from .channels import channel_names
+
 Description = dict[str, Any]
 
 LEVELS = (1, 5, 25, 50, 75, 95, 99)  # percent
@@ -129,7 +131,7 @@ def summarize(
         cases: as `describe_case` gives them.
         patients: of each case. Where a patient's organ was cut into parts, each a case, what is whole later is as
             large as all of them: the upper end of `organ_ml` is the largest sum of a patient.
-        channels: names of the modalities.
+        channels: names of the modalities, see `channel_names`.
         window: see `describe_case`.
 
     Returns:
@@ -144,7 +146,7 @@ def summarize(
     return {
         "cases": len(cases),
         "patients": len(volumes),
-        "channels": list(channels or [f"channel {i + 1}" for i in range(count)]),
+        "channels": channel_names(channels, count),
         "window": None if window is None else [float(w) for w in window],
         "spacing": _range(np.array([case["spacing"] for case in cases])),
         "organ_ml": _range(np.array([case["organ_ml"] for case in cases])) | {"max": _short(max(volumes.values()))},
@@ -200,7 +202,8 @@ def compare(
     Returns:
         What is certainly wrong, and what is merely unlike; texts without the file's name.
     """
-    names = seen["channels"]
+    names = channel_names(seen["channels"], len(seen["quantiles"]))
+    seen = {**seen, "channels": names}
     if len(case["quantiles"]) != len(names):
         return [f"{len(case['quantiles'])} channel(s), but training had {len(names)}: {', '.join(names)}"], []
     if (window is None) != (seen["window"] is None):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.cam import SliceLogit, grad_cam, guided_backpropagation, occlusion_map
+from common.cam import SliceLogit, default_layer, grad_cam, guided_backpropagation, occlusion_map
 
 
 class Spot(nn.Module):
@@ -92,3 +92,50 @@ class TestGuidedBackpropagation:
         guided_backpropagation(SliceLogit(network).at(torch.ones(1, 1, 8, 8)), torch.rand(1, 1, 8, 8))
         assert type(network.relu) is nn.ReLU6
         assert all(parameter.grad is None for parameter in network.parameters())
+
+
+class Colors(nn.Module):
+    """Class 1 is as likely as the image is bright, class 2 as it is dark."""
+
+    def forward(self, x):
+        dark, bright = (-x).amax(dim=(1, 2, 3)), x.amax(dim=(1, 2, 3))
+        return torch.stack([torch.zeros_like(bright), bright, dark], dim=1)
+
+
+class TestClassShown:
+    def test_its_logit_is_against_all_others(self):
+        image = torch.randn(3, 1, 4, 4)
+        probability = Colors()(image).softmax(1)
+        for shown in (1, 2):
+            logit = SliceLogit(Colors(), organ_channel=False, shown=shown)
+            torch.testing.assert_close(logit(image).sigmoid()[:, 0], probability[:, shown])
+        found = SliceLogit(Colors(), organ_channel=False)(image).sigmoid()[:, 0]
+        torch.testing.assert_close(found, 1 - probability[:, 0])
+
+    def test_it_is_what_the_maps_explain(self):
+        image = torch.zeros(1, 1, 24, 20)
+        image[..., 5:8, 10:13], image[..., 15:18, 3:6] = 5.0, -5.0
+        for shown, (top, left) in {1: (5, 10), 2: (15, 3)}.items():
+            logit = SliceLogit(Colors(), organ_channel=False, shown=shown)
+            for heat in (occlusion_map(logit, image, size=4, fill=0.0), guided_backpropagation(logit, image)):
+                row, column = hottest(heat)
+                assert abs(row - top - 1) < 4, shown
+                assert abs(column - left - 1) < 4, shown
+
+    @pytest.mark.parametrize("shown", [0, 3])
+    def test_a_class_that_does_not_exist_is_refused(self, shown):
+        with pytest.raises(ValueError, match=rf"must be in 1…2, got {shown}"):
+            SliceLogit(Colors(), organ_channel=False, shown=shown)(torch.zeros(1, 1, 4, 4))
+
+
+class TestDefaultLayer:
+    def test_the_network_names_it(self):
+        network = nn.Sequential(nn.Conv2d(1, 1, 1))
+        network.stages = ("fine", "coarse")
+        assert default_layer(network) == "coarse"
+        network.explained_layer = "0"
+        assert default_layer(network) == "0"
+
+    def test_else_the_error_says_what_to_set(self):
+        with pytest.raises(ValueError, match=r"set explained_layer, below network\.0"):
+            default_layer(nn.Sequential(nn.Conv2d(1, 1, 1)))

@@ -48,6 +48,7 @@ def runs(monkeypatch) -> list[dict]:
             (output / "metrics.csv").write_text(f"case,dice\na,{k}\nb,{k}\n")
             auc = 0.5 + k / 10 if output.name == "parts" else k / 10
             (output / "volumes.json").write_text(json.dumps({"method": {"auc": auc}}))
+            (output / "class_scores.json").write_text(json.dumps({"masks": {"all": {"median": k}}, "note": "x"}))
 
     monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", fake)
     monkeypatch.setattr(common.commands.crossvalidate, "for_configs", lambda bundle, configs, settings: settings)
@@ -153,7 +154,8 @@ def test_scores_are_averaged_over_folds_and_cases_listed_with_their_fold(data, r
     crossvalidate("b", str(data), str(tmp_path / "out"), folds=3, choose="")
     result = json.loads((tmp_path / "out" / "crossvalidation.json").read_text())
     assert result["dice.mean"] == {"mean": pytest.approx(0.1), "std": pytest.approx(np.std([0, 0.1, 0.2], ddof=1))}
-    assert "name" not in result
+    assert result["class_scores.masks.all.median"] == {"mean": 1.0, "std": 1.0}
+    assert not {"name", "class_scores.note"} & result.keys()
     with open(tmp_path / "out" / "metrics.csv", encoding="utf-8", newline="") as file:
         assert [(row["fold"], row["case"]) for row in csv.DictReader(file)] == [
             (str(k), case) for k in range(3) for case in "ab"

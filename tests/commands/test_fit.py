@@ -60,11 +60,13 @@ def test_the_summary_says_what_labels_say_and_that_masks_chose_nothing(tmp_path)
         "at the gate 0.250: 5 of 5 positive volumes marked, 3 of 4 negative ones left empty, "
         "2.000 ml in a negative one",
     ]
-    (tmp_path / "summary.json").write_text(json.dumps({"dice": {"mean": 0.5, "median": None}}))
+    (tmp_path / "summary.json").write_text(json.dumps({"dice_positive": {"mean": 0.5, "median": None, "count": 5}}))
     few = scores | {"volumes": scores["volumes"] | {"auc_interval": [None, None]}, "note": "no interval: few"}
     (tmp_path / "labels.json").write_text(json.dumps(few))
     assert summary(tmp_path, "test").splitlines()[0] == "test, from labels: volume AUC 0.900 (no interval: few)"
-    assert summary(tmp_path, "test").splitlines()[-1] == "with masks, which chose nothing: 3D Dice 0.500, median n/a"
+    assert summary(tmp_path, "test").splitlines()[-1] == (
+        "with masks, which chose nothing: 3D Dice of 5 volumes with a lesion 0.500, median n/a"
+    )
 
 
 def test_the_summary_says_what_is_called_what(tmp_path):

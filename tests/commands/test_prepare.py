@@ -163,6 +163,22 @@ class TestPrepare:
             for c in after[section]:
                 assert c.get("label") == (None if section == "test" else f"../run/{c['case']}_seg.nii.gz")
 
+    def test_papers_split_cuts_volumes_and_warns(self, tmp_path, capsys):
+        write_phantom(tmp_path, cases=4, shape=(24, 24, 8), healthy_fraction=0)
+        main(["prepare", "folder", str(tmp_path), "--split", "paper"])
+        printed = capsys.readouterr().out
+        assert "slices of one patient lie in several sections, so scores are of memory, too" in printed
+        assert "of 4 patients; none" in printed
+        datalist = contents(tmp_path)
+        cases = [c for section in SECTIONS for c in datalist[section]]
+        assert len({c["patient"] for c in cases}) == len(cases) > 4
+        assert {c["of_patient"] for c in cases} == {f"phantom_{n:03d}" for n in range(4)}
+        assert all(c["image"] == f"slices/{c['case']}/flair.nii.gz" for c in cases)
+        for section in SECTIONS:
+            assert load_datalist(tmp_path / "datalist.json", section, dataset_dir=tmp_path)
+        main(["prepare", "folder", str(tmp_path)])  # the slices are no cases of the folder
+        assert sum(len(contents(tmp_path)[section]) for section in SECTIONS) == 4
+
     def test_a_class_of_training_keeps_so_many_cases(self, tmp_path):
         for n in range(40):
             (tmp_path / f"{n}.tif").touch()

@@ -67,7 +67,7 @@ def test_bad_cases_are_listed_with_their_files_and_the_good_ones_are_written(cas
         assert cases[name]["image"] in reason, f"{name} does not name its file: {reason}"
     assert "expected a 3D image, got shape [24, 20]" in lines["flat"]
     assert "NaN" in lines["nan"]
-    assert "expected 1 channel(s), got 3" in lines["channels"]
+    assert "--channels 3 trains on such images" in lines["channels"]
     assert "every voxel is 0" in lines["empty"]
     assert "FileNotFoundError" in lines["missing"]
     assert "end-of-stream" in lines["truncated"]

@@ -126,6 +126,18 @@ def test_a_file_beside_the_configs_that_is_none_does_no_harm(file, tmp_path):
     assert "did you mean sizes" in refusal(STARTS[0], file, size=1)
 
 
+@pytest.mark.parametrize("start", STARTS)
+def test_more_classes_than_a_network_of_one_logit_tells_apart_are_refused(start, file, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"classes": ["none", "a"], "network_def": {"num_classes": 1}}))
+    own = [file, str(tmp_path / "own.json")]
+    said = refusal(lambda _, **given: start(own, **given), "", classes=["none", "a", "b"])
+    assert "--classes: none, a, b, but the network of this bundle has one logit" in said
+    assert "gp_unet_brats tells several classes apart" in said
+    start(own, classes=["none", "b"])
+    start(own, **{"classes": ["none", "a", "b"], "network_def#num_classes": 3})
+    assert len(seen) == 2
+
+
 def test_a_run_inside_another_is_checked_by_its_own_settings(file, tmp_path):
     outer = tmp_path / "outer.json"
     step = "$here.workflow(@inner, threshold=0.1)"

@@ -93,6 +93,7 @@ def test_rows_are_the_metrics_of_each_case_whatever_its_axes(tmp_path, cases):
         mean = [float(np.mean(s)) if len(s) else np.nan for s in (metrics.slice_dice(m, truth) for m in (pred, raw))]
         expected = {
             "dice": metrics.dice(pred, truth),
+            "dice_positive": metrics.dice(pred, truth) if truth.any() else np.nan,
             "iou": metrics.iou(pred, truth),
             "dice_raw": metrics.dice(raw, truth),
             "slice_dice": mean[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 
 import nibabel as nib
 import numpy as np
@@ -102,3 +103,99 @@ def test_means_with_intervals_and_a_picture(run):
     assert list(summary["methods"]) == ["own", "occlusion", "guided_backpropagation", "grad_cam"]
     assert summary["methods"]["own"]["points_at"]["slices"] == 2
     assert Image.open(run / "explanations.png").size == (5 * 24, 4 * 20)
+
+
+class Kinds(Bright):
+    """Class 1 is the image above 1.5, class 2 the image below 0.5."""
+
+    num_classes = 3
+    explained_layer = "seen"
+
+    def explain(self, image):
+        evidence = self.seen(image[:, :1])
+        maps = torch.cat([0 * evidence, evidence, -1 - evidence], dim=1)
+        return maps, (maps - 1e3 * (image[:, 1:] < 0.5)).amax(dim=(2, 3)) * torch.tensor([0.0, 1.0, 1.0])
+
+
+class Two(Cases):
+    """A bright slice, 2, and a dark one, 3."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.data = self.data[1:2]
+        self.image[0, ..., 3] = 1.0
+        self.image[0, 5:9, 5:9, 3] = -2.0
+
+
+def explain(folder, dataset, network, **options):
+    steps = Compose([MapsToMaskd(**options.pop("mask", {}))])
+    settings = {"inferer": SliceMapInferer(), "postprocessing": steps, "patch": 8, "slices": 2, "progress": False}
+    return Explanations(dataset, network=network, output_dir=str(folder), **settings | options).run()
+
+
+def test_all_maps_are_of_the_class_shown(tmp_path):
+    dataset = Two(tmp_path)
+    found = explain(tmp_path, dataset, Kinds(), classes=["none", "bright", "dark"])
+    rows = {(row["slice"], row["method"]): row for row in found}
+    assert {z: row["class"] for (z, _), row in rows.items()} == {2: "bright", 3: "dark"}
+    for z in (2, 3):
+        own, occlusion = rows[z, "own"], rows[z, "occlusion"]
+        logits = Kinds()(dataset.image.as_tensor()[None, ..., z]).detach()
+        assert own["probability"] == pytest.approx(float(logits.softmax(1).amax()), abs=1e-5)
+        assert own["deletion"] < 0.6 * own["probability"]  # filling what the class hangs on takes it away
+        assert occlusion["rank_correlation"] > 0.4
+
+
+def test_the_sum_of_all_classes_is_explained_as_any_finding(tmp_path):
+    found = explain(tmp_path, Two(tmp_path), Kinds(), mask={"evidence": "sum"})
+    assert {row["class"] for row in found} == {"any"}
+
+
+@pytest.mark.parametrize("mask", [{}, {"gate": None}, {"one_class": True}, {"gate": 0.9}])
+def test_the_class_shown_is_that_whose_map_the_heatmap_is(tmp_path, mask):
+    torch.manual_seed(0)
+    image, output = torch.rand(2, 6, 6, 9), torch.rand(6, 6, 6, 9)
+    image[1] = 1.0
+    output[3:] = output[3:, :1, :1].softmax(0)
+    step = MapsToMaskd(**mask)
+    done = step({"image": MetaTensor(image), "pred": output.clone()})
+    steps = Compose([step])
+    handler = Explanations(Cases(tmp_path), network=Kinds(), inferer=None, postprocessing=steps, output_dir=tmp_path)
+    shown = handler._shown(np.asarray(done["slice_probability"]))
+    assert (len(set(shown)) > 1) == (mask in ({}, {"gate": None}))  # else it is the volume's leading class
+    for z, which in enumerate(shown):
+        torch.testing.assert_close(done["heatmap"][0, ..., z].as_tensor(), output[which, ..., z] - output[0, ..., z])
+
+
+def test_one_probability_a_volume_leaves_the_choice_of_slices_to_their_own(tmp_path):
+    class Volumes(SliceMapInferer):
+        def __call__(self, *args, **kwargs):
+            output = super().__call__(*args, **kwargs)
+            output[:, -2:] = 0.5
+            return output
+
+    found = explain(tmp_path, Cases(tmp_path), Bright(), inferer=Volumes(), layer="network.seen")
+    assert {row["slice"] for row in found} == {2, 3}
+
+
+def test_masks_that_nobody_finds_are_said_once(tmp_path, caplog):
+    dataset = Two(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        explain(tmp_path, dataset, Kinds(), label_pattern="*/nothing.nii.gz")
+    assert [record.message for record in caplog.records if "'*/nothing.nii.gz'" in record.message] != []
+    assert len([record for record in caplog.records if "points_at" in record.message]) == 1
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        explain(tmp_path, Cases(tmp_path), Bright(), layer="network.seen", label_pattern="*/mask.nii.gz")
+    assert [record for record in caplog.records if "points_at" in record.message] == []
+
+
+def test_stacks_and_layers_that_do_not_exist_are_refused_before_any_case_is_read(tmp_path):
+    volumetric = Bright()
+    volumetric.spatial_dims = 3
+    with pytest.raises(ValueError, match=r"leave that config out"):
+        explain(tmp_path, Cases(tmp_path), volumetric, layer="network.seen")
+    with pytest.raises(ValueError, match=r"no layer 'network\.sen'; did you mean"):
+        explain(tmp_path, Cases(tmp_path), Bright(), layer="network.sen")
+    with pytest.raises(ValueError, match="set explained_layer"):
+        explain(tmp_path, Cases(tmp_path), Bright())

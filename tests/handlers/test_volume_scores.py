@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from common.engines import CaseDataset
 from common.handlers import VolumeScores
@@ -48,7 +49,10 @@ def test_volume_scores_are_those_counted_by_hand(tmp_path):
     )
     summary = read(tmp_path / "volumes.json")
     assert summary["method"]["f1"]["mean"] == pytest.approx((0.5 + 0.0) / 2)
-    assert summary["method"]["dice"]["mean"] == pytest.approx((0.5 + 0.0) / 2)
+    assert summary["method"]["dice"]["mean"] == pytest.approx(0.5)  # of the one with lesions
+    assert (summary["method"]["volumes"], summary["method"]["with_lesion"]) == (4, 1)
+    assert summary["method"]["negatives_empty"] == pytest.approx(1 / 2)
+    assert summary["method"]["ml_in_negatives"]["mean"] == pytest.approx((0.001 + 0.0) / 2, abs=1e-4)
     assert summary["method"]["max_iou"]["mean"] == pytest.approx(0.5)
     assert summary["method"]["balanced_accuracy"] == pytest.approx((2 / 2 + 1 / 2) / 2)
     assert summary["method"]["auc"] == pytest.approx(0.75)
@@ -70,3 +74,20 @@ def test_of_one_volume_the_spread_and_the_interval_are_null(tmp_path):
     run_handler(VolumeScores(tmp_path), [({"case": "a", "label": cube((0, 2))}, {"pred": cube((0, 2))})])
     dice = read(tmp_path / "volumes.json")["method"]["dice"]
     assert (dice["mean"], dice["low"], dice["high"]) == (1.0, None, None)
+
+
+def test_a_mask_that_marks_nothing_has_no_dice_from_healthy_volumes(tmp_path):
+    truths = [cube((0, 4)), cube((2, 6)), cube(), cube(), cube()]
+    nothing = {"pred": MetaTensor(cube(), affine=torch.diag(torch.tensor([10.0, 10, 10, 1])))}
+    all_of_it = {"baseline_all": cube((0, 10))}
+    run_handler(
+        VolumeScores(tmp_path), [({"case": str(k), "label": t}, nothing | all_of_it) for k, t in enumerate(truths)]
+    )
+    summary = read(tmp_path / "volumes.json")
+    assert (summary["method"]["dice"]["mean"], summary["method"]["dice"]["count"]) == (0.0, 2)
+    assert (summary["method"]["with_lesion"], summary["method"]["volumes"]) == (2, 5)
+    assert summary["method"]["negatives_empty"] == 1.0
+    assert summary["all"]["negatives_empty"] == 0.0
+    assert summary["all"]["ml_in_negatives"]["mean"] == 1000.0  # of all voxels, a ml each
+    with open(tmp_path / "volumes.csv", encoding="utf-8") as file:
+        assert [row["dice"] for row in csv.DictReader(file) if row["mask"] == "method"] == ["0.0"] * 2 + ["nan"] * 3

@@ -41,6 +41,16 @@ def test_another_case_of_the_kind_is_as_in_training_in_whatever_units_of_its_sca
         assert compare(described(case), T1) == ([], [])
 
 
+def test_one_name_for_several_channels_is_none():
+    colors = [described(head(seed), head(seed + 50), head(seed + 70)) for seed in range(3)]
+    seen = seen_in(colors, channels=["image"])
+    assert seen["channels"] == ["channel 1", "channel 2", "channel 3"]
+    assert compare(colors[0], seen) == ([], [])
+    assert compare(colors[0], seen | {"channels": ["image"]}) == ([], [])  # as it was written before
+    assert compare(described(head(0)), seen)[0] == ["1 channel(s), but training had 3: channel 1, channel 2, channel 3"]
+    assert seen_in(colors, channels=["r", "g", "b"])["channels"] == ["r", "g", "b"]
+
+
 def test_another_contrast_is_a_warning_that_names_the_channel():
     errors, warnings = compare(described(head(20, bright="edgy")), T1)
     assert errors == []

@@ -19,6 +19,7 @@ import common.losses
 from common.encoders import Classifier
 
 METHODS = ("CAM", "GradCAM", "GradCAMpp", "HiResCAM", "LayerCAM", "ScoreCAM", "SmoothGradCAMpp", "XGradCAM")
+TARGETS = ("argmax", "predicted")
 
 
 class EnsembleNet(nn.Module):
@@ -36,7 +37,8 @@ class EnsembleNet(nn.Module):
         cam_stage: of `Classifier.stages`, whose activations the map is made of; -1 is the last.
         cam_channel: for the maps only, all channels are replaced by this one (the paper trains on T1ce, T2 and FLAIR
             and explains FLAIR alone).
-        target: class whose logit is explained, or `argmax`.
+        target: class whose logit is explained; `argmax`, each member's most probable one; or `predicted`: of the
+            classes but 0, each slice's most probable one by all members, whose label a mask there gets.
         map_width: channels of the `MapHead` that each member has beside its class; its maps, which a second training
             on pseudo-masks teaches, take the place of the activation maps. 0: there are none.
         start: ensemble of the same members, whose weights these begin with.
@@ -55,7 +57,7 @@ class EnsembleNet(nn.Module):
         cam: str = "GradCAM",
         cam_stage: int = -1,
         cam_channel: int | None = None,
-        target: int | Literal["argmax"] = 1,
+        target: int | Literal["argmax", "predicted"] = 1,
         map_width: int = 0,
         start: EnsembleNet | None = None,
         pretrained: Mapping[str, str] | None = None,
@@ -63,8 +65,10 @@ class EnsembleNet(nn.Module):
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
-        if cam not in METHODS or (isinstance(target, str) and target != "argmax"):
-            raise ValueError(f"cam must be one of {METHODS} and target a class or 'argmax', got {cam!r} and {target!r}")
+        if cam not in METHODS or (isinstance(target, str) and target not in TARGETS):
+            raise ValueError(
+                f"cam must be one of {METHODS} and target a class or one of {TARGETS}, got {cam!r} and {target!r}"
+            )
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.num_maps = len(members)
@@ -84,6 +88,7 @@ class EnsembleNet(nn.Module):
         if start is not None:
             self.members.load_state_dict(start.members.state_dict())
         self.map_heads = nn.ModuleList(MapHead(member, map_width) for member in self.members if map_width > 0)
+        self.explained_layer = f"members.0.{self.members[0].stages[cam_stage]}"  # for Grad-CAM beside the own map
 
     def image(self, image: Tensor) -> Tensor:
         """What the members see of `[B, in_channels (+1 with organ_channel), H, W]`."""
@@ -129,13 +134,16 @@ class EnsembleNet(nn.Module):
             return learned.sigmoid(), _mean_probability(of_members)
         seen = self.image(image)
         method = getattr(common.cam, self.cam)
-        maps, logits = [], []
+        maps, logits, target = [], [], self.target
+        if target == "predicted":
+            with torch.no_grad():  # all members decide, so that all explain one class
+                target = 1 + self(image)[:, 1:].argmax(dim=1)
         for member in self.members:
             explained = seen
             if self.cam_channel is not None:
                 explained = seen[:, self.cam_channel : self.cam_channel + 1].expand_as(seen)
             with method(member, member.stages[self.cam_stage]) as cam:
-                heat = cam(explained, target=self.target).relu()
+                heat = cam(explained, target=target).relu()
                 logits.append(cam.logits if self.cam_channel is None else member(seen))
             maps.append(F.interpolate(heat[:, None], size=image.shape[-2:], mode="bilinear", align_corners=False))
         return torch.cat(maps, dim=1), _mean_probability(torch.stack(logits, dim=1))

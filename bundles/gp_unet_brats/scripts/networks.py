@@ -35,9 +35,12 @@ def check_input(image: Tensor, channels: int, divisor: int, network: str, spatia
         raise ValueError(f"{network} of spatial_dims {spatial_dims} takes batch, channels, {axes}, got {shape}")
     if shape[1] != channels:
         raise ValueError(f"{network} expects {channels} image channel(s), got an input of shape {shape}")
-    for size in shape[2:]:
-        if size % divisor != 0:
-            raise ValueError(f"{network} needs {axes} that divide by {divisor}, got {shape}: pad the slices")
+    fitting = [(size + divisor - 1) // divisor * divisor for size in shape[2:]]
+    if fitting != shape[2:]:
+        keys = f'--slice_size "{fitting[:2]}"'
+        if spatial_dims == 3:
+            keys += f" --stack {fitting[2]}"
+        raise ValueError(f"{network} needs {axes} that divide by {divisor}, got {shape}: {keys}, or pad the slices")
 
 
 def as_slices(stacks: Tensor) -> Tensor:
@@ -94,6 +97,16 @@ class GPNet(nn.Module):
         self.no_evidence = NO_EVIDENCE
         self.spatial_dims = spatial_dims
         self.head = Conv[Conv.CONV, spatial_dims](num_features, num_classes, kernel_size=1)
+
+    __jit_unused_properties__ = ("explained_layer",)
+
+    @property
+    def explained_layer(self) -> str:
+        """For Grad-CAM beside the own map: where the way down ends, of whichever network of the family."""
+        for name in ("encoder._blocks.4", "bottleneck", "down3.conv"):
+            if name in dict(self.named_modules()):
+                return name
+        return f"layers.{len(self.layers) - 3}"  # GP-ReconResNet's, before its two steps up
 
     def features(self, image: Tensor) -> Tensor:
         """Feature map `[B, num_features, H / s, W / s]` of `[B, in_channels, H, W]`, s the network's stride.

@@ -246,6 +246,17 @@ class Insight(nn.Module):
         self.register_buffer("encoder_fingerprint", torch.tensor(mark, dtype=torch.uint8))
         self.train(self.training)
 
+    __jit_unused_properties__ = ("explained_layer",)
+
+    @property
+    def explained_layer(self) -> str:
+        """For Grad-CAM beside the own map: the deepest stage that gives features, or what makes one image of them."""
+        kept = getattr(self.encoder.body, "kept", None)
+        if kept is not None and self.encoder.modalities == 1:  # EfficientNet-Lite, whose stages 3 and 4 are one level
+            deepest = max(level for level, is_kept in enumerate(kept) if is_kept)
+            return f"encoder.body.encoder._blocks.{(0, 1, 2, 4)[deepest]}"
+        return "head.adapt" if hasattr(self.head, "adapt") else "encoder.body"
+
     def forward(self, image: Tensor) -> Tensor:
         """Heatmaps `[N, K, h, w]` of slices or tiles `[N, C_in, H, W]` in [0, 1], on the encoder's grid."""
         return self.head.heatmap(self.encoder(image))

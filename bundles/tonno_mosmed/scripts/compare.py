@@ -13,9 +13,10 @@ from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.data import labels_of
 from common.files import write_csv, write_json
 from common.images import spacing_of
-from common.masks import clean, least_voxels, refine_by_intensity
+from common.masks import clean, least_voxels, refine_by_intensity, volume_ml
 from common.metrics import balanced_accuracy, component_scores, dice, summarize
 
 from .geometry import Body
@@ -99,8 +100,11 @@ def compare(
     `intensity` is the image itself, the baseline that needs no network. Scores are taken in the model's grid, and
     thresholds chosen and scored behind the same filter of components. Balanced accuracy is that of volumes (a case, or
     its stacks of slices of one label) and that of patients, who are positive where any of their volumes is; it is
-    missing where all are alike. Writes `table.csv`, one row a method, `table.json` with intervals, `cases.csv`, and
-    `calibrated.json`, a config with the threshold of the method that inference uses, where that is among them.
+    missing where all are alike. Dice is of cases with a lesion, `with_lesion` of them; of those without one,
+    `negatives_empty` is the share in which nothing is marked, and `ml_in_negatives` how much is.
+
+    Writes `table.csv`, one row a method, `table.json` with intervals, `cases.csv`, and `calibrated.json`, a config with
+    the threshold of the method that inference uses, where that is among them.
 
     Args:
         inferer: gives the maps.
@@ -158,6 +162,7 @@ def compare(
         names = dict.fromkeys(key for scores in scored for key in scores)
         means = {key: summarize([scores[key] for scores in scored if key in scores]) for key in names}
         row = {"method": name, "threshold": threshold, f"validation_{score}": validated}
+        row |= {"with_lesion": means["dice"]["count"] if "dice" in means else 0}
         row |= {key: value["mean"] for key, value in means.items()} | _accuracies(tested, masks, max_slices)
         rows.append({k: v if isinstance(v, str | None) else float(f"{v:.4g}") for k, v in row.items()})
         intervals[name] = {k: {n: float(f"{x:.4g}") for n, x in v.items()} for k, v in means.items()}
@@ -188,12 +193,20 @@ def _best_threshold(
 
 
 def _scores(item: Mapping[str, Any], mask: np.ndarray, refine: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Scores of one case; none without a true mask."""
-    truth = item["truth"]
-    if truth is None:
-        return {}
-    found = component_scores(mask, truth)
-    scores: dict[str, Any] = {"dice": dice(mask, truth), **{k: found[k] for k in ("precision", "recall", "f1")}}
+    """Scores of one case: of components where it has a true mask, Dice where that holds a lesion.
+
+    Where its label (without one, its mask) says that nothing is there, what is marked all the same.
+    """
+    case, truth = item["case"], item["truth"]
+    scores: dict[str, Any] = {}
+    if truth is not None:
+        found = component_scores(mask, truth)
+        scores = {k: found[k] for k in ("precision", "recall", "f1")}
+    if not (labels_of(case, mask.shape[-1])[0] if case.get("cls") is not None else truth.any()):
+        scores |= {"negatives_empty": int(not mask.any()), "ml_in_negatives": volume_ml(mask, item["spacing"])}
+    if truth is None or not truth.any():
+        return scores
+    scores = {"dice": dice(mask, truth), **scores}
     if refine is not None:
         refined = refine_by_intensity(mask, item["image"], item["organ"], spacing=item["spacing"], **refine)
         scores["dice_refined"] = dice(refined, truth)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from common.images import file_of
 from common.radon import extreme_points, half_diagonal, paper_geometry, sample_planes
 
 Geometry = Literal["organ", "paper"]
@@ -88,6 +89,19 @@ def crop_to_organ(
     steps = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
     reach = float(extreme_points(inside, steps).norm(dim=1).max()) + half_diagonal((1, 1, 1), steps)
     return Body(volume, inside, steps, max(reach, radius or 0.0), (x, y, z))
+
+
+def check_depth(image: Tensor) -> None:
+    """Refuse an image `[C, D, H, W]` of a single slice, through which there are no planes at other angles.
+
+    Raises:
+        ValueError: naming the file, where the image knows it.
+    """
+    if image.shape[-1] < 2:
+        raise ValueError(
+            f"{file_of(image)}: a picture, or a volume of one slice; tonno_mosmed looks at planes at all angles "
+            "through a volume. gp_unet_brats, ensemble_gradcam_brats and insight_ct take single slices"
+        )
 
 
 def slices_across(body: Body, axis: int, size: int) -> Tensor:

@@ -19,7 +19,7 @@ from common.images import spacing_of
 from common.radon import MapReconstruction, directions, reconstruct
 
 from .cells import first_cell, maps_on_body
-from .geometry import GEOMETRIES, Body, Geometry, crop_to_organ, slices_across
+from .geometry import GEOMETRIES, Body, Geometry, check_depth, crop_to_organ, slices_across
 from .planes import Planes
 
 CAMS = {"layercam": "LayerCAM", "gradcam": "GradCAM", "gradcampp": "GradCAMpp", "scorecam": "ScoreCAM"}
@@ -130,6 +130,8 @@ class ToNNOInferer(Inferer):
         net = unwrapped(network)
         outputs = []
         for image in inputs:
+            if self.method not in CAMS or self.views != "axial":
+                check_depth(image)
             maps, probability = self.volumes(image.as_subclass(Tensor), spacing_of(image), net)
             (heat,) = maps.values()
             shown = probability[:, None, None].expand(2, *heat.shape)

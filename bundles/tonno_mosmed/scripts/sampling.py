@@ -31,7 +31,7 @@ from common.features import case_files
 from common.images import spacing_of
 from common.radon import extreme_points, plane_basis, sample_planes
 
-from .geometry import Geometry, crop_to_organ
+from .geometry import Geometry, check_depth, crop_to_organ
 from .stored import Bodies, Volume, stored_volumes
 
 
@@ -102,7 +102,9 @@ def make_volumes(
 ) -> list[Volume]:
     """The volumes of a case that hold some organ; see `PlaneDataset`."""
     made = []
-    for image, label in volumes(case, read_unmasked(case, preprocessing)):
+    whole = read_unmasked(case, preprocessing)
+    check_depth(whole)
+    for image, label in volumes(case, whole):
         body = crop_to_organ(image, spacing_of(image), organ_channel=organ_channel, geometry=geometry, radius=radius)
         if body is not None:
             points = extreme_points(body.inside, body.spacing)
@@ -139,7 +141,7 @@ class PlaneDataset(Dataset):
         sizes: voxels of each organ.
 
     Raises:
-        ValueError: a case without `cls`, or with another number of labels than slices.
+        ValueError: a case without `cls`, with another number of labels than slices, or of a single slice.
         RuntimeError: no volume with an organ is left.
     """
 

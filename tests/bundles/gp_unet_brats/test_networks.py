@@ -66,7 +66,8 @@ def test_every_network_gives_maps_of_the_image_and_compiles_to_torchscript(backb
 def test_sizes_that_do_not_fit_name_the_divisor(backbone, divisor):
     network = tiny(backbone)
     network(torch.rand(1, 2, 16, 16 + divisor))
-    with pytest.raises(ValueError, match=rf"divide by {divisor}, got \[1, 1, 16, {16 + divisor // 2}\]"):
+    said = rf"divide by {divisor}, got \[1, 1, 16, {16 + divisor // 2}\]: --slice_size \"\[16, {16 + divisor}\]\", or"
+    with pytest.raises(ValueError, match=said):
         network(torch.rand(1, 2, 16, 16 + divisor // 2))
 
 

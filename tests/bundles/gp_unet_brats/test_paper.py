@@ -118,3 +118,39 @@ def test_the_offset_is_the_papers_for_each_network(backbone, offset):
     assert parser["backbone"] == "gp_unet"
     parser["backbone"] = backbone
     assert parser.get_parsed_content("offset") == offset
+
+
+@pytest.fixture(scope="module")
+def by_slice(tmp_path_factory) -> Path:
+    """The paper's split, by one command, and its preset on it."""
+    root, data = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("slices")
+    write_brats(root)
+    prepare("brats2020", str(root), dataset_dir=str(data), split="paper")
+    training = {"max_epochs": 2, "batch_size": 8, "slice_size": [32, 32], "output_dir": data / "runs"}
+    run_bundle(BUNDLE, ["train.json", "paper.json"], dataset_dir=data, **SMALL, **training)
+    scoring = {"ckpt": data / "runs" / "model.pt", "output_dir": data / "out", "baseline_thresholds": [0.5, 0.5]}
+    run_bundle(BUNDLE, SCORING, dataset_dir=data, **SMALL, **scoring)
+    return data
+
+
+def test_papers_split_draws_slices_of_volumes_with_their_grades(by_slice):
+    content = read_json(by_slice / "datalist.json")
+    assert (content["split"], content["classes"]) == ("paper", ["healthy", "LGG", "HGG"])
+    cases = [case for section in ("training", "validation", "test") for case in content[section]]
+    assert len(cases) == 8 * 5  # slice 0 is empty
+    grades = {case["case"]: case["cls"] for case in cases}
+    assert all(grades[f"BraTS20_Training_{n:03d}_s002"] == 1 + n % 2 for n in range(8))
+    assert sorted(grades.values()) == [0] * 24 + [1] * 8 + [2] * 8
+    whose = [{case["of_patient"] for case in content[section]} for section in ("training", "test")]
+    assert len(whose[0] & whose[1]) > 2  # what makes it memory
+
+
+def test_papers_split_is_scored_by_slice_and_by_the_true_patient(by_slice):
+    scores = read_json(by_slice / "out" / "class_scores.json")
+    tested = read_json(by_slice / "datalist.json")["test"]
+    with open(by_slice / "out" / "class_slices.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["case"]: row["patient"] for row in rows} == {case["case"]: case["of_patient"] for case in tested}
+    assert scores["slices"] == len(tested) == 10
+    assert np.sum(scores["confusion"], axis=1).tolist() == [sum(case["cls"] == k for case in tested) for k in range(3)]
+    assert "scores are of memory" in scores["note"]

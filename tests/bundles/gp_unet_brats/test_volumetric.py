@@ -65,7 +65,8 @@ class TestNetwork:
         assert (changed[[3, 5]] > 0).all()
 
     def test_sizes_that_do_not_fit_name_the_divisor(self):
-        with pytest.raises(ValueError, match=r"H, W and D that divide by 4, got \[1, 1, 16, 16, 6\]"):
+        said = r'H, W and D that divide by 4, got \[1, 1, 16, 16, 6\]: --slice_size "\[16, 16\]" --stack 8, or'
+        with pytest.raises(ValueError, match=said):
             network()(torch.rand(1, 2, 16, 16, 6))
         with pytest.raises(ValueError, match="spatial_dims 3 takes batch, channels, H, W and D"):
             network()(torch.rand(1, 2, 16, 16))

@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from tests.bundles.conftest import load_script, read_json
 from tests.bundles.tonno_mosmed.balls import Bright, ball_case, balls
+from tests.running import REPOSITORY
 
 compare = load_script("tonno_mosmed", "compare")
 
@@ -90,3 +92,56 @@ def test_patients_are_told_apart_by_all_of_their_volumes_and_need_no_mask():
     assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert found["balanced_accuracy_patients"] == pytest.approx((1 / 2 + 1 / 2) / 2)  # a, but not d; c, but not b
     assert compare._accuracies(items[:1], masks[:1], None)["balanced_accuracy_patients"] is None
+
+
+def test_healthy_volumes_have_no_dice_and_are_judged_by_what_is_marked_in_them():
+    organ = np.ones((10, 10, 4), dtype=bool)
+    item = {"organ": organ, "image": np.ones(organ.shape), "spacing": (10.0, 10.0, 10.0)}
+    lesion = np.zeros_like(organ)
+    lesion[:2, :2] = True
+    ill = item | {"case": {"case": "a", "cls": [1] * 4}, "truth": lesion}
+    healthy = item | {"case": {"case": "b", "cls": 0}, "truth": np.zeros_like(organ)}
+    unknown = item | {"case": {"case": "c", "cls": 0}, "truth": None}
+    nothing, everything = np.zeros_like(organ), organ
+    assert compare._scores(ill, nothing, None)["dice"] == 0
+    assert "negatives_empty" not in compare._scores(ill, nothing, None)
+    for negative in (healthy, unknown):
+        scores = compare._scores(negative, nothing, {"intensity": 1.3})
+        assert not {"dice", "dice_refined"} & scores.keys()
+        assert (scores["negatives_empty"], scores["ml_in_negatives"]) == (1, 0)
+        scores = compare._scores(negative, everything, None)
+        assert (scores["negatives_empty"], scores["ml_in_negatives"]) == (0, pytest.approx(400))
+
+
+def test_table_says_of_how_many_cases_dice_is(tmp_path):
+    """Of two test cases one is healthy: a mask that finds the other has a Dice of 1, not the mean with an empty one."""
+
+    def preprocessing(case):
+        read = ball_case(case)
+        if case.get("healthy"):
+            read["image"][0] = read["image"][1]
+            read["label"][:] = 0
+        return read
+
+    healthy = balls(1, first=1)[0] | {"healthy": True, "cls": [0] * 14}
+    inferer = compare.MethodsInferer(layers=(1,), num_slices=4, num_directions=4, size=12, progress=False)
+    options = {"validation": balls(1), "test": [balls(1)[0], healthy], "output_dir": tmp_path, "progress": False}
+    row = compare.compare(inferer, Bright(), preprocessing, min_component_ml=0.002, **options)[0]
+    assert (row["method"], row["with_lesion"], row["dice"], row["negatives_empty"]) == ("intensity", 1, 1, 1)
+    assert read_json(tmp_path / "table.json")["intensity"]["dice"]["count"] == 1
+
+
+def test_stacks_of_the_balanced_accuracy_are_as_long_as_max_slices_says():
+    mask = np.zeros((2, 2, 8), dtype=bool)
+    mask[..., 4] = True
+    item = {"case": {"case": "a", "cls": [0, 0, 0, 0, 1, 1, 1, 1]}}
+    for longest, expected in ((None, 1.0), (4, 1.0), (2, (1 + 1 / 2) / 2)):
+        assert compare._accuracies([item], [mask], longest)["balanced_accuracy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("last", "longest"), [(None, 8), ("phantom.json", 6), ("paper.json", None)])
+def test_the_configs_say_how_long_stacks_are(last, longest):
+    names = ["inference.json", "evaluate.json", "compare.json", *([last] if last else [])]
+    parser = ConfigParser()
+    parser.read_config([REPOSITORY / "bundles" / "tonno_mosmed" / "configs" / name for name in names])
+    assert parser.get_parsed_content("comparison::max_slices") == longest

@@ -55,6 +55,14 @@ def inferer(**options):
     return inferers.ToNNOInferer(**(settings | options))
 
 
+@pytest.mark.parametrize("options", [{"method": "tonno"}, {"method": "averaged_cam"}, {"views": "three"}])
+def test_planes_at_angles_through_a_picture_are_refused(options):
+    picture = torch.ones(1, 2, 20, 20, 1)
+    with pytest.raises(ValueError, match=r"a picture, or a volume of one slice; .*gp_unet_brats"):
+        inferer(**{"method": "layercam"} | options)(picture, Pooled())
+    assert inferer(method="layercam")(picture, Pooled()).shape == (1, 4, 20, 20, 1)  # its own plane alone
+
+
 def pixel_area(phantom, size=48) -> float:
     return (2 * geometry.crop_to_organ(phantom, SPACING).radius / (size - 1)) ** 2
 

@@ -62,7 +62,12 @@ def test_components_and_volumes_are_scored_beside_the_baselines(evaluation):
     volumes = read_json(evaluation["output"] / "volumes.json")
     assert set(volumes) == {"method", "threshold", "gated"}
     assert volumes["method"]["f1"]["mean"] > volumes["threshold"]["f1"]["mean"]
-    assert volumes["method"]["dice"]["mean"] == pytest.approx(evaluation["dice"]["mean"], abs=1e-3)
+    with open(evaluation["output"] / "metrics.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    ill = [float(row["dice"]) for row in rows if row["slice_dice"] != "nan"]
+    assert volumes["method"]["with_lesion"] == len(ill) < len(rows)
+    assert volumes["method"]["dice"]["mean"] == pytest.approx(np.mean(ill), abs=1e-3)
+    assert 0 <= volumes["method"]["negatives_empty"] <= 1
 
 
 def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, data, trained, tmp_path):

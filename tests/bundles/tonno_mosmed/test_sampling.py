@@ -37,6 +37,13 @@ def dataset(cases=CASES, **options):
     return sampling.PlaneDataset(cases, identity, **(settings | options))
 
 
+@pytest.mark.parametrize("cls", [1, [1]])
+def test_a_picture_is_refused_naming_the_file_and_the_bundles_that_take_it(cls):
+    picture = MetaTensor(torch.ones(2, 20, 20, 1), meta={"filename_or_obj": "a.png"})
+    with pytest.raises(ValueError, match=r"a.png: a picture, or a volume of one slice; .*gp_unet_brats"):
+        sampling.PlaneDataset([{"case": "a", "cls": cls}], lambda _: {"image": picture}, progress=False)
+
+
 def test_normals_are_uniform_on_the_sphere():
     normals, _ = sampling.random_planes(torch.randn(50, 3), 4000, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(normals.norm(dim=1), torch.ones(4000))
