@@ -173,6 +173,8 @@ def _once(result: Path, title: str, bundle: str, configs: list[str], **overrides
     made_from = json_text(_made_from(bundle, configs, settings))
     if not done_before(result, made_from):
         step(title)
+        for name in FURTHER:  # of other configs, perhaps, that these do not write again
+            (result.parent / f"{name}.json").unlink(missing_ok=True)
         run_bundle(bundle, configs, output_dir=str(result.parent), **settings)
         say_done(result, made_from)
 

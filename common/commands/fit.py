@@ -206,8 +206,8 @@ def summary(folder: Path, section: str) -> str:
     """What labels say about the masks, and what masks say where there are any."""
     scores = read_json(folder / "labels.json")
     volumes, slices = scores["volumes"], scores.get("slices")
-    areas = [_auc("volume", volumes), *([_auc("slice", slices)] if slices else [])]
-    lines = [f"{section}, from labels: {', '.join(areas)}" + (f" ({scores['note']})" if "note" in scores else "")]
+    areas = [_auc(kind, found, scores.get("note")) for kind, found in (("volume", volumes), ("slice", slices)) if found]
+    lines = [f"{section}, from labels: {', '.join(areas)}"]
     marked, empty = (
         f"{round((volumes[share] or 0) * volumes[kind])} of {volumes[kind]}"
         for share, kind in (("positives_marked", "positives"), ("negatives_empty", "negatives"))
@@ -216,8 +216,8 @@ def summary(folder: Path, section: str) -> str:
         f"at the gate {scores['gate']:.3f}: {marked} positive volumes marked, {empty} negative ones left empty, "
         f"{_shown(volumes['ml_in_negatives']['mean'])} ml in a negative one"
     )
-    if (folder / "summary.json").is_file():
-        dice = read_json(folder / "summary.json")["dice_positive"]
+    masks = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    if dice := masks.get("dice_positive"):  # a run of an earlier version has none
         lines.append(
             f"with masks, which chose nothing: 3D Dice of {dice['count']} volumes with a lesion "
             f"{_shown(dice['mean'])}, median {_shown(dice['median'])}"
@@ -247,9 +247,10 @@ def summary_of_classes(folder: Path, section: str, classes: Sequence[str]) -> st
     return "\n".join(lines)
 
 
-def _auc(kind: str, scores: Mapping[str, Any]) -> str:
+def _auc(kind: str, scores: Mapping[str, Any], why_no_interval: str | None) -> str:
     interval = scores.get("auc_interval") or [None]
-    return f"{kind} AUC {_shown(scores['auc'])}" + ("" if None in interval else f" {interval}")
+    said = f" ({why_no_interval})" if why_no_interval and scores["auc"] is not None else ""
+    return f"{kind} AUC {_shown(scores['auc'])}" + (said if None in interval else f" {interval}")
 
 
 def _shown(value: float | None) -> str:

@@ -48,8 +48,8 @@ def recipe_of(root: Path, content: Mapping[str, Any]) -> Recipe:
     if not are_slides(content, but=() if able else PICTURES):
         return VOLUMES
     if not able:
-        others = " and ".join(bundles_that(takes_slides))
-        raise ValueError(f"{root.name} takes no whole slides, which the datalist names; {others} does")
+        others = ", ".join(bundles_that(takes_slides))
+        raise ValueError(f"{root.name} takes no whole slides, which the datalist names; these do: {others}")
     return SLIDES
 
 
@@ -69,10 +69,10 @@ def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root:
     cases = cases_of(content)
     several = [case["case"] for case in cases if isinstance(case.get("cls"), list) and not labels_slices(case)]
     if root is not None and several and not takes_several_labels(root):
-        others = " and ".join(bundles_that(takes_several_labels))
+        others = ", ".join(bundles_that(takes_several_labels))
         raise ValueError(
             f"{listed}: cases may have several labels at once (as {several[0]!r}), and {root.name} gives each slice "
-            f"one class; {others} takes them. Or make a table of each label, yes or no"
+            f"one class; these take them: {others}. Or make a table of each label, yes or no"
         )
     if apart := root is not None and tells_classes_apart(content):
         check_classes(listed, cases, dataset_dir, root)
@@ -96,8 +96,8 @@ def check_classes(listed: Path, cases: Sequence[Case], dataset_dir: str, root: P
     if not takes_classes_alone(root):
         raise ValueError(
             f"{listed}: no label says that nothing is there, and {root.name} learns and chooses thresholds from "
-            f"negatives. {' and '.join(bundles_that(takes_classes_alone))} tells classes from one another: "
-            "docs/labels.md"
+            f"negatives. These tell classes from one another: {', '.join(bundles_that(takes_classes_alone))} "
+            "(docs/labels.md)"
         )
     for case in cases:
         depth = 1 if labels_slices(case) else read_case_grid(case, Path(dataset_dir))[0][-1]

@@ -74,10 +74,12 @@ class VolumeScores(CaseHandler):
                 values = [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
                 if values:
                     scores[key] = {k: round(float(v), 4) for k, v in summarize(values).items()}
-            negative = [row["ml"] for row in rows if row.get("positive") == 0]
-            if negative:
-                scores["negatives_empty"] = round(float(np.mean([ml == 0 for ml in negative])), 4)
-                scores["ml_in_negatives"] = {k: round(float(v), 4) for k, v in summarize(negative).items()}
+            negatives = [row for row in rows if row.get("positive") == 0]
+            if negatives:
+                scores["negatives_empty"] = round(float(np.mean([not row["predicted"] for row in negatives])), 4)
+                scores["ml_in_negatives"] = {
+                    k: round(float(v), 4) for k, v in summarize([row["ml"] for row in negatives]).items()
+                }
             labeled = [(row["positive"], row["predicted"]) for row in rows if "positive" in row]
             if len({truth for truth, _ in labeled}) == 2:
                 scores["balanced_accuracy"] = round(balanced_accuracy(*zip(*labeled, strict=True)), 4)

@@ -62,7 +62,9 @@ def within_window(
     if not (skip and places):
         return list(cases)
     kept, left = [], []
-    for case in tqdm(cases, desc="looking through the window", unit="case", leave=False, disable=not progress):
+    for case in tqdm(
+        cases, desc="looking through the window", unit="case", leave=False, disable=not progress or get_rank() > 0
+    ):
         data: Any = {key: value for key, value in case.items() if key != "label"}
         try:
             for transform in transforms[: places[0] + 1]:

@@ -72,7 +72,7 @@ def headline(run: Run) -> dict[str, Any]:
             "measure": "mean Dice",
             **{key: own[key] for key in ("value", "low", "high", "median")},
             "on": f"{plural(number, run.unit[:-1] if run.unit == 'slides' else 'case')} with a ground-truth mask",
-            "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over cases.",
+            "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over cases." + _healthy(run),
             "rival": others[0] if others else None,
         }
     for kind in ("volumes", "slices"):
@@ -167,6 +167,18 @@ def _marked(row: Mapping[str, Any]) -> bool:
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def _healthy(run: Run) -> str:
+    """What to know of a mean in which healthy cases count; empty if there are none."""
+    ill = run.summary.get("dice_positive") or {}
+    healthy = _count(run.summary["dice"].get("count"), 0) - _count(ill.get("count"), 0)
+    if not ill or healthy <= 0 or ill.get("mean") is None:
+        return ""
+    return (
+        f" Without a lesion: {plural(healthy, 'case')}, each 1 where nothing is marked, else 0; "
+        f"{ill['mean']:.3f} in the {ill['count']} with one."
+    )
 
 
 def _count(value: Any, default: int) -> int:

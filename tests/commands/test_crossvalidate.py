@@ -39,6 +39,7 @@ def runs(monkeypatch) -> list[dict]:
         elif configs[-1] == "choose.json":
             (output / "calibrated.json").write_text("{}")
         else:
+            assert not (output / "class_scores.json").exists()  # of other configs, which these may not write again
             tested = json.loads(Path(str(overrides["datalist"])).read_text(encoding="utf-8"))["test"]
             (output / "labels.json").write_text(json.dumps({"volumes": {"auc": 0.8}}))
             k = next(int(part[4:]) for part in output.parts if part.startswith("fold"))

@@ -60,6 +60,8 @@ def test_the_summary_says_what_labels_say_and_that_masks_chose_nothing(tmp_path)
         "at the gate 0.250: 5 of 5 positive volumes marked, 3 of 4 negative ones left empty, "
         "2.000 ml in a negative one",
     ]
+    (tmp_path / "summary.json").write_text(json.dumps({"dice": {"mean": 0.5}}))  # of an earlier version
+    assert "with masks" not in summary(tmp_path, "test")
     (tmp_path / "summary.json").write_text(json.dumps({"dice_positive": {"mean": 0.5, "median": None, "count": 5}}))
     few = scores | {"volumes": scores["volumes"] | {"auc_interval": [None, None]}, "note": "no interval: few"}
     (tmp_path / "labels.json").write_text(json.dumps(few))

@@ -23,6 +23,14 @@ def test_the_headline_is_the_mean_dice_with_the_strongest_baseline_beside_it(run
     assert head["rival"]["learned"]
 
 
+def test_a_mean_says_what_healthy_cases_count_in_it(run):
+    ill = dict(run.summary["dice"]) | {"mean": 0.25, "count": 3}
+    note = headline(replace(run, summary=dict(run.summary) | {"dice_positive": ill}))["note"]
+    assert note.endswith(" Without a lesion: 1 case, each 1 where nothing is marked, else 0; 0.250 in the 3 with one.")
+    alike = dict(run.summary) | {"dice_positive": run.summary["dice"]}
+    assert headline(replace(run, summary=alike))["note"].endswith("bootstrap over cases.")
+
+
 def test_the_raw_map_of_the_method_is_no_baseline_of_it(run):
     summary = dict(run.summary) | {"dice_raw": dict(run.summary["dice"]) | {"mean": 0.99}}
     assert headline(replace(run, summary=summary))["rival"]["key"] == "dice_baseline_gated"

@@ -202,7 +202,8 @@ def _scores(item: Mapping[str, Any], mask: np.ndarray, refine: Mapping[str, Any]
     if truth is not None:
         found = component_scores(mask, truth)
         scores = {k: found[k] for k in ("precision", "recall", "f1")}
-    if not (labels_of(case, mask.shape[-1])[0] if case.get("cls") is not None else truth.any()):
+    known = truth is not None or case.get("cls") is not None
+    if known and not (labels_of(case, mask.shape[-1])[0] if case.get("cls") is not None else truth.any()):
         scores |= {"negatives_empty": int(not mask.any()), "ml_in_negatives": volume_ml(mask, item["spacing"])}
     if truth is None or not truth.any():
         return scores
