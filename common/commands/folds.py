@@ -32,6 +32,8 @@ def write_folds(
 ) -> list[Path]:
     """Write the files of `folds` into a folder of their own.
 
+    Slices that `prepare --split paper` drew whatever patient they are of are dealt by patient: the mark goes.
+
     Args:
         datalist: as `prepare` writes it; its own sections are dissolved.
         output_dir: gets the files; paths in them stay relative to the same folder of the data.
@@ -43,13 +45,21 @@ def write_folds(
         The files.
 
     Raises:
-        ValueError: no such section, or it is empty.
+        ValueError: no such section, or it is empty, or its patients are in other sections, too.
     """
     content = read_json(datalist)
     if keep is not None and not content.get(keep):
         raise ValueError(
             f"{datalist}: there is no section {keep!r} to keep; it has {[s for s in SECTIONS if content.get(s)]}"
         )
+    if content.get("split") == "paper":
+        if keep is not None:
+            raise ValueError(
+                f"{datalist}: drawn by --split paper, so patients of {keep!r} are in other sections, too: leave out "
+                "--keep, or prepare the data by patient"
+            )
+        del content["split"]
+        content |= {s: [{k: v for k, v in c.items() if k != "split"} for c in content.get(s, [])] for s in SECTIONS}
     everything = [case for section in SECTIONS if section != keep for case in content.get(section, [])]
     kinds = kinds_of_patients(everything)
     files = []

@@ -12,6 +12,7 @@ from ..datasets.adjust import with_masks_of, with_sections_of
 from ..datasets.kinds import with_kinds
 from ..datasets.parts import single_slices
 from ..datasets.template import write_template
+from ..files import read_json
 from .run import names
 
 
@@ -88,11 +89,12 @@ def prepare(
             cases = with_masks_of(cases, masks_of)
         home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
         if split == "paper":
-            cases = whatever_patient(single_slices(cases, home / "slices", modalities=modalities))
+            cases = single_slices(cases, home / "slices", modalities=modalities)
         elif split != "patients":
+            _refuse_drawn(split)
             cases = with_sections_of(cases, split)
         content = make_datalist(
-            cases,
+            _whatever_patient(cases) if split == "paper" else cases,
             name=home.name,
             classes=named if named and not (kinds or adapter == "table") else found_classes,
             modalities=modalities,
@@ -107,7 +109,9 @@ def prepare(
             content["masks_of"] = Path(masks_of).name
         if at_most:
             content["training"] = fewer(content["training"], at_most, content["classes"], seed=seed)
-        content |= {"split": split} if split == "paper" else {}
+        if split == "paper":
+            print("split 'paper': slices of one patient lie in several sections, so scores are of memory, too")
+            content = _of_true_patients(content, cases)
         content |= {key: options[key] for key in ("masked_section",) if options.get(key)}  # `crossvalidate` keeps it
         path = Path(datalist) if datalist else home / "datalist.json"
         write_datalist(path, content)
@@ -118,14 +122,29 @@ def prepare(
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
 
 
-def whatever_patient(cases: list[Case]) -> list[Case]:
-    """Cases that count as patients of their own, so that those of a patient come to lie in several sections.
+def _whatever_patient(cases: list[Case]) -> list[Case]:
+    """Cases to draw as GP's authors do: each a patient of its own, so that a patient's come to lie in all sections."""
+    return [case | {"patient": case["case"]} for case in cases]
 
-    GP's authors split slices so. What is scored is memory, too: `of_patient` keeps who they are of, and scores by
-    patient go by it.
+
+def _of_true_patients(content: dict[str, Any], cases: list[Case]) -> dict[str, Any]:
+    """A datalist so drawn, whose cases are of their patients again: intervals, counts and folds go by these.
+
+    The mark `split` allows a patient in several sections; that of each case reaches the scores, which say so.
     """
-    print("split 'paper': slices of one patient lie in several sections, so scores are of memory, too")
-    return [case | {"patient": case["case"], "of_patient": case["patient"]} for case in cases]
+    patients = {case["case"]: case["patient"] for case in cases}
+    parts = {s: [c | {"patient": patients[c["case"]], "split": "paper"} for c in content[s]] for s in SECTIONS}
+    return content | parts | {"split": "paper"}
+
+
+def _refuse_drawn(datalist: str) -> None:
+    """Refuse the sections of a datalist in which a patient is in several."""
+    content = read_json(datalist)
+    if isinstance(content, dict) and content.get("split") == "paper":
+        raise ValueError(
+            f"{datalist}: drawn by --split paper, so its patients are in several sections and cannot be kept in one; "
+            "name a datalist that is split by patient, or draw slices again by --split paper and the same --seed"
+        )
 
 
 def _template(adapter: str, path: str) -> None:
@@ -141,7 +160,7 @@ def _template(adapter: str, path: str) -> None:
 def _counts(section: str, cases: list[Case], classes: list[str]) -> str:
     """One line: how many cases, patients and labels a section has."""
     by_case, by_slice = label_counts(cases, classes)
-    patients = {case.get("of_patient", case["patient"]) for case in cases}
+    patients = {case["patient"] for case in cases}
     parts = [f"{len(cases)} cases of {len(patients)} patients"]
     for what, count in (("", by_case), ("slices: ", by_slice)):
         if count:

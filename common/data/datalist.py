@@ -41,6 +41,8 @@ SECTIONS = ("training", "validation", "test")
 def check_patients(datalist: dict[str, Any]) -> None:
     """Refuse a datalist in which one patient, or one image, is in two sections: scores would be of memory, not skill.
 
+    A patient may be where slices are drawn on purpose, as `prepare --split paper` does: `"split": "paper"`.
+
     Raises:
         ValueError: naming the patient, or the image, and the sections.
     """
@@ -49,7 +51,7 @@ def check_patients(datalist: dict[str, Any]) -> None:
     for section in SECTIONS:
         for case in datalist.get(section, []):
             first = seen.setdefault(str(case["patient"]), section)
-            if first != section:
+            if first != section and datalist.get("split") != "paper":
                 raise ValueError(
                     f"patient {case['patient']!r} is in {first!r} and in {section!r} (case {case['case']!r}); "
                     "all cases of a patient belong in one section."

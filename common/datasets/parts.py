@@ -7,7 +7,7 @@ Masks are read here to derive `cls`; training does not see them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data import Case, find_cases, labels_slices, runs, slice_classes
 from ..files import PathLike
-from ..images import in_axes_of, read_mask
+from ..images import in_axes_of, mask_on_grid, read_grid, read_labels
 from ..preprocessing import organ_mask
 from .files import load_volume, output_folder, save_volume
 
@@ -158,12 +158,13 @@ def half_lungs(
 
 
 def single_slices(cases: Sequence[Case], out_dir: PathLike, *, modalities: Sequence[str]) -> list[Case]:
-    """Cut every volume that has a label a slice into its axial slices, each a case with its label, grade included.
+    """Cut every volume that has a label a slice into its axial slices, each a case of one slice, grade included.
 
     Writes `out_dir/<case>_s<slice>/<modality>.nii.gz`, and `mask.nii.gz` and `organ.nii.gz` (0 and 1) where the case
     has them; slices count from 0, inferior→superior, and files of the same name are replaced. Left out are slices of
-    which a modality holds one value alone: there is nothing to see, and no run would take them. All other cases,
-    volumes with one label among them, stay as they are; so does the picture whose one slice has a label.
+    which a modality holds one value alone: there is nothing to see, and no run would take them. Those with NaN or
+    infinite values are kept: a run refuses them and names the file. All other cases stay as they are: volumes with one
+    label, and pictures, whose one slice has a label.
 
     Args:
         cases: as adapters return them.
@@ -171,18 +172,17 @@ def single_slices(cases: Sequence[Case], out_dir: PathLike, *, modalities: Seque
         modalities: names of the images of a case, in their order.
 
     Returns:
-        Cases; slices keep the `patient` and whatever else their volume has, but no `box`.
+        Cases; slices have one label in a list, `[cls]`, and keep the `patient` and whatever else their volume has, but
+        no `box`.
 
     Raises:
-        ValueError: a file is unreadable or not 3D, files of a case lie on different grids, or a case has another number
-            of images than `modalities`, or of labels than slices.
+        ValueError: a file is unreadable or not 3D, a mask has values that no mask has, files of a case lie on different
+            grids, or a case has another number of images than `modalities`, or of labels than slices.
     """
     found: list[Case] = []
     for case in tqdm(cases, desc="cutting slices", unit="case", disable=None):
-        if not labels_slices(case):
+        if not labels_slices(case) or len(case["cls"]) == 1:
             found.append(case)
-        elif len(case["cls"]) == 1:
-            found.append(case | {"cls": case["cls"][0]})
         else:
             found += _slices_of(case, Path(out_dir).absolute(), modalities)
     return found
@@ -193,23 +193,33 @@ def _slices_of(case: Case, out_dir: Path, modalities: Sequence[str]) -> list[Cas
     if len(paths) != len(modalities):
         raise ValueError(f"case {case['case']!r}: {len(paths)} image(s), but modalities={tuple(modalities)}.")
     first = load_volume(paths[0])
-    images = {f"image {m}": load_volume(path, like=first) for m, path in zip(modalities, paths, strict=True)}
+    images = {f"image {modalities[0]}": first}
+    images |= {f"image {m}": load_volume(p, like=first) for m, p in zip(modalities[1:], paths[1:], strict=True)}
     for path, image in zip(paths, images.values(), strict=True):
         if image.ndim != 3:
             raise ValueError(f"{path}: expected a 3D volume, got the shape {image.shape}.")
-    shown = np.all([np.ptp(np.asanyarray(image.dataobj), axis=(0, 1)) > 0 for image in images.values()], axis=0)
-    for key in ("label", "organ"):
+    shown = _shown(images.values())
+    for key, above in (("label", 0.0), ("organ", 0.5)):  # as runs read them: of an organ, probabilities, too
         if case.get(key):
-            mask = read_mask(case[key], paths[0])
+            mask = mask_on_grid(
+                read_labels(case[key]), *read_grid(paths[0]), image=str(paths[0]), probabilities=key == "organ"
+            )
             array, affine = in_axes_of(mask.array, mask.affine, np.eye(4))
-            images[key] = nib.Nifti1Image((array > 0).astype(np.uint8), affine)
+            images[key] = nib.Nifti1Image((array > above).astype(np.uint8), affine)
     files = {key: key.removeprefix("image ").replace("label", "mask") for key in images}
     kept = {key: value for key, value in case.items() if key not in ("image", "label", "organ", "box")}
     return [
-        _write(kept | {"case": f"{case['case']}_s{z:03d}", "cls": cls, "files": files}, images, _at(z), out_dir)
+        _write(kept | {"case": f"{case['case']}_s{z:03d}", "cls": [cls], "files": files}, images, _at(z), out_dir)
         for z, cls in enumerate(slice_classes(case, first.shape[2]))
         if shown[z]
     ]
+
+
+def _shown(images: Iterable[nib.Nifti1Image]) -> np.ndarray:
+    """Whether there is something to see in each slice, or something wrong that a run is to name."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        spans = np.array([np.ptp(np.asanyarray(image.dataobj), axis=(0, 1)) for image in images])
+    return np.all(spans != 0, axis=0) | ~np.all(np.isfinite(spans), axis=0)
 
 
 def _at(z: int) -> Box:

@@ -26,6 +26,7 @@ from ..metrics import (
     voxel_counts,
 )
 from .base import CaseHandler
+from .class_scores import OF_MEMORY
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +74,11 @@ class CaseScores(CaseHandler):
         self.slices: list[dict[str, Any]] = []
         self.swept: list[np.ndarray] = []
         self.voxels: dict[str, np.ndarray] = {}
+        self.of_memory = False
 
     def _start(self) -> None:
         super()._start()
-        self.slices, self.swept, self.voxels = [], [], {}
+        self.slices, self.swept, self.voxels, self.of_memory = [], [], {}, False
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         if "label" not in batch:
@@ -112,6 +114,7 @@ class CaseScores(CaseHandler):
         for name, mask in {"method": pred, "empty": np.zeros_like(truth), **baselines}.items():
             self.voxels[name] = self.voxels.get(name, 0) + voxel_counts(mask[counted], truth[counted])
         self.rows.append(row)
+        self.of_memory |= batch.get("split") == "paper"
         if self.sweep:
             self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
         shown = np.asarray(organ.any(axis=(0, 1)))
@@ -133,6 +136,7 @@ class CaseScores(CaseHandler):
         super()._gather(cases)
         self.slices = gathered_rows(self.slices, cases)
         self.swept = [scores for part in gathered(self.swept) for scores in part]
+        self.of_memory = any(gathered(self.of_memory))
         parts = gathered(self.voxels)
         self.voxels = {name: sum(part.get(name, 0) for part in parts) for part in parts for name in part}
 
@@ -154,7 +158,7 @@ class CaseScores(CaseHandler):
         """Mean, standard deviation, median and 95 % interval over patients of each metric, and the slices' scores.
 
         `pooled` holds the mIoU over the voxels of all cases and the "DSC" made of it: flattering figures that some
-        papers report, see `common.metrics.pooled_miou`.
+        papers report, see `common.metrics.pooled_miou`. A `note` says where `prepare --split paper` drew the slices.
         """
         numbers = [k for k in self.rows[0] if k not in ("case", "patient")]
         result: dict[str, Any] = {"cases": len(self.rows)}
@@ -172,7 +176,7 @@ class CaseScores(CaseHandler):
         result["slices"] = scores
         pooled = {name: float(miou_from_counts(*counts)) for name, counts in self.voxels.items()}
         result["pooled"] = {n: {"miou": _round(m), "paper_dsc": _round(paper_dsc(m))} for n, m in pooled.items()}
-        return result
+        return result | ({"note": OF_MEMORY} if self.of_memory else {})
 
     def _auc_interval(self, patients: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> list[float]:
         drawn: dict[str, Any] = {"labels": labels, "resamples": self.resamples}

@@ -31,8 +31,8 @@ class ClassScores(CaseHandler):
     Masks are scored where the true mask holds something, in four ways: `mask` is the run's own; `raw` the heatmap above
     its highest multi-Otsu threshold minus the offset; `cleaned` that after `clean`; `fixed` the heatmap above a fixed
     threshold. Where the organ is known, only its heat counts, as in `common.masks.MapsToMaskd`. Intervals of medians
-    draw slices, as the paper's do, and patients. After `prepare --split paper` every slice is a `patient` of the
-    datalist; what is by patient here goes by `of_patient` then, and a `note` says that scores are of memory, too.
+    draw slices, as the paper's do, and patients. After `prepare --split paper` patients are in several sections, and
+    a `note` says that scores are of memory, too.
 
     Args:
         output_dir: where the files go.
@@ -84,8 +84,8 @@ class ClassScores(CaseHandler):
         labels = true_classes(engine.cases.get(batch["case"], {}), truth, depth)
         slices = torch.as_tensor(as_array(batch["image"])).movedim(-1, 0)
         shown = filled_slices(slices, organ_channel=True).tolist()
-        shared = {"case": batch["case"], "patient": batch.get("of_patient", batch.get("patient", batch["case"]))}
-        shared |= {"split": "paper"} if "of_patient" in batch else {}
+        shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
+        shared |= {"split": "paper"} if batch.get("split") == "paper" else {}
         for z in range(depth):
             if labels[z] is None or not (shown[z] or labels[z]):
                 continue

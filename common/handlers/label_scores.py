@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..data import labels_of, labels_slices, multi_hot
-from ..engines import gathered_rows
+from ..engines import gathered, gathered_rows
 from ..files import rounded, write_csv, write_json
 from ..images import as_array, axial, spacing_of
 from ..masks import volume_ml
 from ..metrics import bootstrap_by_patient, classification_scores, roc_auc, summarize
 from ..metrics.bootstrap import TOO_FEW, few_patients
 from .base import CaseHandler
+from .class_scores import OF_MEMORY
 
 
 class LabelScores(CaseHandler):
@@ -45,10 +46,11 @@ class LabelScores(CaseHandler):
         self.classes = list(classes)
         self.resamples = resamples
         self.slices: list[dict[str, Any]] = []
+        self.of_memory = False
 
     def _start(self) -> None:
         super()._start()
-        self.slices = []
+        self.slices, self.of_memory = [], False
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         probability = 1 - as_array(output["slice_probability"])[0]
@@ -63,6 +65,7 @@ class LabelScores(CaseHandler):
         row = {"positive": int(positive), "probability": float(1 - output["probability"][0]), "ml": ml}
         row |= self._by_class(engine.cases.get(batch["case"], {}), as_array(output["probability"]))
         self.rows.append({**shared, **row})
+        self.of_memory |= batch.get("split") == "paper"
         organ = as_array(batch["image"])[-1] > 0.5
         if labels is None:
             return
@@ -90,6 +93,7 @@ class LabelScores(CaseHandler):
     def _gather(self, cases: Any) -> None:
         super()._gather(cases)
         self.slices = gathered_rows(self.slices, cases)
+        self.of_memory = any(gathered(self.of_memory))
 
     def _check(self) -> None:
         if not self.rows:
@@ -102,7 +106,8 @@ class LabelScores(CaseHandler):
     def summary(self) -> dict[str, Any]:
         """AUC with intervals, sensitivity and specificity at the gate, and the mask where the label is no.
 
-        `auc_interval` draws patients, and is `[None, None]` where too few have either label, which `note` says then.
+        `auc_interval` draws patients, and is `[None, None]` where too few have either label, which `note` says then; it
+        also says where `prepare --split paper` drew the slices, so that scores are of memory, too.
         """
         healthy = [row["ml"] for row in self.rows if not row["positive"]]
         ill = [row["ml"] for row in self.rows if row["positive"]]
@@ -116,8 +121,9 @@ class LabelScores(CaseHandler):
             negative = [not row["marked"] for row in self.slices if not row["positive"] and row["marked"] is not None]
             parts["slices"] = self._scores(self.slices) | {"negatives_empty": _mean(negative)}
         scored = [rows for rows in (self.rows, self.slices) if rows]
-        if any(few_patients(*([row[key] for row in rows] for key in ("patient", "positive"))) for rows in scored):
-            parts["note"] = TOO_FEW
+        few = any(few_patients(*([row[key] for row in rows] for key in ("patient", "positive"))) for rows in scored)
+        if notes := [text for text, applies in ((TOO_FEW, few), (OF_MEMORY, self.of_memory)) if applies]:
+            parts["note"] = "; ".join(notes)
         by_class = {name: self._class_auc(name) for name in self.classes[1:] if f"positive {name}" in self.rows[0]}
         if by_class:
             parts["classes"] = {name: {"auc": _number(auc)} for name, auc in by_class.items()}

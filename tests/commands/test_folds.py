@@ -57,3 +57,20 @@ def test_each_file_is_printed_with_the_number_of_its_cases(datalist, capsys):
     lines = capsys.readouterr().out.splitlines()
     counts = "10 training, 2 validation, 12 test"
     assert lines == [f"{datalist.with_name(f'list_fold{k}.json')}: {counts}" for k in range(2)]
+
+
+def test_slices_that_were_drawn_whatever_patient_they_are_of_are_dealt_by_patient(datalist):
+    content = json.loads(datalist.read_text())
+    drawn = [case | {"split": "paper"} for case in content["training"]]
+    content |= {"split": "paper", "training": drawn[::2], "test": drawn[1::2]}  # each patient is in both
+    datalist.write_text(json.dumps(content))
+    folds(str(datalist), count=2)
+    for k in range(2):
+        path = datalist.with_name(f"list_fold{k}.json")
+        fold = json.loads(path.read_text())
+        assert "split" not in fold
+        assert not any("split" in case for section in patients(path) for case in fold[section])
+        assert sum(len(set(section)) for section in patients(path).values()) == len(PATIENTS)
+        assert sum(map(len, patients(path).values())) == 2 * len(PATIENTS)
+    with pytest.raises(ValueError, match="patients of 'test' are in other sections, too: leave out --keep"):
+        folds(str(datalist), count=2, keep="test")

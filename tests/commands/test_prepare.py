@@ -168,16 +168,29 @@ class TestPrepare:
         main(["prepare", "folder", str(tmp_path), "--split", "paper"])
         printed = capsys.readouterr().out
         assert "slices of one patient lie in several sections, so scores are of memory, too" in printed
-        assert "of 4 patients; none" in printed
+        assert "of 4 patients; slices: none" in printed
         datalist = contents(tmp_path)
         cases = [c for section in SECTIONS for c in datalist[section]]
-        assert len({c["patient"] for c in cases}) == len(cases) > 4
-        assert {c["of_patient"] for c in cases} == {f"phantom_{n:03d}" for n in range(4)}
+        assert {(c["patient"], c["split"]) for c in cases} == {(f"phantom_{n:03d}", "paper") for n in range(4)}
+        assert all(c["case"].startswith(f"{c['patient']}_s") and "of_patient" not in c for c in cases)
+        trained = {c["patient"] for c in datalist["training"]}
+        assert trained & {c["patient"] for c in datalist["test"]}  # what makes it memory
         assert all(c["image"] == f"slices/{c['case']}/flair.nii.gz" for c in cases)
         for section in SECTIONS:
             assert load_datalist(tmp_path / "datalist.json", section, dataset_dir=tmp_path)
+        kept = tmp_path / "slices.json"
+        kept.write_text(json.dumps(datalist))
+        with pytest.raises(SystemExit, match=r"slices\.json: drawn by --split paper.*name a datalist that is split by"):
+            main(["prepare", "folder", str(tmp_path), "--split", str(kept)])
         main(["prepare", "folder", str(tmp_path)])  # the slices are no cases of the folder
         assert sum(len(contents(tmp_path)[section]) for section in SECTIONS) == 4
+
+    def test_a_class_keeps_so_many_of_the_slices_of_the_papers_split(self, tmp_path):
+        write_phantom(tmp_path, cases=4, shape=(24, 24, 8), healthy_fraction=0)
+        main(["prepare", "folder", str(tmp_path), "--split", "paper", "--at_most", "{'tumor': 2}"])
+        training = contents(tmp_path)["training"]
+        assert sum(c["cls"] == [1] for c in training) == 2
+        assert {c["patient"] for c in training} <= {f"phantom_{n:03d}" for n in range(4)}
 
     def test_a_class_of_training_keeps_so_many_cases(self, tmp_path):
         for n in range(40):

@@ -110,6 +110,13 @@ class TestDatalistFile:
     def test_several_cases_of_a_patient_may_share_a_section(self):
         check_patients(datalist(training=[case("a", patient="P"), case("b", patient="P")], test=[case("c")]))
 
+    def test_slices_that_were_drawn_on_purpose_may_share_a_patient_but_no_image(self):
+        drawn = datalist(training=[case("a", patient="P")], test=[case("b", patient="P")]) | {"split": "paper"}
+        check_patients(drawn)
+        drawn["test"][0]["image"] = drawn["training"][0]["image"]
+        with pytest.raises(ValueError, match=r"the image .* is in 'training' and in 'test'"):
+            check_patients(drawn)
+
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "file.txt"

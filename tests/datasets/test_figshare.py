@@ -77,4 +77,4 @@ def test_papers_split_draws_slices_whatever_patient_they_are_of_and_says_so(tmp_
     content = read_json(tmp_path / "out" / "datalist.json")
     assert content["split"] == "paper"
     for section in ("training", "validation", "test"):
-        assert {case["of_patient"] for case in content[section]} == {"P0", "P1", "P2"}
+        assert {case["patient"] for case in content[section]} == {"P0", "P1", "P2"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.datasets import half_lungs, substacks
-from common.datasets.parts import lung_gap, single_slices
+from common.datasets.parts import lung_gap
 from tests.pipeline import affine_of, save, world
 
 SHAPE = (8, 6, 10)
@@ -255,47 +255,3 @@ class TestHalfLungs:
             labels = {side: {c["cls"] for c in cases if f"{patient}_{side}" in c["case"]} for side in ("left", "right")}
             assert labels == {"left": {0}, "right": {1}}
         assert all(voxels(c["label"]).any() == c["cls"] for c in cases)
-
-
-class TestSingleSlices:
-    def test_slices_keep_grade_values_and_place_and_patient(self, tmp_path):
-        where = write_case(
-            tmp_path / "in", "a", {"t1": numbered(), "t2": numbered()[::-1], "mask": 4 * mask_in(2, 3)}, axcodes="PIR"
-        )
-        paths = {name: str(tmp_path / "in" / "a" / f"{name}.nii.gz") for name in ("t1", "t2", "mask")}
-        case = {"case": "a", "patient": "P", "image": [paths["t1"], paths["t2"]], "label": paths["mask"]}
-        case |= {"cls": [0, 0, 2, 2, *[0] * 6], "box": [0, 0, 0, 1, 1, 1]}
-        found = single_slices([case], tmp_path / "out", modalities=("t1", "t2"))
-        assert [one["case"] for one in found] == [f"a_s{z:03d}" for z in range(10)]
-        assert [one["cls"] for one in found] == case["cls"]
-        assert {one["patient"] for one in found} == {"P"}
-        assert found[0].keys() == case.keys() - {"box"}
-        folder = tmp_path / "out" / "a_s003"
-        assert found[3]["image"] == [str(folder / "t1.nii.gz"), str(folder / "t2.nii.gz")]
-        assert found[3]["label"] == str(folder / "mask.nii.gz")
-        np.testing.assert_array_equal(voxels(found[3]["image"][0])[..., 0], numbered()[..., 3])
-        np.testing.assert_array_equal(voxels(found[3]["image"][1])[..., 0], numbered()[::-1, :, 3])
-        assert [bool(voxels(one["label"]).any()) for one in found] == [cls > 0 for cls in case["cls"]]
-        cut = nib.Nifti1Image.from_filename(found[3]["image"][0])
-        for index, value in np.ndenumerate(voxels(found[3]["image"][0])):
-            np.testing.assert_allclose(cut.affine @ [*index, 1], [*where[int(value)], 1], atol=1e-3)
-
-    def test_slices_that_show_nothing_are_left_out_and_other_cases_stay(self, tmp_path):
-        empty = numbered()
-        empty[..., [0, 7]] = 0
-        write_case(tmp_path / "in", "a", {"t1": empty})
-        path = str(tmp_path / "in" / "a" / "t1.nii.gz")
-        whole = {"case": "b", "patient": "b", "image": "b.nii.gz", "cls": 1}
-        cases = [{"case": "a", "patient": "a", "image": path, "cls": [0] * 10}, whole, whole | {"cls": [1]}]
-        *cut, volume, picture = single_slices(cases, tmp_path / "out", modalities=("t1",))
-        assert [one["case"][-1] for one in cut] == list("12345689")
-        assert all("label" not in one and isinstance(one["image"], str) for one in cut)
-        assert volume == picture == whole
-
-    def test_says_what_does_not_go_together(self, tmp_path):
-        write_case(tmp_path / "in", "a", {"t1": numbered()})
-        case = {"case": "a", "patient": "a", "image": str(tmp_path / "in" / "a" / "t1.nii.gz"), "cls": [0] * 9}
-        with pytest.raises(ValueError, match="'a' has 9 labels in `cls` for 10 slices"):
-            single_slices([case], tmp_path / "out", modalities=("t1",))
-        with pytest.raises(ValueError, match=r"'a': 1 image\(s\), but modalities=\('t1', 't2'\)"):
-            single_slices([case], tmp_path / "out", modalities=("t1", "t2"))

@@ -163,6 +163,17 @@ def test_summary_is_that_of_the_cases_and_of_all_slices(tmp_path, cases):
     assert 0 <= low < slices["auc"] < high <= 1
 
 
+def test_slices_that_were_drawn_whatever_patient_they_are_of_are_said_to_be_of_memory(tmp_path, cases):
+    handler = CaseScores(tmp_path, resamples=5)
+    run_handler(handler, [pair(case) for case in cases])
+    assert "note" not in summary(tmp_path)
+    run_handler(handler, [(batch | {"split": "paper"}, output) for batch, output in map(pair, cases)])
+    assert "scores are of memory" in summary(tmp_path)["note"]
+    assert "split" not in read(tmp_path / "metrics.csv")[0]
+    run_handler(handler, [pair(case) for case in cases])
+    assert "note" not in summary(tmp_path)
+
+
 def test_summary_is_strict_json_with_null_where_a_score_is_undefined(tmp_path):
     score(tmp_path, [item(3, healthy=True)])
     result = summary(tmp_path)

@@ -143,15 +143,15 @@ def test_one_label_of_a_case_is_that_of_its_slices_with_a_finding():
     assert true_classes({"case": "a"}, None, 4) == [None] * 4
 
 
-def test_slices_that_count_as_patients_are_scored_by_those_who_they_are_of(scored, tmp_path):
-    """After `prepare --split paper` each slice is a case and a patient of its own."""
+def test_slices_that_are_cases_of_their_own_are_scored_by_patient_and_as_in_their_volumes(scored, tmp_path):
+    """As `prepare --split paper` writes them; the mark makes a note."""
     slices, known = [], {}
     for batch, output in CASES:
         for z in range(3):
             name = f"{batch['case']}_s{z:03d}"
-            one = {"case": name, "patient": name, "of_patient": batch["patient"], "image": batch["image"][..., [z]]}
-            one |= {"label": batch["label"][..., [z]], "cls": batch["cls"][z]}
-            known[name] = {"case": name, "cls": batch["cls"][z]}
+            one = {"case": name, "patient": batch["patient"], "split": "paper", "image": batch["image"][..., [z]]}
+            one |= {"label": batch["label"][..., [z]], "cls": [batch["cls"][z]]}
+            known[name] = {"case": name, "cls": [batch["cls"][z]]}
             slices.append((one, {key: value[..., [z]] for key, value in output.items()}))
     options = {"offset": 0.2, "fixed": 1.0, "clean": CLEAN, "resamples": 5}
     run_handler(ClassScores(tmp_path, classes=CLASSES, **options), slices, cases=known)

@@ -61,6 +61,16 @@ def test_few_patients_of_a_kind_have_no_interval_which_is_said_once(tmp_path):
         assert ("fewer than 5 patients" in result.get("note", "")) == few
 
 
+def test_slices_that_were_drawn_whatever_patient_they_are_of_are_said_to_be_of_memory(tmp_path):
+    items = [pair(f"{kind}{n}", [0.1 + 0.8 * kind], []) for kind in (0, 1) for n in range(5)]
+    cases = {batch["case"]: {"case": batch["case"], "cls": [int(batch["case"][0])]} for batch, _ in items}
+    assert "note" not in scores(tmp_path, items, cases)
+    drawn = [(batch | {"split": "paper"}, output) for batch, output in items]
+    assert scores(tmp_path, drawn, cases)["note"].startswith("split 'paper': other slices of these patients")
+    assert scores(tmp_path, drawn[:6], cases)["note"].startswith("no interval: fewer than 5 patients")
+    assert scores(tmp_path, drawn[:6], cases)["note"].endswith("scores are of memory, too")
+
+
 def test_slices_are_scored_where_they_hold_organ(tmp_path):
     items = [pair("a", [0.9, 0.8, 0.1], [1], organ=[1, 2]), pair("b", [0.2, 0.3, 0.9], [2], organ=[0, 1])]
     cases = {"a": {"case": "a", "cls": [0, 1, 0]}, "b": {"case": "b", "cls": [0, 0, 0]}}

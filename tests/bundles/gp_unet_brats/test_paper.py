@@ -139,9 +139,9 @@ def test_papers_split_draws_slices_of_volumes_with_their_grades(by_slice):
     cases = [case for section in ("training", "validation", "test") for case in content[section]]
     assert len(cases) == 8 * 5  # slice 0 is empty
     grades = {case["case"]: case["cls"] for case in cases}
-    assert all(grades[f"BraTS20_Training_{n:03d}_s002"] == 1 + n % 2 for n in range(8))
-    assert sorted(grades.values()) == [0] * 24 + [1] * 8 + [2] * 8
-    whose = [{case["of_patient"] for case in content[section]} for section in ("training", "test")]
+    assert all(grades[f"BraTS20_Training_{n:03d}_s002"] == [1 + n % 2] for n in range(8))
+    assert sorted(grades.values()) == [[0]] * 24 + [[1]] * 8 + [[2]] * 8
+    whose = [{case["patient"] for case in content[section]} for section in ("training", "test")]
     assert len(whose[0] & whose[1]) > 2  # what makes it memory
 
 
@@ -150,7 +150,11 @@ def test_papers_split_is_scored_by_slice_and_by_the_true_patient(by_slice):
     tested = read_json(by_slice / "datalist.json")["test"]
     with open(by_slice / "out" / "class_slices.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["case"]: row["patient"] for row in rows} == {case["case"]: case["of_patient"] for case in tested}
+    assert {row["case"]: row["patient"] for row in rows} == {case["case"]: case["patient"] for case in tested}
+    assert {row["case"]: [int(row["class"])] for row in rows} == {case["case"]: case["cls"] for case in tested}
+    assert all(case["case"].startswith(f"{case['patient']}_s") for case in tested)
     assert scores["slices"] == len(tested) == 10
-    assert np.sum(scores["confusion"], axis=1).tolist() == [sum(case["cls"] == k for case in tested) for k in range(3)]
-    assert "scores are of memory" in scores["note"]
+    labels = [cls for case in tested for cls in case["cls"]]
+    assert np.sum(scores["confusion"], axis=1).tolist() == [labels.count(k) for k in range(3)]
+    for name in ("class_scores.json", "labels.json", "summary.json"):
+        assert "scores are of memory" in read_json(by_slice / "out" / name)["note"]
