@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
-from monai.transforms.utils import generate_spatial_bounding_box
 from torch import Tensor
-
-from ..images import window_pads
 
 
 @dataclass(frozen=True)
@@ -43,28 +41,20 @@ def whole_slices(volume: Tensor, z: int) -> list[View]:
 
 
 class PaddedSlices:
-    """The views of a network that gets slices from `common.engines.SliceMapInferer`, whose options these are.
+    """The views of a network that gets its slices from `common.engines.SliceMapInferer`: that window, those pads.
 
     Args:
-        window: `[h, w]` around the organ of the volume; None: the organ's bounding box.
-        divisor: H and W are padded to a multiple of it.
-        margin: pixels around the bounding box.
-        flip: the mirrored slice is a second view.
+        inferer: of the bundle's inference. Its mirrored slice, if it has one, is a second view.
     """
 
-    def __init__(
-        self, *, window: Sequence[int] | None = None, divisor: int = 4, margin: int = 8, flip: bool = False
-    ) -> None:
-        self.window = window
-        self.divisor = divisor
-        self.margin = margin
-        self.flip = flip
+    def __init__(self, inferer: Any) -> None:
+        self.inferer = inferer
 
     def __call__(self, volume: Tensor, z: int) -> list[View]:
         """Views of the slice at `z` of a volume `[C + 1, H, W, D]`, whose last channel is the organ."""
-        pads = self._pads((volume[-1] > 0.5).any(dim=-1))
+        pads = self.inferer.pads((volume[-1] > 0.5).any(dim=-1))
         height, width = (n + pads[k] + pads[k + 1] for n, k in zip(volume.shape[1:3], (2, 0), strict=True))
-        more = [0, -width % self.divisor, 0, -height % self.divisor]
+        more = [0, -width % self.inferer.divisor, 0, -height % self.inferer.divisor]
 
         def view(mirror: Sequence[int]) -> View:
             return View(
@@ -72,14 +62,4 @@ class PaddedSlices:
                 lambda heat: F.pad(heat[:height, :width].flip(list(mirror)), [-pad for pad in pads]),
             )
 
-        return [view(()), view((0,))] if self.flip else [view(())]
-
-    def _pads(self, organ: Tensor) -> list[int]:
-        if self.window is not None:
-            return window_pads(organ, self.window)
-        if not bool(organ.any()):
-            return [0, 0, 0, 0]
-        (top, left), (bottom, right) = generate_spatial_bounding_box(
-            organ[None].cpu(), margin=self.margin, allow_smaller=True
-        )
-        return [-left, right - organ.shape[1], -top, bottom - organ.shape[0]]
+        return [view(()), view((0,))] if self.inferer.flip else [view(())]

@@ -77,7 +77,7 @@ class SliceMapInferer(Inferer):
         filled = torch.nonzero(filled_slices(slices, organ_channel=self.organ_channel)).flatten()
         if len(filled) == 0:
             return out.permute(1, 2, 3, 0)
-        pads = self._pads(seen.any(0))
+        pads = self.pads(seen.any(0))
         back = [-pad for pad in pads]
         for chunk in filled.split(self.batch_size):
             explained, logits = self._explain(F.pad(slices[chunk], pads), network)
@@ -85,10 +85,16 @@ class SliceMapInferer(Inferer):
             out[chunk, maps:] = logits.softmax(1)[:, :, None, None]
         return out.permute(1, 2, 3, 0)
 
-    def _pads(self, organ: Tensor) -> list[int]:
-        """What `F.pad` adds to the image (or, negative, takes away) so that the organ and what is around it is seen."""
+    def pads(self, organ: Tensor) -> list[int]:
+        """What `F.pad` adds to the image (or, negative, takes away) so that the organ and what is around it is seen.
+
+        Args:
+            organ: `[H, W]` bool, of all slices together; where it is nowhere, the image is seen as it is.
+        """
         if self.window is not None:
             return window_pads(organ, self.window)
+        if not bool(organ.any()):
+            return [0, 0, 0, 0]
         return [*_extent(organ.any(0), self.margin), *_extent(organ.any(1), self.margin)]
 
     def _explain(self, batch: Tensor, network: Any) -> tuple[Tensor, Tensor]:

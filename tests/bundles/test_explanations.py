@@ -10,6 +10,7 @@ import torch
 from common.cam import PaddedSlices, SliceLogit, default_layer, grad_cam
 from common.datasets import write_phantom
 from common.encoders import encoder
+from common.engines import SliceMapInferer
 from tests.bundles.conftest import load_script, run_bundle
 
 backbones = load_script("gp_unet_brats", "backbones")
@@ -59,7 +60,8 @@ def test_every_network_of_the_gp_family_names_a_layer_and_is_explained_in_any_si
     network = backbones.gp_network(backbone, **options).eval()
     volume = torch.rand(2, 37, 43, 3)
     layer = f"network.{default_layer(network)}"
-    logit = SliceLogit(network).at(volume[None, 1:, ..., 1], shown=2, views=PaddedSlices(divisor=16)(volume, 1))
+    views = PaddedSlices(SliceMapInferer(divisor=16))(volume, 1)
+    logit = SliceLogit(network).at(volume[None, 1:, ..., 1], shown=2, views=views)
     heat = logit.mean_map(lambda part, image: grad_cam(part, image, layer), volume[None, :1, ..., 1])
     assert heat.shape == (37, 43)
 

@@ -56,7 +56,7 @@ def volume():
 def test_the_network_gets_what_inference_gives_it(volume, options):
     network = Noted()
     SliceMapInferer(**options)(volume[None], network)
-    views = PaddedSlices(**options)(volume, 2)
+    views = PaddedSlices(SliceMapInferer(**options))(volume, 2)
     assert len(views) == len(network.seen)
     for view, seen in zip(views, network.seen, strict=True):
         torch.testing.assert_close(view.to_network(volume[None, ..., 2]), seen[2:3], atol=0, rtol=0)
@@ -65,7 +65,7 @@ def test_the_network_gets_what_inference_gives_it(volume, options):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_map_comes_back_to_where_it_was(volume, options):
     image, organ = volume[None, :1, ..., 1], volume[1, ..., 1] > 0.5
-    for view in PaddedSlices(**options)(volume, 1):
+    for view in PaddedSlices(SliceMapInferer(**options))(volume, 1):
         back = view.to_slice(view.to_network(image)[0, 0])
         assert back.shape == (37, 43)
         assert torch.equal(back[organ], image[0, 0][organ])
@@ -77,14 +77,14 @@ def test_the_explained_probability_is_that_of_inference(volume, options, shown):
     network = Noted()
     expected = SliceMapInferer(**options)(volume[None], network)[0, 3 + shown, 0, 0]
     for z in range(4):
-        views = PaddedSlices(**options)(volume, z)
+        views = PaddedSlices(SliceMapInferer(**options))(volume, z)
         logit = SliceLogit(network).at(volume[None, 1:, ..., z], shown=shown, views=views)
         assert float(logit(volume[None, :1, ..., z]).detach().sigmoid()) == pytest.approx(float(expected[z]), abs=1e-5)
 
 
 def test_maps_are_the_mean_over_the_views_on_the_slice(volume):
     image, organ = volume[None, :1, ..., 1], volume[None, 1:, ..., 1]
-    views = PaddedSlices(**OPTIONS["mirrored"])(volume, 1)
+    views = PaddedSlices(SliceMapInferer(**OPTIONS["mirrored"]))(volume, 1)
     logit = SliceLogit(Noted()).at(organ, shown=1, views=views)
     each = [SliceLogit(logit.network).at(organ, shown=1, views=[view]) for view in views]
     for explain in (guided_backpropagation, lambda score, seen: grad_cam(score, seen, "network.layer")):

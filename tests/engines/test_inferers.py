@@ -160,3 +160,7 @@ def test_meta_tensors_and_wrapped_networks_are_taken(volume):
             self.module = SmallNet()
 
     torch.testing.assert_close(infer(MetaTensor(volume), Wrapped()), infer(volume, SmallNet()))
+
+
+def test_where_there_is_no_organ_the_image_is_seen_as_it_is():
+    assert SliceMapInferer().pads(torch.zeros(9, 7, dtype=torch.bool)) == [0, 0, 0, 0]
