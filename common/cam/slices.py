@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class SliceLogit(nn.Module):
         if self.views is None:
             logits = self._logits(image)
         else:
-            seen = [part._logits(view.to_network(image)) for view, part in self._parts()]
+            seen = [part._logits(view.to_network(image)) for view, part in self._parts]
             logits = torch.stack(seen).mean(dim=0)
         return self._margin(logits)
 
@@ -69,9 +70,10 @@ class SliceLogit(nn.Module):
         """
         if self.views is None:
             return explain(self, image)
-        maps = [view.to_slice(explain(part, view.to_network(image))) for view, part in self._parts()]
+        maps = [view.to_slice(explain(part, view.to_network(image))) for view, part in self._parts]
         return torch.stack(maps).mean(dim=0)
 
+    @cached_property
     def _parts(self) -> list[tuple[View, SliceLogit]]:
         """Each view, and the logit of what the network gets there."""
         assert self.organ is not None

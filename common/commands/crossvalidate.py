@@ -14,6 +14,7 @@ from ..data import SECTIONS, write_datalist
 from ..files import PathLike, file_digest, json_text, read_json, write_csv, write_json
 from .console import logged, step
 from .fit import check_same
+from .fit_minutes import cases_of
 from .fit_runs import done_before, say_done
 from .folds import write_folds
 from .run import config_files, for_configs, names, run_bundle
@@ -223,7 +224,7 @@ def _of_patients(scans: PathLike, fold: Path) -> Path:
         ValueError: a scan of a patient who is in no section of the fold.
     """
     content, parts = map(read_json, (scans, fold))
-    everything = [case for section in SECTIONS for case in content.get(section, [])]
+    everything = cases_of(content)
     patients = {section: {case["patient"] for case in parts[section]} for section in SECTIONS}
     unknown = {case["patient"] for case in everything} - set().union(*patients.values())
     if unknown:

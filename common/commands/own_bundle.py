@@ -11,12 +11,13 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
 
-from ..data import SECTIONS, labels_slices
+from ..data import labels_slices
 from ..data.splits import tells_classes_apart
 from ..engines.settings import tops
 from ..files import read_json, write
 from ..images.pictures import PICTURES
 from ..preprocessing.channels import channel_names
+from .fit_minutes import cases_of
 from .format import format_json
 from .run import bundle_root, config_files
 
@@ -258,7 +259,7 @@ def settings_of(datalist: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def pattern_of(content: Mapping[str, Any]) -> str:
     """A pattern that finds images like those of the training: their name in any folder, where they share one."""
-    images = [case["image"] for section in SECTIONS for case in content.get(section) or []]
+    images = [case["image"] for case in cases_of(content)]
     found = {Path(one if isinstance(one, str) else one[0]).name for one in images}
     suffixes = {Path(name).suffix.lower() for name in found} & {*SLIDE_SUFFIXES, *PICTURES}
     if len(found) == 1 and not suffixes & set(SLIDE_SUFFIXES):

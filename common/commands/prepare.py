@@ -160,8 +160,7 @@ def _template(adapter: str, path: str) -> None:
 def _counts(section: str, cases: list[Case], classes: list[str]) -> str:
     """One line: how many cases, patients and labels a section has."""
     by_case, by_slice = label_counts(cases, classes)
-    patients = {case["patient"] for case in cases}
-    parts = [f"{len(cases)} cases of {len(patients)} patients"]
+    parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
     for what, count in (("", by_case), ("slices: ", by_slice)):
         if count:
             parts.append(what + ", ".join(f"{name} {count[name]}" for name in classes))

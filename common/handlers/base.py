@@ -10,7 +10,9 @@ from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
-from ..engines import gathered_rows, raise_together
+from ..engines import gathered, gathered_rows, raise_together
+
+OF_MEMORY = "split 'paper': other slices of these patients may have been trained on, so scores are of memory, too"
 
 
 def iterate_cases(engine: Engine) -> Iterator[tuple[dict, dict]]:
@@ -31,11 +33,13 @@ class CaseHandler:
 
     Attributes:
         rows: what was found, each with its `case`; a case may have several, or none.
+        of_memory: whether `prepare --split paper` drew some of the cases, which scores say by `OF_MEMORY`.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
         self.rows: list[dict] = []
+        self.of_memory = False
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -45,6 +49,7 @@ class CaseHandler:
     def _iterate(self, engine: Engine) -> None:
         for batch, output in iterate_cases(engine):
             self._collect(batch, output, engine)
+            self.of_memory |= batch.get("split") == "paper"
 
     def _finish(self, engine: Engine) -> None:
         self._gather(getattr(engine, "cases", ()))
@@ -67,7 +72,7 @@ class CaseHandler:
 
     def _start(self) -> None:
         """Begin afresh, whatever an earlier run has left."""
-        self.rows = []
+        self.rows, self.of_memory = [], False
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         """Add what there is to say about a case to `rows`; an exception marks the case as failed."""
@@ -76,6 +81,7 @@ class CaseHandler:
     def _gather(self, cases: Sequence[str]) -> None:
         """Bring together what the processes have found, in the order of `cases`."""
         self.rows = gathered_rows(self.rows, cases)
+        self.of_memory = any(gathered(self.of_memory))
 
     def _check(self) -> None:
         """Raise a `RuntimeError` where too little was found; in every process, so that none waits for the others."""

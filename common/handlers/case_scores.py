@@ -25,8 +25,7 @@ from ..metrics import (
     summarize,
     voxel_counts,
 )
-from .base import CaseHandler
-from .class_scores import OF_MEMORY
+from .base import OF_MEMORY, CaseHandler
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +73,10 @@ class CaseScores(CaseHandler):
         self.slices: list[dict[str, Any]] = []
         self.swept: list[np.ndarray] = []
         self.voxels: dict[str, np.ndarray] = {}
-        self.of_memory = False
 
     def _start(self) -> None:
         super()._start()
-        self.slices, self.swept, self.voxels, self.of_memory = [], [], {}, False
+        self.slices, self.swept, self.voxels = [], [], {}
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         if "label" not in batch:
@@ -114,7 +112,6 @@ class CaseScores(CaseHandler):
         for name, mask in {"method": pred, "empty": np.zeros_like(truth), **baselines}.items():
             self.voxels[name] = self.voxels.get(name, 0) + voxel_counts(mask[counted], truth[counted])
         self.rows.append(row)
-        self.of_memory |= batch.get("split") == "paper"
         if self.sweep:
             self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
         shown = np.asarray(organ.any(axis=(0, 1)))
@@ -136,7 +133,6 @@ class CaseScores(CaseHandler):
         super()._gather(cases)
         self.slices = gathered_rows(self.slices, cases)
         self.swept = [scores for part in gathered(self.swept) for scores in part]
-        self.of_memory = any(gathered(self.of_memory))
         parts = gathered(self.voxels)
         self.voxels = {name: sum(part.get(name, 0) for part in parts) for part in parts for name in part}
 

@@ -16,10 +16,8 @@ from ..files import atomic_path, rounded, write_csv, write_json
 from ..images import as_array, axial, filled_slices
 from ..masks import clean, multi_otsu
 from ..metrics import bootstrap_by_patient, bootstrap_interval, class_scores, dice, iou
-from .base import CaseHandler
+from .base import OF_MEMORY, CaseHandler
 from .class_plots import draw_class_scores
-
-OF_MEMORY = "split 'paper': other slices of these patients may have been trained on, so scores are of memory, too"
 
 
 class ClassScores(CaseHandler):
@@ -143,7 +141,7 @@ class ClassScores(CaseHandler):
         scores = [row["dice_mask"] for row in masked]
         varied = len(set(confident)) > 1 and len(set(scores)) > 1
         found["confidence_against_dice"] = float(spearmanr(confident, scores).statistic) if varied else float("nan")
-        return found | ({"note": OF_MEMORY} if any("split" in row for row in self.rows) else {})
+        return found | ({"note": OF_MEMORY} if self.of_memory else {})
 
     def _probabilities(self) -> np.ndarray:
         return np.array([[row[f"probability_{name}"] for name in self.classes] for row in self.rows])

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..data import labels_of, labels_slices, multi_hot
-from ..engines import gathered, gathered_rows
+from ..engines import gathered_rows
 from ..files import rounded, write_csv, write_json
 from ..images import as_array, axial, spacing_of
 from ..masks import volume_ml
 from ..metrics import bootstrap_by_patient, classification_scores, roc_auc, summarize
 from ..metrics.bootstrap import TOO_FEW, few_patients
-from .base import CaseHandler
-from .class_scores import OF_MEMORY
+from .base import OF_MEMORY, CaseHandler
 
 
 class LabelScores(CaseHandler):
@@ -46,11 +45,10 @@ class LabelScores(CaseHandler):
         self.classes = list(classes)
         self.resamples = resamples
         self.slices: list[dict[str, Any]] = []
-        self.of_memory = False
 
     def _start(self) -> None:
         super()._start()
-        self.slices, self.of_memory = [], False
+        self.slices = []
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         probability = 1 - as_array(output["slice_probability"])[0]
@@ -65,7 +63,6 @@ class LabelScores(CaseHandler):
         row = {"positive": int(positive), "probability": float(1 - output["probability"][0]), "ml": ml}
         row |= self._by_class(engine.cases.get(batch["case"], {}), as_array(output["probability"]))
         self.rows.append({**shared, **row})
-        self.of_memory |= batch.get("split") == "paper"
         organ = as_array(batch["image"])[-1] > 0.5
         if labels is None:
             return
@@ -93,7 +90,6 @@ class LabelScores(CaseHandler):
     def _gather(self, cases: Any) -> None:
         super()._gather(cases)
         self.slices = gathered_rows(self.slices, cases)
-        self.of_memory = any(gathered(self.of_memory))
 
     def _check(self) -> None:
         if not self.rows:

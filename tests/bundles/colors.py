@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,8 @@ import tifffile
 from PIL import Image
 
 from common.commands.prepare import prepare
+from common.files import read_json
+from tests.bundles.conftest import run_bundle
 
 SHAPE = (36, 44)  # rows and columns
 ENDS = ("png", "jpg", "tif", "nii.gz")
@@ -62,3 +65,13 @@ def check_results(folder: Path, numbers: list[int]) -> None:
         assert set(np.unique(mask)) <= {0, 1}
         assert "channel" not in rows[path.name]["warnings"]
         assert np.isfinite(heatmap).all()
+
+
+def train_and_mark(bundle: str, folder: Path, settings: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Train an epoch and mark by its weights; fails unless these know three channels and every case is marked."""
+    data, training = write_colors(folder / "data"), folder / "training"
+    run_bundle(bundle, ["train.json"], dataset_dir=data, output_dir=training, max_epochs=1, batch_size=4, **settings)
+    assert read_json(training / "model.json")["seen"]["channels"] == ["channel 1", "channel 2", "channel 3"]
+    shared = {"dataset_dir": data, "datalist": data / "datalist.json", "ckpt": training / "model.pt", **settings}
+    run_bundle(bundle, ["inference.json"], output_dir=folder / "out", **shared, **chosen)
+    check_results(folder / "out", [3, 6, 9, 12])

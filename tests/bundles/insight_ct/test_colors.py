@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from common.files import read_json
-from tests.bundles.colors import CHOSEN, check_results, write_colors
-from tests.bundles.conftest import run_bundle
+from tests.bundles.colors import CHOSEN, train_and_mark
 
-BUNDLE = "insight_ct"
 SMALL = {"channels": 3, "organ": "none", "classes": ["none", "red"], "zoom": 1.0, "width": 8}
 
 
 def test_weights_of_three_channels_can_be_used(tmp_path):
-    data, training = write_colors(tmp_path / "data"), tmp_path / "training"
-    run_bundle(BUNDLE, ["train.json"], dataset_dir=data, output_dir=training, max_epochs=1, batch_size=4, **SMALL)
-    assert read_json(training / "model.json")["seen"]["channels"] == ["channel 1", "channel 2", "channel 3"]
-    shared = {"dataset_dir": data, "datalist": data / "datalist.json", "ckpt": training / "model.pt", **SMALL}
-    run_bundle(BUNDLE, ["inference.json"], output_dir=tmp_path / "out", **shared, **CHOSEN)
-    check_results(tmp_path / "out", [3, 6, 9, 12])
+    train_and_mark("insight_ct", tmp_path, SMALL, CHOSEN)
