@@ -238,4 +238,6 @@ class TestAhead:
         with pytest.raises(KeyboardInterrupt):
             engine.run()
         assert [thread.name for thread in threading.enumerate() if "forward" in thread.name] == []
+        for thread in running() - before:  # those of the loader's queues are told to end, and not waited for
+            thread.join(timeout=10)
         assert (running() - before, torch.get_num_threads()) == (set(), threads)
