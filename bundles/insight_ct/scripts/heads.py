@@ -212,16 +212,16 @@ class CLAM_MB(CLAM_SB):
 
 
 class _Attention(nn.Module):
-    """`x + attention(norm(x))`."""
+    """`x + attention(norm(x))`, of all instances or, where no others are needed, of the first `queries`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         normed = self.norm(x)
-        return x + self.attention(normed, normed, normed, need_weights=False)[0]
+        return x[:, :queries] + self.attention(normed[:, :queries], normed, normed, need_weights=False)[0]
 
 
 class TransMIL(InstanceHead):
@@ -253,7 +253,7 @@ class TransMIL(InstanceHead):
         x = self.first(torch.cat([self.token.expand(len(bags), -1, -1).to(bags), bags], dim=1))
         square = x[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         square = square + sum(convolution(square) for convolution in self.position)
-        x = self.second(torch.cat([x[:, :1], square.flatten(2).transpose(1, 2)], dim=1))
+        x = self.second(torch.cat([x[:, :1], square.flatten(2).transpose(1, 2)], dim=1), queries=1)  # the class token
         return self.classify(self.norm(x[:, 0]))
 
     def bag(self, instances: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
