@@ -45,7 +45,8 @@ def pseudo_masks(
         case: with the labels of its slices, or one of the volume.
         image: `[C, H, W, Z]`, the last channel the organ.
         teacher: network of the first stage, with its weights, on the device where it shall run; it is put into
-            evaluation mode.
+            evaluation mode. Where its maps are of one class for each slice, and not of all, `teacher.explaining(k)`
+            gives the network whose maps are of class k.
         inferer: `common.engines.SliceMapInferer`.
         threshold: of the teacher's map of the class that the label names, against class 0's.
         binarize: `quantile`: each slice has that `mask_quantile` of its evidence inside the organ in its place; for
@@ -60,16 +61,18 @@ def pseudo_masks(
         `pseudo` `[1, H, W, Z]` bool, and `counts` `[Z]`, whether the mask of a slice is to be learned from.
     """
     device = next(teacher.parameters()).device
-    pred = inferer(image[None].to(device), teacher.eval())[0].cpu()
-    output = (pred if combine is None else combine({"image": image, "pred": pred})["pred"]).numpy()
-    classes = output.shape[0] // 2
+    teacher.eval()
+
+    def maps(network: torch.nn.Module) -> np.ndarray:
+        pred = inferer(image[None].to(device), network)[0].cpu()
+        return (pred if combine is None else combine({"image": image, "pred": pred})["pred"]).numpy()
+
     volume = image.numpy()
     organ = volume[-1] > 0.5
-    probability = torch.as_tensor(1 - output[classes, 0, 0])
-    positive, negative = _labels(case, probability, sure)
-    named = np.maximum(case_label(case, len(probability)), 1) - 1
-    shown = np.broadcast_to(named, organ.shape)[None]
-    heat = np.take_along_axis(output[1:classes] - output[:1], shown, axis=0)[0]
+    named = np.broadcast_to(case_label(case, organ.shape[-1]), organ.shape[-1:])
+    named = np.where(named > 0, named, max(named.max(), 1))  # of slices labeled 0 any class will do: none counts
+    heat, probability = _heat(maps, teacher, named)
+    positive, negative = _labels(case, torch.as_tensor(probability), sure)
     level: float | np.ndarray = threshold
     if binarize == "quantile":
         inside = np.where(organ, heat, np.nan)
@@ -79,6 +82,24 @@ def pseudo_masks(
         seed = np.stack([hottest_component(s, h) for s, h in zip(seed.T, heat.T, strict=True)]).T
     refined = refine_by_intensity(seed, volume[0], organ, spacing=spacing_of(image), **(refine or {}))
     return _targets(torch.as_tensor(refined), negative)
+
+
+def _heat(
+    maps: Callable[[torch.nn.Module], np.ndarray], teacher: torch.nn.Module, named: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The evidence `[H, W, Z]` for the class that the label of each slice names, and the probability `[Z]` of any.
+
+    Args:
+        maps: class maps and probabilities `[2 C, H, W, Z]` of a network.
+        teacher: see `pseudo_masks`.
+        named: class of each slice, `[Z]`, from 1.
+    """
+    explaining = getattr(teacher, "explaining", lambda _: teacher)
+    networks = {k: explaining(k) for k in np.unique(named).tolist()}
+    found = {network: maps(network) for network in dict.fromkeys(networks.values())}
+    shown = [found[network][k] - found[network][0] for k, network in networks.items()]
+    first = next(iter(found.values()))
+    return np.select([named == k for k in networks], shown), 1 - first[len(first) // 2, 0, 0]
 
 
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:

@@ -28,7 +28,8 @@ class SliceMapInferer(Inferer):
         margin: pixels kept around the organ's bounding box.
         window: `[h, w]` of the part around the organ that is seen, as in `common.data.SliceDataset`, in place of
             the bounding box: for networks whose global average depends on how much air there is.
-        flip: average over the image and its left-right mirror (twice the cost).
+        flip: average over the image and its left-right mirror (twice the cost). A network that explains one class for
+            each slice gives, by `network.decided(views)`, one whose maps are of the same class for both.
     """
 
     def __init__(
@@ -98,17 +99,24 @@ class SliceMapInferer(Inferer):
         return [*_extent(organ.any(0), self.margin), *_extent(organ.any(1), self.margin)]
 
     def _explain(self, batch: Tensor, network: Any) -> tuple[Tensor, Tensor]:
+        if not self.flip:
+            return self._forward(batch, network)
+        mirrored = batch.flip(2)  # left-right: the first spatial axis in LPS and RAS orientation
+        if hasattr(network, "decided"):  # else the maps of a slice's two views may be of two classes
+            network = network.decided([self._padded(batch), self._padded(mirrored)])
         maps, logits = self._forward(batch, network)
-        if self.flip:  # left-right: the first spatial axis in LPS and RAS orientation
-            mirrored_maps, mirrored_logits = self._forward(batch.flip(2), network)
-            maps, logits = (maps + mirrored_maps.flip(2)) / 2, (logits + mirrored_logits) / 2
-        return maps, logits
+        mirrored_maps, mirrored_logits = self._forward(mirrored, network)
+        return (maps + mirrored_maps.flip(2)) / 2, (logits + mirrored_logits) / 2
 
     def _forward(self, batch: Tensor, network: Any) -> tuple[Tensor, Tensor]:
         height, width = batch.shape[-2:]
-        batch = F.pad(batch, [0, -width % self.divisor, 0, -height % self.divisor])
-        maps, logits = network.explain(batch.contiguous(memory_format=torch.channels_last))
+        maps, logits = network.explain(self._padded(batch))
         return maps[..., :height, :width].float(), logits.float()
+
+    def _padded(self, batch: Tensor) -> Tensor:
+        height, width = batch.shape[-2:]
+        padded = F.pad(batch, [0, -width % self.divisor, 0, -height % self.divisor])
+        return padded.contiguous(memory_format=torch.channels_last)
 
 
 def _extent(present: Tensor, margin: int) -> tuple[int, int]:

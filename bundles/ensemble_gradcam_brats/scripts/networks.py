@@ -6,6 +6,7 @@ arXiv:2303.07896.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -78,7 +79,7 @@ class EnsembleNet(nn.Module):
         self.cam = cam
         self.cam_stage = cam_stage
         self.cam_channel = cam_channel
-        self.target = target
+        self.target: int | str | Tensor = target
         specs = [{"backbone": member} if isinstance(member, str) else dict(member) for member in members]
         for spec in specs:
             spec.setdefault("pretrained", (pretrained or {}).get(spec["backbone"]))
@@ -135,7 +136,7 @@ class EnsembleNet(nn.Module):
         seen = self.image(image)
         method = getattr(common.cam, self.cam)
         maps, logits, target = [], [], self.target
-        if target == "predicted":
+        if isinstance(target, str) and target == "predicted":
             with torch.no_grad():  # all members decide, so that all explain one class
                 target = 1 + self(image)[:, 1:].argmax(dim=1)
         for member in self.members:
@@ -147,6 +148,34 @@ class EnsembleNet(nn.Module):
                 logits.append(cam.logits if self.cam_channel is None else member(seen))
             maps.append(F.interpolate(heat[:, None], size=image.shape[-2:], mode="bilinear", align_corners=False))
         return torch.cat(maps, dim=1), _mean_probability(torch.stack(logits, dim=1))
+
+    def explaining(self, target: int | Tensor) -> EnsembleNet:
+        """This network, sharing its weights, with activation maps of the class that is told, whatever it predicts.
+
+        Maps of heads are those of any finding; where members have them, it is the network itself.
+
+        Args:
+            target: a class, or one for each image, `[B]`.
+        """
+        if len(self.map_heads) > 0:
+            return self
+        other = copy.copy(self)
+        other.target = target
+        return other
+
+    def decided(self, views: Sequence[Tensor]) -> EnsembleNet:
+        """This network, with maps of the same class for all views of a slice, so that they can be averaged.
+
+        Where a slice's most probable finding is explained, that is the one by the mean of the views' logits.
+
+        Args:
+            views: images `[B, in_channels (+1 with organ_channel), H, W]` of the same slices.
+        """
+        if len(self.map_heads) > 0 or not isinstance(self.target, str) or self.target != "predicted":
+            return self
+        with torch.no_grad():
+            logits = torch.stack([self(view) for view in views]).mean(dim=0)
+        return self.explaining(1 + logits[:, 1:].argmax(dim=1))
 
 
 class MapHead(nn.Module):

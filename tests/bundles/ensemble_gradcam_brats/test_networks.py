@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from common.cam import GradCAM
 from common.engines import SliceMapInferer
 from tests.bundles.conftest import load_script
-from tests.bundles.test_configs import parsed
 
 networks = load_script("ensemble_gradcam_brats", "networks")
 EnsembleNet = networks.EnsembleNet
@@ -45,47 +44,6 @@ def test_maps_are_the_grad_cams_of_the_members_at_the_images_size(network, image
         expected = F.interpolate(expected[:, None], size=(64, 96), mode="bilinear", align_corners=False)[:, 0]
         torch.testing.assert_close(maps[:, i], expected)
     assert maps.max() > 0
-
-
-@torch.no_grad()
-def test_of_several_findings_each_slice_shows_the_one_that_its_mask_is_named_after(image):
-    torch.manual_seed(1)
-    network = EnsembleNet(SMALL, num_classes=4, target="predicted").eval()
-    for member in network.members:  # each finding is that of one slice, and class 0 more probable everywhere
-        features: list[torch.Tensor] = []
-        hook = member.head.register_forward_pre_hook(lambda _, inputs, into=features: into.append(inputs[0]))
-        member(network.image(image))
-        hook.remove()
-        mean = features[0].mean(0)
-        member.head.weight[1:] = 20 * F.normalize(features[0] - mean, dim=1)
-        member.head.bias[1:] = -member.head.weight[1:] @ mean
-        member.head.bias[0] = 50.0
-    maps, logits = network.explain(image)
-    torch.testing.assert_close(logits, network(image))
-    assert logits.argmax(1).tolist() == [0, 0, 0]
-    for i in range(3):
-        network.target = i + 1
-        torch.testing.assert_close(maps[i], network.explain(image[i : i + 1])[0][0])
-    network.target = 1
-    assert not torch.equal(maps, network.explain(image)[0])
-
-
-@pytest.mark.parametrize("config", ["train", "inference"])
-@pytest.mark.parametrize(("classes", "target"), [(["none", "a"], 1), (["none", "a", "b"], "predicted")])
-def test_of_several_findings_no_fixed_one_is_explained_unless_it_is_asked_for(config, classes, target):
-    parser = parsed("ensemble_gradcam_brats", config)
-    parser["classes"] = classes
-    assert parser.get_parsed_content("target") == target
-    assert parser["network_def"]["target"] == "@target"
-
-
-@torch.no_grad()
-def test_the_finding_that_most_is_said_for_is_the_only_one_where_there_is_one(image):
-    torch.manual_seed(0)
-    network = EnsembleNet(SMALL, target="predicted").eval()
-    maps, _ = network.explain(image)
-    network.target = 1
-    torch.testing.assert_close(maps, network.explain(image)[0])
 
 
 @pytest.mark.parametrize("cam", ["GradCAMpp", "LayerCAM", "HiResCAM", "XGradCAM"])
