@@ -16,7 +16,7 @@ from ..files import alone, atomic_path, file_digest, read_json, write, write_jso
 from ..handlers.label_calibration import FEW
 from ..report import write_report
 from .console import logged
-from .fit_checks import check_data, labels_of_cases, recipe_of
+from .fit_checks import check_data, check_findings, labels_of_cases, recipe_of
 from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
 from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
 from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
@@ -73,11 +73,12 @@ def fit(
     content = read_json(listed)
     check_data(listed, content, dataset_dir, root)
     apart = tells_classes_apart(content)
-    recipe = recipe_of(root, content)
     settings = plain(settings)
+    recipe = recipe_of(root, content, dataset_dir, flat="backend" in settings)
     if isinstance(settings.get("classes"), str | tuple):
         settings["classes"] = names(settings["classes"])
     check_settings(root, settings, recipe)
+    check_findings(root, settings.get("classes", content["classes"]), recipe, names(configs))
     if rounds is not None and rounds < 0:
         raise ValueError(f"--rounds: expected 0 or more, got {rounds}")
     if rounds and apart:
@@ -153,8 +154,15 @@ def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOL
     """
     configs = [read_json(path) for path in (root / "configs").glob("[!.]*.json") if path.name != "metadata.json"]
     known = set().union(*map(tops, configs)) if recipe is VOLUMES else slide_settings(root) - {KEY}
+    of_slides = set().union(*(tops(config) for config in configs if "mpp" in config))
+    of_slides -= set().union(*(tops(config) for config in configs if "mpp" not in config))
     chosen = {key for config in configs for key, value in config.items() if "@chosen[" in str(value)}
     for key in tops(settings):
+        if recipe is VOLUMES and key in of_slides:
+            raise ValueError(
+                f"--{key} is of whole slides, and these images are none; a TIFF without levels is one with "
+                "--backend tifffile"
+            )
         if key not in known:
             near = get_close_matches(key, known, n=1)
             raise ValueError(
@@ -206,7 +214,7 @@ def summary(folder: Path, section: str) -> str:
     """What labels say about the masks, and what masks say where there are any."""
     scores = read_json(folder / "labels.json")
     volumes, slices = scores["volumes"], scores.get("slices")
-    areas = [_auc(kind, found, scores.get("note")) for kind, found in (("volume", volumes), ("slice", slices)) if found]
+    areas = [_auc(kind, found) for kind, found in (("volume", volumes), ("slice", slices)) if found]
     lines = [f"{section}, from labels: {', '.join(areas)}"]
     marked, empty = (
         f"{round((volumes[share] or 0) * volumes[kind])} of {volumes[kind]}"
@@ -247,9 +255,9 @@ def summary_of_classes(folder: Path, section: str, classes: Sequence[str]) -> st
     return "\n".join(lines)
 
 
-def _auc(kind: str, scores: Mapping[str, Any], why_no_interval: str | None) -> str:
+def _auc(kind: str, scores: Mapping[str, Any]) -> str:
     interval = scores.get("auc_interval") or [None]
-    said = f" ({why_no_interval})" if why_no_interval and scores["auc"] is not None else ""
+    said = f" ({scores['note']})" if "note" in scores and scores["auc"] is not None else ""
     return f"{kind} AUC {_shown(scores['auc'])}" + (said if None in interval else f" {interval}")
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from ..data import SECTIONS, Case, label_of, labels_slices, load_datalist
 from ..data.splits import tells_classes_apart
+from ..engines.launch import check_one_logit
 from ..files import read_json
-from ..images.pictures import PICTURES
 from .fit_minutes import cases_of, read_case_grid
-from .fit_runs import SLIDES, VOLUMES, Recipe
+from .fit_runs import SLIDES, VOLUMES, Recipe, merged
 from .fit_slides import are_slides
 from .run import BUNDLES
 
@@ -38,14 +38,20 @@ def bundles_that(can: Callable[[Path], bool]) -> list[str]:
     return [root.name for root in roots if can(root)]
 
 
-def recipe_of(root: Path, content: Mapping[str, Any]) -> Recipe:
-    """Which configs a data set takes, by its files; a TIFF is a picture to bundles that take no slides.
+def recipe_of(root: Path, content: Mapping[str, Any], dataset_dir: str, *, flat: bool = False) -> Recipe:
+    """Which configs a data set takes, by its files.
+
+    Args:
+        root: of the bundle.
+        content: of the datalist.
+        dataset_dir: what its paths are relative to.
+        flat: TIFF without levels are slides as well; of no effect with a bundle that takes no slides.
 
     Raises:
         ValueError: whole slides, and a bundle without configs for them; or some cases are slides and some are not.
     """
     able = takes_slides(root)
-    if not are_slides(content, but=() if able else PICTURES):
+    if not are_slides(content, Path(dataset_dir), flat=flat and able):
         return VOLUMES
     if not able:
         others = ", ".join(bundles_that(takes_slides))
@@ -83,6 +89,21 @@ def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root:
                 f"{listed}: the {section} section has {sum(labels)} positive and {len(labels) - sum(labels)} negative "
                 "labels; it needs both: `python -m common prepare` splits by label"
             )
+
+
+def check_findings(root: Path, classes: Any, recipe: Recipe, over: Sequence[str] = ()) -> None:
+    """Refuse, before anything is written, several findings for a bundle whose network has one logit.
+
+    Args:
+        root: of the bundle.
+        classes: names, the negative one first.
+        recipe: whose training it is.
+        over: configs laid over it.
+
+    Raises:
+        ValueError: see `common.engines.launch.check_one_logit`.
+    """
+    check_one_logit((merged(root, (*recipe.train, *over)).get("network_def") or {}).get("num_classes"), classes)
 
 
 def check_classes(listed: Path, cases: Sequence[Case], dataset_dir: str, root: Path) -> None:

@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 
 from ..data import SECTIONS
 from ..files import read_json
+from ..images.pictures import TIFF, is_slide_file
 from .fit_minutes import cases_of
 from .own_bundle import SLIDE_SUFFIXES
 
@@ -53,22 +54,28 @@ class Found:
         )
 
 
-def are_slides(content: Mapping[str, Any], *, but: Sequence[str] = ()) -> bool:
-    """Whether the images of a datalist are whole slides, by their files' names.
+def are_slides(content: Mapping[str, Any], dataset_dir: Path, *, flat: bool = False) -> bool:
+    """Whether the images of a datalist are whole slides: by their files' names, of TIFF by what they hold.
+
+    A TIFF that cannot be read is what the others are: it is named where it is used.
 
     Args:
         content: of the datalist.
-        but: suffixes that are none here.
+        dataset_dir: what its paths are relative to.
+        flat: TIFF without levels are slides as well.
 
     Raises:
         ValueError: some are and some are not.
     """
-    suffixes = set(SLIDE_SUFFIXES) - set(but)
-    slides = {case["case"]: _suffix(case["image"]) in suffixes for case in cases_of(content)}
-    if len(set(slides.values())) > 1:
-        one, other = (next(name for name, slide in slides.items() if slide is kind) for kind in (True, False))
-        raise ValueError(f"case {one!r} is a whole slide and {other!r} is none: fit them one after the other")
-    return any(slides.values())
+    first: dict[bool | None, str] = {}  # a case of each kind
+    for case in cases_of(content):
+        first.setdefault(_is_slide(dataset_dir, case["image"], flat), case["case"])
+    if {True, False} <= first.keys():
+        raise ValueError(
+            f"case {first[True]!r} is a whole slide and {first[False]!r} is none: fit them one after the other (TIFF "
+            "without levels are pictures; with --backend tifffile, or openslide, slides as well)"
+        )
+    return True in first
 
 
 def found_slides(own: Path, content: Mapping[str, Any], dataset_dir: Path) -> Found:
@@ -145,6 +152,17 @@ def _scripts_of(own: Path) -> Iterator[None]:
 
 def _suffix(image: Any) -> str:
     return Path(image).suffix.lower() if isinstance(image, str) else ""
+
+
+def _is_slide(dataset_dir: Path, image: Any, flat: bool) -> bool | None:
+    """Whether a file is a whole slide; None of a TIFF that cannot be read."""
+    suffix = _suffix(image)
+    if suffix not in TIFF or flat:
+        return suffix in (*SLIDE_SUFFIXES, *TIFF)
+    try:
+        return is_slide_file(dataset_dir / image)
+    except ValueError:
+        return None
 
 
 def _span(values: Sequence[float] | np.ndarray) -> str:

@@ -29,8 +29,8 @@ CONFIGS = (
 OVERLAID = ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate")
 # Configs of whole slides; the first lies over `train`, the second over that and `train_refine`.
 SLIDE_CONFIGS = ("wsi", "wsi_refine", "wsi_inference", "wsi_evaluate", "wsi_calibrate")
-# Of files that OpenSlide or tifffile open.
-SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
+# Of files that are whole slides; TIFF may be pictures.
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 # Training where no label is negative: each class is drawn as often, and there are no positives and negatives to rank.
 CLASSES_ALONE = {"imbalance": "balanced", "key_metric": {"median_loss": {"_target_": "common.handlers.MedianLoss"}}}
 TERMS = "{source}: whoever trained these weights states here where the data come from and their terms."

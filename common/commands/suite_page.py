@@ -41,9 +41,9 @@ class Method:
         name: of the bundle.
         cases: rows of the folds' `metrics.csv`.
         labels: the folds' `labels.json`.
-        volumes, slices: rows of the folds' `labels.csv` and `slices.csv`, each with its `fold`, and whether its
-            probability passes that fold's gate as `called`; empty where a fold has none, or its `labels.json` scored
-            others.
+        volumes, slices: rows of the folds' `labels.csv` and `label_slices.csv` (of earlier versions, `slices.csv`),
+            each with its `fold`, and whether its probability passes that fold's gate as `called`; empty where a fold
+            has none, or its `labels.json` scored others.
         minutes: of training, a fold.
         seconds: from file to files, a volume.
         mib: peak memory of a process, a fold.
@@ -70,7 +70,7 @@ class Method:
             cases=[row for fold in folds for row in read_rows(fold / "evaluation" / "metrics.csv")],
             labels=labels,
             volumes=_told(folds, "labels.csv", labels, "volumes"),
-            slices=_told(folds, "slices.csv", labels, "slices"),
+            slices=_told(folds, "label_slices.csv", labels, "slices") or _told(folds, "slices.csv", labels, "slices"),
             minutes=[sum(row["seconds"] for row in log) / 60 for log in logs],
             seconds=[row["seconds"] for fold in folds for row in read_rows(fold / "masks" / "predictions.csv")],
             mib=[read_json(fold / "peak_memory.json")["mib"] for fold in folds],

@@ -96,9 +96,20 @@ def _check_classes(parser: Any) -> None:
 
 
 def _check_one_logit(parser: Any) -> None:
-    """Refuse several findings for a network of one logit: it would learn that there is one of them, and never which."""
-    network, classes = parser.get("network_def"), parser.get("classes")
-    logits = network.get("num_classes") if isinstance(network, Mapping) else None
+    network = parser.get("network_def")
+    check_one_logit(network.get("num_classes") if isinstance(network, Mapping) else None, parser.get("classes"))
+
+
+def check_one_logit(logits: Any, classes: Any) -> None:
+    """Refuse several findings for a network of one logit: it would learn that there is one of them, and never which.
+
+    Args:
+        logits: `num_classes` of a config's network, resolved or not.
+        classes: names, the negative one first.
+
+    Raises:
+        ValueError: naming the bundle that tells them apart.
+    """
     if logits == 1 and isinstance(classes, list) and len(classes) > 2:
         raise ValueError(
             f"--classes: {', '.join(map(str, classes))}, but the network of this bundle has one logit, for one finding "

@@ -21,6 +21,8 @@ from .base import OF_MEMORY, CaseHandler
 class LabelScores(CaseHandler):
     """Handler: score every case by its yes/no label, of the volume or of its slices: `labels.csv`, `labels.json`.
 
+    `label_slices.csv` holds the slices, where any have labels: what an interval over several runs is made from.
+
     A volume's probability is that of its most suspicious slice. Slices count where they hold organ, or a finding, which
     is missed then. Where the datalist has no label, any voxel of a mask is one. Cases without either are left out.
 
@@ -97,13 +99,15 @@ class LabelScores(CaseHandler):
 
     def _write(self) -> None:
         write_csv(self.output_dir / "labels.csv", [rounded(row) for row in self.rows])
+        if self.slices:
+            write_csv(self.output_dir / "label_slices.csv", [rounded(row) for row in self.slices])
         write_json(self.output_dir / "labels.json", self.summary())
 
     def summary(self) -> dict[str, Any]:
         """AUC with intervals, sensitivity and specificity at the gate, and the mask where the label is no.
 
-        `auc_interval` draws patients, and is `[None, None]` where too few have either label, which `note` says then; it
-        also says where `prepare --split paper` drew the slices, so that scores are of memory, too.
+        `auc_interval` draws patients, and is `[None, None]` where too few have either label, which the `note` of the
+        volumes, or of the slices, says then. That of all says where `prepare --split paper` drew the slices.
         """
         healthy = [row["ml"] for row in self.rows if not row["positive"]]
         ill = [row["ml"] for row in self.rows if row["positive"]]
@@ -116,10 +120,8 @@ class LabelScores(CaseHandler):
         if self.slices:
             negative = [not row["marked"] for row in self.slices if not row["positive"] and row["marked"] is not None]
             parts["slices"] = self._scores(self.slices) | {"negatives_empty": _mean(negative)}
-        scored = [rows for rows in (self.rows, self.slices) if rows]
-        few = any(few_patients(*([row[key] for row in rows] for key in ("patient", "positive"))) for rows in scored)
-        if notes := [text for text, applies in ((TOO_FEW, few), (OF_MEMORY, self.of_memory)) if applies]:
-            parts["note"] = "; ".join(notes)
+        if self.of_memory:
+            parts["note"] = OF_MEMORY
         by_class = {name: self._class_auc(name) for name in self.classes[1:] if f"positive {name}" in self.rows[0]}
         if by_class:
             parts["classes"] = {name: {"auc": _number(auc)} for name, auc in by_class.items()}
@@ -140,7 +142,8 @@ class LabelScores(CaseHandler):
         interval = bootstrap_by_patient(patients, roc_auc, probabilities, labels, **drawn)
         kept = ("auc", "average_precision", "sensitivity", "specificity", "balanced_accuracy")
         counts = {"positives": int(labels.sum()), "negatives": int((1 - labels).sum())}
-        return counts | {k: _number(scores[k]) for k in kept} | {"auc_interval": [_number(v) for v in interval]}
+        found = counts | {k: _number(scores[k]) for k in kept} | {"auc_interval": [_number(v) for v in interval]}
+        return found | ({"note": TOO_FEW} if few_patients(patients, labels) else {})
 
 
 def _mean(values: list[bool]) -> float | None:

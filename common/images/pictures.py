@@ -12,7 +12,9 @@ from ..files import PathLike, atomic_path, writing
 from .geometry import LPS_TO_RAS
 from .volume import Volume
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+TIFF = (".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", *TIFF)
+LARGEST = 10_000  # pixels along a side of a TIFF that is a picture: those of cameras and scanners of films have fewer
 _KEPT = ("uint16", "int16", "int32", "float32")  # by Pillow, of gray TIFF with more than 8 bits
 _MODES = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "P": "RGB"}
 
@@ -20,6 +22,21 @@ _MODES = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB", "CM
 def is_picture(path: PathLike) -> bool:
     """Whether an image's path names a 2D image: PNG, JPEG or TIFF."""
     return str(path).lower().endswith(PICTURES)
+
+
+def is_slide_file(path: PathLike) -> bool:
+    """Whether a TIFF is stored as whole slides are: pages of several sizes, or a side of more than 10,000 pixels.
+
+    Pages of one size are no levels: a stack is no slide.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    try:
+        with tifffile.TiffFile(path) as file:
+            return _several_sizes(file) or max(file.pages.first.shape) > LARGEST
+    except Exception as error:  # of what is damaged, tifffile raises whatever its parts do
+        raise ValueError(f"{path}: cannot be read ({error}); expected a whole TIFF file") from error
 
 
 def read_picture(path: PathLike) -> Volume:
@@ -58,7 +75,7 @@ def picture_grid(path: PathLike) -> tuple[tuple[int, ...], np.ndarray]:
 def _pixels(path: str) -> np.ndarray:
     """Rows, columns and, in color, channels."""
     try:
-        deep = _deep(path) if path.lower().endswith((".tif", ".tiff")) else None
+        deep = _deep(path) if path.lower().endswith(TIFF) else None
         if deep is not None:
             return deep
         with Image.open(path) as picture:
@@ -71,6 +88,11 @@ def _pixels(path: str) -> np.ndarray:
 def _deep(path: str) -> np.ndarray | None:
     """A TIFF picture that Pillow would cut off: in color with more than 8 bits, or of another type; None for others."""
     with tifffile.TiffFile(path) as file:
+        if len(file.pages) > 1 and _several_sizes(file):
+            raise ValueError(
+                "it holds pages of several sizes, as whole slides do, which wsi_inference.json reads; of a picture, "
+                "save one"
+            )
         _check_pages(len(file.pages))
         page = file.pages.first
         if page.dtype in ("uint8", "bool"):
@@ -81,6 +103,10 @@ def _deep(path: str) -> np.ndarray | None:
             return None
         pixels = page.asarray()
         return np.moveaxis(pixels, 0, -1) if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else pixels
+
+
+def _several_sizes(file: tifffile.TiffFile) -> bool:
+    return len(file.series) > 1 or file.series[0].is_pyramidal
 
 
 def _check_pages(count: int) -> None:

@@ -23,8 +23,10 @@ class MapsToMaskd(MapTransform):
     """Turn the maps and slice probabilities of `SliceMapInferer` into a heatmap, a mask and the numbers beside them.
 
     Writes `pred` (label values `[1, H, W, D]`), `heatmap` (the evidence, its minimum outside the organ), `probability`
-    `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability` `[C, D]`, `threshold`,
-    `gate` where one is given, and `heat_outside`, the share of positive evidence that lay outside the organ.
+    `[C]` of the volume (class probabilities of its most suspicious slice), `slice_probability` `[C, D]`, `threshold`
+    (above which heat was cut; of multi-Otsu, which has one a slice, the lowest of the slices with a lesion, of all
+    where there are none; infinite where nothing stands out), `gate` where one is given, and `heat_outside`, the share
+    of positive evidence that lay outside the organ.
 
     Args:
         keys: the inferer's output `[2C, H, W, D]`.
@@ -112,8 +114,10 @@ class MapsToMaskd(MapTransform):
             everywhere = self._evidence(maps, classes_of_slices, leading)
             # Outside there is as little evidence as anywhere inside, so that any threshold leaves it out.
             heat = np.where(organ, everywhere, everywhere[organ].min(initial=0.0))
-            threshold = self._threshold(heat, organ)
-            seed = self._seed(heat, organ, threshold) & (classes_of_slices > 0)
+            thresholds = self._thresholds(heat, organ)
+            kept = classes_of_slices > 0
+            # In the map's own precision, as `heat > 0.1` compares.
+            seed = (heat > thresholds.astype(heat.dtype)) & organ & kept
             mask = self._mask(seed, volume[0], organ, spacing)
             if volume_ml(mask, spacing) < self.min_volume_ml:
                 mask[:] = False
@@ -122,7 +126,7 @@ class MapsToMaskd(MapTransform):
             data["probability"] = torch.as_tensor(suspicious)
             data["slice_probability"] = torch.as_tensor(probability)
             data["heat_outside"] = torch.tensor(heat_outside(everywhere, organ))
-            data["threshold"] = torch.tensor(threshold)
+            data["threshold"] = torch.tensor(float(thresholds[kept if kept.any() else ...].min()))
             if self.gate is not None:
                 data["gate"] = torch.tensor(float(self.gate))
         return data
@@ -135,25 +139,21 @@ class MapsToMaskd(MapTransform):
         shown = np.where(classes_of_slices > 0, classes_of_slices, leading) - 1
         return np.take_along_axis(margins, shown[None, None, None, :], axis=0)[0]
 
-    def _threshold(self, heat: np.ndarray, organ: np.ndarray) -> float:
-        """The threshold of the whole volume; of multi-Otsu, which has one a slice, the offset."""
+    def _thresholds(self, heat: np.ndarray, organ: np.ndarray) -> np.ndarray:
+        """`[D]`, of each slice: multi-Otsu's own, else that of the volume."""
         if self.binarize == "multi_otsu":
-            return self.offset
+            planes = zip(np.moveaxis(heat, -1, 0), np.moveaxis(organ, -1, 0), strict=True)
+            return np.array([multi_otsu(plane, offset=self.offset, mask=inside) for plane, inside in planes])
+        return np.full(heat.shape[-1], self._threshold(heat, organ))
+
+    def _threshold(self, heat: np.ndarray, organ: np.ndarray) -> float:
+        """The threshold of the whole volume."""
         if self.binarize == "fixed" or not organ.any():
             return self.threshold
         counted = organ & (heat > NO_EVIDENCE)
         if self.binarize == "otsu":
             return otsu(heat, mask=counted)
         return float(np.quantile(heat[counted if counted.any() else organ], self.mask_quantile))
-
-    def _seed(self, heat: np.ndarray, organ: np.ndarray, threshold: float) -> np.ndarray:
-        if self.binarize != "multi_otsu":
-            return (heat > threshold) & organ
-        seed = np.zeros(heat.shape, dtype=bool)
-        for z in np.flatnonzero(organ.any(axis=(0, 1))):
-            plane = heat[..., z]
-            seed[..., z] = plane > multi_otsu(plane, offset=self.offset, mask=organ[..., z])
-        return seed & organ
 
     def _mask(
         self, seed: np.ndarray, image: np.ndarray, organ: np.ndarray, spacing: tuple[float, float, float]

@@ -222,10 +222,10 @@ def _short(value: Any) -> str:
 
 
 def _nearest(stops: np.ndarray | None, threshold: float | None) -> int | None:
-    """The stop that is the run's threshold; the middle one where its cases have thresholds of their own."""
+    """The stop that is the run's threshold (infinite: the last); the middle one where cases have their own."""
     if stops is None:
         return None
-    return len(stops) // 2 if threshold is None else int(np.abs(stops - threshold).argmin())
+    return len(stops) // 2 if threshold is None else int(np.abs(stops - min(threshold, stops[-1])).argmin())
 
 
 def _add_pictures(run: Run, rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from ..metrics import bootstrap_by_patient, roc_auc
-from ..metrics.bootstrap import few_patients
+from ..metrics.bootstrap import FEW_PATIENTS, few_patients
 from .tables import Run
 
 GRID = np.linspace(0, 1, 51)
@@ -106,14 +106,17 @@ def calibration(
 ) -> dict[str, Any]:
     """How often what is given a probability is positive: `x` mean probability, `y` share, `low`, `high`, `count`.
 
-    Bins hold equally many; fewer where there are few. `error` is the mean distance from the diagonal, weighted by
-    count (expected calibration error), `brier` the mean squared error of the probability.
+    Bins hold equally many; fewer where there are few. Those of few patients have neither `low` nor `high`. `error` is
+    the mean distance from the diagonal, weighted by count (expected calibration error), `brier` the mean squared error
+    of the probability.
     """
     order = np.argsort(probabilities, kind="stable")
     parts = [part for part in np.array_split(order, max(1, min(bins, len(order) // 5))) if len(part)]
     rows: dict[str, list] = {key: [] for key in ("x", "y", "low", "high", "count")}
     for part in parts:
-        low, high = bootstrap_by_patient(patients[part], np.mean, labels[part].astype(float), resamples=RESAMPLES)
+        low = high = np.nan
+        if len(np.unique(patients[part])) >= FEW_PATIENTS:
+            low, high = bootstrap_by_patient(patients[part], np.mean, labels[part].astype(float), resamples=RESAMPLES)
         values = (probabilities[part].mean(), labels[part].mean(), low, high)
         for key, value in zip(rows, values, strict=False):
             rows[key].append(_short(value))

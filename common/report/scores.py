@@ -83,7 +83,7 @@ def headline(run: Run) -> dict[str, Any]:
             note = "No mask is known: scored is how well yes/no labels are told apart. 0.5 is chance."
             return {
                 **{"measure": f"AUC of {kind}", "value": scores["auc"], "low": low, "high": high, "on": counts},
-                "note": note + (f" {_sentence(run.label_summary['note'])}" if _lacks_interval(run, low) else ""),
+                "note": note + (f" {_sentence(scores['note'])}" if _lacks_interval(scores, low) else ""),
                 "rival": CHANCE,
             }
     if classes := class_table(run):
@@ -119,8 +119,7 @@ def facts(run: Run) -> list[dict[str, str]]:
         if scores.get("auc") is not None:
             low, high = scores.get("auc_interval") or (None, None)
             interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
-            said = _lacks_interval(run, low) and not any(run.label_summary["note"] in fact["on"] for fact in found)
-            on = f"{counts}; {run.label_summary['note']}" if said else counts
+            on = f"{counts}; {scores['note']}" if _lacks_interval(scores, low) else counts
             found.append({"name": f"AUC of {kind}", "value": f"{scores['auc']:.3f}{interval}", "on": on})
         if scores.get("sensitivity") is not None and scores.get("specificity") is not None:
             value = f"{scores['sensitivity']:.2f} / {scores['specificity']:.2f}"
@@ -148,9 +147,9 @@ def facts(run: Run) -> list[dict[str, str]]:
     return found
 
 
-def _lacks_interval(run: Run, low: float | None) -> bool:
-    """Whether a score has no interval for a reason that the run has noted: few patients."""
-    return low is None and "note" in run.label_summary
+def _lacks_interval(scores: Mapping[str, Any], low: float | None) -> bool:
+    """Whether there is no interval for a reason that is noted with the scores: few patients."""
+    return low is None and "note" in scores
 
 
 def _sentence(text: str) -> str:

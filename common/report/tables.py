@@ -24,7 +24,7 @@ class Run:
         predictions: rows of `predictions.csv`, in its order, by case.
         metrics: rows of `metrics.csv` by case: scores against ground-truth masks.
         labels: rows of `labels.csv` by case: yes/no labels of volumes.
-        slices: rows of `slices.csv`: labels of slices.
+        slices: rows of `label_slices.csv`, or of `slices.csv`, whose labels are those of masks: labels of slices.
         summary: `summary.json`.
         label_summary: `labels.json`.
         class_summary: `class_scores.json`: classes that are told from one another.
@@ -66,7 +66,7 @@ def read_run(folder: PathLike) -> Run:
         predictions=_by_case(read_rows(folder / "predictions.csv")),
         metrics=metrics,
         labels=_by_case(read_rows(folder / "labels.csv")) or _labels_of_slides(metrics),
-        slices=read_rows(folder / "slices.csv"),
+        slices=read_rows(folder / "label_slices.csv") or read_rows(folder / "slices.csv"),
         summary=read_json(folder / "summary.json"),
         label_summary=read_json(folder / "labels.json"),
         class_summary=read_json(folder / "class_scores.json"),

@@ -198,3 +198,6 @@ class TestLabels:
         cells = _labels(Method.read("x", [fold("p", 12), fold("q", 13)]))  # counts of labels.json and the table differ
         assert cells[1] == "0.900"
         assert cells[2] == "1.000 [1.000, 1.000]"
+        for folder in (fold("p", 12) / "evaluation", fold("q", 12) / "evaluation"):  # of labels alone, without masks
+            (folder / "slices.csv").rename(folder / "label_slices.csv")
+        assert _labels(Method.read("x", [tmp_path / "p", tmp_path / "q"]))[1].startswith("0.900 [")

@@ -7,7 +7,9 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 import common.commands.fit_runs
 from common.commands.fit import (
@@ -15,6 +17,7 @@ from common.commands.fit import (
     check_same,
     check_settings,
     described,
+    fit,
     labels_slices,
     summary,
     summary_of_classes,
@@ -24,6 +27,7 @@ from common.commands.fit_checks import recipe_of
 from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, steps
 from common.commands.fit_slides import summary_of_slides
 from common.commands.run import bundle_root
+from tests.bundles.insight_ct.slides.helpers import write_slide
 
 CLASSES = ["none", "tumor"]
 
@@ -63,9 +67,11 @@ def test_the_summary_says_what_labels_say_and_that_masks_chose_nothing(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps({"dice": {"mean": 0.5}}))  # of an earlier version
     assert "with masks" not in summary(tmp_path, "test")
     (tmp_path / "summary.json").write_text(json.dumps({"dice_positive": {"mean": 0.5, "median": None, "count": 5}}))
-    few = scores | {"volumes": scores["volumes"] | {"auc_interval": [None, None]}, "note": "no interval: few"}
-    (tmp_path / "labels.json").write_text(json.dumps(few))
-    assert summary(tmp_path, "test").splitlines()[0] == "test, from labels: volume AUC 0.900 (no interval: few)"
+    few = scores["volumes"] | {"auc_interval": [None, None], "note": "no interval: few"}
+    both = scores | {"volumes": few, "slices": volumes, "note": "of memory"}
+    (tmp_path / "labels.json").write_text(json.dumps(both))
+    first = "test, from labels: volume AUC 0.900 (no interval: few), slice AUC 0.900 [0.8, 1.0]"
+    assert summary(tmp_path, "test").splitlines()[0] == first
     assert summary(tmp_path, "test").splitlines()[-1] == (
         "with masks, which chose nothing: 3D Dice of 5 volumes with a lesion 0.500, median n/a"
     )
@@ -144,23 +150,52 @@ def test_one_label_a_volume_asks_for_more_where_a_config_says_so():
 
 
 class TestSlides:
-    def test_files_decide_and_both_kinds_at_once_are_refused(self):
+    def test_files_decide_and_both_kinds_at_once_are_refused(self, tmp_path):
+        write_slide(tmp_path / "b.tif", (600, 600))
         slides = [{"case": "a", "image": "x/a.SVS"}, {"case": "b", "image": "b.tif"}]
         root, volume = bundle_root("insight_ct"), {"case": "c", "image": "c/ct.nii.gz"}
-        assert recipe_of(root, {"training": slides}) is SLIDES
-        assert recipe_of(root, {"training": [volume, {"case": "d", "image": ["t1.nii.gz", "t2.nii.gz"]}]}) is VOLUMES
+        volumes = [volume, {"case": "d", "image": ["t1.nii.gz", "t2.nii.gz"]}]
+        assert recipe_of(root, {"training": slides}, str(tmp_path)) is SLIDES
+        assert recipe_of(root, {"training": volumes}, str(tmp_path)) is VOLUMES
         with pytest.raises(ValueError, match="case 'a' is a whole slide and 'c' is none"):
-            recipe_of(root, {"training": slides, "test": [volume]})
-        with pytest.raises(ValueError, match="gp_unet_brats takes no whole slides"):
-            recipe_of(bundle_root("gp_unet_brats"), {"training": slides[:1]})
+            recipe_of(root, {"training": slides, "test": [volume]}, str(tmp_path))
+        for slide in slides:
+            with pytest.raises(ValueError, match="gp_unet_brats takes no whole slides"):
+                recipe_of(bundle_root("gp_unet_brats"), {"training": [slide]}, str(tmp_path))
 
-    def test_a_tiff_is_a_picture_to_bundles_without_slides(self):
-        pictures = [{"case": "a", "image": "a.tif"}, {"case": "b", "image": "b.png"}]
-        assert recipe_of(bundle_root("gp_unet_brats"), {"training": pictures}) is VOLUMES
+    @pytest.mark.parametrize("bundle", ["insight_ct", "gp_unet_brats"])
+    def test_a_tiff_is_a_picture_unless_it_has_levels_and_a_damaged_one_is_what_the_others_are(self, bundle, tmp_path):
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros((256, 256), np.uint8))
+        (tmp_path / "damaged.tiff").write_bytes(b"II*")
+        pictures = [{"case": name, "image": name} for name in ("damaged.tiff", "a.tif", "b.png")]
+        root = bundle_root(bundle)
+        assert recipe_of(root, {"training": pictures}, str(tmp_path)) is VOLUMES
+        write_slide(tmp_path / "a.tif", (600, 600))
+        if bundle == "insight_ct":
+            assert recipe_of(root, {"training": pictures[:2]}, str(tmp_path)) is SLIDES
+            with pytest.raises(
+                ValueError, match=r"'a\.tif' is a whole slide and 'b\.png' is none: .*TIFF without levels"
+            ):
+                recipe_of(root, {"training": pictures}, str(tmp_path))
+
+    def test_naming_a_reader_of_slides_says_that_tiff_without_levels_are_slides(self, tmp_path):
+        content = {"classes": CLASSES, "modalities": ["image"], "training": cases(0, 1)}
+        content["validation"] = [case | {"case": f"v{case['case']}"} for case in cases(0, 1)]
+        for case in (*content["training"], *content["validation"]):
+            case |= {"image": f"{case['case']}.tif", "patient": case["case"]}
+            tifffile.imwrite(tmp_path / case["image"], np.zeros((256, 256), np.uint8))
+        assert recipe_of(bundle_root("insight_ct"), content, str(tmp_path)) is VOLUMES
+        assert recipe_of(bundle_root("gp_unet_brats"), content, str(tmp_path), flat=True) is VOLUMES
+        (tmp_path / "datalist.json").write_text(json.dumps(content))
+        settings = {"backend": "tifffile", "spacing": [1, 1, 1]}
+        with pytest.raises(ValueError, match="--spacing: no config of insight_ct has it for slides"):
+            fit("insight_ct", str(tmp_path), str(tmp_path / "out"), **settings)
 
     def test_settings_of_volumes_are_refused(self):
         root = bundle_root("insight_ct")
         check_settings(root, {"mpp": 2.0, "max_epochs": 2, "weight_decay": 0.1, "heat_quantile": 0.9}, SLIDES)
+        with pytest.raises(ValueError, match="--mpp is of whole slides, and these images are none"):
+            check_settings(root, {"max_epochs": 2, "mpp": 2.0})
         for key in ("spacing", "organ", "window"):
             with pytest.raises(ValueError, match=f"--{key}: no config of insight_ct has it for slides"):
                 check_settings(root, {key: 1}, SLIDES)

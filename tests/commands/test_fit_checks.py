@@ -13,11 +13,13 @@ from common.commands.fit_checks import (
     bundles_that,
     check_classes,
     check_data,
+    check_findings,
     takes_classes_alone,
     takes_several_labels,
     takes_slides,
 )
 from common.commands.fit_minutes import cases_of
+from common.commands.fit_runs import SLIDES, VOLUMES
 from common.commands.run import bundle_root
 from common.files import read_json
 from tests.commands.test_fit import CLASSES, cases
@@ -60,6 +62,26 @@ def test_several_labels_at_once_are_refused_with_the_bundle_that_takes_them(tmp_
     for name in ("gp_unet_brats", "ensemble_gradcam_brats", "tonno_mosmed"):
         with pytest.raises(ValueError, match=r"several labels at once .* one class; these take them: insight_ct"):
             check_data(path, content, str(tmp_path), bundle_root(name))
+
+
+def test_several_findings_for_a_network_of_one_logit_are_refused_before_anything_is_written(tmp_path, content):
+    content["classes"] = ["none", "edema", "mass"]
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"--classes: none, edema, mass, but the network of this bundle has one logit"):
+        fit("tonno_mosmed", str(tmp_path), str(tmp_path / "out"), configs="mosmed.json")
+    assert not (tmp_path / "out").exists()
+    check_findings(bundle_root("tonno_mosmed"), ["none", "any"], VOLUMES)
+    for name, recipe in (("gp_unet_brats", VOLUMES), ("ensemble_gradcam_brats", VOLUMES), ("insight_ct", SLIDES)):
+        check_findings(bundle_root(name), content["classes"], recipe)
+
+
+def test_a_config_that_brings_another_network_is_asked_in_place_of_the_bundles_own(tmp_path):
+    (tmp_path / "configs").mkdir()
+    for name, logits in (("train", 1), ("own", 3)):
+        (tmp_path / "configs" / f"{name}.json").write_text(json.dumps({"network_def": {"num_classes": logits}}))
+    with pytest.raises(ValueError, match="has one logit"):
+        check_findings(tmp_path, ["none", "a", "b"], VOLUMES)
+    check_findings(tmp_path, ["none", "a", "b"], VOLUMES, ["own.json"])
 
 
 def test_what_a_bundle_can_is_told_by_its_own_files_and_not_by_its_name(tmp_path, content):

@@ -107,6 +107,8 @@ def test_a_bundle_of_ones_own_keeps_every_rule_but_those_of_weights_to_come(bund
         (["a/flair.nii.gz", "b/flair.nii.gz"], "*/flair.nii.gz"),
         (["a/slice.png", "b/slice.png"], "*/slice.png"),  # and not */mask.png beside them
         (["1.png", "2.jpg"], "**/*.jpg"),
+        (["a/slice.tif", "b/slice.tif"], "*/slice.tif"),
+        (["1.tif", "2.tif"], "**/*.tif"),
         (["a/1.svs"], "**/*.svs"),
         (["1.nii.gz", "2.nii.gz"], "*.nii.gz"),
         ([["a/t1.nii.gz", "a/t2.nii.gz"]], "*/t1.nii.gz"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -50,15 +51,28 @@ def test_volumes_are_scored_by_their_label_and_masks_where_nothing_is_are_counte
     assert volumes["ml_in_negatives"]["mean"] == pytest.approx(0.001)  # two voxels of a microliter in two volumes
 
 
-def test_few_patients_of_a_kind_have_no_interval_which_is_said_once(tmp_path):
+def test_few_patients_of_a_kind_have_no_interval_and_the_reason_stands_with_the_kind(tmp_path):
     for healthy in (4, 5):
         found = [(f"{kind}{n}", kind) for kind, count in ((0, healthy), (1, 5)) for n in range(count)]
-        items = [pair(name, [0.1 + 0.8 * kind], []) for name, kind in found]
-        result = scores(tmp_path, items, {name: {"case": name, "cls": [kind]} for name, kind in found})
+        items = [pair(name, [0.1, 0.1 + 0.8 * kind], []) for name, kind in found]
+        result = scores(tmp_path, items, {name: {"case": name, "cls": [0, kind]} for name, kind in found})
         few = healthy < 5
-        expected = [None, None] if few else [1.0, 1.0]
-        assert result["volumes"]["auc_interval"] == result["slices"]["auc_interval"] == expected
-        assert ("fewer than 5 patients" in result.get("note", "")) == few
+        assert result["volumes"]["auc_interval"] == ([None, None] if few else [1.0, 1.0])
+        assert ("fewer than 5 patients" in result["volumes"].get("note", "")) == few
+        assert result["slices"]["auc_interval"] == [1.0, 1.0]  # those who are ill have slices without a finding
+        assert "note" not in result["slices"]
+        assert "note" not in result
+
+
+def test_slices_are_left_as_rows_where_they_have_labels_masks_or_not(tmp_path):
+    items = [pair("a", [0.91234, 0.1], [0]), pair("b", [0.2], [])]
+    scores(tmp_path, items, {"a": {"case": "a", "cls": [1, 0]}, "b": {"case": "b", "cls": [0]}})
+    with open(tmp_path / "label_slices.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    told = [tuple(row[key] for key in ("case", "slice", "positive", "probability", "marked")) for row in rows]
+    assert told == [("a", "0", "1", "0.9123", "1"), ("a", "1", "0", "0.1", "0"), ("b", "0", "0", "0.2", "0")]
+    scores(tmp_path / "whole", items, {"a": {"case": "a", "cls": 1}})
+    assert not (tmp_path / "whole" / "label_slices.csv").exists()
 
 
 def test_slices_that_were_drawn_whatever_patient_they_are_of_are_said_to_be_of_memory(tmp_path):
@@ -67,8 +81,9 @@ def test_slices_that_were_drawn_whatever_patient_they_are_of_are_said_to_be_of_m
     assert "note" not in scores(tmp_path, items, cases)
     drawn = [(batch | {"split": "paper"}, output) for batch, output in items]
     assert scores(tmp_path, drawn, cases)["note"].startswith("split 'paper': other slices of these patients")
-    assert scores(tmp_path, drawn[:6], cases)["note"].startswith("no interval: fewer than 5 patients")
-    assert scores(tmp_path, drawn[:6], cases)["note"].endswith("scores are of memory, too")
+    few = scores(tmp_path, drawn[:6], cases)
+    assert few["note"].endswith("scores are of memory, too")
+    assert few["slices"]["note"].startswith("no interval: fewer than 5 patients")
 
 
 def test_slices_are_scored_where_they_hold_organ(tmp_path):

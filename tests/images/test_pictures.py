@@ -19,6 +19,7 @@ from common.images import (
     write_mask_picture,
     write_raw_picture,
 )
+from common.images.pictures import is_slide_file
 
 GRAY = np.arange(6 * 4, dtype=np.uint8).reshape(4, 6) * 10  # 4 rows, 6 columns
 COLOR = np.stack([GRAY, GRAY[::-1], GRAY[:, ::-1]], axis=-1)
@@ -78,9 +79,16 @@ def test_what_is_no_single_picture_is_refused_by_name(tmp_path):
     whole = saved(tmp_path / "cut.jpg", np.zeros((64, 64), np.uint8)).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     tifffile.imwrite(tmp_path / "white.tif", GRAY.astype(np.uint16), photometric="miniswhite")
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
+        for page in (COLOR, COLOR[::2, ::2]):
+            file.write(page, photometric="rgb", metadata=None)
     for name, message in (
         ("white.tif", "lowest value is white: save it with black as 0"),
         ("pages.tif", "3 pages"),
+        (
+            "slide.tif",
+            "several sizes, as whole slides do, .* save one",
+        ),
         ("text.png", "cannot be read"),
         ("cut.jpg", "cannot be read"),
     ):
@@ -88,6 +96,38 @@ def test_what_is_no_single_picture_is_refused_by_name(tmp_path):
             read_picture(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"nothing\.png does not exist"):
         read_picture(tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize(
+    ("pages", "options", "slide"),
+    [
+        ([GRAY], {}, False),
+        ([COLOR], {"photometric": "rgb", "tile": (16, 16)}, False),
+        ([COLOR.astype(np.uint16).transpose(2, 0, 1)], {"photometric": "rgb", "planarconfig": "separate"}, False),
+        ([GRAY, GRAY], {}, False),  # a stack
+        ([np.zeros((2, 10_000), np.uint8)], {}, False),
+        ([np.zeros((2, 10_001), np.uint8)], {}, True),
+        ([np.zeros((64, 64), np.uint8), np.zeros((32, 32), np.uint8)], {"tile": (16, 16)}, True),
+        ([np.zeros((90, 64), np.uint8), np.zeros((17, 12), np.uint8)], {}, True),  # by a step that is no whole number
+        ([np.zeros((64, 64), np.uint8), np.zeros((32, 32), np.uint8)], {"subifds": True}, True),
+    ],
+    ids=["plain", "in tiles", "color by color", "stack", "long", "longer", "pyramid", "odd pyramid", "sub-images"],
+)
+def test_a_tiff_of_several_levels_or_very_many_pixels_is_a_slide_and_others_are_none(tmp_path, pages, options, slide):
+    nested = options.pop("subifds", False)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for number, page in enumerate(pages):
+            within = {"subifds": len(pages) - 1} if nested and not number else {}
+            file.write(page, subfiletype=int(slide and number > 0), metadata=None, **within, **options)
+    assert is_slide_file(tmp_path / "a.tif") is slide
+
+
+def test_what_is_no_tiff_is_neither_slide_nor_picture(tmp_path):
+    whole = saved(tmp_path / "a.tif", GRAY).read_bytes()
+    for content in (b"", b"text", whole[:20]):
+        (tmp_path / "a.tif").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.tif: cannot be read .* whole TIFF"):
+            is_slide_file(tmp_path / "a.tif")
 
 
 def test_a_mask_lies_on_its_picture_and_one_of_another_size_is_refused(tmp_path):

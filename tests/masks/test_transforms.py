@@ -140,16 +140,22 @@ class TestMapsToMaskd:
             np.testing.assert_array_equal(heat[..., z][organ[..., z]], expected[organ[..., z]])
 
     @pytest.mark.parametrize("offset", [0.0, 0.7])
-    def test_multi_otsu_is_that_of_binarize_slice_by_slice_inside_the_organ(self, offset):
+    def test_multi_otsu_is_that_of_each_slice_inside_the_organ_and_the_lowest_is_told(self, offset):
         data = scene(shape=(30, 30, 6))
         out = MapsToMaskd(binarize="multi_otsu", offset=offset)(data)
         margin = data["maps"][1] - data["maps"][0]
+        thresholds = [multi_otsu(margin[..., z], offset=offset, mask=data["organ"][..., z]) for z in range(6)]
         for z in (2, 3, 4):
-            threshold = multi_otsu(margin[..., z], offset=offset, mask=data["organ"][..., z])
-            expected = (margin[..., z] > threshold) & data["organ"][..., z]
+            expected = (margin[..., z] > thresholds[z]) & data["organ"][..., z]
             assert expected.any()
             np.testing.assert_array_equal(out["pred"][0, ..., z].numpy(), expected)
-        assert float(out["threshold"]) == pytest.approx(offset)
+        assert float(out["threshold"]) == pytest.approx(min(thresholds[2:5]))
+        assert out["heatmap"][out["pred"] > 0].min() > out["threshold"]
+        closed = MapsToMaskd(binarize="multi_otsu", offset=offset, gate=0.99)(dict(data))
+        assert not closed["pred"].any()
+        assert float(closed["threshold"]) == pytest.approx(min(thresholds)) != pytest.approx(min(thresholds[2:5]))
+        data["pred"][:2] = 0.0  # nothing stands out
+        assert float(MapsToMaskd(binarize="multi_otsu", offset=offset)(data)["threshold"]) == np.inf
 
     def test_smoothing_acts_on_the_probabilities_before_the_gate(self):
         data = scene()

@@ -49,6 +49,10 @@ def test_at_the_runs_threshold_the_slider_shows_the_raw_dice_of_the_scores(repor
         assert row["table"]["dice"][report["stop"]] == pytest.approx(row["rivals"]["dice_raw"], abs=1e-4)
 
 
+def test_where_nothing_stands_out_the_slider_begins_at_its_end():
+    assert [common.report.build._nearest(np.arange(3.0), threshold) for threshold in (0.9, np.inf, None)] == [1, 2, 1]
+
+
 def test_dice_over_thresholds_is_of_all_cases_with_a_mask(report):
     assert report["curves"]["thresholds"]["cases"] == 4
     assert len(report["curves"]["volumes"]["x"]) == 4

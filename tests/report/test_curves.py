@@ -56,6 +56,18 @@ def test_a_calibrated_probability_lies_on_the_diagonal(told):
     assert calibration(told[0] ** 4, told[1], told[2])["error"] > 0.15
 
 
+def test_the_interval_of_a_bin_of_few_patients_is_unknown(told):
+    probabilities, labels, _ = told
+    last = np.argsort(probabilities)[360:]  # a tenth of all, the last bin
+    for count in (1, 4, 5):
+        patients = np.arange(400) % 20
+        patients[last] = np.arange(40) % count
+        curve = calibration(probabilities, labels, patients)
+        assert (curve["low"][-1] is None, curve["high"][-1] is None) == (count < 5,) * 2
+        assert None not in curve["low"][:-1]
+        assert None not in curve["y"]
+
+
 def test_areas_are_those_of_the_run_whose_probabilities_were_not_rounded(run_dir):
     run = read_run(run_dir)
     volumes = dict(run.label_summary["volumes"]) | {"auc": 0.9876, "average_precision": 0.8765}

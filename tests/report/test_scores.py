@@ -67,13 +67,17 @@ def test_facts_name_whom_they_are_of(run):
     assert found["sensitivity / specificity of volumes"]["on"].endswith("at the gate")
 
 
-def test_a_score_of_few_patients_says_once_why_it_has_no_interval(run):
-    volumes = run.label_summary["volumes"] | {"auc_interval": [None, None]}
-    few = replace(run, label_summary={"note": "no interval: few", "volumes": volumes, "slices": volumes})
-    found = [fact["on"] for fact in facts(few)]
-    assert found[0] == "3 positive, 1 negative volumes; no interval: few"
-    assert sum("few" in on for on in found) == 1
-    assert headline(replace(few, summary={}, metrics={}))["note"].endswith("0.5 is chance. No interval: few.")
+def test_a_score_of_few_patients_says_why_it_has_no_interval_and_no_other_does(run):
+    volumes = run.label_summary["volumes"]
+    few = volumes | {"auc_interval": [None, None], "note": "no interval: few"}
+    told = replace(run, label_summary={"note": "of memory", "volumes": few, "slices": volumes})
+    found = {fact["name"]: fact["on"] for fact in facts(told)}
+    assert found["AUC of volumes"] == "3 positive, 1 negative volumes; no interval: few"
+    assert found["AUC of slices"] == "3 positive, 1 negative slices"
+    assert headline(replace(told, summary={}, metrics={}))["note"].endswith("0.5 is chance. No interval: few.")
+    told = replace(told, label_summary={"note": "of memory", "volumes": volumes, "slices": few})
+    assert headline(replace(told, summary={}, metrics={}))["note"].endswith("0.5 is chance.")
+    assert [fact["on"].endswith("; no interval: few") for fact in facts(told)[::2]][:2] == [False, True]
 
 
 def test_supervision_says_labels_of_what_and_masks_for_what(run):

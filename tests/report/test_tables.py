@@ -31,6 +31,13 @@ def test_a_damaged_file_is_named(run_dir, tmp_path):
         read_run(tmp_path)
 
 
+def test_labels_of_slices_need_no_mask_and_those_that_were_scored_go_before_those_of_masks(tmp_path):
+    write_csv(tmp_path / "predictions.csv", [{"case": "p1"}])
+    for name, positive in (("slices", 0), ("label_slices", 1)):
+        write_csv(tmp_path / f"{name}.csv", [{"case": "p1", "slice": 0, "positive": positive}])
+        assert [row["positive"] for row in read_run(tmp_path).slices] == [positive]
+
+
 def run_of(predictions: dict, metrics: dict) -> Run:
     return Run(folder=None, predictions=predictions, metrics=metrics)  # type: ignore[arg-type]
 

@@ -33,7 +33,7 @@ function showCurves() {
     `Level lines: chance. ${labelNote}`, keys(precision_recall, (curve) => `${curve.kind}, average precision ${shown(curve.area, 3)}`)));
     figures.push(figure("Calibration of the probability", plot({ ...unit, xName: "probability", yName: "share that is positive", label: `Calibration: ${words(calibration, (curve) => `${curve.kind}, error ${shown(curve.error, 3)}`)}` },
       rule([0, 0], [1, 1]), ...calibration.map((curve, i) => whiskers({ ...curve, titles: curve.count.map((count) => `${count} ${curve.kind}`) }, style(i)))),
-    "On the line a probability is what it says. Points hold equally many; whiskers: 95 %, patients drawn anew.", keys(calibration, (curve) => `${curve.kind}, mean error ${shown(curve.error, 3)}, Brier ${shown(curve.brier, 3)}`)));
+    `On the line a probability is what it says. Points hold equally many; whiskers: 95 %, patients drawn anew.${calibration.some((curve) => curve.low.includes(null)) ? " Points of fewer than five patients have none." : ""}`, keys(calibration, (curve) => `${curve.kind}, mean error ${shown(curve.error, 3)}, Brier ${shown(curve.brier, 3)}`)));
   }
   return figures.length ? section("curves", "Curves", make("div", { class: "grid-of-figures" }, ...figures)) : null;
 }
