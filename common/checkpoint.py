@@ -113,7 +113,7 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
     the like, and under `chosen_from` what they were chosen from and for which weights.
 
     Raises:
-        ValueError: the file is no JSON.
+        ValueError: the file is no JSON, or one of these parts no dict.
     """
     path = Path(ckpt).with_suffix(".json")
     try:
@@ -122,7 +122,10 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file ({error}); write it anew or remove it") from error
-    return content if isinstance(content, dict) else {}
+    content = content if isinstance(content, dict) else {}
+    if wrong := [part for part in ("trained", "chosen", "chosen_from") if not isinstance(content.get(part, {}), dict)]:
+        raise ValueError(f"{path}: {wrong[0]} is {content[wrong[0]]!r}, no dict; mend it or remove the file")
+    return content
 
 
 def add_beside(ckpt: str | os.PathLike[str], **parts: Any) -> None:
@@ -265,10 +268,7 @@ class TrainingCheckpoint:
         """Step a fresh schedule to where the training is."""
         epoch, steps = state["epoch"], state[name]["last_epoch"]
         if "length" not in state:
-            raise ValueError(
-                f"{self.path} does not say how many steps its epochs had, so {name} cannot be resumed: it is of an "
-                "earlier version; remove it or change output_dir"
-            )
+            raise ValueError(f"{self.path} does not say how many steps its epochs had: remove it or change output_dir")
         if epoch >= (engine.state.max_epochs or 0):
             return  # nothing is left to do
         if steps == epoch * state["length"]["steps an epoch"]:  # one a batch, not one an epoch

@@ -58,6 +58,9 @@ def test_a_broken_file_beside_weights_is_named(tmp_path):
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match=r"model\.json: not a JSON file"):
         read_beside(tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text('{"chosen": [1]}')
+    with pytest.raises(ValueError, match=r"model\.json: chosen is \[1\], no dict; mend it"):
+        read_chosen(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("bundle", ["ensemble_gradcam_brats", "gp_unet_brats", "insight_ct", "tonno_mosmed"])

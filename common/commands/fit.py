@@ -16,7 +16,7 @@ from ..files import alone, atomic_path, file_digest, read_json, write, write_jso
 from ..handlers.label_calibration import FEW
 from ..report import write_report
 from .console import logged
-from .fit_checks import check_data, check_findings, labels_of_cases, recipe_of
+from .fit_checks import check_data, check_findings, images_digest, labels_of_cases, recipe_of
 from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
 from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
 from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
@@ -24,6 +24,9 @@ from .fit_windows import KEY, shown_datalist
 from .format import format_json
 from .own_bundle import make_bundle, make_slide_bundle, settings_of, slide_settings, with_settings
 from .run import bundle_root, names
+
+IMAGES = "images_sha256"
+WORDS = {"datalist_sha256": "datalist", IMAGES: "set of images (the same names, other files)"}
 
 
 def fit(
@@ -84,7 +87,8 @@ def fit(
     if rounds and apart:
         raise ValueError(f"--rounds: a second training learns where nothing is from negatives, and {listed} has none")
     told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
-    check_same(home, {"datalist_sha256": file_digest(listed), **told})
+    digests = {"datalist_sha256": file_digest(listed), IMAGES: images_digest(listed, dataset_dir)}
+    check_same(home, {**digests, **told}, newer=(IMAGES,))
     if settings.pop(KEY, False) and recipe is VOLUMES:
         read = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
         options: dict[str, Any] = {"dataset_dir": dataset_dir, "over": names(configs), "settings": read}
@@ -100,7 +104,8 @@ def fit(
     of_slices = recipe is VOLUMES and any(labels_slices(case) for case in content["training"])
     over = names(configs) if of_slices or recipe is SLIDES else with_volumes(root, names(configs))
     make = make_bundle if recipe is VOLUMES else make_slide_bundle
-    own = make(bundle, home / root.name, over=over, settings=said, datalist=listed, counts=counts)
+    about: dict[str, Any] = {"datalist": listed, "dataset_dir": dataset_dir, "counts": counts}
+    own = make(bundle, home / root.name, over=over, settings=said, **about)
     if rounds is None:
         rounds = int((of_slices or recipe is SLIDES) and not apart)
     if recipe is VOLUMES:
@@ -174,17 +179,24 @@ def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOL
             raise ValueError(f"--{key} is chosen from labels here; give it to the made bundle's {recipe.inference}")
 
 
-def check_same(home: Path, told: Mapping[str, Any], *, name: str = "fit.json") -> None:
+def check_same(home: Path, told: Mapping[str, Any], *, name: str = "fit.json", newer: Sequence[str] = ()) -> None:
     """Remember, in a file of the folder, what it is for; a later command that says otherwise is refused.
 
     What is finished in the folder stays, so that it would be of one kind in part and of another in part.
+
+    Args:
+        home: the folder.
+        told: what it is for.
+        name: of the file.
+        newer: keys that earlier versions did not remember: such a folder is taken as it is.
 
     Raises:
         ValueError: naming what differs.
     """
     path = home / name
     before = read_json(path) if path.is_file() else dict(told)
-    differing = [key for key in {**before, **told} if before.get(key) != told.get(key)]
+    before = {key: told[key] for key in newer if key in told} | before
+    differing = [WORDS.get(key, key) for key in {**before, **told} if before.get(key) != told.get(key)]
     if differing:
         raise ValueError(f"{home} holds what was made with another {', '.join(differing)}; choose another folder")
     write_json(path, told)
@@ -227,7 +239,7 @@ def summary(folder: Path, section: str) -> str:
     masks = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     if dice := masks.get("dice_positive"):  # a run of an earlier version has none
         lines.append(
-            f"with masks, which chose nothing: 3D Dice of {dice['count']} volumes with a lesion "
+            f"with masks, which chose nothing: 3D Dice of {int(dice['count'])} volumes with a lesion "
             f"{_shown(dice['mean'])}, median {_shown(dice['median'])}"
         )
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,15 @@ from typing import Any
 from ..data import SECTIONS, Case, label_of, labels_slices, load_datalist
 from ..data.splits import tells_classes_apart
 from ..engines.launch import check_one_logit
-from ..files import read_json
+from ..features import case_files
+from ..files import PathLike, read_json
 from .fit_minutes import cases_of, read_case_grid
 from .fit_runs import SLIDES, VOLUMES, Recipe, merged
 from .fit_slides import are_slides
 from .run import BUNDLES
+
+BLOCKS, BLOCK = 8, 4096  # of a file, that are looked at: evenly spread, from the first bytes to the last
+HEADERS = (".hdr", ".mhd", ".nhdr")  # their voxels lie in a file of the same name beside them
 
 
 def takes_slides(root: Path) -> bool:
@@ -134,3 +140,39 @@ def labels_of_cases(cases: Sequence[Case]) -> list[bool]:
     labels = [label_of(case) for case in cases]
     sliced = map(labels_slices, cases)
     return [bool(one) for cls, of_slices in zip(labels, sliced, strict=True) for one in (cls if of_slices else [cls])]
+
+
+def images_digest(listed: PathLike, dataset_dir: PathLike) -> str:
+    """SHA-256 of what tells the images and organ masks of a datalist from others: sizes and some bytes of each file.
+
+    A folder that was moved or copied has the same: names and times do not count. Masks of findings are not looked at.
+
+    Args:
+        listed: the datalist.
+        dataset_dir: what its paths are relative to.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_datalist`.
+    """
+    digest = hashlib.sha256()
+    content = read_json(listed)
+    for section in SECTIONS:
+        cases = load_datalist(listed, section, dataset_dir=dataset_dir) if content.get(section) else []
+        for file in (file for case in cases for file in case_files(case)):
+            beside = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")) if file.suffix in HEADERS else [file]
+            for one in beside:
+                digest.update(_glance(one))
+    return digest.hexdigest()
+
+
+def _glance(file: Path) -> bytes:
+    """Digest of a file's size and of blocks of it; the end of a `.gz` is a checksum of all of it."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as opened:
+        for i in range(BLOCKS):
+            opened.seek(max(size - BLOCK, 0) * i // (BLOCKS - 1))
+            digest.update(opened.read(BLOCK))
+            if size <= BLOCK:
+                break
+    return digest.digest()

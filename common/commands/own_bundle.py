@@ -15,9 +15,8 @@ from ..data import labels_slices
 from ..data.splits import tells_classes_apart
 from ..engines.settings import tops
 from ..files import read_json, write
-from ..images.pictures import PICTURES
 from ..preprocessing.channels import channel_names
-from .fit_minutes import cases_of
+from .fit_patterns import in_command, pattern_of
 from .format import format_json
 from .run import bundle_root, config_files
 
@@ -29,8 +28,6 @@ CONFIGS = (
 OVERLAID = ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate")
 # Configs of whole slides; the first lies over `train`, the second over that and `train_refine`.
 SLIDE_CONFIGS = ("wsi", "wsi_refine", "wsi_inference", "wsi_evaluate", "wsi_calibrate")
-# Of files that are whole slides; TIFF may be pictures.
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 # Training where no label is negative: each class is drawn as often, and there are no positives and negatives to rank.
 CLASSES_ALONE = {"imbalance": "balanced", "key_metric": {"median_loss": {"_target_": "common.handlers.MedianLoss"}}}
 TERMS = "{source}: whoever trained these weights states here where the data come from and their terms."
@@ -70,7 +67,14 @@ Apache-2.0 (`LICENSE`). Data: `docs/data_license.txt`.
 
 
 def make_bundle(
-    bundle: str, target: Path, *, over: Sequence[str], settings: Mapping[str, Any], datalist: Path, counts: str
+    bundle: str,
+    target: Path,
+    *,
+    over: Sequence[str],
+    settings: Mapping[str, Any],
+    datalist: Path,
+    counts: str,
+    dataset_dir: str | Path | None = None,
 ) -> Path:
     """Write a bundle's code and configs to a folder of their own, and settings into these configs.
 
@@ -81,6 +85,7 @@ def make_bundle(
         settings: top-level keys, each for all configs that have it.
         datalist: of the data set, as `prepare` writes it.
         counts: the data set in words.
+        dataset_dir: what paths of the datalist are relative to; it tells how images like these are found.
 
     Returns:
         `target`.
@@ -88,6 +93,7 @@ def make_bundle(
     root = bundle_root(bundle)
     _copy_code(root, target)
     content = read_json(datalist)
+    pattern = pattern_of(content, dataset_dir)
     laid = (CLASSES_ALONE if tells_classes_apart(content) else {}) | _laid(root, over)
     laid.pop("ckpt", None)  # of the weights that a config of a data set is for; here there will be others
     for name in CONFIGS:
@@ -95,20 +101,28 @@ def make_bundle(
             config = read_json(root / "configs" / f"{name}.json")
             # A second round has a schedule of its own, and how thresholds are chosen is no matter of the data.
             below = laid if name in OVERLAID else {}
-            changed = with_settings(config, {**below, **settings})
+            changed = with_settings(config, {**below, "image_pattern": pattern, **settings})
             write(target / "configs" / f"{name}.json", format_json(changed))
     channels = read_json(root / "configs" / "inference.json")["channels"]
-    _describe(target, bundle=root.name, channels=channels, content=content, counts=counts)
+    pattern = settings.get("image_pattern", pattern)
+    _describe(target, bundle=root.name, channels=channels, content=content, counts=counts, pattern=in_command(pattern))
     return target
 
 
 def make_slide_bundle(
-    bundle: str, target: Path, *, over: Sequence[str], settings: Mapping[str, Any], datalist: Path, counts: str
+    bundle: str,
+    target: Path,
+    *,
+    over: Sequence[str],
+    settings: Mapping[str, Any],
+    datalist: Path,
+    counts: str,
+    dataset_dir: str | Path | None = None,
 ) -> Path:
     """The same for whole slides: settings go into `wsi*.json`; what is for volumes, weights too, stays as shipped.
 
     Args:
-        bundle, target, over, settings, datalist, counts: see `make_bundle`.
+        bundle, target, over, settings, datalist, counts, dataset_dir: see `make_bundle`.
 
     Returns:
         `target`.
@@ -119,7 +133,7 @@ def make_slide_bundle(
         if (root / name).is_file():
             shutil.copy2(root / name, target / name)
     content = read_json(datalist)
-    asked = {**_laid(root, over), "image_pattern": pattern_of(content), **settings}
+    asked = {**_laid(root, over), "image_pattern": pattern_of(content, dataset_dir), **settings}
     training, wsi = (read_json(root / "configs" / f"{name}.json") for name in ("train", "wsi"))
     for name in SLIDE_CONFIGS:
         config = read_json(root / "configs" / f"{name}.json")
@@ -128,7 +142,8 @@ def make_slide_bundle(
         keys = tops(config) - (training.keys() | wsi.keys() if name == "wsi_refine" else set())
         changed = with_settings(config, {key: value for key, value in asked.items() if tops({key: value}) <= keys})
         write(target / "configs" / f"{name}.json", format_json(changed))
-    _describe_slides(target, bundle=root.name, content=content, counts=counts)
+    pattern = in_command(asked["image_pattern"])
+    _describe_slides(target, bundle=root.name, content=content, counts=counts, pattern=pattern)
     return target
 
 
@@ -174,7 +189,9 @@ def beyond(image: Mapping[str, Any], channels: int) -> list[str]:
     return list(image["channel_def"].values())[channels:]
 
 
-def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str, Any], counts: str) -> None:
+def _describe(
+    target: Path, *, bundle: str, channels: int, content: Mapping[str, Any], counts: str, pattern: str
+) -> None:
     """Metadata, a README and a place for the terms of the data."""
     path = target / "configs" / "metadata.json"
     metadata = read_json(path)
@@ -208,10 +225,10 @@ def _describe(target: Path, *, bundle: str, channels: int, content: Mapping[str,
     words |= {"kind": kind, "inputs": inputs}
     from_labels = "`labels.json` and `class_scores.json`" if alone else "`labels.json`"
     words |= {"measured": f"{from_labels} (from labels) and, where masks were at hand, `summary.json`"}
-    _write_docs(target, metadata, content, bundle=bundle, counts=counts, **words)
+    _write_docs(target, metadata, content, bundle=bundle, counts=counts, pattern=pattern, **words)
 
 
-def _describe_slides(target: Path, *, bundle: str, content: Mapping[str, Any], counts: str) -> None:
+def _describe_slides(target: Path, *, bundle: str, content: Mapping[str, Any], counts: str, pattern: str) -> None:
     """The same of weights for slides, which lie beside those for volumes that the method came with."""
     path = target / "configs" / "metadata.json"
     metadata = read_json(path)
@@ -236,14 +253,14 @@ def _describe_slides(target: Path, *, bundle: str, content: Mapping[str, Any], c
         "inputs": "One whole slide a case",
         "beside": " Configs without `wsi`, and `model.pt`, are for volumes, as shipped.",
     }
-    _write_docs(target, metadata, content, bundle=bundle, counts=counts, **words)
+    _write_docs(target, metadata, content, bundle=bundle, counts=counts, pattern=pattern, **words)
 
 
 def _write_docs(target: Path, metadata: Mapping[str, Any], content: Mapping[str, Any], **words: str) -> None:
     """The README, and a place for the terms of the data."""
     references = "\n".join(f"{i}. {text}" for i, text in enumerate(metadata["references"], 1))
     source = content.get("name") or "own data"
-    words |= {"name": metadata["name"], "references": references, "source": source, "pattern": pattern_of(content)}
+    words |= {"name": metadata["name"], "references": references, "source": source}
     write(target / "docs" / "README.md", README.format(**words))
     terms = target / "docs" / "data_license.txt"
     if not terms.is_file():
@@ -255,13 +272,3 @@ def settings_of(datalist: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     content = read_json(datalist)
     said = {"classes": list(content["classes"]), "channels": len(content["modalities"])}
     return {key: value for key, value in said.items() if key in config}
-
-
-def pattern_of(content: Mapping[str, Any]) -> str:
-    """A pattern that finds images like those of the training: their name in any folder, where they share one."""
-    images = [case["image"] for case in cases_of(content)]
-    found = {Path(one if isinstance(one, str) else one[0]).name for one in images}
-    suffixes = {Path(name).suffix.lower() for name in found} & {*SLIDE_SUFFIXES, *PICTURES}
-    if len(found) == 1 and not suffixes & set(SLIDE_SUFFIXES):
-        return f"*/{found.pop()}"
-    return f"**/*{min(suffixes)}" if suffixes else "*.nii.gz"

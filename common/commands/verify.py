@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import read_beside, read_chosen
+from ..engines.ranges import wrong_choices
 from ..files import read_json
 from .export import bundle_files, third_party
 from .run import bundle_root
@@ -177,6 +179,23 @@ def seen(root: Path) -> Iterator[str]:
             yield f"models/{beside.name} does not say what {path.name} saw: python -m common describe {root.name} DIR"
 
 
+def trained(root: Path) -> Iterator[str]:
+    """`inference.json` has the settings that `model.pt` was trained with: a server takes them from nowhere else."""
+    config = _json(root, "inference")
+    for key, value in read_beside(root / "models" / "model.pt").get("trained", {}).items():
+        if key in config and config[key] != value:
+            yield f"inference.json: {key} is {config[key]!r}, but model.pt was trained with {value!r}; write that"
+
+
+def chosen(root: Path) -> Iterator[str]:
+    """Gate, threshold and the like were chosen for the weights beside them, and some run could use them."""
+    for path in sorted((root / "models").glob("[!.]*.pt")):
+        try:
+            yield from (f"models/{path.stem}.json, chosen, {line}" for line in wrong_choices(read_chosen(path)))
+        except ValueError as error:
+            yield str(error)
+
+
 def readme(root: Path) -> Iterator[str]:
     """The sections of the zoo's template."""
     text = (root / "docs" / "README.md").read_text(encoding="utf-8")
@@ -201,7 +220,7 @@ def licenses(root: Path) -> Iterator[str]:
 
 QUICK: tuple[Rule, ...] = (
     *(files, large_files, sizes, changelog, schema, interface, channels, paths, keys, stands_alone, packages),
-    *(weights, seen, readme, licenses),
+    *(weights, seen, trained, chosen, readme, licenses),
 )
 SLOW = ("properties", "network", "torchscript")
 

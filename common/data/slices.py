@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..features import case_files
 from ..images import filled_slices, window_pads
 from .cache import Stored, VolumeCache, in_turns, warn_of_memory
 from .datalist import label_of, slice_labels
+
+logger = logging.getLogger(__name__)
 
 
 def runs(
@@ -57,9 +60,17 @@ def runs(
     return pieces
 
 
-def read_unmasked(case: dict, preprocessing: Callable) -> Tensor:
-    """The preprocessed image of a case. Its mask is not given to the preprocessing: training sees `cls` only."""
+def read_unmasked(case: dict, preprocessing: Callable, *, say_doubts: bool = False) -> Tensor:
+    """The preprocessed image of a case. Its mask is not given to the preprocessing: training sees `cls` only.
+
+    Args:
+        case: as a datalist has it.
+        preprocessing: gives `image`, and `warnings`, a text, where something about the files is doubtful.
+        say_doubts: say these warnings in the console, where a training reads its cases first.
+    """
     read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
+    if say_doubts and read.get("warnings"):
+        logger.warning("case %s: %s", case["case"], read["warnings"])
     return read["image"]
 
 
@@ -166,11 +177,12 @@ class SliceDataset(Dataset):
         return "; ".join(parts)
 
     def _hold(self, case: dict) -> Stored:
-        image = read_unmasked(case, self.preprocessing)
+        image = read_unmasked(case, self.preprocessing, say_doubts=get_rank() == 0)  # each process reads all
         return {**self._packed(image), **self._packed_targets(case, image)}
 
     def _store(self, case: dict, images: VolumeCache, targets: VolumeCache) -> Stored:
-        image = functools.cache(lambda: read_unmasked(case, self.preprocessing))  # once, and only where it is needed
+        # Once, and only where it is needed, by whichever process comes first.
+        image = functools.cache(lambda: read_unmasked(case, self.preprocessing, say_doubts=True))
         found = images.entry(case_files(case), lambda: self._packed(image())).stored()
         if self.make_targets is not None:
             files = case_files(case, ("image", "organ", "label"))

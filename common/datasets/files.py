@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -21,7 +22,7 @@ def read_rows(path: PathLike) -> list[tuple[int, list[str]]]:
     """Rows of a table as texts without surrounding blanks; rows without a text are left out.
 
     Text in UTF-8, or in UTF-16 with its mark, cells between commas, semicolons or tabs: whichever gives the first row
-    most cells. Or the first sheet of an Excel file (`.xlsx`).
+    most cells, or a line `sep=;` above it, which is no row, says. Or the first sheet of an Excel file (`.xlsx`).
 
     Args:
         path: the file.
@@ -46,13 +47,24 @@ def _read_text(path: Path) -> list[list[str]]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}: line {line} is not UTF-8; save the table as 'CSV UTF-8' or as .xlsx.") from error
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(",;\t", key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
+    named = re.match(r'"?sep=([,;\t|])"?\r?\n', text)  # Excel's way to name the separator, in a line of its own
+    text = text[named.end() :] if named else text
+    delimiter = named[1] if named else _delimiter(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         return list(reader)
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: {error}; are there quotes that do not close?") from error
+        line = reader.line_num + bool(named)
+        raise ValueError(f"{path}: line {line}: {error}; are there quotes that do not close?") from error
+
+
+def _delimiter(text: str) -> str:
+    """What gives most cells of the first row that it divides at all: a title may stand above."""
+    for line in (line for line in text.splitlines()[:10] if line.strip()):
+        cells = {sign: len(next(csv.reader([line], delimiter=sign), [])) for sign in ",;\t"}
+        if max(cells.values()) > 1:
+            return max(cells, key=lambda sign: cells[sign])
+    return ","
 
 
 def _read_xlsx(path: Path) -> list[list[str]]:

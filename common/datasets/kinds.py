@@ -13,8 +13,8 @@ from ..data.matches import some
 from ..data.splits import signs_of
 from ..files import PathLike
 from .labels import found_kinds, parse_labels, refuse, whole_number
+from .people import same_person
 from .rows import ERRORS, Row, held, read_labeled_rows
-from .table import same_person
 
 logger = logging.getLogger(__name__)
 

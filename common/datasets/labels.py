@@ -8,24 +8,15 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..files import PathLike
+from .words import NEGATIONS, NO, NO_NAMES, YES, is_doubtful, says_no
 
 logger = logging.getLogger(__name__)
 
 Places = Sequence[tuple[str, str]]  # where a text stands, for messages, and the text
 
-_YES = ("yes", "y", "true", "positive", "1")
-_NO = ("no", "n", "false", "negative", "0", "none", "-", "normal", "healthy")
-_NO_NAMES = ("none", "normal", "healthy", "negative")  # those of them that name a class
-_UNKNOWN = ("unknown", "?", "n/a", "na", "nan", "null", "missing", "unclear")
-# How names of what is not there begin; only to put them first in what is proposed.
-_NEGATIONS = re.compile(
-    r"(absen|ausente|benign|control|falsch|falso|faux|gesund|kein|neg|nein|nej|nicht|nie|no\b|non\b|not\b|n[aã]o\b|"
-    r"ohne|sain|sano|sans|sin\b|unauff|unremark|without|нет|否|无|無)",
-    re.IGNORECASE,
-)
 # What a spreadsheet makes of a label (a date of 1-2), and numbers that are no grades: no names of classes.
 _MONTH = "(jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[.]?"
 _DATES = (
@@ -110,8 +101,8 @@ def found_kinds(texts: Places, source: PathLike) -> tuple[str, ...]:
         ValueError: a text means that nobody knows, is a number but no grade, or a date.
     """
     wrong = {
-        "means that nobody knows; leave the cell empty, and the case is left out": lambda t: t.lower() in _UNKNOWN,
-        "is a number or a date, and no kind": lambda t: not t.isdecimal() and t not in _NO and _NO_NAME.fullmatch(t),
+        "means that nobody knows; leave the cell empty, and the case is left out": is_doubtful,
+        "is a number or a date, and no kind": lambda t: not t.isdecimal() and t not in NO and _NO_NAME.fullmatch(t),
     }
     texts = [(place, whole_number(text)) for place, text in texts]
     for why, is_so in wrong.items():
@@ -119,7 +110,7 @@ def found_kinds(texts: Places, source: PathLike) -> tuple[str, ...]:
     names: dict[str, str] = {}
     for _, text in texts:
         names.setdefault(text.lower(), text)
-    kinds = [text for lower, text in names.items() if lower not in _NO]
+    kinds = [text for lower, text in names.items() if lower not in NO]
     return tuple(sorted(kinds, key=lambda t: (not t.isdecimal(), int(t) if t.isdecimal() else 0, t.lower())))
 
 
@@ -129,9 +120,9 @@ def _check_classes(classes: Sequence[str] | None) -> None:
     lower = [name.lower() for name in classes]
     if len(classes) < 2 or len({*lower}) < len(classes):
         raise ValueError(f"classes must be two or more names, the negative one first, all different; got {classes}.")
-    words = [name for name in lower[1:] if name in _NO] + [name for name in lower[:1] if name in _YES]
+    words = [name for name in lower[1:] if name in NO] + [name for name in lower[:1] if name in YES]
     if words and not words[0].isdecimal():
-        swapped = ",".join(sorted(classes, key=lambda name: name.lower() not in _NO))
+        swapped = ",".join(sorted(classes, key=lambda name: name.lower() not in NO))
         raise ValueError(f"classes must begin with the negative one; got {classes}: --classes {swapped}")
 
 
@@ -170,9 +161,9 @@ def _number(text: str) -> float | None:
 
 def _numbers_by_text(names: Sequence[str]) -> dict[str, int]:
     """The class that each accepted text stands for, in lower case."""
-    index = dict.fromkeys(_NO, 0)
+    index = dict.fromkeys(NO, 0)
     if len(names) == 2:
-        index |= dict.fromkeys(_YES, 1)
+        index |= dict.fromkeys(YES, 1)
     if any(name.isdecimal() for name in names):  # where names are numbers, no other number stands for them
         index = {text: k for text, k in index.items() if not text.isdecimal() or (k == 0 and not names[0].isdecimal())}
     else:
@@ -193,18 +184,18 @@ def _found_classes(tokens: Places, source: PathLike, several: bool) -> tuple[str
     unknown = [
         f"{place}: {text!r} is no label; leave the row out, or name all classes by --classes"
         for place, text in tokens
-        if text.lower() in _UNKNOWN
+        if is_doubtful(text)
     ]
     refuse(source, unknown)
     changed = [(place, text) for place, text in tokens if not text.isdecimal() and _NO_NAME.fullmatch(text)]
     advice = "has a spreadsheet changed it? If these are scores: --positive_from 1; else name all classes by --classes"
     refuse(source, [f"{place}: {text!r} is a number or a date, and no label: {advice}" for place, text in changed])
-    if texts <= {*_YES, *_NO}:
+    if texts <= {*YES, *NO}:
         return ("none", "finding")
-    if not several and all(text.isdecimal() or text in _NO for text in texts):
+    if not several and all(text.isdecimal() or text in NO for text in texts):
         return _grades(tokens, source)
-    named = [(place, text) for place, text in tokens if text.lower() not in (*_NO, *_YES) and not text.isdecimal()]
-    plain = [(place, text) for place, text in tokens if text.lower() in _YES or (text.isdecimal() and text != "0")]
+    named = [(place, text) for place, text in tokens if text.lower() not in (*NO, *YES) and not text.isdecimal()]
+    plain = [(place, text) for place, text in tokens if text.lower() in YES or (text.isdecimal() and text != "0")]
     if named and plain:
         (place, odd), (_, rest) = (named[0], plain[0]) if len(named) <= len(plain) else (plain[0], named[0])
         raise ValueError(
@@ -218,17 +209,24 @@ def _grades(tokens: Places, source: PathLike) -> tuple[str, ...]:
     highest, place = max((int(text), place) for place, text in tokens if text.isdecimal())
     if highest > _MOST_GRADES:
         raise ValueError(
-            f"{source}: {place}: {highest} is no grade (0 to {_MOST_GRADES}); if these are scores, say from which on "
-            "they are positive: --positive_from 1"
+            f"{source}: {place}: {highest} is no grade (0 to {_MOST_GRADES}); if it says that a label is missing, take "
+            "the row out; if these are scores, say from which on they are positive: --positive_from 1"
         )
-    if not any(text.lower() in _NO for _, text in tokens):
+    if not any(text.lower() in NO for _, text in tokens):
         found = sorted({text for _, text in tokens}, key=int)
         orders = ",".join(found) + (f", or {found[1]},{found[0]}" if len(found) == 2 else "")
         raise ValueError(
             f"{source}: the labels are numbers up to {highest}, and none is 0: name the classes, the negative one "
             f"first (--classes {orders}), or say from which on they are positive (--positive_from 2)"
         )
-    count = Counter(text for _, text in tokens if text.isdecimal())
+    count = Counter(str(int(text)) for _, text in tokens if text.isdecimal())
+    gaps = [str(grade) for grade in range(1, highest) if not count[str(grade)]]
+    if gaps:
+        grades = ",".join(map(str, range(highest + 1)))
+        raise ValueError(
+            f"{source}: {place}: {highest} would make a class of its own and of {', '.join(gaps)}, which no row has; "
+            f"if {highest} says that a label is missing, take such rows out; else name all classes: --classes {grades}"
+        )
     if highest > 1 and count[str(highest)] == 1 < min(count["0"], count["1"]):
         logger.warning(
             "%s: %s is the only one with the grade %d, which makes a class of its own", source, place, highest
@@ -242,12 +240,13 @@ def _names(tokens: Places, source: PathLike) -> tuple[str, ...]:
         written.setdefault(text.lower(), text)
     count = Counter(text.lower() for _, text in tokens)
     held = ", ".join(f"{written[text]} ({n})" for text, n in count.most_common(10))
-    if not any(text in _NO for text in written):
+    if not any(text in NO for text in written):
         raise ValueError(
             f"{source}: the labels are {held}: say which of them is the negative one by naming all, that one first: "
             f"{_proposed([*written.values()][:10])}"
         )
-    positive = [text for text in written if text not in _NO]
+    positive = [text for text in written if text not in NO]
+    _check_positive(tokens, source, {text: written[text] for text in positive})
     for text in positive:
         # Long names alike but for a letter are one name and a slip; names that differ by a number are not.
         others = [o for o in positive if count[o] > count[text] and re.sub(r"\D", "", o) == re.sub(r"\D", "", text)]
@@ -260,13 +259,38 @@ def _names(tokens: Places, source: PathLike) -> tuple[str, ...]:
             )
     if all(text.isdecimal() for text in positive):
         positive.sort(key=int)
-    negative = next((written[text] for text in written if text in _NO_NAMES), "none")
+    negative = next((written[text] for text in written if text in NO_NAMES), "none")
     return (negative, *(written[text] for text in positive))
+
+
+def _check_positive(tokens: Places, source: PathLike, positive: Mapping[str, str]) -> None:
+    """Refuse names that would be classes, but say no in other words, or name several."""
+    negative = next(text for _, text in tokens if text.lower() in NO)
+    option = f"--classes {shlex.quote(','.join(['none', *positive.values()]))}"
+    places = {text.lower(): place for place, text in reversed(tokens)}
+    refuse(
+        source,
+        [
+            f"{places[lower]}: {text!r} seems to say {negative!r}: write one word for both; if it is a class, {option}"
+            for lower, text in positive.items()
+            if says_no(text)
+        ],
+    )
+    parts = {lower: [part.strip() for part in re.split("[,/+&]", lower)] for lower in positive}
+    refuse(
+        source,
+        [
+            f"{places[lower]}: {positive[lower]!r} names classes of other rows; put ';' between several names; if it "
+            f"is a class, {option}"
+            for lower, names in parts.items()
+            if len(names) > 1 and all(name in positive for name in names)
+        ],
+    )
 
 
 def _proposed(names: Sequence[str]) -> str:
     """The option that names all classes, in an order that cannot turn labels round where it is copied."""
-    negative = [name for name in names if _NEGATIONS.match(name)]
+    negative = [name for name in names if NEGATIONS.match(name)]
     orders = [shlex.quote(",".join([one, *(n for n in names if n != one)])) for one in (negative or names)[:2]]
     if len(negative) == 1 or len(names) == 1:
         return f"--classes {orders[0]}"

@@ -18,7 +18,9 @@ COLUMNS = ("image", "label", "patient", "case", "slice", "organ", "mask", "split
 
 # What others call the columns that decide who is in which section: left out, they would change it silently.
 SAME = {
-    "patient": "mrn participant pat patient patientid patients person pid sub subject subjectid",
+    "patient": "fallid fallnr fallnummer mrn paciente participant participantid pat patid patient patientenid "
+    "patientennr patientennummer patientid patientnr patients patno patnr person personid pid proband probandenid sub "
+    "subj subject subjectid subjekt subjektid sujet",
     "split": "partition phase section set subset",
 }
 # With these words beside them, a column says something else: `patient age`.
@@ -65,6 +67,12 @@ def read_labeled_rows(path: Path, *, holds: str = "an image and its label") -> t
     if len(rest) < len(lines):
         logger.warning("%s: %d row(s) that begin with # left out", path, len(lines) - len(rest))
     header = [name.lower() for name in written]
+    if not _names_columns(header):
+        below = next((n for n, cells in lines[:10] if _names_columns([cell.lower() for cell in cells])), None)
+        if below is not None:
+            raise ValueError(
+                f"{path}: row {first} does not name the columns, but row {below} does; take out the rows above it."
+            )
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise ValueError(f"{path}: row {first}: the column {twice[0]!r} occurs more than once; rename one.")
@@ -77,6 +85,10 @@ def read_labeled_rows(path: Path, *, holds: str = "an image and its label") -> t
     columns = [name for name in header if name in COLUMNS or name.startswith("image_")]
     refuse(path, [slip for row in rows for column in columns if (slip := _slip(row, column))])
     return {k: v for k, v in zip(header, written, strict=True) if any(row[k] for row in rows)}, rows
+
+
+def _names_columns(cells: Sequence[str]) -> bool:
+    return any(cell in COLUMNS or cell.startswith("image_") for cell in cells)
 
 
 def _slip(row: Row, column: str) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +12,13 @@ import numpy as np
 
 from ..data import Case
 from ..data.find import case_names
-from ..data.matches import listed
-from ..files import PathLike, file_digest
+from ..data.matches import Match, listed
+from ..files import PathLike
 from ..images import in_axes_of, read_grid
+from .copies import check_copies, check_masks, roles
+from .headers import check_headers
 from .labels import parse_labels, refuse
+from .people import patients_of
 from .rows import Row, check_columns, find_files, image_columns, read_labeled_rows
 
 _SHARED = ("case", "patient", "organ", "mask", "split")  # of all rows of a case
@@ -28,8 +28,6 @@ _SECTIONS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _NO_NAME = re.compile(r"^\.|[/\\:*?\"<>|\x00-\x1f]")  # what a name of files cannot hold on any system
-
-logger = logging.getLogger(__name__)
 
 
 def labeled_table(
@@ -42,6 +40,7 @@ def labeled_table(
     multi_label: bool = False,
     first_slice: int = 0,
     slices_from: Literal["bottom", "top"] = "bottom",
+    patients_as_written: bool = False,
 ) -> tuple[list[Case], tuple[str, ...], tuple[str, ...]]:
     """Read a table of images and labels (`.csv`, `.tsv`, `.xlsx`).
 
@@ -61,6 +60,8 @@ def labeled_table(
         classes, positive_from, multi_label: see `common.datasets.labels.parse_labels`.
         first_slice: number of the first slice.
         slices_from: `top`: slices count from the highest down.
+        patients_as_written: patients are as the column says: no error where it seems to write one in two ways, or
+            where two have series of one PatientID.
 
     Returns:
         Cases with absolute paths in the order of the table, class names, and names of the modalities.
@@ -77,23 +78,33 @@ def labeled_table(
     images = image_columns(columns, modalities, path)
     check_columns(columns, images, path)
     texts = [(row.at("label"), row["label"]) for row in rows]
-    labels, names = parse_labels(texts, path, classes=classes, positive_from=positive_from, multi_label=multi_label)
+    labels, found_classes = parse_labels(
+        texts, path, classes=classes, positive_from=positive_from, multi_label=multi_label
+    )
     for row, cls in zip(rows, labels, strict=True):
         row.cls = cls
-    find_files(rows, list(images), root, path)
-    groups = _groups(rows, list(images), path)
-    _check_copies(groups, list(images), path)
-    cases = _named(groups, list(images), root, path)
-    numbers = (first_slice, slices_from == "top")
-    for case, group in zip(cases, groups, strict=True):
-        paths = [str(group[0].files[column]) for column in images]
-        case["image"] = paths[0] if len(paths) == 1 else paths
-        for key, column in (("label", "mask"), ("organ", "organ")):
-            files = [str(row.files[column]) for row in group if column in row.files]
-            case |= {key: files[0]} if files else {}
-        case["cls"] = _by_slice(group, paths[0], *numbers, path) if group[0]["slice"] else group[0].cls
+    scans = list(images)
+    find_files(rows, scans, root, path)
+    groups = _groups(rows, scans, path)
+    firsts = [group[0] for group in groups]
+    copies = check_copies(groups, scans, path)
+    check_masks(firsts, scans, copies, path)
+    image = scans[0]
+    found = listed(root, [row.files[image] for row in firsts])
+    names = _names(firsts, found, path)
+    ids = [match.patient for match in found]
+    patients = patients_of(firsts, names, ids, path, image=image, copies=copies, as_written=patients_as_written)
+    check_headers(firsts, scans, path)
+    cases: list[Case] = []
+    for group, name, patient in zip(groups, names, patients, strict=True):
+        row = group[0]
+        paths = [str(row.files[column]) for column in scans]
+        case: Case = {"case": name, "patient": patient, "image": paths[0] if len(paths) == 1 else paths}
+        case |= {key: str(row.files[c]) for key, c in (("label", "mask"), ("organ", "organ")) if c in row.files}
+        case["cls"] = _by_slice(group, paths[0], first_slice, slices_from == "top", path) if row["slice"] else row.cls
+        cases.append(case)
     _check_sections(cases, groups, path)
-    return cases, names, tuple(images.values())
+    return cases, found_classes, tuple(images.values())
 
 
 def _groups(rows: Sequence[Row], images: Sequence[str], path: Path) -> list[list[Row]]:
@@ -108,7 +119,7 @@ def _groups(rows: Sequence[Row], images: Sequence[str], path: Path) -> list[list
     owner: dict[str, tuple[Row, str]] = {}
     for group in groups.values():
         row = group[0]
-        problems += _roles(row, images)
+        problems += roles(row, images)
         for column in images:
             first, of = owner.setdefault(os.path.realpath(row.files[column]), (row, column))
             if (first, of) != (row, column):
@@ -123,68 +134,18 @@ def _groups(rows: Sequence[Row], images: Sequence[str], path: Path) -> list[list
             ]
             for other in given[:1]:
                 row.texts.setdefault(column, other[column])
+                row.files |= {column: other.files[column]} if column in other.files else {}
     refuse(path, problems)
     return list(groups.values())
 
 
-def _check_copies(groups: Sequence[Sequence[Row]], images: Sequence[str], path: Path) -> None:
-    """Warn of files of several cases that hold the same; refuse them where labels contradict each other."""
-    sizes: dict[int, list[tuple[Row, str]]] = {}
-    for row, *_ in groups:
-        for column in images:
-            if row.files[column].is_file() and (size := row.files[column].stat().st_size):
-                sizes.setdefault(size, []).append((row, column))
-    first: dict[bytes, tuple[Row, str]] = {}
-    copies: list[str] = []
-    problems: list[str] = []
-    for row, column in (one for alike in sizes.values() if len(alike) > 1 for one in alike):
-        other, of = first.setdefault(_glance(row.files[column]), (row, column))
-        if other is row or file_digest(row.files[column]) != file_digest(other.files[of]):
-            continue
-        said = f"{row.at(column)}: {row[column]} is a copy of {other[of]} in row {other.number}"
-        whole = not (row["slice"] or other["slice"])
-        (problems if whole and row.cls != other.cls else copies).append(said)
-    refuse(path, [f"{said}, which is labeled otherwise" for said in problems])
-    if copies:
-        logger.warning("%s: %d image(s) are in the table twice, e.g. %s", path, len(copies), copies[0])
-
-
-def _glance(file: Path) -> bytes:
-    """Digest of a file's beginning and end, which rarely are those of another one."""
-    with open(file, "rb") as opened:
-        start = opened.read(1 << 16)
-        opened.seek(-min(file.stat().st_size, 1 << 12), os.SEEK_END)
-        return hashlib.sha256(start + opened.read()).digest()
-
-
-def _roles(row: Row, images: Sequence[str]) -> Iterator[str]:
-    """What is wrong with a row that names one file twice: a mask that is the image would mark all of it."""
-    named: dict[str, str] = {}
-    for column in (*images, "organ", "mask"):
-        if column in row.files:
-            other = named.setdefault(os.path.realpath(row.files[column]), column)
-            if other != column and not {other, column} <= {*images}:
-                yield f"{row.at(column)}: {row[column]} is in column {other!r}, too"
-
-
-def same_person(text: str) -> str:
-    """A patient's name without what typing and spreadsheets change: case, blanks, zeros in front, `.0` behind."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"^(\d+)\.0+$", r"\1", plain))
-
-
-def _named(groups: Sequence[Sequence[Row]], images: Sequence[str], root: Path, path: Path) -> list[Case]:
-    """Cases with their names and patients."""
-    found = listed(root, [group[0].files[images[0]] for group in groups])
-    short = case_names([match for match, group in zip(found, groups, strict=True) if not group[0]["case"]])
-    has_patients = any(group[0]["patient"] for group in groups)
-    cases: list[Case] = []
+def _names(rows: Sequence[Row], found: Sequence[Match], path: Path) -> list[str]:
+    """Names of cases, all different; `rows` are one of each."""
+    short = case_names([match for match, row in zip(found, rows, strict=True) if not row["case"]])
+    names = [row["case"] or short[match] for match, row in zip(found, rows, strict=True)]
     problems: list[str] = []
     owner: dict[str, int] = {}
-    of_id: dict[str, str] = {}
-    people: dict[str, tuple[str, int]] = {}
-    for match, (row, *_) in zip(found, groups, strict=True):
-        name = row["case"] or short[match]
+    for name, row in zip(names, rows, strict=True):
         if _NO_NAME.search(name):
             problems.append(f"{row.at('case')}: {name!r} cannot be the name of files; use letters, digits, '-' and '_'")
         if owner.setdefault(name, row.number) != row.number:
@@ -192,23 +153,10 @@ def _named(groups: Sequence[Sequence[Row]], images: Sequence[str], root: Path, p
                 f"row {row.number}: the case name {name!r} is that of row {owner[name]} as well; name cases in a "
                 "column 'case'"
             )
-        if has_patients and not row["patient"]:
-            problems.append(f"{row.at('patient')}: empty, but other rows have one")
-        written, number = people.setdefault(same_person(row["patient"]), (row["patient"], row.number))
-        if written != row["patient"]:
-            problems.append(
-                f"{row.at('patient')}: {row['patient']!r} and {written!r} in row {number} seem to be one patient; "
-                "write both alike, or name two people apart"
-            )
-        # Without the column, a DICOM series says whose it is.
-        patient = row["patient"] or (of_id.setdefault(match.patient, name) if match.patient else name)
-        cases.append({"case": name, "patient": patient})
-    organs = [group[0] for group in groups if group[0]["organ"]]
-    problems += [f"{g[0].at('organ')}: empty, but other rows have one" for g in groups if organs and not g[0]["organ"]]
+    organs = any(row["organ"] for row in rows)
+    problems += [f"{row.at('organ')}: empty, but other rows have one" for row in rows if organs and not row["organ"]]
     refuse(path, problems)
-    if not has_patients and len({case["patient"] for case in cases}) == len(cases) > 1:
-        logger.warning("%s: no column 'patient', so each case counts as a patient of its own", path)
-    return cases
+    return names
 
 
 def _by_slice(group: Sequence[Row], image: str, first: int, from_top: bool, path: Path) -> list[int]:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
@@ -17,13 +17,14 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, scripts
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+from monai.utils import ensure_tuple
 from torch.distributed import is_initialized
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from ..checkpoint import read_beside
 from ..files import print_any_text
 from .ranges import out_of_range
 from .settings import plain, problems, tops
+from .weights import as_trained, check_channels, check_chosen, check_classes
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +44,16 @@ def check_settings() -> None:
     the key has in none of them.
 
     Raises:
-        ValueError: naming every setting that is wrong, several processes for a run that does not share its work, or
-            more classes than the network tells apart.
+        ValueError: naming every setting that is wrong, several processes for a run that does not share its work, more
+            classes than the network tells apart, what lies beside the weights and does not fit, or the bundle whose
+            code this process has already loaded in place of the config's own.
     """
     print_any_text()
     end_with_the_cause()
     workflow, caller = _running()
-    others = dict(_configs(workflow.config_root_path))
+    base = _base(caller, workflow)
+    _take_scripts_of(base)
+    others = dict(_configs(base.parent))
     config, told = _told(caller, workflow) if caller else _found(workflow, others)
     given = {name: plain(value) for name, value in told.items()}
     now: Any = workflow.parser.config
@@ -63,16 +67,50 @@ def check_settings() -> None:
         if dropped or repr(value) != repr(told[name]):
             workflow.parser[key] = value
     told_keys = {*map(_top, given)} if caller else set()
-    _as_trained(
-        workflow.parser, others.get("inference.json", {}), told_keys, workflow.config_root_path.parent / "models"
-    )
-    _check_classes(workflow.parser)
+    as_trained(workflow.parser, others.get(base.name, {}), told_keys)
+    check_classes(workflow.parser)
     _check_one_logit(workflow.parser)
+    check_chosen(workflow.parser)
+    check_channels(workflow.parser)
     if unused := sorted(key for key in told_keys if key.endswith("_pattern")):
         listed = workflow.parser.get_parsed_content("datalist") if "datalist" in workflow.parser else None
         if listed:
             keys = ", ".join(f"--{key}" for key in unused)
             logger.warning('%s: not used, since %s names the cases; --datalist "" goes by patterns', keys, listed)
+
+
+def _base(caller: FrameType | None, workflow: ConfigWorkflow) -> Path:
+    """The config that says where its bundle lies, else the first: others may lie anywhere.
+
+    A workflow that was made in Python does not tell its files, but the folder of the first.
+    """
+    if caller is None:
+        return workflow.config_root_path / "inference.json"
+    files = [Path(file) for file in ensure_tuple(_call(caller, workflow)["config_file"])]
+    return next((file for file in files if "bundle_root" in ConfigParser.load_config_file(file)), files[0])
+
+
+def _take_scripts_of(config: Path) -> None:
+    """Let `import scripts` find the code of the config's own bundle, wherever the command was typed.
+
+    MONAI puts that behind the current directory: in the folder of another bundle a run would take that one's code and,
+    by `bundle_root`, its weights.
+
+    Raises:
+        ValueError: another bundle's code is loaded already.
+    """
+    folder = config.absolute().parent
+    root = folder.parent if folder.name == "configs" else folder
+    if not (root / "scripts").is_dir():
+        return  # a config that lies elsewhere; the path says whose
+    if sys.path[0] != str(root):
+        sys.path.insert(0, str(root))
+    for place in getattr(sys.modules.get("scripts"), "__path__", ()):
+        if (other := Path(place).parent.resolve()) != root.resolve():
+            raise ValueError(
+                f"{config} is of the bundle {root}, but the code of {other} is loaded: type the command in {root}, and "
+                "in Python run each bundle in a process of its own"
+            )
 
 
 def _check_processes(steps: Any) -> None:
@@ -84,15 +122,6 @@ def _check_processes(steps: Any) -> None:
             f"{count} processes were started, and each would do everything: put multi_gpu_evaluate.json (of a training "
             "multi_gpu_train.json) at the end of --config_file"
         )
-
-
-def _check_classes(parser: Any) -> None:
-    """Refuse the classes of the training in another order: each would get the probability of another."""
-    if "ckpt" not in parser or "train" in parser or not isinstance(now := parser.get("classes"), list):
-        return
-    before = read_beside(parser.get_parsed_content("ckpt")).get("trained", {}).get("classes", now)
-    if now != before and sorted(map(str, now)) == sorted(map(str, before)):
-        raise ValueError(f"--classes: {', '.join(now)}; the weights were trained with the order {', '.join(before)}")
 
 
 def _check_one_logit(parser: Any) -> None:
@@ -115,23 +144,6 @@ def check_one_logit(logits: Any, classes: Any) -> None:
             f"--classes: {', '.join(map(str, classes))}, but the network of this bundle has one logit, for one finding "
             "against none. gp_unet_brats tells several classes apart; or train for each finding on its own, yes or no"
         )
-
-
-def _as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str], own: Path) -> None:
-    """Set what the weights of this run depend on to what it was in their training: classes, spacing, window …
-
-    Left alone is what the command, or a file laid over `inference.json`, says, and a bundle with weights of its `own`
-    folder, whose `inference.json` was made for them.
-    """
-    if "ckpt" not in parser or "train" in parser:
-        return
-    ckpt = parser.get_parsed_content("ckpt")
-    if Path(ckpt).resolve().parent == own.resolve():
-        return
-    for key, value in read_beside(ckpt).get("trained", {}).items():
-        if key in usual and key in parser and key not in told and value != usual[key] == parser[key]:
-            logger.warning("%s %s, as in the training of %s, in place of %s", key, value, ckpt, usual[key])
-            parser[key] = value
 
 
 def _top(name: str) -> str:
@@ -178,14 +190,23 @@ def running_config() -> tuple[dict[str, Any], dict[str, Any]]:
     return dict(workflow.parser.config), _told(caller, workflow)[1] if caller else {}
 
 
-def _told(caller: FrameType, workflow: ConfigWorkflow) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of a workflow's files, and the settings that came with the command, read from its call."""
+def _call(caller: FrameType, workflow: ConfigWorkflow) -> dict[str, Any]:
+    """What came with a command: settings, and the options of MONAI's `run`."""
     names, _, keywords, values = inspect.getargvalues(caller)
     arguments = {name: values[name] for name in names} | values[str(keywords)]
-    own = {*inspect.signature(type(workflow)).parameters, "workflow_name", "args_file"}
+    own = _options(workflow)
     arguments = {name: value for name, value in arguments.items() if name not in own or value is not None}
     file = deepcopy(arguments.pop("args_file", None))
-    everything = scripts.update_kwargs(args=file, ignore_none=False, **arguments)
+    return scripts.update_kwargs(args=file, ignore_none=False, **arguments)
+
+
+def _options(workflow: ConfigWorkflow) -> set[str]:
+    return {*inspect.signature(type(workflow)).parameters, "workflow_name", "args_file"}
+
+
+def _told(caller: FrameType, workflow: ConfigWorkflow) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a workflow's files, and the settings that came with the command, read from its call."""
+    everything, own = _call(caller, workflow), _options(workflow)
     config = ConfigParser.load_config_files(everything["config_file"])
     if tracking := everything.get("tracking"):
         ready: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS

@@ -58,7 +58,7 @@ RANGES: dict[Rule, str] = {
         average_decay dropout gate heat_quantile heat_quantiles intensity intensity_mask intensity_masks mask_quantile
         min_tissue quantile refine#adaptive refine#least_share sensitivity smoothing table_gate vertical_flip
     """,
-    FINITE: "natural_threshold offset raw_threshold threshold",
+    FINITE: "natural_threshold offset raw_threshold threshold thresholds",
     LENGTH: "spacing shape",
     TWO: "slice_size window",
     THREE: "spacing shape",
@@ -77,6 +77,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 # Dicts that are keyword arguments of a function.
 OPTIONS: dict[str, Callable] = {"clean": clean, "refine": refine_by_intensity}
+# Of what is chosen for weights: which may be null, and which one number per label.
+CHOSEN_NULL, CHOSEN_LISTS = ("intensity_mask",), ("gate", "threshold", "thresholds")
 FREE = ("$", "@", "%")  # known only when it is evaluated
 
 
@@ -93,6 +95,38 @@ def out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, Mapping) and "_target_" not in value:
             inner = {f"{key}#{name}": one for name, one in value.items()}
             yield from (f"--{name}: {text}" for name, one in inner.items() if (text := unsuitable(name, one)))
+
+
+def wrong_choices(chosen: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each value chosen for weights that no run could use; of those no config tells a type.
+
+    Args:
+        chosen: by key, as it lies beside the weights.
+
+    Example:
+        `{"gate": 7}` gives "gate: expected a number from 0 to 1, got 7".
+    """
+    for key, value in chosen.items():
+        if key in OPTIONS and isinstance(value, Mapping):
+            known = inspect.signature(OPTIONS[key]).parameters
+            for name, one in value.items():
+                option = f"{key}#{name}"
+                line = _wrong_option(OPTIONS[key], {name: one}) or unsuitable(option, one) or _no_number(option, one)
+                if name in known and isinstance(known[name].default, bool) and not isinstance(one, bool):
+                    line = f"expected true or false, got {one!r}"
+                yield from (f"{option}: {text}" for text in [line] if text)
+        elif key in OPTIONS:
+            yield from () if value is None else (f"{key}: expected a dict or null, got {value!r}",)
+        elif line := unsuitable(key, value) or _no_number(key, value):
+            yield f"{key}: {line}"
+
+
+def _no_number(key: str, value: Any) -> str:
+    """Why a value is none where its rule is about numbers."""
+    said = [rule.said for rule, keys in RANGES.items() if key in keys.split() and not rule.whole]
+    parts = value if isinstance(value, list) and key in CHOSEN_LISTS else [value]
+    numbers = all(isinstance(part, Real) and not isinstance(part, bool) for part in parts)
+    return "" if not said or numbers or (value is None and key in CHOSEN_NULL) else f"expected {said[0]}, got {value!r}"
 
 
 def unsuitable(key: str, value: Any) -> str:

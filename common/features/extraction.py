@@ -108,7 +108,8 @@ class _Inputs(Dataset):
         case = self.preprocessed[index]
         if "error" in case:
             return {"index": index, "error": case["error"]}
-        return {"index": index, "alias": alias, "image": torch.as_tensor(case["image"]).as_subclass(Tensor)}
+        image = torch.as_tensor(case["image"]).as_subclass(Tensor)
+        return {"index": index, "alias": alias, "image": image, "warnings": str(case.get("warnings") or "")}
 
 
 def _same(item: Any) -> Any:
@@ -235,6 +236,8 @@ class _Run:
             self.record["found"].append(name)
         else:
             case = self.inputs.cases[item["index"]]
+            if item["warnings"]:
+                logger.warning("case %s: %s", name, item["warnings"])
             about = {"case": name, "files": [Path(path).name for path in case_files(case)]}
             entry = volume_entry(item["image"], self.encoder, self.store, about=about, **self.work)
             self.store.set_alias(item["alias"], entry.about["key"])

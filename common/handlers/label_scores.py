@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data import labels_of, labels_slices, multi_hot
+from ..data.matches import some
 from ..engines import gathered_rows
 from ..files import rounded, write_csv, write_json
 from ..images import as_array, axial, spacing_of
@@ -16,6 +18,8 @@ from ..masks import volume_ml
 from ..metrics import bootstrap_by_patient, classification_scores, roc_auc, summarize
 from ..metrics.bootstrap import TOO_FEW, few_patients
 from .base import OF_MEMORY, CaseHandler
+
+logger = logging.getLogger(__name__)
 
 
 class LabelScores(CaseHandler):
@@ -25,6 +29,9 @@ class LabelScores(CaseHandler):
 
     A volume's probability is that of its most suspicious slice. Slices count where they hold organ, or a finding, which
     is missed then. Where the datalist has no label, any voxel of a mask is one. Cases without either are left out.
+
+    Where a case has label and mask, and one says yes and the other no, of the volume or of a slice, a warning and
+    `disagreeing` in `labels.json` count them and name the cases; scores are what they are.
 
     Args:
         output_dir: where the files go.
@@ -47,23 +54,28 @@ class LabelScores(CaseHandler):
         self.classes = list(classes)
         self.resamples = resamples
         self.slices: list[dict[str, Any]] = []
+        self.compared: list[dict[str, Any]] = []  # of each case with label and mask: how often they disagree
 
     def _start(self) -> None:
         super()._start()
-        self.slices = []
+        self.slices, self.compared = [], []
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         probability = 1 - as_array(output["slice_probability"])[0]
-        found = self._labels(batch, engine.cases.get(batch["case"], {}), len(probability))
+        case = engine.cases.get(batch["case"], {})
+        found = self._labels(batch, case, len(probability))
         if found is None:
             return
         positive, labels = found
+        if "label" in batch and case.get("cls") is not None:
+            truth = _marked(batch["label"])
+            self.compared.append({"case": batch["case"], **disagreement(positive, labels, truth)})
         pred = axial(output["pred"])
         mask = as_array(pred)[0] > 0
         shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
         ml = volume_ml(mask, spacing_of(pred))
         row = {"positive": int(positive), "probability": float(1 - output["probability"][0]), "ml": ml}
-        row |= self._by_class(engine.cases.get(batch["case"], {}), as_array(output["probability"]))
+        row |= self._by_class(case, as_array(output["probability"]))
         self.rows.append({**shared, **row})
         organ = as_array(batch["image"])[-1] > 0.5
         if labels is None:
@@ -86,12 +98,12 @@ class LabelScores(CaseHandler):
             return labels_of(case, depth)
         if "label" not in batch:
             return None
-        truth = as_array(axial(batch["label"]))[0].any(axis=(0, 1))
+        truth = _marked(batch["label"])
         return bool(truth.any()), truth if len(truth) == depth else None
 
     def _gather(self, cases: Any) -> None:
         super()._gather(cases)
-        self.slices = gathered_rows(self.slices, cases)
+        self.slices, self.compared = (gathered_rows(rows, cases) for rows in (self.slices, self.compared))
 
     def _check(self) -> None:
         if not self.rows:
@@ -102,12 +114,15 @@ class LabelScores(CaseHandler):
         if self.slices:
             write_csv(self.output_dir / "label_slices.csv", [rounded(row) for row in self.slices])
         write_json(self.output_dir / "labels.json", self.summary())
+        if said := disagreement_in_words(disagreeing(self.compared)):
+            logger.warning(said)
 
     def summary(self) -> dict[str, Any]:
         """AUC with intervals, sensitivity and specificity at the gate, and the mask where the label is no.
 
         `auc_interval` draws patients, and is `[None, None]` where too few have either label, which the `note` of the
         volumes, or of the slices, says then. That of all says where `prepare --split paper` drew the slices.
+        `disagreeing` is there where labels and masks contradict each other, see the function of that name.
         """
         healthy = [row["ml"] for row in self.rows if not row["positive"]]
         ill = [row["ml"] for row in self.rows if row["positive"]]
@@ -122,6 +137,7 @@ class LabelScores(CaseHandler):
             parts["slices"] = self._scores(self.slices) | {"negatives_empty": _mean(negative)}
         if self.of_memory:
             parts["note"] = OF_MEMORY
+        parts |= {"disagreeing": found} if (found := disagreeing(self.compared)) else {}
         by_class = {name: self._class_auc(name) for name in self.classes[1:] if f"positive {name}" in self.rows[0]}
         if by_class:
             parts["classes"] = {name: {"auc": _number(auc)} for name, auc in by_class.items()}
@@ -144,6 +160,55 @@ class LabelScores(CaseHandler):
         counts = {"positives": int(labels.sum()), "negatives": int((1 - labels).sum())}
         found = counts | {k: _number(scores[k]) for k in kept} | {"auc_interval": [_number(v) for v in interval]}
         return found | ({"note": TOO_FEW} if few_patients(patients, labels) else {})
+
+
+def disagreement(positive: bool, labels: np.ndarray | None, truth: np.ndarray) -> dict[str, int]:
+    """How often labels of a case and its mask contradict each other.
+
+    Args:
+        positive: label of the volume, of any finding.
+        labels: bool `[D]` of its slices, where they have some.
+        truth: bool, the slices that the mask marks anything in; of another number than labels, slices are not held
+            against each other.
+
+    Returns:
+        `volumes` and `slices`, with `of_slices`, how many were compared. A volume whose slices have labels of their
+        own contradicts its mask where no slice, or any, is positive.
+    """
+    compared = labels is not None and len(labels) == len(truth)
+    slices = int((np.asarray(labels) != truth).sum()) if compared else 0
+    volumes = int(bool(positive) != bool(truth.any()))
+    return {"volumes": volumes, "slices": slices, "of_slices": len(truth) if compared else 0}
+
+
+def disagreeing(compared: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Volumes and slices whose label and mask contradict each other, of how many, and the cases; empty if none do.
+
+    Args:
+        compared: of each case that has both, `case` beside what `disagreement` says.
+    """
+    found: dict[str, Any] = {}
+    for kind, count in (("volumes", len(compared)), ("slices", sum(row["of_slices"] for row in compared))):
+        if cases := [row["case"] for row in compared if row[kind]]:
+            found[kind] = {"count": sum(row[kind] for row in compared), "of": count, "cases": cases}
+    return found
+
+
+def disagreement_in_words(found: dict[str, Any]) -> str:
+    """One line for the console; empty where nothing disagrees."""
+    parts = [f"{one['count']} of {one['of']} {kind} ({some(one['cases'], 3)})" for kind, one in found.items()]
+    if not parts:
+        return ""
+    hint = "" if "volumes" in found else ", counted from the other end (prepare table --slices_from top)"
+    return (
+        f"labels contradict masks in {' and in '.join(parts)}: one says yes where the other says no, so labels.json "
+        f"and summary.json are of different truths. Are labels inverted, or of another scan{hint}?"
+    )
+
+
+def _marked(label: Any) -> np.ndarray:
+    """Bool `[D]`, the axial slices of a mask that mark anything."""
+    return np.asarray(as_array(axial(label))[0].any(axis=(0, 1)))
 
 
 def _mean(values: list[bool]) -> float | None:

@@ -17,10 +17,13 @@ from monai.transforms import Compose, MapTransform
 from tqdm import tqdm
 
 from ..checkpoint import add_beside, read_beside
+from ..engines.weights import misplaced
 from ..files import PathLike, json_text, write_json
 from ..images import as_array, file_of, spacing_of
+from .channels import compare_names
 from .seen import Description, compare, describe_case, summarize
 from .supervision import Source, supervision_of
+from .unlike import unlike_others
 from .windows import OutsideWindow, outside_window
 
 logger = logging.getLogger(__name__)
@@ -59,26 +62,6 @@ def read_seen(ckpt: PathLike, *, check_range: bool = True, datalist: PathLike | 
     return {**seen, "check_range": check_range, "names": names}
 
 
-def compare_names(modalities: Sequence[str], channels: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hold a datalist's names of the channels against those of the training, as many.
-
-    Case does not matter, and a name that says nothing (`image`, `channel 1`) may be anything.
-
-    Returns:
-        What is certainly wrong, the same names in another order, and what is merely unlike.
-    """
-    own, before = ([name.lower() for name in names] for names in (modalities, channels))
-    if own != before and sorted(own) == sorted(before):
-        return [f"modalities are {', '.join(modalities)}, but training had the order {', '.join(channels)}"], []
-    pairs = zip(modalities, channels, own, before, strict=True)
-    unlike = [pair[:2] for pair in pairs if pair[2] != pair[3] and not any(map(_says_nothing, pair[2:]))]
-    return [], [f"modality {name!r} in the place of {trained!r} in training" for name, trained in unlike]
-
-
-def _says_nothing(name: str) -> bool:
-    return name == "image" or name.startswith("channel ")
-
-
 class CheckSeend(MapTransform):
     """Compare a case with what the weights saw in training; in training, note what they see. Images stay as they are.
 
@@ -96,8 +79,8 @@ class CheckSeend(MapTransform):
         described: description of each case by its name, where `seen` is None.
 
     Raises:
-        ValueError: the case certainly does not fit, e.g. Hounsfield units where the training had 0 to 255, or, in
-            training, the window; the message names the file.
+        ValueError: the case certainly does not fit, e.g. Hounsfield units where the training had 0 to 255, its first
+            channel is called as another one of the training, or, in training, the window; the message names the file.
     """
 
     only_looks = True  # features and caches of images do not depend on it
@@ -143,6 +126,9 @@ class CheckSeend(MapTransform):
     def _compare(self, data: dict[Hashable, Any], key: Hashable) -> None:
         assert self.seen is not None
         errors, warnings = compare(self.describe(data, key), dict(self.seen), window=self.window)
+        # An image knows the file of its first channel alone; patterns were held against all as the run began.
+        if text := misplaced([file_of(data[key])], self.seen["channels"]):
+            errors = [text, *errors]
         if errors and self.seen.get("check_range", True):
             raise ValueError(f"{file_of(data[key])}: {'; '.join(errors)}; --check_range false goes on")
         said = [str(data["warnings"])] if data.get("warnings") else []
@@ -261,6 +247,9 @@ class SeenWriter:
         for case in tqdm(cases, desc="describing", unit="case", leave=False, disable=not self.progress):
             known = check.described.get(case["case"])
             described.append(known or check.describe(_read(case, until)))
+        read = check.described | dict(zip((str(case["case"]) for case in cases), described, strict=True))
+        for text in unlike_others(read, window=check.window):
+            logger.warning("%s", text)
         patients = [_patient(case) for case in cases]
         seen = summarize(described, patients, channels=_modalities(self.datalist), window=check.window)
         add_beside(self.path, seen=seen)

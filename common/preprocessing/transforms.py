@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +28,9 @@ class OrganMaskd(MapTransform):
         organ: `brain`, `head`, `lung`, `lungmask`, `center` (a box in the middle) or `none` (everything; the papers'
             plain recipe); see `common.preprocessing.organ`.
         options: keyword arguments of that organ's function.
+
+    Raises:
+        ValueError: no organ is found, the mask from a file is empty, or a chest's gray is inverted; naming the file.
     """
 
     def __init__(
@@ -50,12 +53,13 @@ class OrganMaskd(MapTransform):
         for key in self.key_iterator(data):
             image = data[key]
             if self.organ in LUNGS:
-                _check_chest(image)
+                _naming(image, check_gray, as_array(image[0]), spacing_of(image))
             if self.organ_key in data:
                 data[self.organ_key] = _checked_mask(data[self.organ_key], image)
                 doubt = "" if self.organ == "none" else doubt_about_mask(as_array(data[self.organ_key][0]) > 0.5)
             else:
-                mask = organ_mask(as_array(image[0]), spacing=spacing_of(image), organ=self.organ, **self.options)
+                options: dict[str, Any] = {"spacing": spacing_of(image), "organ": self.organ, **self.options}
+                mask = _naming(image, organ_mask, as_array(image[0]), **options)
                 data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
                 doubt = doubt_about_lungs(mask, spacing_of(image)) if self.organ in LUNGS else ""
             if doubt:
@@ -74,9 +78,10 @@ def doubt_about_mask(organ: np.ndarray) -> str:
     return "the organ's mask holds the corners of most slices: is it that of everything, or turned inside out?"
 
 
-def _check_chest(image: Any) -> None:
+def _naming(image: Any, look: Callable, *args: Any, **options: Any) -> Any:
+    """What a look at an image finds, or the error that it raises, with the image's file: training adds none to it."""
     try:
-        check_gray(as_array(image[0]), spacing_of(image))
+        return look(*args, **options)
     except ValueError as error:
         raise ValueError(f"{file_of(image)}: {error}") from None
 

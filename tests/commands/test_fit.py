@@ -66,7 +66,7 @@ def test_the_summary_says_what_labels_say_and_that_masks_chose_nothing(tmp_path)
     ]
     (tmp_path / "summary.json").write_text(json.dumps({"dice": {"mean": 0.5}}))  # of an earlier version
     assert "with masks" not in summary(tmp_path, "test")
-    (tmp_path / "summary.json").write_text(json.dumps({"dice_positive": {"mean": 0.5, "median": None, "count": 5}}))
+    (tmp_path / "summary.json").write_text(json.dumps({"dice_positive": {"mean": 0.5, "median": None, "count": 5.0}}))
     few = scores["volumes"] | {"auc_interval": [None, None], "note": "no interval: few"}
     both = scores | {"volumes": few, "slices": volumes, "note": "of memory"}
     (tmp_path / "labels.json").write_text(json.dumps(both))
@@ -107,6 +107,14 @@ def test_a_folder_of_another_fit_is_refused(tmp_path):
     check_same(tmp_path, told)
     with pytest.raises(ValueError, match="made with another settings"):
         check_same(tmp_path, told | {"settings": {}})
+
+
+def test_a_folder_of_an_earlier_version_that_did_not_remember_the_images_goes_on_and_does_then(tmp_path):
+    told = {"datalist_sha256": "d", "images_sha256": "i"}
+    check_same(tmp_path, {"datalist_sha256": "d"})
+    check_same(tmp_path, told, newer=("images_sha256",))
+    with pytest.raises(ValueError, match=r"made with another set of images \(the same names, other files\); choose"):
+        check_same(tmp_path, told | {"images_sha256": "of others"}, newer=("images_sha256",))
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import common.commands.fit
 from common.commands.fit import calibration_section, fit
 from common.commands.fit_checks import (
     bundles_that,
     check_classes,
     check_data,
     check_findings,
+    images_digest,
     takes_classes_alone,
     takes_several_labels,
     takes_slides,
@@ -48,6 +51,47 @@ def test_data_that_cannot_be_trained_on_are_refused_before_anything_is(tmp_path,
     (tmp_path / "c1.nii.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"c1\.nii\.gz"):
         check_data(path, content, str(tmp_path), root)
+
+
+def test_images_are_known_again_in_another_folder_and_told_from_others_of_the_same_names(tmp_path, content):
+    path, moved = tmp_path / "datalist.json", tmp_path / "moved"
+    path.write_text(json.dumps(content))
+    values = np.random.default_rng(0).random((40, 40, 20)).astype(np.float32)
+    values[:10] = values[30:] = 0  # of a size, alike where they begin and end, and not compressed
+    for case in cases_of(content):
+        (tmp_path / case["image"]).write_bytes(values.tobytes())
+    before = images_digest(path, tmp_path)
+    shutil.copytree(tmp_path, moved)
+    assert images_digest(moved / "datalist.json", moved) == before
+    (moved / "vc1.nii.gz").write_bytes(values[::-1].copy().tobytes())
+    assert images_digest(moved / "datalist.json", moved) != before
+
+
+def test_voxels_beside_a_header_of_their_own_count(tmp_path, content):
+    for case in cases_of(content):
+        case["image"] = f"{case['case']}.hdr"
+        (tmp_path / case["image"]).touch()
+        (tmp_path / f"{case['case']}.img").write_bytes(b"before")
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(content))
+    before = images_digest(path, tmp_path)
+    (tmp_path / "c0.img").write_bytes(b"after")
+    assert images_digest(path, tmp_path) != before
+
+
+def test_a_fit_of_other_images_is_refused_in_the_folder_of_a_finished_one(tmp_path, content, monkeypatch):
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+
+    def stop(*_, **__):
+        raise InterruptedError("all that is checked before anything is written")
+
+    monkeypatch.setattr(common.commands.fit, "settings_of", stop)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            fit("gp_unet_brats", str(tmp_path), str(tmp_path / "out"))
+    (tmp_path / "c1.nii.gz").write_bytes(b"another image")
+    with pytest.raises(ValueError, match=r"made with another set of images"):
+        fit("gp_unet_brats", str(tmp_path), str(tmp_path / "out"))
 
 
 def test_several_labels_at_once_are_refused_with_the_bundle_that_takes_them(tmp_path, content):

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from common.commands.own_bundle import make_bundle, pattern_of, settings_of, with_settings
+from common.commands.fit_patterns import pattern_of
+from common.commands.own_bundle import make_bundle, settings_of, with_settings
 from common.commands.run import BUNDLES
 from common.commands.verify import QUICK, problems
 from common.commands.verify import seen as says_what_it_saw
 from common.commands.verify import weights as are_plain
+from common.data import find_cases
+from tests.data.test_find_dicom import series
 
 CONTENT = {"name": "site", "classes": ["none", "bleed"], "modalities": ["t1", "flair"], "training": []}
 
@@ -59,7 +63,7 @@ class TestClassesWithoutNegatives:
         assert (own / "configs" / "paper_scores.json").is_file()
         readme = (own / "docs" / "README.md").read_text()
         assert "learned from labels of the class of slices" in readme
-        assert '--image_pattern "**/*.png"' in readme
+        assert '--image_pattern "*.png"' in readme
 
     def test_what_a_config_of_a_data_set_says_counts_but_not_its_weights(self, tmp_path):
         _, train, inference = self.made(tmp_path, "t1ce.json")
@@ -106,13 +110,71 @@ def test_a_bundle_of_ones_own_keeps_every_rule_but_those_of_weights_to_come(bund
     [
         (["a/flair.nii.gz", "b/flair.nii.gz"], "*/flair.nii.gz"),
         (["a/slice.png", "b/slice.png"], "*/slice.png"),  # and not */mask.png beside them
-        (["1.png", "2.jpg"], "**/*.jpg"),
+        (["1.png", "2.jpg"], "*.*g"),
+        (["1.nii", "2.nii.gz"], "*.nii*"),
         (["a/slice.tif", "b/slice.tif"], "*/slice.tif"),
-        (["1.tif", "2.tif"], "**/*.tif"),
+        (["x/1.mha", "x/2.mha", "x/12.mha"], "x/*.mha"),
         (["a/1.svs"], "**/*.svs"),
         (["1.nii.gz", "2.nii.gz"], "*.nii.gz"),
-        ([["a/t1.nii.gz", "a/t2.nii.gz"]], "*/t1.nii.gz"),
+        (["images/p1.nii.gz", "images/p2.nii.gz"], "images/*.nii.gz"),
+        (["a/p1/ct.nii.gz", "p2/ct.nii.gz"], "**/ct.nii.gz"),
+        (["p01/p01_1.nii.gz", "p11/p11_1.nii.gz"], "*/*_1.nii.gz"),
+        ([["a/t1.nii.gz", "a/t2.nii.gz"]], ["*/t1.nii.gz", "*/t2.nii.gz"]),
+        ([["1_t1.nii", "1_t2.nii"], ["2_t1.nii", "2_t2.nii"]], ["*_t1.nii", "*_t2.nii"]),
+        ([["t1/1.mha", "t2/1.mha"], ["t1/2.mha", "t2/2.mha"]], ["t1/*.mha", "t2/*.mha"]),
+        (["p1/t[1].nii.gz", "p2/t[1].nii.gz"], "*/t[[]1].nii.gz"),
+        (["../else/p1/ct.nii.gz", "../else/p2/ct.nii.gz"], "*/ct.nii.gz"),
+        (["/data/p1/ct.nii.gz", "/data/p2/ct.nii.gz"], "*/ct.nii.gz"),
     ],
 )
-def test_the_readme_says_how_images_like_those_of_the_training_are_found(images, pattern):
-    assert pattern_of({"training": [{"image": image} for image in images]}) == pattern
+def test_a_pattern_of_the_images_finds_just_these(images, pattern, tmp_path):
+    cases = [{"image": image} for image in images]
+    assert pattern_of({"training": cases}) == pattern
+    root = tmp_path / "data"
+    for path in (path for image in images for path in ([image] if isinstance(image, str) else image)):
+        place = root / re.sub(r"^(\.\./else|/data)/", "", path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        (place.parent / "mask.txt").touch()
+    found = [case["image"] for case in find_cases(root, pattern)]
+    bare = re.sub(r"(\.\./else|/data)/", "", json.dumps(images))
+    told = [[str(root / p) for p in i] if isinstance(i, list) else str(root / i) for i in json.loads(bare)]
+    assert sorted(found) == sorted(told)
+
+
+def test_masks_and_other_modalities_are_not_found_for_images():
+    flat = [{"image": f"flair_{n}.nii.gz", "label": f"mask_{n}.nii.gz"} for n in (1, 2)]
+    assert pattern_of({"training": flat[:1], "test": flat[1:]}) == "flair_*.nii.gz"
+    nested = [{"image": f"s/flair_{n}.mha", "organ": f"s/brain_{n}.mha"} for n in (1, 2)]
+    assert pattern_of({"training": nested}) == "s/flair_*.mha"
+
+
+class TestPatternsOfDicom:
+    def test_folders_of_series_are_found_and_no_other(self, tmp_path):
+        for name in ("p1", "p2"):
+            series(tmp_path / name / "flair", f"1.2.826.{name[1]}")
+            series(tmp_path / name / "t1", f"1.2.827.{name[1]}")
+        cases = [{"image": f"{name}/flair"} for name in ("p1", "p2")]
+        pattern = pattern_of({"training": cases}, tmp_path)
+        assert pattern == "*/flair/"
+        found = [Path(case["image"]).relative_to(tmp_path).as_posix() for case in find_cases(tmp_path, pattern)]
+        assert found == ["p1/flair", "p2/flair"]
+
+    def test_folders_alone_series_by_their_uid_and_folders_that_are_called_so(self, tmp_path):
+        assert pattern_of({"training": [{"image": "p1"}, {"image": "p2"}]}) == "*/"
+        cases = [{"image": "p1/1.2.840.7"}, {"image": "p2/1.2.840.8"}]
+        assert pattern_of({"training": cases}, tmp_path) == "dicom"
+        for case in cases:
+            (tmp_path / case["image"]).mkdir(parents=True)
+        assert pattern_of({"training": cases}, tmp_path) == "*/*/"
+
+
+def test_the_made_bundle_finds_such_images_by_itself_and_its_readme_says_how(tmp_path):
+    cases = [{"case": n, "patient": n, "image": [f"{n}/t1.nii.gz", f"{n}/flair.nii.gz"], "cls": 1} for n in "ab"]
+    (tmp_path / "datalist.json").write_text(json.dumps({**CONTENT, "training": cases}))
+    for settings, pattern in (({}, ["*/t1.nii.gz", "*/flair.nii.gz"]), ({"image_pattern": "*/both.nii"}, "*/both.nii")):
+        options = {"over": [], "settings": settings, "datalist": tmp_path / "datalist.json", "counts": "no case"}
+        own = make_bundle("gp_unet_brats", tmp_path / "own", **options)
+        assert json.loads((own / "configs" / "inference.json").read_text())["image_pattern"] == pattern
+        told = pattern if isinstance(pattern, str) else "['*/t1.nii.gz','*/flair.nii.gz']"
+        assert f'--image_pattern "{told}"' in (own / "docs" / "README.md").read_text()

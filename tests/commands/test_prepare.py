@@ -11,6 +11,7 @@ from common.__main__ import main
 from common.commands.prepare import prepare
 from common.data import SECTIONS, load_datalist
 from common.datasets import write_phantom
+from tests.datasets.tables import scan
 from tests.pipeline import save
 
 
@@ -109,7 +110,7 @@ class TestPrepare:
 
     def test_a_table_whose_sections_cannot_hold_both_is_refused_with_the_counts(self, tmp_path):
         for n in range(8):
-            (tmp_path / f"{n}.tif").touch()
+            scan(tmp_path / f"{n}.tif")
         rows = [f"{n}.tif,{'yes' if n < 2 else 'no'},P{n}" for n in range(8)]
         (tmp_path / "a.csv").write_text("\n".join(["image,label,patient", *rows]))
         message = "of 8 patients 2 have positive labels and 6 negative ones, and each of 3 sections needs one of both"
@@ -122,7 +123,7 @@ class TestPrepare:
     def test_sections_of_a_table_are_kept_and_the_rest_is_drawn(self, tmp_path, capsys):
         rows = [f"{n}.tif,{'ADH;DCIS' if n % 2 else '-'},P{n // 2},{'test' if n < 4 else ''}" for n in range(20)]
         for n in range(20):
-            (tmp_path / f"{n}.tif").touch()
+            scan(tmp_path / f"{n}.tif")
         (tmp_path / "a.csv").write_text("\n".join(["image,label,patient,split", *rows]))
         prepare("table", str(tmp_path / "a.csv"), classes="none,ADH,FEA,DCIS", fractions=(0.75, 0.25, 0))
         datalist = contents(tmp_path)
@@ -194,7 +195,7 @@ class TestPrepare:
 
     def test_a_class_of_training_keeps_so_many_cases(self, tmp_path):
         for n in range(40):
-            (tmp_path / f"{n}.tif").touch()
+            scan(tmp_path / f"{n}.tif")
         rows = [f"{n}.tif,{'yes' if n % 2 else 'no'},P{n}" for n in range(40)]
         (tmp_path / "a.csv").write_text("\n".join(["image,label,patient", *rows]))
         main(["prepare", "table", str(tmp_path / "a.csv"), "--at_most", "{'finding': 3}"])

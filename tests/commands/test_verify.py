@@ -191,6 +191,14 @@ BREAKS = [
     ("weights", lambda root: torch.save({"epoch": 3}, root / "models" / "more.pt"), "more.pt is no plain state dict"),
     ("seen", remove("models/model.json"), "models/model.json does not say what model.pt saw"),
     ("seen", write("models/model.json", '{"gate": 0.5}'), "models/model.json does not say what model.pt saw"),
+    (
+        "trained",
+        write("models/model.json", '{"trained": {"device": "cuda", "spacing": 1}}'),
+        "inference.json: device is 'cpu', but model.pt was trained with 'cuda'",
+    ),
+    ("chosen", write("models/model.json", '{"chosen": {"gate": 7}}'), "models/model.json, chosen, gate: expected a"),
+    ("chosen", write("models/model.json", '{"chosen": [1]}'), "model.json: chosen is [1], no dict"),
+    ("chosen", write("models/model.json", '{"chosen_from": {"weights_sha256": "0"}}'), "chosen for other weights"),
     *(
         ("readme", replace("docs/README.md", f"## {name}\n", "## Other\n"), f"no section {name!r}")
         for name in SECTIONS.split(", ")

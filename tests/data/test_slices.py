@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor, get_track_meta, set_rnd
 from monai.transforms import Compose, RandGaussianNoised
 
-from common.data import SliceDataset, case_label, matched_sampler, runs, slice_classes
+from common.data import SliceDataset, case_label, matched_sampler, read_unmasked, runs, slice_classes
 from tests.pipeline import save
 
 DEPTH = 6
@@ -170,6 +170,27 @@ def test_the_mask_is_never_read_where_there_is_a_label(tmp_path, monkeypatch):
     data = SliceDataset([case], lambda c: seen.append(c.keys()) or c, progress=False)
     assert data.classes == [1, 0, 1, 1]
     assert seen == [{"case", "image", "cls"}]  # the preprocessing does not even learn of it
+
+
+def doubtful(case: dict[str, Any]) -> dict[str, Any]:
+    return case | {"image": volume(), "warnings": "tilted" if case["case"] == "a" else ""}
+
+
+def first_channel(case: dict[str, Any], image: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"mask": image[:1]}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_doubtful_about_a_case_is_said_once_where_training_reads_it(tmp_path, caplog, cached):
+    for name in "ab":
+        (tmp_path / f"{name}.nii.gz").write_bytes(name.encode())
+    cases = [{"case": name, "image": str(tmp_path / f"{name}.nii.gz"), "cls": 1} for name in "ab"]
+    options = {"progress": False, "cache_dir": tmp_path / "cache" if cached else None}
+    data = SliceDataset(cases, doubtful, targets=first_channel, **options)
+    assert [record.getMessage() for record in caplog.records] == ["case a: tilted"]
+    caplog.clear()
+    read_unmasked(data.data[0], doubtful)  # again, for a picture of it
+    assert not caplog.records
 
 
 def test_without_a_label_the_mask_gives_it(tmp_path):

@@ -40,6 +40,11 @@ class TestReadTable:
         expected = [(1, ["Größe", "label"]), (3, ["a, b; c", "yes"]), (5, ["two\nlines", ""]), (6, ["d", "no"])]
         assert read_rows(tmp_path / "a.csv") == expected
 
+    @pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "\ufeffsep=;"])
+    def test_the_line_that_names_the_separator_for_excel_is_no_row(self, tmp_path: Path, first):
+        (tmp_path / "a.csv").write_bytes(f"{first}\r\nimage;label, or more\r\na;1\r\n".encode())
+        assert read_rows(tmp_path / "a.csv") == [(1, ["image", "label, or more"]), (2, ["a", "1"])]
+
     def test_a_formula_without_a_value_is_named(self, tmp_path: Path):
         openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
         book = openpyxl.Workbook()

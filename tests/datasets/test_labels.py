@@ -32,11 +32,13 @@ class TestParseLabels:
     @pytest.mark.parametrize(
         ("texts", "expected", "classes"),
         [
-            ("0 3 1", [0, 3, 1], ("0", "1", "2", "3")),
+            ("0 3 1 2", [0, 3, 1, 2], ("0", "1", "2", "3")),
             ("2 none 1", [2, 0, 1], ("0", "1", "2")),
             ("severe Normal mild Severe", [1, 0, 2, 1], ("Normal", "severe", "mild")),
             ("no pneumonia", [0, 1], ("none", "pneumonia")),
             ("none CT-1 CT-2 CT-2", [0, 1, 2, 2], ("none", "CT-1", "CT-2")),
+            ("normal benign abnormal", [0, 1, 2], ("normal", "benign", "abnormal")),
+            ("none native anormal", [0, 1, 2], ("none", "native", "anormal")),
         ],
     )
     def test_grades_and_names_are_found(self, texts, expected, classes):
@@ -134,6 +136,60 @@ class TestParseLabels:
     def test_says_where_a_text_is_unclear_and_what_is_accepted(self, texts, options, message):
         with pytest.raises(ValueError, match=message):
             parse(*texts.split("|"), **options)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        *(
+            (
+                f"{no}|tumor|{other}",
+                rf"row 4: '{other}' seems to say '{no}': write one .* --classes '?none,tumor,{other}",
+            )
+            for no, other in (
+                ("normal", "no finding"),
+                ("no", "no tumor"),
+                ("no", "non"),
+                ("no", "No."),
+                ("none", "kein Tumor"),
+                ("none", "ohne Befund"),
+                ("healthy", "control"),
+                ("negative", "negativ"),
+                ("normal", "nomal"),
+                ("normal", "nromal"),
+                ("normal", "nagative"),
+            )
+        ),
+        *(
+            (
+                f"{no}|tumor|{text}",
+                rf"row 4: '{re.escape(text)}' is no label; leave the row out, or name all classes by",
+            )
+            for no in ("no", "0")
+            for text in ("uncertain", "?", "Equivocal", "possible tumor", "tumor?", "not assessed")
+        ),
+        (
+            "none|A|B|A, B",
+            r"row 5: 'A, B' names classes of other rows; put ';' between several names; .* 'none,A,B,A, B'",
+        ),
+        ("none|A+B|B|A", r"row 3: 'A\+B' names classes of other rows"),
+        (
+            "0|1|9|9",
+            r"row 5: 9 would make a class of its own and of 2, 3, 4, 5, 6, 7, 8, .* --classes 0,1,2,3,4,5,6,7,8,9$",
+        ),
+        (
+            "none|2",
+            r"row 3: 2 would make a class of its own and of 1, which no row has; if 2 says that a label is missing",
+        ),
+        ("0|1|99", r"row 4: 99 is no grade .*; if it says that a label is missing, take the row out"),
+    ],
+)
+def test_no_class_is_made_of_another_word_for_no_a_doubt_or_a_code_unless_it_is_named(texts, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*texts.split("|"))
+    names = list(dict.fromkeys(texts.split("|")))
+    found, classes = parse(*texts.split("|"), classes=names)
+    assert (found, classes) == ([names.index(text) for text in texts.split("|")], tuple(names))
 
 
 def test_a_grade_that_a_slip_of_the_pen_may_have_made_is_told(caplog):

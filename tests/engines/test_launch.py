@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 from monai.bundle import ConfigWorkflow, run, run_workflow
 
+from common.commands.run import run_arguments
 from common.engines import cause, check_settings, running_config
 from common.engines.launch import end_with_the_cause
-from tests.running import run_module
+from tests.running import REPOSITORY, run_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 seen: list = []  # what the last step of a run was given
@@ -146,48 +147,43 @@ def test_a_run_inside_another_is_checked_by_its_own_settings(file, tmp_path):
     assert seen == [[0.1, CONFIG["refine"], [1, 2], "a/b"]]
 
 
-def test_what_weights_depend_on_is_as_in_their_training_unless_the_run_says_otherwise(tmp_path):
-    seen.clear()
-    here = {key: CONFIG[key] for key in ("imports",)} | {
-        **{"ckpt": str(tmp_path / "model.pt"), "spacing": [1.0, 1.0, 1.0], "window": [0, 255], "sides": 2},
-        "run": ["$engines.check_settings()", "$here.seen.append([@spacing, @window, @sides])"],
-    }
-    (tmp_path / "inference.json").write_text(json.dumps(here))
-    (tmp_path / "over.json").write_text(json.dumps({"spacing": [2.0, 2.0, 2.0]}))
-    file = str(tmp_path / "inference.json")
-    run(config_file=file)
-    trained = {"spacing": [3.0, 3.0, 3.0], "window": [-1000, 400], "unknown": 1}
-    (tmp_path / "model.json").write_text(json.dumps({"trained": trained}))
-    run(config_file=file)
-    run(config_file=file, window=[0, 1])
-    run(config_file=file, window=[0, 255])  # told, and as usual
-    run(config_file=[file, str(tmp_path / "over.json")])
-    own = tmp_path / "bundle" / "configs" / "inference.json"
-    own.parent.mkdir(parents=True)
-    own.write_text(json.dumps(here | {"ckpt": str(tmp_path / "bundle" / "models" / "model.pt"), "sides": 3}))
-    (tmp_path / "bundle" / "models").mkdir()
-    (tmp_path / "bundle" / "models" / "model.json").write_text(json.dumps({"trained": trained}))
-    run(config_file=str(own))  # a bundle's config was made for its own weights, and may be edited
-    assert seen == [
-        [[1.0, 1.0, 1.0], [0, 255], 2],
-        [[3.0, 3.0, 3.0], [-1000, 400], 2],
-        [[3.0, 3.0, 3.0], [0, 1], 2],
-        [[3.0, 3.0, 3.0], [0, 255], 2],
-        [[2.0, 2.0, 2.0], [-1000, 400], 2],
-        [[1.0, 1.0, 1.0], [0, 255], 3],
-    ]
+@pytest.fixture
+def bundles(tmp_path) -> Path:
+    """Two bundles, `one` and `other`; what one of them writes says whose code it ran."""
+    root = "$os.path.dirname(os.path.dirname(os.path.abspath(__import__('scripts').__file__)))"
+    step = "$here.Path('found.txt').write_text(@bundle_root + ' ' + here.sys.modules['scripts'].NAME)"
+    config = {"imports": CONFIG["imports"], "bundle_root": root, "run": ["$engines.check_settings()", step]}
+    for name in ("one", "other"):
+        for folder in ("configs", "scripts"):
+            (tmp_path / name / folder).mkdir(parents=True)
+        (tmp_path / name / "scripts" / "__init__.py").write_text(f"NAME = {name!r}\n")
+        (tmp_path / name / "configs" / "inference.json").write_text(json.dumps(config))
+    (tmp_path / "over.json").write_text('{"more": 1}')
+    return tmp_path
 
 
-def test_classes_in_another_order_than_in_training_are_refused(tmp_path):
-    here = {**CONFIG, "ckpt": str(tmp_path / "model.pt"), "classes": ["none", "tumor"]}
-    here["run"] = ["$engines.check_settings()", "$here.seen.append(@classes)"]
-    (tmp_path / "inference.json").write_text(json.dumps(here))
-    (tmp_path / "model.json").write_text(json.dumps({"trained": {"classes": ["none", "tumor"]}}))
-    seen.clear()
-    said = refusal(STARTS[0], str(tmp_path / "inference.json"), classes=["tumor", "none"])
-    assert said == "--classes: tumor, none; the weights were trained with the order none, tumor"
-    run(config_file=str(tmp_path / "inference.json"), classes=["none", "HGG"])
-    assert seen == [["none", "HGG"]]
+TYPED = [
+    lambda place: ["run", "--config_file", f"{place}/one/configs/inference.json"],
+    lambda _: ["run", "--config_file", "['../over.json','../one/configs/inference.json']"],
+    lambda place: run_arguments(place / "one", ["inference.json"]),  # as `fit`, `crossvalidate` and the like do
+]
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_in_the_folder_of_another_bundle_a_config_runs_with_its_own(bundles, typed):
+    cwd, repository = bundles / "other", {"PYTHONPATH": str(REPOSITORY)}
+    done = run_module("monai.bundle", *typed(bundles), cwd=cwd, environment=repository)
+    assert done.returncode == 0, done.stderr
+    assert (cwd / "found.txt").read_text() == f"{bundles / 'one'} one"
+
+
+def test_a_bundle_is_refused_in_a_process_that_has_loaded_the_code_of_another(bundles):
+    files = [str(bundles / name / "configs" / "inference.json") for name in ("one", "other")]
+    code = "import sys; from monai.bundle import run; [run(config_file=file) for file in sys.argv[-2:]]"
+    done = run_module("-c", code, *files, cwd=bundles, environment={"PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode != 0
+    assert f"is of the bundle {bundles / 'other'}, but the code of {bundles / 'one'} is loaded" in done.stderr
+    assert (bundles / "found.txt").read_text() == f"{bundles / 'one'} one"
 
 
 @pytest.mark.parametrize("listed", [None, "", "a.json"])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.engines.ranges import RANGES, out_of_range, unsuitable
+from common.engines.ranges import RANGES, out_of_range, unsuitable, wrong_choices
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,34 @@ def test_what_may_be_meant_is_let_through(key, value):
 def test_options_inside_a_dict_have_ranges_of_their_own_and_components_none():
     config = {"refine": {"dilate_mm": -1.0, "intensity": 1.25}, "intensity": 1.25, "a": {"_target_": "b", "gate": 9}}
     assert [line.split(":")[0] for line in out_of_range(config)] == ["--refine#dilate_mm", "--intensity"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("gate", 7, "gate: expected a number from 0 to 1, got 7"),
+        ("gate", float("nan"), "gate: expected a number from 0 to 1, got nan"),
+        ("gate", "0,5", "gate: expected a number from 0 to 1, got '0,5'"),
+        ("gate", None, "gate: expected a number from 0 to 1, got None"),
+        ("threshold", float("nan"), "threshold: expected a finite number, got nan"),
+        ("min_volume_ml", -3, "min_volume_ml: expected 0 or more, got -3"),
+        ("min_volume_ml", [0.0], "min_volume_ml: expected 0 or more, got [0.0]"),
+        ("refine", [1], "refine: expected a dict or null, got [1]"),
+        ("refine", {"dilate_mm": -3}, "refine#dilate_mm: expected 0 or more, got -3"),
+        ("refine", {"dilate_mm": None}, "refine#dilate_mm: expected 0 or more, got None"),
+        ("refine", {"Dilate": 3}, "refine#Dilate: it has no 'Dilate'; did you mean dilate_mm?"),
+        ("refine", {"largest": "false"}, "refine#largest: expected true or false, got 'false'"),
+    ],
+)
+def test_what_was_chosen_for_weights_and_no_run_could_use_is_told(key, value, said):
+    assert [*wrong_choices({key: value})] == [said]
+
+
+def test_what_runs_choose_for_weights_is_let_through():
+    volumes = {"gate": 0.4, "threshold": 1e9, "refine": None, "use": None, "intensity_mask": None, "thresholds": [0.0]}
+    slides = {"gate": [0.3, 0.2], "threshold": [0.1, 0.2], "binarize": "fixed", "smooth_um": 48.0}
+    found = [*wrong_choices(volumes), *wrong_choices(slides), *wrong_choices({"refine": {"largest": True}})]
+    assert found == []
 
 
 def test_no_key_has_two_rules_of_one_kind():

@@ -96,7 +96,17 @@ class TestVolumeEntry:
             volume_entry(torch.zeros(2, 8, 8, 3), counted()[0], store)
 
 
+def doubted(data: dict) -> dict:
+    return data | {"warnings": "tilted"}
+
+
 class TestExtract:
+    def test_what_is_doubtful_about_a_case_is_said_where_it_is_read(self, cases, store, caplog):
+        for _ in range(2):  # the second finds the features, and reads nothing
+            extract(cases[:1], Compose([*preprocessing().transforms, doubted]), counted()[0], store, progress=False)
+        said = [record.getMessage() for record in caplog.records if record.name == "common.features.extraction"]
+        assert said == ["case case0: tilted"]
+
     def test_a_second_run_opens_neither_images_nor_the_encoder(self, cases, store, monkeypatch):
         encoder, calls = counted()
         first = run(cases, store, encoder)

@@ -130,6 +130,52 @@ def test_a_probability_at_the_gate_does_not_pass(tmp_path):
     assert (found["sensitivity"], found["specificity"]) == (0.0, 1.0)
 
 
+class TestLabelsAgainstMasks:
+    """`disagreeing` and the warning: yes and no of the two, whatever the classes are."""
+
+    def found(self, tmp_path, caplog, *cases: tuple) -> tuple[dict, list[str]]:
+        """Cases as (label, marked slices of the mask or None), called a, b …"""
+        items, listed = [], {}
+        for name, (cls, truth) in zip("abcdef", cases, strict=False):
+            items.append(pair(name, [0.2, 0.9, 0.4], [1], truth=truth))
+            listed[name] = {"case": name, "cls": cls} if cls is not None else {"case": name}
+        caplog.clear()
+        result = scores(tmp_path, items, listed)
+        return result.get("disagreeing", {}), [record.getMessage() for record in caplog.records]
+
+    def test_inverted_labels_of_volumes_are_counted_and_named_once(self, tmp_path, caplog):
+        found, said = self.found(tmp_path, caplog, (0, [1]), (2, []), (1, [2]), (0, []), (1, None), (None, [0]))
+        assert found == {"volumes": {"count": 2, "of": 4, "cases": ["a", "b"]}}
+        assert len(said) == 1
+        assert "contradict masks in 2 of 4 volumes (a, b): one says yes where the other says no" in said[0]
+        assert "slices_from" not in said[0]
+
+    def test_slices_in_the_wrong_order_are_counted_though_their_volumes_agree(self, tmp_path, caplog):
+        found, said = self.found(tmp_path, caplog, ([1, 0, 0], [2]), ([0, 0, 2], [2]), (1, [0]), ([0, 0, 0], []))
+        assert found == {"slices": {"count": 2, "of": 9, "cases": ["a"]}}
+        assert "in 2 of 9 slices (a)" in said[0]
+        assert "--slices_from top" in said[0]
+
+    def test_names_and_grades_that_agree_are_left_alone(self, tmp_path, caplog):
+        agreeing = ((["mass"], [1]), ([], []), (3, [0, 1]), ([0, 2, 1], [1, 2]), (0, []))
+        assert self.found(tmp_path, caplog, *agreeing) == ({}, [])
+        assert self.found(tmp_path, caplog, (["mass"], []), ([], [1]))[0]["volumes"]["count"] == 2
+
+    def test_scores_are_what_they_are(self, tmp_path):
+        cases = {name: {"case": name, "cls": int(name == "a")} for name in "ab"}
+        both = [
+            scores(tmp_path, [pair("a", [0.9], [0], truth=t), pair("b", [0.1], [], truth=t)], cases) for t in (None, [])
+        ]
+        assert both[1].pop("disagreeing")["volumes"]["count"] == 1
+        assert both[0] == both[1]
+
+    def test_a_second_run_of_the_handler_begins_afresh(self, tmp_path):
+        handler = LabelScores(tmp_path, resamples=5)
+        for _ in range(2):
+            run_handler(handler, [pair("a", [0.9], [0], truth=[])], cases={"a": {"case": "a", "cls": 1}})
+        assert handler.summary()["disagreeing"]["volumes"]["count"] == 1
+
+
 def test_nothing_to_score_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="no case has a label"):
         scores(tmp_path, [pair("a", [0.5], [])], {})

@@ -156,6 +156,16 @@ def test_channels_in_another_order_are_an_error_or_on_request_a_warning(tmp_path
     assert read_seen(tmp_path / "model.pt", check_range=False, datalist=tmp_path / "own.json")["names"] == [message]
 
 
+def test_a_case_whose_first_channel_is_called_as_another_is_an_error(trained, tmp_path):
+    case = volume(tmp_path, "p1_PET")
+    for channels in (["pet", "ct"], ["ct"]):
+        assert preprocessing(read_seen(trained) | {"channels": channels})(dict(case))["warnings"] == ""
+    with pytest.raises(RuntimeError) as raised:
+        preprocessing(read_seen(trained) | {"channels": ["ct", "pet"]})(dict(case))
+    message = "pet stands in the place of ct; training had the order ct, pet; --check_range false goes on"
+    assert str(raised.value.__cause__) == f"{case['image']}: {message}"
+
+
 def test_of_many_patients_some_are_described_with_all_their_cases(tmp_path):
     cases = [{"case": f"{patient}_{part}", "patient": patient} for patient in "abcdefg" for part in (1, 2)]
     writer = SeenWriter(tmp_path / "model.json", data=cases, preprocessing=None, most=3)
@@ -233,3 +243,11 @@ def test_a_finished_training_that_is_started_again_keeps_what_was_chosen(tmp_pat
 def test_features_do_not_depend_on_what_is_only_looked_at(trained):
     plain = Compose(preprocessing(None).transforms[:-1])
     assert describe(preprocessing(read_seen(trained))) == describe(preprocessing(None)) == describe(plain)
+
+
+def test_training_warns_of_a_case_whose_intensities_are_unlike_the_others(tmp_path, caplog):
+    cases = [volume(tmp_path, f"p{n}") for n in range(3)] + [volume(tmp_path, "x", slope=0.02, offset=-2.0)]
+    SeenWriter(tmp_path / "model.json", data=cases, preprocessing=preprocessing(None, window=None)).write()
+    assert [r.getMessage() for r in caplog.records if r.name == "common.preprocessing.checking"] == [
+        "x: negative values, which 3 other cases lack: standardized and raw intensities among each other?"
+    ]

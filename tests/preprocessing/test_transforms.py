@@ -47,6 +47,10 @@ class TestOrganMaskd:
         with pytest.raises(ValueError, match=r"/data/case_7/lung.nii.gz: the organ's mask is empty"):
             OrganMaskd("image", organ="none")(data)
 
+    def test_an_image_without_the_organ_is_named(self):
+        with pytest.raises(ValueError, match=r"^/data/case_7/flair.nii.gz: no brain found in an image of shape"):
+            OrganMaskd("image", organ="brain")({"image": meta(GOOD)})
+
     def test_a_mask_turned_inside_out_is_doubted(self):
         round_one = np.zeros_like(GOOD[:1])
         round_one[:, 1:-1, :, 1:] = round_one[:, :, 1:-1, 1:] = 1  # cut to its size

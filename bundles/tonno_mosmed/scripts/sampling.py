@@ -102,7 +102,7 @@ def make_volumes(
 ) -> list[Volume]:
     """The volumes of a case that hold some organ; see `PlaneDataset`."""
     made = []
-    whole = read_unmasked(case, preprocessing)
+    whole = read_unmasked(case, preprocessing, say_doubts=True)
     check_depth(whole)
     for image, label in volumes(case, whole):
         body = crop_to_organ(image, spacing_of(image), organ_channel=organ_channel, geometry=geometry, radius=radius)

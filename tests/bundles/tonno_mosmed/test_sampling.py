@@ -139,6 +139,11 @@ def test_a_batch_is_flat_and_labels_stay_with_their_planes():
     assert (image.amax(dim=(1, 2, 3)) > 1.5).tolist() == [True] * 6 + [False] * 6
 
 
+def test_what_is_doubtful_about_a_case_is_said_where_training_reads_it(caplog):
+    sampling.PlaneDataset(CASES[:1], lambda case: identity(case) | {"warnings": "tilted"}, progress=False)
+    assert [record.getMessage() for record in caplog.records] == ["case ill: tilted"]
+
+
 def test_no_organ_anywhere_is_refused():
     with pytest.raises(RuntimeError, match="is the organ mask"):
         dataset([{"case": "empty", "bright": 1.0, "cls": 1, "size": 0.0}])

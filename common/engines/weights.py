@@ -1,0 +1,116 @@
+"""A run against what lies beside its weights: how they were trained, what they saw, what was chosen for them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path, PurePath
+from typing import Any
+
+from ..checkpoint import read_beside
+from .ranges import wrong_choices
+
+logger = logging.getLogger(__name__)
+
+
+def as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str]) -> None:
+    """Set what the weights of a run depend on to what it was in their training: classes, spacing, window …
+
+    Left alone is what the command, or a file laid over the first config, says. Where the weights lie does not matter:
+    in a bundle's own folder, too, they may be others than those that its config was made for.
+
+    Args:
+        parser: of the run.
+        usual: the config that the others lie over.
+        told: keys of the command.
+    """
+    if "ckpt" not in parser or "train" in parser:
+        return
+    ckpt = parser.get_parsed_content("ckpt")
+    for key, value in read_beside(ckpt).get("trained", {}).items():
+        if key in usual and key in parser and key not in told and value != usual[key] == parser[key]:
+            logger.warning("%s %s, as in the training of %s, in place of %s", key, value, ckpt, usual[key])
+            parser[key] = value
+
+
+def check_classes(parser: Any) -> None:
+    """Refuse the classes of the training in another order: each would get the probability of another.
+
+    Raises:
+        ValueError: with both orders.
+    """
+    if "ckpt" not in parser or "train" in parser or not isinstance(now := parser.get("classes"), list):
+        return
+    before = read_beside(parser.get_parsed_content("ckpt")).get("trained", {}).get("classes", now)
+    if now != before and sorted(map(str, now)) == sorted(map(str, before)):
+        raise ValueError(f"--classes: {', '.join(now)}; the weights were trained with the order {', '.join(before)}")
+
+
+def check_chosen(parser: Any) -> None:
+    """Refuse values beside weights that no run could use, of those that this run takes from there.
+
+    Raises:
+        ValueError: naming the file and each key.
+    """
+    wrong = []
+    for name, item in dict(parser.config).items():
+        if not isinstance(item, Mapping) or not str(item.get("_target_", "")).endswith("checkpoint.read_chosen"):
+            continue
+        # What the command gives in place of them, or a calibration is about to choose, is not taken from there.
+        if keys := {key for text in _texts(parser.config) for key in re.findall(rf"@{name}\['(\w+)'\]", text)}:
+            path = Path(parser.get_parsed_content(f"{name}#ckpt")).with_suffix(".json")
+            chosen = {key: value for key, value in read_beside(path).get("chosen", {}).items() if key in keys}
+            wrong += [f"{path}, chosen, {line}" for line in wrong_choices(chosen)]
+    if wrong:
+        raise ValueError("\n".join(dict.fromkeys([*wrong[:-1], f"{wrong[-1]}; mend the file, or choose anew"])))
+
+
+def check_channels(parser: Any) -> None:
+    """Refuse patterns that name the channels of the training in another order; a datalist says itself what it has.
+
+    Raises:
+        ValueError: with the order of the training.
+    """
+    if any(key not in parser for key in ("ckpt", "seen", "image_pattern")) or "train" in parser:
+        return
+    if parser.get("datalist") and parser.get_parsed_content("datalist"):
+        return
+    patterns: Any = parser.get_parsed_content("image_pattern")
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns or [])
+    channels = (read_beside(parser.get_parsed_content("ckpt")).get("seen") or {}).get("channels") or []
+    if text := misplaced(patterns, channels):
+        if parser.get("check_range", True):
+            raise ValueError(f"--image_pattern {patterns}: {text}; --check_range false goes on")
+        logger.warning("--image_pattern %s: %s", patterns, text)
+
+
+def misplaced(files: Sequence[str], channels: Sequence[str]) -> str:
+    """What stands in another channel's place by its name; empty where nothing does, or names do not tell.
+
+    A name tells a channel by its end, whatever its case: `t1.nii.gz`, `*/p1_T1.nii.gz`, a folder `t1`.
+
+    Args:
+        files: paths or patterns, one per channel, the first of them or all.
+        channels: names in the order of the training.
+
+    Example:
+        `misplaced(["*/t1.nii.gz"], ["flair", "t1"])` gives "t1 stands in the place of flair; training had the order
+        flair, t1".
+    """
+    for file, channel in zip(files, channels, strict=False):
+        stem = PurePath(PurePath(file).name.lower().removesuffix(".gz")).stem
+        named = [one for one in channels if re.search(rf"(?:^|[^a-z0-9]){re.escape(str(one).lower())}$", stem)]
+        found = max(named, key=len, default=channel)
+        if found != channel:
+            return f"{found} stands in the place of {channel}; training had the order {', '.join(channels)}"
+    return ""
+
+
+def _texts(config: Any) -> Iterator[str]:
+    """All texts in a config."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, Mapping | list | tuple):
+        for inner in config.values() if isinstance(config, Mapping) else config:
+            yield from _texts(inner)

@@ -1,0 +1,58 @@
+"""Cases of a training whose intensities are unlike those of the others: one of another kind among many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median_low
+
+from .seen import LEVELS, STRAY, Description
+
+MIDDLE = LEVELS.index(50)
+
+
+def unlike_others(described: Mapping[str, Description], *, window: Sequence[float] | None = None) -> list[str]:
+    """What is doubtful about some cases of a training, held against the others; texts that name the cases.
+
+    - Nearly all of the organ has one value: a mask in the place of an image.
+    - Without a window, negative values in some cases only: standardized images among raw ones. The fewer are named.
+    - With one, 5 to 95 % of the organ's intensities do not hold the median of the others: other units.
+
+    Args:
+        described: cases by name, each as `common.preprocessing.seen.describe_case` gives it.
+        window: `[low, high]` that is scaled to [0, 1] afterwards; None: intensities are scaled by the organ's own, so
+            that units do not matter.
+
+    Example:
+        With `p7` standardized and 19 raw cases: `["p7: negative values, which 19 other cases lack: …"]`.
+    """
+    found = []
+    channels = len(next(iter(described.values()))["quantiles"]) if described else 0
+    for i in range(channels):
+        where = f", channel {i + 1}" if channels > 1 else ""
+        own = {name: case["quantiles"][i] for name, case in described.items()}
+        if flat := [name for name, values in own.items() if values[1] == values[-2]]:
+            found.append(f"{_named(flat)}{where}: nearly all of the organ has one value: masks?")
+        if window is None:
+            shares = {name: max(case["outside"][i], case["negative"][i]) for name, case in described.items()}
+            below = [name for name, share in shares.items() if share > STRAY]
+            above = [name for name in own if name not in below]
+            few, many, what = (below, above, "lack") if len(below) <= len(above) else (above, below, "have")
+            if few:
+                found.append(
+                    f"{_named(few)}{where}: {'' if what == 'lack' else 'no '}negative values, which {len(many)} other "
+                    f"cases {what}: standardized and raw intensities among each other?"
+                )
+            continue
+        typical = median_low(values[MIDDLE] for values in own.values())
+        odd = [name for name, values in own.items() if not values[1] <= typical <= values[-2]]
+        if 0 < len(odd) <= len(own) / 2:
+            low, high = own[odd[0]][1], own[odd[0]][-2]
+            found.append(
+                f"{_named(odd)}{where}: 5 to 95 % of the organ's intensities are {low:g} to {high:g}, without the "
+                f"median of the others, {typical:g}: other units?"
+            )
+    return found
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.datasets import labeled_table
+from tests.datasets.tables import write
+from tests.pipeline import save
+
+
+def test_copies_of_an_image_are_told_and_refused_where_labels_or_patients_contradict(tmp_path, caplog):
+    table = write(tmp_path, "image,label,patient", "a.tif,1,P", "b.tif,1,P", "c.tif,0,R", "d.tif,0,R")
+    labeled_table(table)
+    assert not caplog.messages
+    shutil.copy(tmp_path / "a.tif", tmp_path / "b.tif")
+    labeled_table(table)
+    assert caplog.messages[0].endswith(
+        "1 image(s) are in the table twice, e.g. row 3, column 'image': b.tif is a copy of a.tif in row 2"
+    )
+    shutil.copy(tmp_path / "a.tif", tmp_path / "c.tif")
+    with pytest.raises(ValueError, match=r"row 4, .*c.tif is a copy of a.tif in row 2, which is labeled otherwise"):
+        labeled_table(table)
+    table.write_text(table.read_text().replace("c.tif,0", "c.tif,1"))
+    with pytest.raises(ValueError, match=r"row 4, .*c.tif is a copy of a.tif in row 2, which is of patient 'P': one"):
+        labeled_table(table)
+
+
+def test_copies_are_of_one_patient_where_no_column_says_whose_they_are(tmp_path):
+    table = write(tmp_path, "image,label,split", "a.tif,1,", "b.tif,0,", "c.tif,1,", "d.tif,1,")
+    for name in ("c.tif", "d.tif"):
+        shutil.copy(tmp_path / "a.tif", tmp_path / name)
+    assert [case["patient"] for case in labeled_table(table)[0]] == ["a", "b", "a", "a"]
+    table.write_text(table.read_text().replace("a.tif,1,", "a.tif,1,test").replace("d.tif,1,", "d.tif,1,training"))
+    with pytest.raises(
+        ValueError, match=r"row 5, column 'split': patient 'a' is in training here, and in test in row 2"
+    ):
+        labeled_table(table)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "contradict"),
+    [
+        ((0, 1, 1, 0), (0, 0, 0, 0), True),
+        ((0, 1, 1, 0), (0, 1, 1, 0), False),
+        ((0, 1, 1, 0), 0, True),
+        ((0, 1, 1, 0), 1, False),
+        ((0, 0, 0, 0), 1, True),
+        ((0, 0, 0, 0), 0, False),
+    ],
+)
+def test_labels_of_slices_contradict_those_of_a_copy(tmp_path: Path, one, other, contradict):
+    save(tmp_path / "a.nii.gz", np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
+    shutil.copy(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    rows = ["image,label,slice,patient", *(f"a.nii.gz,{cls},{k},P" for k, cls in enumerate(one))]
+    slices = [(f"{k}.0", cls) for k, cls in enumerate(other)] if isinstance(other, tuple) else [("", other)]
+    (tmp_path / "a.csv").write_text("\n".join([*rows, *(f"b.nii.gz,{cls},{k},P" for k, cls in slices)]))
+    if contradict:
+        with pytest.raises(
+            ValueError, match=r"row 6, .*b.nii.gz is a copy of a.nii.gz in row 2, which is labeled other"
+        ):
+            labeled_table(tmp_path / "a.csv")
+    else:
+        assert len(labeled_table(tmp_path / "a.csv")[0]) == 2
+
+
+class TestMasks:
+    def test_a_mask_is_of_one_case(self, tmp_path):
+        table = write(tmp_path, "image,label,mask,patient", "a.tif,1,m.tif,P", "b.tif,1,./m.tif,P", "c.tif,1,a.tif,P")
+        message = (
+            r"row 3, column 'mask': ./m.tif is that of row 2, column 'mask' as well; each .*; row 4, .* row 2, column"
+        )
+        with pytest.raises(ValueError, match=message + " 'image'"):
+            labeled_table(table)
+        table.write_text(table.read_text().replace("c.tif,1,a.tif", "c.tif,1,"))
+        shutil.copy(tmp_path / "a.tif", tmp_path / "b.tif")
+        assert [Path(case.get("label", "")).name for case in labeled_table(table)[0]] == ["m.tif", "m.tif", ""]
+
+    def test_an_organ_is_of_one_case_or_of_all(self, tmp_path):
+        rows = ("image,label,organ", "a.tif,1,o.tif", "b.tif,1,o.tif", "c.tif,0,o.tif")
+        assert len(labeled_table(write(tmp_path, *rows))[0]) == 3
+        with pytest.raises(ValueError, match=r"row 3, column 'organ': o.tif is that of row 2, column 'organ' as well"):
+            labeled_table(write(tmp_path, *rows[:3], "c.tif,0,q.tif"))
