@@ -28,7 +28,8 @@ import nibabel as nib
 import numpy as np
 import requests
 
-# Values of `inference.json` that make a check on a head quick, or possible; server and `run` get the same.
+# Values of `inference.json` that make a check on a head quick, or possible. The server reads them there; `run`, which
+# holds what weights depend on (the organ) against their training, is told them.
 CHANGES = {
     "tonno_mosmed": {"num_directions": 24, "num_slices": 24, "size": 64},
     "insight_ct": {"organ": "brain", "gate": 0.0},
@@ -78,7 +79,7 @@ def turned(source: Path, target: Path) -> Path:
 
 def written_by_run(bundle: Path, image: Path, output: Path) -> np.ndarray:
     arguments = {"config_file": bundle / "configs" / "inference.json", "dataset_dir": image.parent, "device": "cpu"}
-    arguments |= {"image_pattern": "*.nii.gz", "output_dir": output, "progress": False}
+    arguments |= {"image_pattern": "*.nii.gz", "output_dir": output, "progress": False} | CHANGES.get(bundle.name, {})
     flags = [str(part) for key, value in arguments.items() for part in (f"--{key}", value)]
     subprocess.run([sys.executable, "-m", "monai.bundle", "run", *flags], check=True, stdout=subprocess.DEVNULL)
     written: Any = nib.load(output / "head_seg.nii.gz")
