@@ -21,6 +21,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 PathLike = str | os.PathLike[str]
 
 
+BLOCKS, BLOCK = 8, 4096  # of a file, at which `glance` looks
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What to do about a file that cannot be written, by the reason.
 ADVICE = {
@@ -186,6 +187,22 @@ def file_digest(path: PathLike) -> str:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def glance(path: PathLike) -> bytes:
+    """SHA-256 of a file's size and of blocks of it, evenly spread from its first bytes to its last: quick, not sure.
+
+    The last bytes of a `.gz` are a checksum of all of it.
+    """
+    size = os.stat(path).st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for i in range(BLOCKS):
+            file.seek(max(size - BLOCK, 0) * i // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
+            if size <= BLOCK:
+                break
+    return digest.digest()
 
 
 def print_any_text() -> None:

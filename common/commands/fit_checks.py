@@ -12,13 +12,12 @@ from ..data import SECTIONS, Case, label_of, labels_slices, load_datalist
 from ..data.splits import tells_classes_apart
 from ..engines.launch import check_one_logit
 from ..features import case_files
-from ..files import PathLike, read_json
+from ..files import PathLike, glance, read_json
 from .fit_minutes import cases_of, read_case_grid
 from .fit_runs import SLIDES, VOLUMES, Recipe, merged
 from .fit_slides import are_slides
 from .run import BUNDLES
 
-BLOCKS, BLOCK = 8, 4096  # of a file, that are looked at: evenly spread, from the first bytes to the last
 HEADERS = (".hdr", ".mhd", ".nhdr")  # their voxels lie in a file of the same name beside them
 
 
@@ -161,18 +160,5 @@ def images_digest(listed: PathLike, dataset_dir: PathLike) -> str:
         for file in (file for case in cases for file in case_files(case)):
             beside = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")) if file.suffix in HEADERS else [file]
             for one in beside:
-                digest.update(_glance(one))
+                digest.update(glance(one))
     return digest.hexdigest()
-
-
-def _glance(file: Path) -> bytes:
-    """Digest of a file's size and of blocks of it; the end of a `.gz` is a checksum of all of it."""
-    size = file.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(file, "rb") as opened:
-        for i in range(BLOCKS):
-            opened.seek(max(size - BLOCK, 0) * i // (BLOCKS - 1))
-            digest.update(opened.read(BLOCK))
-            if size <= BLOCK:
-                break
-    return digest.digest()

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data.matches import DICOM
-from ..images.pictures import PICTURES
+from ..images.pictures import PICTURES, SLIDE_SUFFIXES
 from ..images.reading import OTHERS
 from .fit_minutes import cases_of
 
-# Of files that are whole slides; TIFF may be pictures.
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", *OTHERS, *PICTURES, *SLIDE_SUFFIXES)
 UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 NO_CASES = "*.nii.gz"

@@ -15,9 +15,8 @@ from monai.bundle import ConfigParser
 
 from ..data import SECTIONS
 from ..files import read_json
-from ..images.pictures import TIFF, is_slide_file
+from ..images.pictures import SLIDE_SUFFIXES, TIFF, is_slide_file
 from .fit_minutes import cases_of
-from .fit_patterns import SLIDE_SUFFIXES
 
 LOOKED_AT = 5  # slides whose tiles are counted before anything is computed
 # Seconds on two CPU cores: features of a tile, a tile in an epoch, a slide's maps and pictures, the start of a run.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..files import file_digest
+from ..files import file_digest, glance
 from .labels import refuse, whole_number
 from .rows import Row
 
@@ -50,7 +49,7 @@ def check_copies(groups: Sequence[Sequence[Row]], images: Sequence[str], path: P
     problems: list[str] = []
     for number, column in (one for alike in sizes.values() if len(alike) > 1 for one in alike):
         row = groups[number][0]
-        earlier, of = first.setdefault(_glance(row.files[column]), (number, column))
+        earlier, of = first.setdefault(glance(row.files[column]), (number, column))
         other = groups[earlier][0]
         if earlier == number or file_digest(row.files[column]) != file_digest(other.files[of]):
             continue
@@ -78,14 +77,6 @@ def _contradict(group: Sequence[Row], other: Sequence[Row]) -> bool:
     slices, whole = (group, other[0].cls) if group[0]["slice"] else (other, group[0].cls)
     found = [row.cls for row in slices if row.cls]
     return whole not in found if whole else bool(found)
-
-
-def _glance(file: Path) -> bytes:
-    """Digest of a file's beginning and end, which rarely are those of another one."""
-    with open(file, "rb") as opened:
-        start = opened.read(1 << 16)
-        opened.seek(-min(file.stat().st_size, 1 << 12), os.SEEK_END)
-        return hashlib.sha256(start + opened.read()).digest()
 
 
 def check_masks(rows: Sequence[Row], images: Sequence[str], copies: Mapping[int, int], path: Path) -> None:

@@ -13,13 +13,13 @@ from tqdm import tqdm
 from ..images import in_axes_of, is_dicom, read_grid
 from ..images.dicom_files import header_of
 from ..images.geometry import LPS_TO_RAS, check_one_grid
-from ..images.pictures import TIFF, is_picture, is_slide_file
+from ..images.pictures import SLIDE_SUFFIXES, TIFF, is_picture, is_slide_file
 from ..images.reading import DICOM_FILES, OTHERS
 from .labels import refuse
 from .rows import Row
 
-# Whole slides, beside those in TIFF. They are opened where they are used; so are their outlines.
-SLIDES = (".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu")
+# They, and their outlines, are opened where they are used.
+SLIDES = (*SLIDE_SUFFIXES, ".czi")
 _OUTLINES = ".xml"
 
 Grid = tuple[tuple[int, ...], np.ndarray]

@@ -113,8 +113,9 @@ class LabelScores(CaseHandler):
         write_csv(self.output_dir / "labels.csv", [rounded(row) for row in self.rows])
         if self.slices:
             write_csv(self.output_dir / "label_slices.csv", [rounded(row) for row in self.slices])
-        write_json(self.output_dir / "labels.json", self.summary())
-        if said := disagreement_in_words(disagreeing(self.compared)):
+        summary = self.summary()
+        write_json(self.output_dir / "labels.json", summary)
+        if said := disagreement_in_words(summary.get("disagreeing", {})):
             logger.warning(said)
 
     def summary(self) -> dict[str, Any]:

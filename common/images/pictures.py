@@ -13,6 +13,8 @@ from .geometry import LPS_TO_RAS
 from .volume import Volume
 
 TIFF = (".tif", ".tiff")
+# Of files that are whole slides; TIFF may be pictures.
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 PICTURES = (".png", ".jpg", ".jpeg", *TIFF)
 LARGEST = 10_000  # pixels along a side of a TIFF that is a picture: those of cameras and scanners of films have fewer
 _KEPT = ("uint16", "int16", "int32", "float32")  # by Pillow, of gray TIFF with more than 8 bits

@@ -135,10 +135,7 @@ class EnsembleNet(nn.Module):
             return learned.sigmoid(), _mean_probability(of_members)
         seen = self.image(image)
         method = getattr(common.cam, self.cam)
-        maps, logits, target = [], [], self.target
-        if isinstance(target, str) and target == "predicted":
-            with torch.no_grad():  # all members decide, so that all explain one class
-                target = 1 + self(image)[:, 1:].argmax(dim=1)
+        maps, logits, target = [], [], self._explained([image])
         for member in self.members:
             explained = seen
             if self.cam_channel is not None:
@@ -149,7 +146,7 @@ class EnsembleNet(nn.Module):
             maps.append(F.interpolate(heat[:, None], size=image.shape[-2:], mode="bilinear", align_corners=False))
         return torch.cat(maps, dim=1), _mean_probability(torch.stack(logits, dim=1))
 
-    def explaining(self, target: int | Tensor) -> EnsembleNet:
+    def explaining(self, target: int | str | Tensor) -> EnsembleNet:
         """This network, sharing its weights, with activation maps of the class that is told, whatever it predicts.
 
         Maps of heads are those of any finding; where members have them, it is the network itself.
@@ -171,11 +168,15 @@ class EnsembleNet(nn.Module):
         Args:
             views: images `[B, in_channels (+1 with organ_channel), H, W]` of the same slices.
         """
-        if len(self.map_heads) > 0 or not isinstance(self.target, str) or self.target != "predicted":
-            return self
+        return self if len(self.map_heads) > 0 else self.explaining(self._explained(views))
+
+    def _explained(self, views: Sequence[Tensor]) -> int | str | Tensor:
+        """The target of all views of a slice, and of all members, which decide together what is predicted."""
+        if not isinstance(self.target, str) or self.target != "predicted":
+            return self.target
         with torch.no_grad():
             logits = torch.stack([self(view) for view in views]).mean(dim=0)
-        return self.explaining(1 + logits[:, 1:].argmax(dim=1))
+        return 1 + logits[:, 1:].argmax(dim=1)
 
 
 class MapHead(nn.Module):
