@@ -15,11 +15,12 @@ from monai.utils import set_determinism
 
 from common.checkpoint import load_weights
 from common.commands.fit import calibration_section, check_data, check_same
+from common.commands.fit_checks import IMAGES, MASKS, data_digests
 from common.commands.own_bundle import slide_settings
 from common.commands.run import BUNDLES, names
 from common.data import cases, multi_hot
 from common.engines.settings import tops
-from common.files import file_digest, read_json, write_json
+from common.files import read_json, write_json
 from common.masks import choose_gate, heat_threshold
 from common.metrics import dice, roc_auc
 
@@ -99,6 +100,7 @@ def benchmark_heads(
     listed = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
     content = read_json(listed)
     check_data(listed, content, dataset_dir)
+    digests = data_digests(listed, dataset_dir)
     if unknown := tops(settings) - slide_settings(ROOT):
         raise ValueError(f"no config of slides has {sorted(unknown)}; wsi.json and train.json name the settings")
     store = settings.pop("store_dir", None) or Path(dataset_dir) / "features"
@@ -112,7 +114,7 @@ def benchmark_heads(
         for seed in seeds:
             home = Path(output_dir).resolve() / f"{name}_{seed}"
             given = {**settings, **VARIANTS[name], "seed": seed, "classes": content["classes"]}
-            check_same(home, {"datalist_sha256": file_digest(listed), "settings": given})
+            check_same(home, {**digests, "settings": given}, newer=(IMAGES, MASKS))
             result = home / "scores.json"
             if not result.is_file():
                 options = {**given, **shared, "output_dir": str(home)}

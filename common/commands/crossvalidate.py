@@ -14,6 +14,7 @@ from ..data import SECTIONS, write_datalist
 from ..files import PathLike, file_digest, json_text, read_json, write_csv, write_json
 from .console import logged, step
 from .fit import check_same
+from .fit_checks import IMAGES, MASKS, data_digests
 from .fit_minutes import cases_of
 from .fit_runs import done_before, say_done
 from .folds import write_folds
@@ -46,7 +47,8 @@ def crossvalidate(
     """Train, choose thresholds and score once per fold; every patient is a test patient once.
 
     What is finished is skipped, so an interrupted run goes on where it was; what was chosen or scored with other
-    weights, configs, settings or cases is made anew, and a training with others is refused. Written to `output_dir`:
+    weights, configs, settings, cases, images or masks is made anew, and a training with others (masks only where it
+    learns from these) is refused. Written to `output_dir`:
     `fold<k>/{training,<choose>,evaluation}`, `metrics.csv` (every case with its fold) and `crossvalidation.json` (mean
     and standard deviation over folds of every number of the folds' `summary.json`, and of their `volumes.json` and
     `class_scores.json` where there are any).
@@ -89,6 +91,7 @@ def crossvalidate(
         raise ValueError("keep and scans do not go together: list the kept scans in a datalist without parts")
     home = Path(output_dir).resolve()
     source = Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
+    data = _data([source, *([scans] if scans else [])], dataset_dir)
     if keep is None and not scans and read_json(source).get("masked_section") == "test":
         keep = "test"
         print("the section 'test' holds all masks and is kept, as by --keep test; --keep '' deals it into folds, too")
@@ -112,28 +115,28 @@ def crossvalidate(
                 title = f"fold {k}, round {number}" if rounds else f"fold {k}"
                 ckpt = place / "training" / "model.pt"
                 configs = [*train, *refine, *chosen] if number else train
-                _train(ckpt.parent, f"{title}: training", bundle, configs, **on_parts, **teacher)
+                _train(ckpt.parent, f"{title}: training", bundle, configs, data, **on_parts, **teacher)
                 teacher = {"teacher_ckpt": str(ckpt)}
                 on_scans |= {"ckpt": str(ckpt)}
                 chosen = []
                 for choice in choose:
                     result = place / Path(choice).stem / "calibrated.json"
-                    _once(result, f"{title}: {choice}", bundle, [*evaluate, *chosen, choice], **on_scans)
+                    _once(result, f"{title}: {choice}", bundle, [*evaluate, *chosen, choice], data, **on_scans)
                     chosen.append(str(result))
             configs = [*evaluate, *chosen]
             summary = _result(place / "evaluation", fold_list)
-            _once(summary, f"fold {k}: evaluation", bundle, configs, **on_scans)
+            _once(summary, f"fold {k}: evaluation", bundle, configs, data, **on_scans)
             summaries.append(_scores(summary.parent))
             rows += _cases_of(summary.parent, k)
             if scans:
                 parts = place / "parts" / "summary.json"
-                _once(parts, f"fold {k}: evaluation of the parts", bundle, configs, **on_parts, ckpt=str(ckpt))
+                _once(parts, f"fold {k}: evaluation of the parts", bundle, configs, data, **on_parts, ckpt=str(ckpt))
                 summaries[-1]["parts"] = _scores(parts.parent)
             if keep:
                 kept = _with_test(source, keep, fold_list)
                 result = _result(place / "kept", kept)
                 on_kept = {**on_scans, "datalist": str(kept)}
-                _once(result, f"fold {k}: evaluation of the kept section", bundle, configs, **on_kept)
+                _once(result, f"fold {k}: evaluation of the kept section", bundle, configs, data, **on_kept)
                 summaries[-1]["kept"] = _scores(result.parent)
                 kept_rows += _cases_of(result.parent, k)
     for name, found in (("metrics.csv", rows), ("kept_metrics.csv", kept_rows)):
@@ -151,27 +154,37 @@ def _all_have_masks(datalist: PathLike, *, but: str | None) -> bool:
     return all("label" in case for section in SECTIONS if section != but for case in content.get(section) or [])
 
 
-def _train(place: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:
-    """Train into a folder, once; settings as `for_configs`.
+def _data(lists: Sequence[PathLike], dataset_dir: str) -> dict[str, list[str]]:
+    """What tells the images and the masks of datalists from others under the same names, by key."""
+    digests = [data_digests(listed, dataset_dir) for listed in lists]
+    return {key: [one[key] for one in digests] for key in (IMAGES, MASKS)}
+
+
+def _train(place: Path, title: str, bundle: str, configs: list[str], data: Mapping[str, Any], **overrides: Any) -> None:
+    """Train into a folder, once, with settings as `for_configs`; `data` as of `_data`.
 
     Raises:
-        ValueError: the training that lies there, finished or begun, is of other configs, settings, cases or teachers.
+        ValueError: the training that lies there, finished or begun, is of other configs, settings, cases, images or
+            teachers, or learned from other masks.
     """
     settings, note = for_configs(bundle, configs, overrides), "made_from.json"
     finished = place / "finished"
     if not finished.is_file() and not (place / "checkpoint.pt").is_file():
         (place / note).unlink(missing_ok=True)  # of a try that ended before its first epoch
-    check_same(place, _made_from(bundle, configs, settings), name=note)
+    merged = {key: value for path in config_files(bundle, configs) for key, value in read_json(path).items()}
+    if not any(key.endswith("learns_from") and value == "masks" for key, value in merged.items()):
+        data = {IMAGES: data[IMAGES]}
+    check_same(place, {**_made_from(bundle, configs, settings), **data}, name=note, newer=(IMAGES, MASKS))
     if not finished.is_file():
         step(title)
         run_bundle(bundle, configs, output_dir=str(place), **settings)
         finished.touch()
 
 
-def _once(result: Path, title: str, bundle: str, configs: list[str], **overrides: Any) -> None:
+def _once(result: Path, title: str, bundle: str, configs: list[str], data: Mapping[str, Any], **overrides: Any) -> None:
     """Run a bundle, its output into the folder of `result`, unless that was done with the same; see `_train`."""
     settings = for_configs(bundle, configs, overrides)
-    made_from = json_text(_made_from(bundle, configs, settings))
+    made_from = json_text({**_made_from(bundle, configs, settings), **data})
     if not done_before(result, made_from):
         step(title)
         for name in FURTHER:  # of other configs, perhaps, that these do not write again

@@ -12,11 +12,11 @@ from ..checkpoint import read_beside
 from ..data import SECTIONS, labels_in_words, labels_slices
 from ..data.splits import tells_classes_apart
 from ..engines.settings import plain, tops
-from ..files import alone, atomic_path, file_digest, read_json, write, write_json
+from ..files import alone, atomic_path, read_json, write, write_json
 from ..handlers.label_calibration import FEW
 from ..report import write_report
 from .console import logged
-from .fit_checks import check_data, check_findings, images_digest, labels_of_cases, recipe_of
+from .fit_checks import DATALIST, IMAGES, MASKS, check_data, check_findings, data_digests, labels_of_cases, recipe_of
 from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
 from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
 from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
@@ -25,8 +25,9 @@ from .format import format_json
 from .own_bundle import make_bundle, make_slide_bundle, settings_of, slide_settings, with_settings
 from .run import bundle_root, names
 
-IMAGES = "images_sha256"
-WORDS = {"datalist_sha256": "datalist", IMAGES: "set of images (the same names, other files)"}
+WORDS = {DATALIST: "datalist"} | {
+    key: f"set of {name} (the same names, other files)" for key, name in ((IMAGES, "images"), (MASKS, "masks"))
+}
 
 
 def fit(
@@ -42,7 +43,8 @@ def fit(
 ) -> None:
     """Train on yes/no labels, choose every threshold from labels, score what can be scored, write all masks.
 
-    What is finished is skipped, so an interrupted run goes on where it was. Written to `output_dir`:
+    What is finished is skipped, so an interrupted run goes on where it was; after a change of masks of findings all is
+    scored and drawn anew, nothing trained. Written to `output_dir`:
 
     - `<bundle>`: a complete bundle with these weights and settings, as `monai.bundle run`, `export`, `verify` and
       MONAI Label take it;
@@ -87,7 +89,8 @@ def fit(
     if rounds and apart:
         raise ValueError(f"--rounds: a second training learns where nothing is from negatives, and {listed} has none")
     told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
-    digests = {"datalist_sha256": file_digest(listed), IMAGES: images_digest(listed, dataset_dir)}
+    digests = data_digests(listed, dataset_dir)
+    masks_digest = digests.pop(MASKS)
     check_same(home, {**digests, **told}, newer=(IMAGES,))
     if settings.pop(KEY, False) and recipe is VOLUMES:
         read = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
@@ -132,6 +135,7 @@ def fit(
         _as_trained(own, recipe)
         title = f"scores of the {scored} section"
         evaluate = [recipe.evaluate, *(["paper_scores.json"] if apart else [])]
+        shared |= {"made_from": masks_digest}  # they are scored, and drawn into pictures
         scored_anew = once(scores, title, own, recipe, evaluate, **shared, section=scored)
         once(masks, "masks of all cases", own, recipe, **shared, section=everything)
     page = home / "evaluation" / "report.html"

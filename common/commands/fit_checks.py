@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,13 @@ from ..data import SECTIONS, Case, label_of, labels_slices, load_datalist
 from ..data.splits import tells_classes_apart
 from ..engines.launch import check_one_logit
 from ..features import case_files
-from ..files import PathLike, glance, read_json
+from ..files import PathLike, file_digest, glance, read_json
 from .fit_minutes import cases_of, read_case_grid
 from .fit_runs import SLIDES, VOLUMES, Recipe, merged
 from .fit_slides import are_slides
 from .run import BUNDLES
 
-HEADERS = (".hdr", ".mhd", ".nhdr")  # their voxels lie in a file of the same name beside them
+DATALIST, IMAGES, MASKS = "datalist_sha256", "images_sha256", "masks_sha256"
 
 
 def takes_slides(root: Path) -> bool:
@@ -141,10 +140,10 @@ def labels_of_cases(cases: Sequence[Case]) -> list[bool]:
     return [bool(one) for cls, of_slices in zip(labels, sliced, strict=True) for one in (cls if of_slices else [cls])]
 
 
-def images_digest(listed: PathLike, dataset_dir: PathLike) -> str:
-    """SHA-256 of what tells the images and organ masks of a datalist from others: sizes and some bytes of each file.
+def data_digests(listed: PathLike, dataset_dir: PathLike) -> dict[str, str]:
+    """SHA-256 of a datalist, of the images and organ masks that it names, and of its masks of findings, by key.
 
-    A folder that was moved or copied has the same: names and times do not count. Masks of findings are not looked at.
+    Of images and masks, sizes and some bytes of each file count: a folder that was moved or copied has the same.
 
     Args:
         listed: the datalist.
@@ -153,12 +152,10 @@ def images_digest(listed: PathLike, dataset_dir: PathLike) -> str:
     Raises:
         FileNotFoundError, ValueError: see `load_datalist`.
     """
-    digest = hashlib.sha256()
-    content = read_json(listed)
-    for section in SECTIONS:
-        cases = load_datalist(listed, section, dataset_dir=dataset_dir) if content.get(section) else []
-        for file in (file for case in cases for file in case_files(case)):
-            beside = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")) if file.suffix in HEADERS else [file]
-            for one in beside:
-                digest.update(glance(one))
-    return digest.hexdigest()
+    sections = [section for section in SECTIONS if read_json(listed).get(section)]
+    cases = [case for section in sections for case in load_datalist(listed, section, dataset_dir=dataset_dir)]
+    found = {DATALIST: file_digest(listed)}
+    for name, keys in ((IMAGES, ("image", "organ")), (MASKS, ("label",))):
+        glances = [glance(file) for case in cases for file in case_files(case, keys)]
+        found[name] = hashlib.sha256(b"".join(glances)).hexdigest()
+    return found

@@ -142,22 +142,40 @@ def _train(own: Path, place: Path, teacher: Path | None, title: str, shared: Map
     finished.touch()
 
 
-def once(result: Path, title: str, own: Path, recipe: Recipe, over: str | Sequence[str] = "", **settings: Any) -> bool:
+def once(
+    result: Path,
+    title: str,
+    own: Path,
+    recipe: Recipe,
+    over: str | Sequence[str] = "",
+    *,
+    made_from: str = "",
+    **settings: Any,
+) -> bool:
     """Run inference, with configs laid over it, into the folder of `result`, unless that was done.
 
-    Done is what a whole run made with these very weights: after an interrupted second training that is taken up, the
-    scores and masks of the first one are made anew.
+    Done is what a whole run made with these very weights, and from the same data: after an interrupted second training
+    that is taken up, the scores and masks of the first one are made anew.
+
+    Args:
+        result: the file that the run leaves at its end.
+        title: for the console.
+        own: the bundle.
+        recipe: whose inference runs.
+        over: configs laid over it.
+        made_from: tells the data from others that may come to lie in their place.
+        settings: of the run.
 
     Returns:
         Whether it ran.
     """
-    weights = file_digest(settings.get("ckpt", own / "models" / recipe.weights))
-    if done_before(result, weights):
+    made_from = file_digest(settings.get("ckpt", own / "models" / recipe.weights)) + made_from
+    if done_before(result, made_from):
         step(f"{title}: done before")
         return False
     step(title)
     run_bundle(own, [recipe.inference, *names(over)], output_dir=str(result.parent), **settings)
-    say_done(result, weights)
+    say_done(result, made_from)
     return True
 
 

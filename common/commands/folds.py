@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data import SECTIONS, kinds_of_patients, patient_folds, stratified_split, write_datalist
+from ..data.checks import check_cases
 from ..files import PathLike, read_json
 
 
@@ -45,9 +46,11 @@ def write_folds(
         The files.
 
     Raises:
-        ValueError: no such section, or it is empty, or its patients are in other sections, too.
+        ValueError: a split in place of a datalist, or no such section, or it is empty, or its patients are in other
+            sections, too.
     """
     content = read_json(datalist)
+    check_cases(content, str(datalist), SECTIONS)
     if keep is not None and not content.get(keep):
         raise ValueError(
             f"{datalist}: there is no section {keep!r} to keep; it has {[s for s in SECTIONS if content.get(s)]}"

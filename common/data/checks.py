@@ -18,6 +18,12 @@ def check_cases(datalist: dict[str, Any], source: str, sections: Sequence[str]) 
         ValueError: naming section, case and key.
     """
     classes = datalist.get("classes")
+    listed = [datalist.get(section) for section in sections]
+    if any(isinstance(cases, list) and cases and all(isinstance(case, str) for case in cases) for cases in listed):
+        raise ValueError(
+            f"{source}: a split, which names who is in which section, and no datalist; this makes one of it: python -m "
+            f"common prepare folder DIR --split {source} --datalist OUT (or another data set than `folder`)"
+        )
     if not isinstance(classes, list) or len(classes) < 2:
         raise ValueError(f"{source}: 'classes' must list two or more names, the negative one first; got {classes!r}.")
     for section in sections:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..files import file_digest, glance
+from ..images.sources import files_of
 from .labels import refuse, whole_number
 from .rows import Row
 
@@ -41,17 +42,19 @@ def check_copies(groups: Sequence[Sequence[Row]], images: Sequence[str], path: P
     sizes: dict[int, list[tuple[int, str]]] = {}
     for number, (row, *_) in enumerate(groups):
         for column in images:
-            if row.files[column].is_file() and (size := row.files[column].stat().st_size):
+            files = files_of(row.files[column]) if row.files[column].is_file() else []
+            if size := sum(file.stat().st_size for file in files):
                 sizes.setdefault(size, []).append((number, column))
-    first: dict[bytes, tuple[int, str]] = {}
+    first: dict[tuple[bytes, ...], tuple[int, str]] = {}
     pairs: dict[int, int] = {}
     copies: list[str] = []
     problems: list[str] = []
     for number, column in (one for alike in sizes.values() if len(alike) > 1 for one in alike):
         row = groups[number][0]
-        earlier, of = first.setdefault(glance(row.files[column]), (number, column))
+        files = files_of(row.files[column])
+        earlier, of = first.setdefault(tuple(map(glance, files)), (number, column))
         other = groups[earlier][0]
-        if earlier == number or file_digest(row.files[column]) != file_digest(other.files[of]):
+        if earlier == number or [*map(file_digest, files)] != [*map(file_digest, files_of(other.files[of]))]:
             continue
         said = f"{row.at(column)}: {row[column]} is a copy of {other[of]} in row {other.number}"
         pairs[number] = earlier

@@ -13,7 +13,7 @@ from ..data.matches import some
 from ..data.splits import signs_of
 from ..files import PathLike
 from .labels import found_kinds, parse_labels, refuse, whole_number
-from .people import same_person
+from .people import check_people
 from .rows import ERRORS, Row, held, read_labeled_rows
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def with_kinds(
     known = {row.number: row for _, row in chosen}
     labels, names = _classes(list(known.values()), column, classes, path)
     if key == "case" and "patient" in columns:
-        _check_patients(list(known.values()), path)
+        check_people(list(known.values()), path)
         chosen = [(case | {"patient": row["patient"]}, row) for case, row in chosen]
     refuse(
         path,
@@ -115,21 +115,6 @@ def _check_there(by_name: dict[str, Row], key: str, there: set[str], root: PathL
     refuse(path, problems)
     if unread:
         logger.warning("%s: %d row(s) of a %s without such images: %s", path, len(unread), key, some(unread))
-
-
-def _check_patients(rows: Sequence[Row], path: Path) -> None:
-    """Each row has one, written in one way: a patient under two names would come to lie in two sections."""
-    refuse(path, [f"{row.at('patient')}: empty, but other rows have one" for row in rows if not row["patient"]])
-    people: dict[str, Row] = {}
-    problems = []
-    for row in rows:
-        first = people.setdefault(same_person(row["patient"]), row)
-        if first["patient"] != row["patient"]:
-            problems.append(
-                f"{row.at('patient')}: {row['patient']!r} and {first['patient']!r} in row {first.number} seem to be "
-                "one patient; write both alike"
-            )
-    refuse(path, problems)
 
 
 def _classes(

@@ -60,7 +60,7 @@ def patients_of(
         ValueError: a patient is missing, written in two ways, or one PatientID is of two.
     """
     if any(row["patient"] for row in rows):
-        _check_column(rows, path, as_written)
+        check_people(rows, path, as_written=as_written, advice=f"; {_GO_ON}")
         if not as_written:
             _check_ids(rows, ids, path, image)
         return [row["patient"] for row in rows]
@@ -76,7 +76,18 @@ def patients_of(
     return patients
 
 
-def _check_column(rows: Sequence[Row], path: Path, as_written: bool) -> None:
+def check_people(rows: Sequence[Row], path: Path, *, as_written: bool = False, advice: str = "") -> None:
+    """Each row has a patient, written in one way: under two names one would come to lie in two sections.
+
+    Args:
+        rows: with a column `patient`.
+        path: the table, for messages.
+        as_written: two ways to write one patient are no error.
+        advice: what else to do about these.
+
+    Raises:
+        ValueError: naming the rows.
+    """
     people: dict[str, Row] = {}
     problems = []
     for row in rows:
@@ -92,7 +103,7 @@ def _check_column(rows: Sequence[Row], path: Path, as_written: bool) -> None:
         if other["patient"] != row["patient"] and not as_written:
             problems.append(
                 f"{row.at('patient')}: {row['patient']!r} and {other['patient']!r} in row {other.number} seem to be "
-                f"one patient; write both alike; {_GO_ON}"
+                f"one patient; write both alike{advice}"
             )
     refuse(path, problems)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ignite.distributed import get_rank, get_world_size
+import torch
+from ignite.distributed import get_local_rank, get_rank, get_world_size
 from monai.data import DistributedWeightedRandomSampler
-from torch.distributed import all_gather_object, is_initialized
+from torch.distributed import all_gather_object, get_backend, is_initialized
 from torch.utils.data import Dataset, Sampler, Subset, WeightedRandomSampler
 
 
@@ -46,6 +47,8 @@ def gathered(values: Any) -> list[Any]:
     """What each process holds, by rank, on every process; all of them must call it."""
     parts: list[Any] = [values] * get_world_size()
     if len(parts) > 1:
+        if get_backend() == "nccl":  # it sends from the current device, which is the first one in every process
+            torch.cuda.set_device(get_local_rank())
         all_gather_object(parts, values)
     return parts
 

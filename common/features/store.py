@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from ..encoders import Encoder
 from ..files import PathLike, read_json, write, write_json, writing
-from ..images import is_dicom, tensor_bytes
-from ..images.dicom_files import find_series
+from ..images import tensor_bytes
+from ..images.sources import files_of
 from .encoding import encode_batches
 
 FORMAT = "features 2"  # in every key: what is stored, and how
@@ -72,14 +72,14 @@ def file_key(fingerprint: str, files: Iterable[PathLike], preprocessing: str) ->
 
 
 def case_files(case: Mapping[str, Any], keys: Sequence[str] = ("image", "organ")) -> list[Path]:
-    """The files that a case's preprocessed volume is made from, those of a DICOM series one by one.
+    """The files that a case's preprocessed volume is made from, see `common.images.sources.files_of`.
 
     Raises:
-        FileNotFoundError, ValueError: see `common.images.dicom_files.find_series`; a single file need not exist.
+        FileNotFoundError, ValueError: see there; a single file need not exist.
     """
     parts = [case[key] for key in keys if case.get(key) is not None]
-    paths = [Path(path) for part in parts for path in ([part] if isinstance(part, str | os.PathLike) else part)]
-    return [file for path in paths for file in (find_series(path).files if is_dicom(path) else [path])]
+    paths = [path for part in parts for path in ([part] if isinstance(part, str | os.PathLike) else part)]
+    return [file for path in paths for file in files_of(path)]
 
 
 class Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
@@ -49,6 +50,9 @@ class MapsToMaskd(MapTransform):
         largest: without refinement: keep only the largest 3D component.
         min_component_ml: smaller 3D components are dropped.
         min_volume_ml: smaller masks are emptied.
+
+    Raises:
+        ValueError: an unknown word, or a number with which no mask would mean anything.
     """
 
     def __init__(
@@ -74,10 +78,17 @@ class MapsToMaskd(MapTransform):
         super().__init__(keys)
         if binarize not in BINARIZE:
             raise ValueError(f"binarize must be one of {BINARIZE}, got {binarize!r}")
-        if not 0 <= mask_quantile <= 1:
-            raise ValueError(f"mask_quantile must lie in [0, 1], got {mask_quantile}")
         if evidence not in ("predicted", "own", "sum"):
             raise ValueError(f"evidence must be 'predicted', 'own' or 'sum', got {evidence!r}")
+        # A run is checked before it begins; a server of others builds this from a config that nobody has checked.
+        shares = {"gate": gate, "mask_quantile": mask_quantile}
+        sizes = {"gate_smooth_mm": gate_smooth_mm, "min_component_ml": min_component_ml, "min_volume_ml": min_volume_ml}
+        wrong = [f"{k} must lie in [0, 1], got {v}" for k, v in shares.items() if v is not None and not 0 <= v <= 1]
+        wrong += [f"{k} must be 0 or more, got {v}" for k, v in {**sizes, **(refine or {})}.items() if not v >= 0]
+        if math.isnan(threshold):
+            wrong.append("threshold must be a number, got nan")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         self.image_key = image_key
         self.organ_channel = organ_channel
         self.gate = gate

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ignite.distributed import get_rank
+from ignite.distributed import get_rank, get_world_size
 from tqdm import tqdm
 
+from ..engines import gathered
 from .seen import Description
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ def within_window(
 ) -> list[dict]:
     """The cases that a training takes: all of them, or with `skip` those whose window shows something.
 
-    With `skip` every case is read once more, up to its organ mask; masks of findings are not opened. Who is left out
-    is said in a warning, with the reason.
+    With `skip` every case is read once more, up to its organ mask, by one of the processes of a training; masks of
+    findings are not opened. Who is left out is said in a warning, with the reason.
 
     Args:
         cases: as a datalist has them.
@@ -61,23 +62,24 @@ def within_window(
     places = [i for i, one in enumerate(transforms) if getattr(one, "only_looks", False) and one.window is not None]
     if not (skip and places):
         return list(cases)
-    kept, left = [], []
-    for case in tqdm(
-        cases, desc="looking through the window", unit="case", leave=False, disable=not progress or get_rank() > 0
+    mine = range(get_rank(), len(cases), get_world_size())
+    outside: dict[int, str] = {}
+    for i in tqdm(
+        mine, desc="looking through the window", unit="case", leave=False, disable=not progress or get_rank() > 0
     ):
-        data: Any = {key: value for key, value in case.items() if key != "label"}
+        data: Any = {key: value for key, value in cases[i].items() if key != "label"}
         try:
             for transform in transforms[: places[0] + 1]:
                 data = transform(data)
         except OutsideWindow as error:
-            left.append(f"{case['case']} ({error})")
-            continue
+            outside[i] = f"{cases[i]['case']} ({error})"
         except Exception:  # whatever else is wrong, the training says, and names the case
-            logger.debug("%s cannot be looked at", case["case"], exc_info=True)
-        kept.append(case)
-    if not kept:
+            logger.debug("%s cannot be looked at", cases[i]["case"], exc_info=True)
+    outside = {i: text for part in gathered(outside) for i, text in part.items()}
+    left = [outside[i] for i in sorted(outside)]
+    if len(left) == len(cases):
         raise ValueError(f"the window shows nothing of any of {len(left)} cases: {left[0] if left else 'none given'}")
     if left and get_rank() == 0:
         what = "%d of %d case(s) left out, of which the window shows nothing:\n  %s"
         logger.warning(what, len(left), len(cases), "\n  ".join(left))
-    return kept
+    return [case for i, case in enumerate(cases) if i not in outside]

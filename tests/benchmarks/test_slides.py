@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import functools
+import json
+import sys
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -8,9 +11,11 @@ import numpy as np
 import openslide
 import pytest
 
+import benchmarks.heads
 from benchmarks.heads import (
     Found,
     RememberedTiles,
+    benchmark_heads,
     gate_of,
     line_of,
     row_of,
@@ -51,6 +56,24 @@ def test_gates_and_thresholds_of_heads_are_chosen_from_labels_and_beside_that_fr
     assert chosen is not None
     assert 0.1 <= chosen[0] < 0.6
     assert thresholds_from_masks([found(1, 0.9, 0.8, outlined=False), SLIDES[2]], [0.0]) is None
+
+
+def test_heads_of_other_images_or_masks_are_refused_in_the_folder_of_finished_ones(tmp_path, monkeypatch):
+    cases = [{"case": n, "patient": n, "image": f"{n}.tif", "label": f"{n}.xml", "cls": k} for k, n in enumerate("ab")]
+    more = [{key: f"v{one}" if key != "cls" else one for key, one in case.items()} for case in cases]
+    content = {"name": "x", "classes": ["none", "tumor"], "modalities": ["HE"], "training": cases, "validation": more}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    files = [tmp_path / case[key] for case in (*cases, *more) for key in ("image", "label")]
+    for file in files:
+        file.touch()
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr(benchmarks.heads, "_scored", lambda *_: {"auc": 0.5})
+    run = functools.partial(benchmark_heads, str(tmp_path), str(tmp_path / "out"), only="insight", seeds=[0])
+    assert run() == run()
+    for file, what in ((tmp_path / "vb.tif", "images"), (tmp_path / "a.xml", "masks")):
+        file.write_bytes(b"other")
+        with pytest.raises(ValueError, match=f"made with another .*set of {what}"):
+            run()
 
 
 def test_scores_of_a_head_are_dice_of_ill_slides_and_tissue_marked_in_healthy_ones():

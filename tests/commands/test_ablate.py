@@ -21,6 +21,8 @@ def data(tmp_path) -> Path:
     cases = [{"case": f"p{i}", "patient": f"p{i}", "image": f"p{i}.nii", "cls": [0, 1], "label": "m"} for i in range(6)]
     content = {"name": "x", "classes": ["none", "tumor"], "modalities": ["flair"], "training": cases}
     (tmp_path / "datalist.json").write_text(json.dumps(content))
+    for name in ("m", *(case["image"] for case in cases)):
+        (tmp_path / name).touch()
     variants: dict[str, dict] = {"plain": {"pooling": "max"}, "mean": {"pooling": "avg"}, "full": {}}
     (tmp_path / "variants.json").write_text(json.dumps(variants))
     return tmp_path

@@ -149,7 +149,8 @@ def test_what_was_done_is_done_again_only_where_it_was_cut_off_or_made_with_othe
     assert [once(result, "scores", own, VOLUMES, VOLUMES.evaluate) for _ in range(2)] == [True, False]
     weights_of(own, "of the second training, which was interrupted")
     assert [once(result, "scores", own, VOLUMES, VOLUMES.evaluate) for _ in range(2)] == [True, False]
-    assert ran == [["inference.json"], *2 * [["inference.json", "evaluate.json"]]]
+    assert [once(result, "scores", own, VOLUMES, made_from="other masks") for _ in range(2)] == [True, False]
+    assert ran == [["inference.json"], *2 * [["inference.json", "evaluate.json"]], ["inference.json"]]
 
 
 def test_one_label_a_volume_asks_for_more_where_a_config_says_so():

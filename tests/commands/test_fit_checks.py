@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from common.commands.fit_checks import (
     check_classes,
     check_data,
     check_findings,
-    images_digest,
+    data_digests,
     takes_classes_alone,
     takes_several_labels,
     takes_slides,
@@ -55,28 +56,20 @@ def test_data_that_cannot_be_trained_on_are_refused_before_anything_is(tmp_path,
 
 def test_images_are_known_again_in_another_folder_and_told_from_others_of_the_same_names(tmp_path, content):
     path, moved = tmp_path / "datalist.json", tmp_path / "moved"
+    content["training"][1]["label"] = "mask.nii.gz"
     path.write_text(json.dumps(content))
     values = np.random.default_rng(0).random((40, 40, 20)).astype(np.float32)
     values[:10] = values[30:] = 0  # of a size, alike where they begin and end, and not compressed
-    for case in cases_of(content):
-        (tmp_path / case["image"]).write_bytes(values.tobytes())
-    before = images_digest(path, tmp_path)
+    files = ["mask.nii.gz", *(case["image"] for case in cases_of(content))]
+    for name in files:
+        (tmp_path / name).write_bytes(values.tobytes())
+    before = data_digests(path, tmp_path)
     shutil.copytree(tmp_path, moved)
-    assert images_digest(moved / "datalist.json", moved) == before
-    (moved / "vc1.nii.gz").write_bytes(values[::-1].copy().tobytes())
-    assert images_digest(moved / "datalist.json", moved) != before
-
-
-def test_voxels_beside_a_header_of_their_own_count(tmp_path, content):
-    for case in cases_of(content):
-        case["image"] = f"{case['case']}.hdr"
-        (tmp_path / case["image"]).touch()
-        (tmp_path / f"{case['case']}.img").write_bytes(b"before")
-    path = tmp_path / "datalist.json"
-    path.write_text(json.dumps(content))
-    before = images_digest(path, tmp_path)
-    (tmp_path / "c0.img").write_bytes(b"after")
-    assert images_digest(path, tmp_path) != before
+    assert data_digests(moved / "datalist.json", moved) == before
+    for name, changes in (("vc1.nii.gz", {"images_sha256"}), ("mask.nii.gz", {"images_sha256", "masks_sha256"})):
+        (moved / name).write_bytes(values[::-1].copy().tobytes())
+        after = data_digests(moved / "datalist.json", moved)
+        assert {key for key in before if before[key] != after[key]} == changes
 
 
 def test_a_fit_of_other_images_is_refused_in_the_folder_of_a_finished_one(tmp_path, content, monkeypatch):
@@ -92,6 +85,25 @@ def test_a_fit_of_other_images_is_refused_in_the_folder_of_a_finished_one(tmp_pa
     (tmp_path / "c1.nii.gz").write_bytes(b"another image")
     with pytest.raises(ValueError, match=r"made with another set of images"):
         fit("gp_unet_brats", str(tmp_path), str(tmp_path / "out"))
+
+
+def test_after_a_change_of_masks_all_is_scored_and_drawn_anew_and_nothing_is_refused(tmp_path, content, monkeypatch):
+    content["training"][1]["label"] = "mask.nii.gz"
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    best, made_from = tmp_path / "best.pt", []
+    for file in (best, best.with_suffix(".json"), tmp_path / "mask.nii.gz"):
+        file.touch()
+    returned = {"settings_of": {}, "make_bundle": tmp_path / "own", "merged": {}, "learn": best, "steps": 1}
+    returned |= {"read_grids": SimpleNamespace(in_words=str)}
+    returned |= dict.fromkeys(("minutes", "_as_trained", "write_report", "summary"))
+    for name, result in returned.items():
+        monkeypatch.setattr(common.commands.fit, name, lambda *_, result=result, **__: result)
+    monkeypatch.setattr(common.commands.fit, "once", lambda *_, **told: made_from.append(told["made_from"]))
+    for drawn in (b"", b"", b"anew"):
+        (tmp_path / "mask.nii.gz").write_bytes(drawn)
+        fit("gp_unet_brats", str(tmp_path), str(tmp_path / "out"))
+    first, *others = made_from
+    assert [one == first for one in others] == [True, True, True, False, False]
 
 
 def test_several_labels_at_once_are_refused_with_the_bundle_that_takes_them(tmp_path, content):

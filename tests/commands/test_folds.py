@@ -74,3 +74,9 @@ def test_slices_that_were_drawn_whatever_patient_they_are_of_are_dealt_by_patien
         assert sum(map(len, patients(path).values())) == 2 * len(PATIENTS)
     with pytest.raises(ValueError, match="patients of 'test' are in other sections, too: leave out --keep"):
         folds(str(datalist), count=2, keep="test")
+
+
+def test_a_split_is_no_datalist(tmp_path):
+    (tmp_path / "split.json").write_text(json.dumps({"training": PATIENTS[:6], "test": PATIENTS[6:]}))
+    with pytest.raises(ValueError, match="prepare folder DIR --split"):
+        folds(str(tmp_path / "split.json"), count=2)

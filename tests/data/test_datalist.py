@@ -89,6 +89,7 @@ class TestDatalistFile:
             (datalist(test=[case("a")]), "'training' is absent or empty"),
             (datalist(training="abc"), "'training' must be a list of cases, each a dict; got abc"),
             (datalist(training={"a": case("a")}), "'training' must be a list of cases"),
+            ({"training": ["a"]}, "list.json: a split, .* prepare folder DIR --split .*list.json --datalist OUT "),
             (datalist(training=[case("a") | {"case": 7}]), "case 7: case must be a text; got 7"),
             (datalist(training=[case("a") | {"image": 5}]), "case 'a': image must be a text; got 5"),
             (datalist(training=[case("a") | {"image": []}]), "image must be a path, or one a modality"),

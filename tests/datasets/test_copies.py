@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -25,6 +26,16 @@ def test_copies_of_an_image_are_told_and_refused_where_labels_or_patients_contra
         labeled_table(table)
     table.write_text(table.read_text().replace("c.tif,0", "c.tif,1"))
     with pytest.raises(ValueError, match=r"row 4, .*c.tif is a copy of a.tif in row 2, which is of patient 'P': one"):
+        labeled_table(table)
+
+
+def test_headers_alike_are_no_copies_where_the_voxels_beside_them_differ(tmp_path):
+    table = write(tmp_path, "image,label,patient", "a.hdr,1,P", "b.hdr,0,R")
+    for name in "ab":
+        nib.save(nib.Nifti1Pair(np.full((4, 4, 2), ord(name), np.uint8), np.eye(4)), tmp_path / f"{name}.hdr")
+    assert len(labeled_table(table)[0]) == 2
+    shutil.copy(tmp_path / "a.img", tmp_path / "b.img")
+    with pytest.raises(ValueError, match=r"b.hdr is a copy of a.hdr in row 2, which is labeled otherwise"):
         labeled_table(table)
 
 

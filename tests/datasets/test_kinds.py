@@ -114,6 +114,7 @@ def test_cases_without_labels_stay_without(tmp_path):
         (("case,kind,x", "a,,1", "b,,1"), {}, "the column 'kind' is missing"),
         (("case,patient,kind", "a,p7,2", "b,P7,2"), {}, "row 3, column 'patient': 'P7' and 'p7' in row 2 seem to be o"),
         (("case,patient,kind", "a,p7,2", "b,,2"), {}, "row 3, column 'patient': empty, but other rows have one"),
+        (("case,patient,kind", "a,p7,2", "b,nan,2"), {}, "row 3, column 'patient': 'nan' names nobody; write who"),
         (("case,kind",), {}, "no row with a case and its kind follows the header"),
     ],
 )

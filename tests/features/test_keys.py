@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from common.features import FeatureStore, file_key
+from common.features import FeatureStore, case_files, file_key
 from common.features.store import content_key
 from tests.features.helpers import KEY, tiles
 
@@ -47,6 +48,33 @@ def test_file_key_is_of_bytes_order_recipe_and_encoder_but_not_of_names(tmp_path
         file_key("f", [file("e", b"abc" * (10**6 - 1) + b"abd"), b], "recipe"),
     ]
     assert len({base, *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("image", "beside", "header"),
+    [
+        ("a.hdr", ["a.img"], ""),
+        ("a.img", ["a.hdr", "a.mat"], ""),
+        ("a.img.gz", ["a.hdr.gz"], ""),
+        ("a.mhd", ["b.zraw"], "NDims = 3\nElementDataFile = b.zraw\n"),
+        ("a.mhd", ["b1.raw", "b2.raw"], "ElementDataFile = LIST\r\nb1.raw\r\nb2.raw\r\n"),
+        ("a.nhdr", ["a.raw.gz"], "NRRD0004\nencoding: gzip\ndata file: ./a.raw.gz\n"),
+    ],
+)
+def test_a_case_is_made_from_the_files_beside_a_header_as_well(tmp_path, image, beside, header):
+    for name in (image, *beside, "a.json", "a.nii.gz", "c.img"):
+        (tmp_path / name).write_text(header)
+    files = case_files({"image": str(tmp_path / image), "organ": None})
+    assert files[0].name == image
+    assert sorted(file.name for file in files[1:]) == beside
+    before = file_key("f", files, "recipe")
+    (tmp_path / beside[-1]).write_bytes(b"other voxels")
+    assert file_key("f", files, "recipe") != before
+
+
+def test_a_single_file_that_is_not_there_is_named_all_the_same(tmp_path):
+    for name in ("a.nii.gz", "a.hdr", "a.mhd"):
+        assert case_files({"image": [tmp_path / name]}) == [tmp_path / name]
 
 
 def test_an_alias_leads_to_the_content(tmp_path):

@@ -45,3 +45,28 @@ def test_without_a_window_there_is_nothing_to_leave_out(cases):
 def test_other_errors_are_no_reason_to_leave_a_case_out(cases):
     cases[1]["image"] = "gone.nii.gz"  # the training says so
     assert within_window(cases, preprocessing(None), skip=True, progress=False) == cases
+
+
+def test_processes_share_the_reading_and_take_the_same_cases(cases, monkeypatch):
+    """With NCCL each of them sends from a device of its own."""
+    told: list[dict] = []
+    devices, read = [], []
+
+    def exchange(parts: list, mine: dict) -> None:
+        told.append(mine)
+        parts[:] = told[:2] if len(told) > 2 else [mine, {}]
+
+    steps = Compose([lambda case: read.append(case["case"]) or case, *preprocessing(None).transforms])
+    monkeypatch.setattr("common.engines.processes.all_gather_object", exchange)
+    monkeypatch.setattr("common.engines.processes.get_backend", lambda: "nccl")
+    monkeypatch.setattr("torch.cuda.set_device", devices.append)
+    for place in ("common.preprocessing.windows", "common.engines.processes"):
+        monkeypatch.setattr(f"{place}.get_world_size", lambda: 2)
+    kept = []
+    for rank in (0, 1, 0, 1):
+        monkeypatch.setattr("common.preprocessing.windows.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("common.engines.processes.get_local_rank", lambda rank=rank: rank)
+        kept.append(within_window(cases, steps, skip=True, progress=False))
+    assert read == ["a", "c", "b"] * 2
+    assert kept[2] == kept[3] == [cases[0], cases[2]]
+    assert devices == [0, 1, 0, 1]
