@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser, run
+from monai.bundle import ComponentLocator, ConfigParser, run
 
 from common.commands.verify_build import missing_properties
 from common.engines import cause
@@ -39,7 +39,21 @@ def output_shape(names: list[str], channels: int, **overrides: Any) -> list[int]
     return list(network(torch.rand(2, channels + getattr(network, "organ_channel", False), 64, 64)).shape)
 
 
+def remember_components() -> None:
+    """Look through MONAI's modules once: it does so for each config, which takes as long as building a network."""
+    find, known = ComponentLocator._find_classes_or_functions, {}
+
+    def remembered(self: ComponentLocator, modules: list[str]) -> dict[str, list]:
+        key = tuple(modules)
+        if key not in known:
+            known[key] = find(self, modules)
+        return known[key]
+
+    ComponentLocator._find_classes_or_functions = remembered
+
+
 if __name__ == "__main__":
+    remember_components()
     found = {}
     for kind, names, overrides in json.loads(sys.argv[1]):
         if "multi_gpu_train" in names and kind not in ("run", "network"):

@@ -80,6 +80,7 @@ BUNDLES = {
         ],
         "paper": ("flair",),
         "paper_classes": ["none", "tumor"],
+        "shape": (48, 48, 16),  # in smaller heads every stack of slices holds lesion
         # Features are computed: of small images, by weights that are nowhere to be fetched.
         "overrides": {
             "": {"organ": "brain", "zoom": 1.0, "encoder_weights": None},
@@ -114,11 +115,9 @@ def runs(bundle: str) -> list[str]:
     return found
 
 
-def write_data(folder_: Path, modalities: Sequence[str], classes: list[str]) -> None:
+def write_data(folder_: Path, modalities: Sequence[str], classes: list[str], shape: tuple[int, int, int]) -> None:
     """A phantom of the given modalities with its datalist."""
-    write_phantom(
-        folder_, cases=6, shape=(48, 48, 16), modalities=4 if len(modalities) > 1 else 1, healthy_fraction=0.0
-    )
+    write_phantom(folder_, cases=6, shape=shape, modalities=4 if len(modalities) > 1 else 1, healthy_fraction=0.0)
     datalist = make_datalist(
         folder(folder_, modalities=modalities),
         name="phantom",
@@ -138,8 +137,9 @@ def found_in(tmp_path_factory) -> Callable[[str], dict]:
     def check(bundle: str) -> dict:
         if bundle not in found:
             plain, paper = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("paper")
-            write_data(plain, ("flair",), ["none", "tumor"])
-            write_data(paper, BUNDLES[bundle]["paper"], BUNDLES[bundle]["paper_classes"])
+            shape = BUNDLES[bundle].get("shape", (32, 32, 16))
+            write_data(plain, ("flair",), ["none", "tumor"], shape)
+            write_data(paper, BUNDLES[bundle]["paper"], BUNDLES[bundle]["paper_classes"], shape)
             checks = [("run", names, {"datset_dir": "data", "datalist": 1}) for names in runs(bundle)]
             for kind in ("train", "inference"):
                 for names in BUNDLES[bundle][kind]:

@@ -43,6 +43,7 @@ def data(tmp_path_factory):
 def test_one_command_explains_what_inference_decided(bundle, data, tmp_path):
     options = {"dataset_dir": data, "datalist": None, "gate_smooth_mm": 0.0, **BUNDLES[bundle]}
     mask = {"label_pattern": "*/mask.nii.gz", "explained_slices": 2, "output_dir": tmp_path / "explained"}
+    mask["patch"] = 24  # occlusion is a forward for each patch
     run_bundle(bundle, ["inference.json", "explanations.json"], **options, **mask)
     with open(tmp_path / "explained" / "explanations.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

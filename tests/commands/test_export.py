@@ -7,12 +7,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import venv
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 
 import nibabel as nib
@@ -24,36 +22,12 @@ from common.commands.export import bundle_files, common_modules, export, export_
 from common.commands.phantom import phantom_dataset
 from common.commands.run import BUNDLES
 from common.datasets import write_phantom
+from tests.commands.there import There, environment
 from tests.running import run_code
 
 NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/models/model.pt"))
-RUN, TRAIN = "insight_ct", "gp_unet_brats"  # in new interpreters, which take long
+RUN, TRAIN = "insight_ct", "gp_unet_brats"  # in an interpreter of its own each, which takes long to import MONAI
 MONAI_BUNDLE = ("torch", "monai", "numpy", "fire")  # what `python -m monai.bundle` needs, whatever the bundle
-
-
-def with_dependencies(names: Iterable[str]) -> dict[str, Distribution]:
-    """Installed distributions of these names and of all that they require, without extras."""
-    found: dict[str, Distribution] = {}
-    queue = list(names)
-    while queue:
-        name = re.sub(r"[-_.]+", "-", queue.pop()).lower()
-        if name not in found:
-            found[name] = distribution(name)
-            requirements = [Requirement(text) for text in found[name].requires or []]
-            queue += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return found
-
-
-def environment(folder: Path, packages: Iterable[str]) -> Path:
-    """A virtual environment with these packages, borrowed from this one by links; returns its python."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    site = next((folder / "lib").glob("python*/site-packages"))
-    for package in with_dependencies(packages).values():
-        tops = {file.parts[0] for file in package.files or [] if file.parts[0] not in ("..", "__pycache__")}
-        for top in tops:
-            if not (site / top).exists() and package.locate_file(top).exists():
-                (site / top).symlink_to(package.locate_file(top))
-    return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -70,48 +44,46 @@ def head(tmp_path_factory) -> Path:
     return folder
 
 
-def call(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    return subprocess.run([str(python), *arguments], cwd=cwd, env=clean, capture_output=True, text=True, timeout=600)
-
-
 @pytest.fixture(scope="module")
-def installed(zips, tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
-    """`installed(name)`: a python with what the metadata name, and a folder that holds nothing but the bundle.
+def installed(zips, tmp_path_factory) -> Iterator[Callable[[str], There]]:
+    """`installed(name)`: a python with what the metadata name, in a folder that holds nothing but the bundle.
 
     Another package `common` is in the way there.
     """
+    pythons = []
 
     @cache
-    def install(name: str) -> tuple[Path, Path]:
+    def install(name: str) -> There:
         folder = tmp_path_factory.mktemp(name)
         metadata = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())
         python = environment(folder / "env", [*MONAI_BUNDLE, *metadata["required_packages_version"]])
         place = folder / "empty"
         (place / "common").mkdir(parents=True)
         (place / "common" / "__init__.py").write_text("raise RuntimeError('this is another common')")
-        assert "No module named" in call(python, "-P", "-c", "import common.data", cwd=place).stderr
+        pythons.append(There(python, place))
+        assert "No module named" in pythons[-1].call("-P", "-c", "import common.data").stderr
         shutil.unpack_archive(zips[name], place)
-        return python, place
+        return pythons[-1]
 
-    return install
+    yield install
+    for python in pythons:
+        python.close()
 
 
-def run(python: Path, place: Path, name: str, *configs: str, **overrides: object) -> None:
-    """`python -m monai.bundle run` of a bundle in `place`."""
+def run(there: There, name: str, *configs: str, **overrides: object) -> None:
+    """`python -m monai.bundle run` of a bundle there."""
     files = [f"{name}/configs/{config}.json" for config in configs]
     settings = {"config_file": files, "logging_file": f"{name}/configs/logging.conf"} | overrides
     flags = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
-    done = call(python, "-m", "monai.bundle", "run", *flags, cwd=place)
-    assert done.returncode == 0, done.stderr[-3000:]
+    there.fork("-m", "monai.bundle", "run", *flags)
 
 
 @pytest.fixture(scope="module")
 def inferred(installed, head) -> Path:
     """What the inference of `RUN` wrote there."""
-    python, place = installed(RUN)
-    run(python, place, RUN, "inference", output_dir="out", dataset_dir=head, **quick())
-    return place / "out"
+    there = installed(RUN)
+    run(there, RUN, "inference", output_dir="out", dataset_dir=head, **quick())
+    return there.place / "out"
 
 
 def test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_names(inferred, head):
@@ -123,39 +95,39 @@ def test_zip_runs_from_an_empty_folder_with_only_the_packages_that_its_metadata_
 
 
 def test_monai_downloads_the_zip_there(installed, zips):
-    python, place = installed(RUN)
+    there = installed(RUN)
     source = ("--name", RUN, "--url", zips[RUN].as_uri(), "--bundle_dir", "downloaded")
-    loaded = call(python, "-m", "monai.bundle", "download", *source, cwd=place)
-    assert loaded.returncode == 0, loaded.stderr[-3000:]
+    there.fork("-m", "monai.bundle", "download", *source)
     with zipfile.ZipFile(zips[RUN]) as archive:
-        assert all((place / "downloaded" / name).read_bytes() == archive.read(name) for name in archive.namelist())
+        assert all(
+            (there.place / "downloaded" / name).read_bytes() == archive.read(name) for name in archive.namelist()
+        )
 
 
 def test_python_example_of_the_readme_writes_what_the_command_writes(inferred, installed, head):
-    python, place = installed(RUN)
-    (code,) = re.findall(r"```python\n(.*?)```", (place / RUN / "docs" / "README.md").read_text(), re.DOTALL)
+    there = installed(RUN)
+    (code,) = re.findall(r"```python\n(.*?)```", (there.place / RUN / "docs" / "README.md").read_text(), re.DOTALL)
     options = ", ".join(f"{key}={value!r}" for key, value in quick().items())
     for old, new in {"bundles/": "", '"DIR"': f"{str(head)!r}, {options}", '"OUT"': "'by_example'"}.items():
         assert old in code
         code = code.replace(old, new)
-    done = call(python, "-c", code, cwd=place)
-    assert done.returncode == 0, done.stderr[-3000:]
+    there.fork("-c", code)
     for kind in ("seg", "heatmap"):
-        files = (folder / f"phantom_000_{kind}.nii.gz" for folder in (inferred, place / "by_example"))
+        files = (folder / f"phantom_000_{kind}.nii.gz" for folder in (inferred, there.place / "by_example"))
         one, other = map(nib.load, files)
         np.testing.assert_array_equal(one.get_fdata(), other.get_fdata())
 
 
 def test_zip_trains_there_too_and_its_new_weights_make_masks(installed, head, tmp_path):
-    python, place = installed(TRAIN)
+    there = installed(TRAIN)
     data = phantom_dataset(tmp_path, cases=10)
     options: dict[str, object] = {"device": "cpu", "progress": False}
-    run(python, place, TRAIN, "train", "phantom", dataset_dir=data, output_dir="training", max_epochs=1, **options)
-    with open(place / "training" / "training_log.csv", encoding="utf-8") as file:
+    run(there, TRAIN, "train", "phantom", dataset_dir=data, output_dir="training", max_epochs=1, **options)
+    with open(there.place / "training" / "training_log.csv", encoding="utf-8") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
     options |= {"dataset_dir": head, "image_pattern": "*/flair.nii.gz", "ckpt": "training/model.pt"}
-    run(python, place, TRAIN, "inference", "phantom", output_dir="trained", **options)
-    assert (place / "trained" / "phantom_000_seg.nii.gz").is_file()
+    run(there, TRAIN, "inference", "phantom", output_dir="trained", **options)
+    assert (there.place / "trained" / "phantom_000_seg.nii.gz").is_file()
 
 
 def quick() -> dict[str, object]:

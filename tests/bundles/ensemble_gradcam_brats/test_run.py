@@ -168,7 +168,7 @@ def test_inference_writes_the_masks_that_evaluation_scored(run, ckpt, searched, 
 
 def test_training_never_sees_where_in_a_slice_the_mask_is(run, tmp_path):
     as_is = phantom_dataset(tmp_path / "as_is", cases=8)
-    short = {"max_epochs": 2}
+    short = {"max_epochs": 1}
     states = [
         torch.load(run("train.json", "phantom.json", dataset_dir=data, **short) / "model.pt", weights_only=True)
         for data in (as_is, shuffled_copy(as_is, tmp_path / "shuffled"))

@@ -100,6 +100,7 @@ def test_training_never_sees_where_in_a_slice_the_mask_is(two_truths, tmp_path):
 def test_the_second_round_learns_from_heatmaps_and_never_from_masks(two_truths, trained, tmp_path):
     pseudo = tmp_path / "pseudo"
     part = {"datalist": two_truths[0] / "datalist.json", "section": "training"}
+    part |= {"num_slices": 12, "num_directions": 8}  # rough maps do to learn from
     infer(BUNDLE, two_truths[0], trained / "model.pt", pseudo, **{key: str(value) for key, value in part.items()})
     heats = {path: nib.load(path) for path in pseudo.glob("*_heatmap.nii.gz")}
     threshold = float(np.quantile(np.concatenate([heat.get_fdata().ravel() for heat in heats.values()]), 0.9))

@@ -73,11 +73,18 @@ def write_slide(
     return path
 
 
-def slide_case(folder: Path, name: str = "a", cls: Any = 1, **options: Any) -> dict[str, Any]:
-    """A case of 2500 × 2500 pixels of 0.5 µm."""
-    options = {"tissue": [TISSUE_BOX], "lesions": LESIONS if cls else ()} | options
-    path = write_slide(folder / f"{name}.tif", (2500, 2500), **options)
+def slide_case(folder: Path, name: str = "a", cls: Any = 1, *, side: int = 2500, **options: Any) -> dict[str, Any]:
+    """A case of `side` × `side` pixels, 2500 of 0.5 µm or fewer that are larger; boxes are in pixels of 0.5 µm."""
+    options = {"tissue": [TISSUE_BOX], "lesions": LESIONS if cls else (), "mpp": 0.5 * 2500 / side} | options
+    options |= {key: [scaled(box, side / 2500) for box in options[key]] for key in ("tissue", "lesions")}
+    path = write_slide(folder / f"{name}.tif", (side, side), **options)
     return {"case": name, "patient": name, "image": str(path), "cls": cls}
+
+
+def scaled(box: Box, factor: float) -> Box:
+    """The box in pixels of another size."""
+    left, top, right, bottom = (round(edge * factor) for edge in box)
+    return left, top, right, bottom
 
 
 class ColorEncoder(nn.Module):
@@ -133,8 +140,9 @@ def write_annotation(path: Path, polygons: Sequence[tuple[str, Sequence[tuple[fl
     return path
 
 
-def corners_of(box: Box) -> list[tuple[float, float]]:
-    x0, y0, x1, y1 = box
+def corners_of(box: Box, side: int = 2500) -> list[tuple[float, float]]:
+    """Of a box in pixels of 0.5 µm, in pixels of a `slide_case` of that side."""
+    x0, y0, x1, y1 = scaled(box, side / 2500)
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
@@ -142,19 +150,30 @@ def color_network(num_labels: int = 1) -> nn.Module:
     return load_script("insight_ct", "networks").Insight(ColorEncoder(), ColorHead(num_labels))
 
 
-def run_slides(cases: Sequence[dict], output_dir: Path, *, classes: Sequence[str] = ("none", "tumor"), **options: Any):
-    """The evaluator over some slides with the color network; returns it after the run."""
+def run_slides(
+    cases: Sequence[dict],
+    output_dir: Path,
+    *,
+    classes: Sequence[str] = ("none", "tumor"),
+    pictures: bool = False,
+    **options: Any,
+):
+    """The evaluator over some slides with the color network; returns it after the run.
+
+    Pictures of slides as small as these are drawn from their finest level: without them it takes a third of the time.
+    """
     inference, tiles = load_script("insight_ct", "slides.inference"), load_script("insight_ct", "slides.tiles")
     truth = load_script("insight_ct", "slides.truth")
     tiler = tiles.Tiler(**options.pop("tiler", {}))
-    handlers = [inference.SlideWriter(output_dir, classes=classes), *options.pop("handlers", ())]
+    writer = inference.SlideWriter(output_dir, classes=classes, save_overlay=pictures, save_cells=pictures)
+    handlers = [writer, *options.pop("handlers", ())]
     if any("cls" in case for case in cases):
         handlers.append(truth.SlideScores(output_dir, classes=classes, resamples=20))
     evaluator = inference.SlideEvaluator(
         "cpu",
         inference.SlideDataset(cases, classes=classes),
         options.pop("network", None) or color_network(len(classes) - 1),
-        inferer=inference.SlideInferer(tiler, tiles_dir=output_dir, **options),
+        inferer=inference.SlideInferer(tiler, tiles_dir=output_dir if pictures else None, **options),
         val_handlers=handlers,
         progress=False,
     )

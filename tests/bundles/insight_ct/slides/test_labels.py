@@ -20,6 +20,7 @@ from tests.bundles.insight_ct.slides.helpers import (
 
 RED = (235, 130, 110)  # all tissue of slides with `high`; `low` is a lesion, so either may be without the other
 LABELS = ("low;high", "no", "low", "high")
+SIDE = 1250  # pixels twice as large as those of other slides
 
 
 def test_several_labels_of_a_slide_are_learned_in_one_network(tmp_path):
@@ -27,11 +28,11 @@ def test_several_labels_of_a_slide_are_learned_in_one_network(tmp_path):
     for number, section in enumerate(["training"] * 4 + ["validation"] * 4):
         label, name = LABELS[number % 4], f"s{number}"
         found = [] if label == "no" else label.split(";")
-        tissue = (TISSUE_BOX[0], TISSUE_BOX[1] - 9 * number, *TISSUE_BOX[2:])
-        options = {"lesions": LESIONS if "low" in found else (), "tissue": [tissue]}
+        tissue = (TISSUE_BOX[0], TISSUE_BOX[1] - 8 * number, *TISSUE_BOX[2:])
+        options = {"lesions": LESIONS if "low" in found else (), "tissue": [tissue], "side": SIDE}
         slide_case(tmp_path, name, colors=(GLASS, RED if "high" in found else TISSUE, LESION), **options)
         boxes = [(one, box) for one in found for box in (LESIONS if one == "low" else (tissue,))]
-        write_annotation(tmp_path / f"{name}.xml", [(one, corners_of(box)) for one, box in boxes])
+        write_annotation(tmp_path / f"{name}.xml", [(one, corners_of(box, SIDE)) for one, box in boxes])
         rows.append(f"{name}.tif,{label},p{number},{f'{name}.xml' if found else ''},{section}")
     (tmp_path / "slides.csv").write_text("\n".join(rows))
     prepare("table", str(tmp_path / "slides.csv"), classes="none,low,high")

@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +33,7 @@ from tests.bundles.insight_ct.slides.helpers import (
     write_annotation,
     write_slide,
 )
+from tests.running import run_code
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -50,6 +48,9 @@ def mask_of(path: Path) -> tuple[np.ndarray, float]:
         return file.series[0].asarray() > 0, 1e4 * denominator / numerator
 
 
+SIDE = 1250  # of slides that are read often: as large, with pixels twice as large
+
+
 def planted(shape: tuple[int, ...], cell: float, lesions: tuple[Box, ...] = LESIONS) -> np.ndarray:
     """Cells whose centers lie in a lesion."""
     y, x = np.meshgrid(*((np.arange(n) + 0.5) * cell for n in shape), indexing="ij")
@@ -60,7 +61,7 @@ class TestRun:
     def test_lesions_come_back_at_their_place(self, tmp_path):
         case = slide_case(tmp_path)
         case["label"] = str(write_annotation(tmp_path / "a.xml", [("Tumor", corners_of(box)) for box in LESIONS]))
-        run_slides([case], tmp_path / "out")
+        run_slides([case], tmp_path / "out", pictures=True)
         out = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
         files = ["cells.npz", "heatmap.ome.tif", "heatmap_tumor.tif", "overlay.png", "seg.tif", "tiles.png"]
         assert out == sorted([f"a_{name}" for name in files] + ["predictions.csv", "metrics.csv", "summary.json"])
@@ -107,7 +108,7 @@ class TestRun:
 
     def test_several_labels_have_a_map_each_and_one_mask(self, tmp_path):
         classes = ("none", "DCIS", "ADH")
-        run_slides([slide_case(tmp_path, cls=["DCIS"])], tmp_path / "out", classes=classes)
+        run_slides([slide_case(tmp_path, cls=["DCIS"])], tmp_path / "out", classes=classes, pictures=True)
         heat, mask = (tifffile.imread(tmp_path / "out" / f"a_{name}.tif") for name in ("heatmap.ome", "seg"))
         assert heat.shape[0] == 2
         assert heat[1].max() == 0
@@ -132,7 +133,7 @@ class TestRun:
         Path(cut["image"]).write_bytes(Path(cut["image"]).read_bytes()[:-3000])
         write_slide(Path(blank["image"]), (2500, 2500))
         with pytest.raises(RuntimeError, match="3 of 4 cases failed") as error:
-            run_slides([cut, blank, plain, good], tmp_path / "out")
+            run_slides([cut, blank, plain, good], tmp_path / "out", pictures=True)
         for message in (
             "cut.tif: it cannot be read",
             "blank.tif: no tissue found",
@@ -190,20 +191,17 @@ peaks = []
 for side in (5_000, 20_000):
     tissue = [(side // 20, side // 20, side - side // 20, side - side // 20)]
     lesions = [(side // 2, side // 4, side // 2 + 900, side // 4 + 600)]
-    folder = Path(sys.argv[1]) / str(side)
+    folder = Path(sys.argv[-1]) / str(side)
     path = write_slide(folder / "large.tif", (side, side), tissue=tissue, lesions=lesions)
-    run_slides([{"case": "a", "patient": "a", "image": str(path)}], folder, tiler={"mpp": 2.0}, batch_size=16)
+    run_slides([{"case": "a", "patient": "a", "image": str(path)}], folder, tiler={"mpp": 2.0}, batch_size=16,
+        pictures=True)
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print("MIB", json.dumps(peaks))
 """
 
 
 def test_memory_stays_flat_from_5_000_to_20_000_pixels_and_lesions_are_found(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", LARGE, str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    small, large = json.loads(done.stdout.split("MIB")[1])
+    small, large = json.loads(run_code(LARGE, str(tmp_path), environment={"OMP_NUM_THREADS": "1"}).split("MIB")[1])
     assert large - small < 60  # the whole slide is 1,144 MiB
     for side in (5_000, 20_000):
         mask = tifffile.imread(tmp_path / str(side) / "a_seg.tif")
@@ -217,9 +215,10 @@ def test_fit_goes_from_a_table_of_slides_to_masks_and_a_bundle_and_computes_feat
     rows = ["image,label,patient,mask,split"]
     for number, section in enumerate(["training"] * 4 + ["validation"] * 2 + ["test"] * 2):
         ill = number % 2
-        slide_case(tmp_path / "data", f"s{number}", cls=ill, tissue=[(350, 400 - 9 * number, 2100, 1950)])
+        tissue = [(350, 400 - 8 * number, 2100, 1950)]
+        slide_case(tmp_path / "data", f"s{number}", cls=ill, tissue=tissue, side=SIDE)
         if ill:
-            polygons = [("_0", corners_of(box)) for box in LESIONS]
+            polygons = [("_0", corners_of(box, SIDE)) for box in LESIONS]
             write_annotation(tmp_path / "data" / f"s{number}.xml", polygons)
         rows.append(f"s{number}.tif,{'yes' if ill else 'no'},p{number},{f's{number}.xml' if ill else ''},{section}")
     (tmp_path / "data" / "slides.csv").write_text("\n".join(rows))
@@ -231,7 +230,7 @@ def test_fit_goes_from_a_table_of_slides_to_masks_and_a_bundle_and_computes_feat
     fit(*command, **settings)
     said = capsys.readouterr().out
     assert "training 4 cases of 4 patients, slides none 2, lesion 2; validation" in said
-    assert "slides: 8 .tif; 0.5 µm per pixel, longer side 2,500 pixels; tiles of 448 µm at 2 µm per pixel, 8 a" in said
+    assert "slides: 8 .tif; 1 µm per pixel, longer side 1,250 pixels; tiles of 448 µm at 2 µm per pixel, 8 a" in said
     assert "test, from labels: lesion, AUC of slides" in said
     assert "with outlines, which chose nothing: Dice" in said
     assert len(list(FeatureStore(tmp_path / "store").entries())) == 8
