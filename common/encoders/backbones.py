@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint
 from .efficientnet import IMAGENET_MEAN, IMAGENET_STD, EfficientNetLite, adapt_first_filters, freeze_statistics
+from .maps import MapHead, stage_features
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
 LITES = ("efficientnet_lite0", "efficientnet_lite1")
@@ -37,6 +38,7 @@ class Classifier(nn.Module):
         width: factor on the channels of a ResNet.
         input_scale: brings images to the range that ImageNet's mean and deviation (0.45, 0.225) expect; 0.4 fits
             images in multiples of an organ's median.
+        map_width: channels of a `MapHead` beside the class, see `with_map`; 0: there is none.
 
     Attributes:
         stages: names of the submodules that end a resolution, fine to coarse, for class activation maps: strides 4, 8,
@@ -59,6 +61,7 @@ class Classifier(nn.Module):
         dropout: float = 0.0,
         width: float = 1.0,
         input_scale: float = 0.4,
+        map_width: int = 0,
     ) -> None:
         super().__init__()
         if norm not in (None, "batch", "frozen_batch", "group"):
@@ -97,6 +100,9 @@ class Classifier(nn.Module):
             self.body.encoder.frozen_statistics = False  # type: ignore[union-attr]
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(features, num_classes)
+        self.map_head: MapHead | None = None
+        if map_width:
+            self.map_head = MapHead(self, map_width)
 
     def train(self, mode: bool = True) -> Classifier:
         """As `nn.Module.train`.
@@ -127,6 +133,17 @@ class Classifier(nn.Module):
         if self.in_channels == 1:
             image = image.expand(-1, 3, -1, -1)
         return self.head(self.dropout(self.body((image * self.input_scale - self.mean) / self.std)))
+
+    def with_map(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Map of the `MapHead`, `[B, 1, h, w]` logits on the finest stage's cells, and `forward`, in one pass.
+
+        Raises:
+            ValueError: there is none (`map_width` 0).
+        """
+        if self.map_head is None:
+            raise ValueError("this network draws no map (map_width 0): take a class activation map")
+        logits, stages = stage_features(self, image)
+        return self.map_head(stages), logits
 
 
 class _LiteBody(nn.Module):

@@ -186,3 +186,20 @@ def test_without_timm_its_models_are_refused_with_the_reason():
         pytest.skip("timm is installed here")
     with pytest.raises(ImportError, match=r"'timm/resnet10t.c3_in1k' needs timm"):
         Classifier("timm/resnet10t.c3_in1k")
+
+
+@pytest.mark.parametrize("backbone", ["resnet10", "efficientnet_lite0"])
+def test_a_map_is_drawn_on_the_finest_stage_and_changes_no_logit(backbone):
+    torch.manual_seed(0)
+    network = Classifier(backbone, map_width=4).eval()
+    image = torch.rand(2, 1, 64, 96)
+    maps, logits = network.with_map(image)
+    assert maps.shape == (2, 1, 16, 24)
+    torch.testing.assert_close(logits, network(image))
+    assert not any(module._forward_hooks for module in network.modules())
+    torch.testing.assert_close(torch.jit.script(network)(image), logits)
+    plain = Classifier(backbone).eval()
+    plain.load_state_dict({key: value for key, value in network.state_dict().items() if "map_head" not in key})
+    torch.testing.assert_close(plain(image), logits)
+    with pytest.raises(ValueError, match="map_width 0"):
+        plain.with_map(image)

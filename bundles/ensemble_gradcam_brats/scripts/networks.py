@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import common.cam
 import common.losses
 from common.encoders import Classifier
+from common.encoders.maps import MapHead, stage_features
 
 METHODS = ("CAM", "GradCAM", "GradCAMpp", "HiResCAM", "LayerCAM", "ScoreCAM", "SmoothGradCAMpp", "XGradCAM")
 TARGETS = ("argmax", "predicted")
@@ -177,46 +178,6 @@ class EnsembleNet(nn.Module):
         with torch.no_grad():
             logits = torch.stack([self(view) for view in views]).mean(dim=0)
         return 1 + logits[:, 1:].argmax(dim=1)
-
-
-class MapHead(nn.Module):
-    """One map from a classifier's features of all resolutions: 1×1 convolutions, added up at the finest, and one more.
-
-    Args:
-        member: whose stages it reads; it is no part of the head.
-        width: channels of the sum.
-    """
-
-    def __init__(self, member: Classifier, width: int) -> None:
-        super().__init__()
-        with torch.no_grad():
-            mode = member.training
-            _, stages = stage_features(member.eval(), torch.zeros(1, member.in_channels, 64, 64))
-            member.train(mode)
-        self.laterals = nn.ModuleList(nn.Conv2d(stage.shape[1], width, kernel_size=1) for stage in stages)
-        self.head = nn.Conv2d(width, 1, kernel_size=1)
-
-    def forward(self, stages: list[Tensor]) -> Tensor:
-        """Logits `[B, 1, h, w]` of features `[B, C, h, w]`, fine to coarse."""
-        size = stages[0].shape[-2:]
-        total = torch.zeros_like(stages[0][:, :1])
-        for i, lateral in enumerate(self.laterals):
-            total = total + F.interpolate(lateral(stages[i]), size=size, mode="bilinear", align_corners=False)
-        return self.head(F.relu(total))
-
-
-def stage_features(member: Classifier, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits of a classifier and the outputs of its `stages`, fine to coarse."""
-    found: list[Tensor] = []
-    hooks = [
-        member.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: found.append(output))
-        for name in member.stages
-    ]
-    try:
-        return member(image), found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _mean_probability(logits: Tensor) -> Tensor:

@@ -20,9 +20,11 @@ from common.radon import MapReconstruction, directions, reconstruct
 
 from .cells import first_cell, maps_on_body
 from .geometry import GEOMETRIES, Body, Geometry, check_depth, crop_to_organ, slices_across
+from .networks import DrawnMap, highest_cm2
 from .planes import Planes
 
 CAMS = {"layercam": "LayerCAM", "gradcam": "GradCAM", "gradcampp": "GradCAMpp", "scorecam": "ScoreCAM"}
+DRAWN = "drawn"
 METHODS = ("tonno", *CAMS, "averaged_cam", "tomographic_cam")
 Method = Literal["tonno", "layercam", "gradcam", "gradcampp", "scorecam", "averaged_cam", "tomographic_cam"]
 
@@ -42,7 +44,8 @@ class ToNNOInferer(Inferer):
     Args:
         method: one of those listed.
         cam_layer: resolution of the maps, 1 (finest) to as many as the network has `stages`.
-        cam: of `averaged_cam` and `tomographic_cam`: `layercam`, `gradcam`, `gradcampp` or `scorecam`.
+        cam: of `averaged_cam` and `tomographic_cam`: `layercam`, `gradcam`, `gradcampp`, `scorecam`, or `drawn`, in
+            place of an activation map the one that a network with a `map_width` draws, whatever the layer.
         num_slices: M.
         num_directions: L, over half a sphere: a plane and its mirror image are the same.
         layout: `latitude` cuts planes some ten times faster, `fibonacci` is the paper's lattice.
@@ -53,7 +56,8 @@ class ToNNOInferer(Inferer):
             as in training on stacks; where they overlap, heat and probability are the mean. None or 0: no stacks.
         views: of the single-view methods: `axial` or `three`.
         probability: `volume`: one for all slices of a volume; `slices`: that of the axial slice itself, which wants a
-            network that learned from labels of planes (`train_refine.json`).
+            network that learned from labels of planes (`train_refine.json`); `map`: the mean of the heatmap's highest
+            cm² in a slice, for maps that are drawn.
         quantile: a volume's probability is the sigmoid of this quantile of the logits of its planes; 1 is the maximum.
         batch_size: planes per forward.
         precision: `float32`, or `bfloat16` through autocast.
@@ -81,7 +85,7 @@ class ToNNOInferer(Inferer):
         organ_channel: bool = True,
         stack: int | None = None,
         views: Literal["axial", "three"] = "axial",
-        probability: Literal["volume", "slices"] = "volume",
+        probability: Literal["volume", "slices", "map"] = "volume",
         quantile: float = 0.95,
         batch_size: int = 64,
         precision: Literal["float32", "bfloat16"] = "float32",
@@ -89,19 +93,21 @@ class ToNNOInferer(Inferer):
         progress: bool = True,
         backend: str = "torch",
     ) -> None:
-        choices = {"method": (method, METHODS), "cam": (cam, tuple(CAMS)), "geometry": (geometry, GEOMETRIES)}
+        choices = {"method": (method, METHODS), "cam": (cam, (*CAMS, DRAWN)), "geometry": (geometry, GEOMETRIES)}
         choices |= {"views": (views, ("axial", "three")), "precision": (precision, ("float32", "bfloat16"))}
-        choices |= {"probability": (probability, ("volume", "slices"))}
+        choices |= {"probability": (probability, ("volume", "slices", "map"))}
         for name, (value, known) in choices.items():
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if cam_layer < 1:
             raise ValueError(f"cam_layer counts from 1, got {cam_layer}")
+        if probability == "map" and (cam != DRAWN or method != "averaged_cam"):
+            raise ValueError("probability 'map' is read off a map of probabilities: averaged_cam with cam 'drawn'")
         if stack is not None and stack < 0:
             raise ValueError(f"stack must be a number of slices, or 0 or null for the whole volume, got {stack}")
         self.method = method
         self.cam_layer = cam_layer
-        self.cam = CAMS[method] if method in CAMS else CAMS[cam]
+        self.cam = CAMS[method] if method in CAMS else CAMS.get(cam, DRAWN)
         normals = directions(num_directions, hemisphere=hemisphere, layout=layout)
         self.planes = Planes(normals, num_slices=num_slices, size=size, meridians=layout == "latitude")
         self.size = size
@@ -161,12 +167,16 @@ class ToNNOInferer(Inferer):
             if self.probability == "slices":
                 slices = slices_across(body, 2, self.size)
                 positive[z] = self._logits(network, slices).sigmoid()
-            else:
+            elif self.probability == "volume":
                 positive[:] = torch.quantile(logits.float(), self.quantile).sigmoid()
             probability[:, part] += torch.stack([1 - positive, positive])
             for name, heat in heats.items():
                 totals[name][..., part][x, y, z] += heat
-        return {name: total / times for name, total in totals.items()}, probability / times
+        heats = {name: total / times for name, total in totals.items()}
+        if self.probability == "map":
+            positive = highest_cm2(heats[self.method], spacing)
+            return heats, torch.stack([1 - positive, positive])
+        return heats, probability / times
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -218,7 +228,9 @@ class ToNNOInferer(Inferer):
                 body.inside.shape,
                 size=self.size,
                 kinds=tuple(kinds),
-                first_cell=first_cell(network, name, self.size, body.volume.shape[0]),
+                first_cell=None
+                if self.cam == DRAWN  # as its training had it
+                else first_cell(network, name, self.size, body.volume.shape[0]),
                 inside=body.inside,
                 device=body.volume.device,
                 **body.extent,
@@ -264,6 +276,8 @@ class ToNNOInferer(Inferer):
         return body.volume.new_zeros(1, body.volume.shape[0], self.size, self.size)
 
     def _cam(self, network: nn.Module, layers: Sequence[int]) -> Any:
+        if self.cam == DRAWN:
+            return DrawnMap(network)
         stages: Sequence[str] = getattr(network, "stages", ())
         if max(layers) > len(stages):
             raise ValueError(

@@ -154,4 +154,8 @@ class PseudoPlaneDataset(PlaneDataset):
         area = mask.sum(dim=(1, 2)) * self.bodies[index].pixel_cm2(self.size)
         organ = (image != 0).any(dim=1).sum(dim=(1, 2))
         chosen = pairs_of_planes(area, organ, count=pairs, min_area=self.min_area_cm2)[: self.planes]
-        return {"image": self._augmented(image[chosen]), "cls": (area[chosen] > 0).float()}
+        return {
+            "image": self._augmented(image[chosen]),
+            "cls": (area[chosen] > 0).float(),
+            "pseudo": mask[chosen][:, None],
+        }

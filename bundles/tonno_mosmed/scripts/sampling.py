@@ -258,3 +258,12 @@ def prepare_batch(
     """`(image [B N, C, h, w], cls [B N, 1])` of a batch of B volumes with N planes each."""
     flat = {"image": batch["image"].flatten(0, 1), "cls": batch["cls"].flatten()[:, None]}
     return training.prepare_batch(flat, device, non_blocking)
+
+
+def prepare_masks(
+    batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `prepare_batch`, with planes of the pseudo-mask and of the organ, `[B N, 1, h, w]`, beside the labels."""
+    image, cls = prepare_batch(batch, device, non_blocking)
+    pseudo = batch["pseudo"].flatten(0, 1).to(device, non_blocking=non_blocking)
+    return image, {"cls": cls, "pseudo": pseudo, "organ": (image != 0).any(dim=1, keepdim=True).float()}

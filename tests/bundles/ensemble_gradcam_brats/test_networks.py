@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from common.cam import GradCAM
+from common.encoders.maps import stage_features
 from common.engines import SliceMapInferer
 from tests.bundles.conftest import load_script
 
@@ -150,7 +151,7 @@ def test_map_heads_draw_the_maps_and_leave_the_classification_as_it_was(network,
 
 
 def test_the_map_of_a_head_comes_from_every_resolution(with_heads, image):
-    _, stages = networks.stage_features(with_heads.members[0], image[:, :1])
+    _, stages = stage_features(with_heads.members[0], image[:, :1])
     assert [tuple(stage.shape[1:]) for stage in stages] == [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]
     gradients = torch.autograd.grad(with_heads.map_heads[0](stages).sum(), stages)
     assert all(gradient.abs().sum() > 0 for gradient in gradients)

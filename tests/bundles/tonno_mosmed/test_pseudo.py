@@ -57,6 +57,9 @@ def test_planes_are_positive_where_they_meet_the_lesion(tmp_path):
         assert item["cls"].tolist() == [1.0, 0.0] * 8
         assert (bright[0::2] > 0.99).all()
         assert (bright[1::2] < 1e-3).all()
+        drawn, shown = item["pseudo"][:, 0], (item["image"][:, 0] - 1).clamp(min=0) / 2
+        assert drawn[1::2].max() < 1e-3
+        assert (drawn - shown)[0::2].abs().mean() < 0.2 * shown[0::2].mean()  # the mask is cut with the image
 
 
 def test_what_lies_in_slices_labeled_negative_is_no_finding(tmp_path):

@@ -122,7 +122,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     ("overrides", "message"),
     [
         ({"method": "radon"}, "method must be one of"),
-        ({"cam_layer": "4"}, "cam_layer 4 does not exist: Classifier has 3 stages"),
+        ({"cam": "layercam", "cam_layer": "4"}, "cam_layer 4 does not exist: Classifier has 3 stages"),
         ({"backbone": "resnet10"}, "does not fit the network Classifier"),
     ],
 )
