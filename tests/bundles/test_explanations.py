@@ -16,11 +16,12 @@ from tests.bundles.conftest import load_script, run_bundle
 backbones = load_script("gp_unet_brats", "backbones")
 ensemble = load_script("ensemble_gradcam_brats", "networks")
 insight = load_script("insight_ct", "networks")
-# What the shipped weights are for is of no matter here; few planes make ToNNO fast.
+# What the shipped weights are for is of no matter here; few planes make ToNNO fast, and what is explained is its logit
+# of the slice's plane, also where inference reads the probability off the drawn map.
 BUNDLES = {
     "gp_unet_brats": {},
     "ensemble_gradcam_brats": {},
-    "tonno_mosmed": {"num_slices": 4, "num_directions": 4},
+    "tonno_mosmed": {"num_slices": 4, "num_directions": 4, "probability": "slices"},
     "insight_ct": {"organ": "brain", "image_pattern": "*/flair.nii.gz", "window": [0.0, 400.0]},
 }
 TINY = {
