@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.encoders import Classifier
-from common.losses import soft_bce_dice
 
 
 class DrawnMap:
@@ -47,31 +45,6 @@ class PlanesWithMaps(nn.Module):
         """Maps `[N, 1, h, w]` and logits `[N, 1]` of planes `[N, C, h, w]`."""
         maps, logits = self.module.with_map(image)
         return F.interpolate(maps, size=image.shape[-2:], mode="bilinear", align_corners=False), logits
-
-
-class DrawnLoss(nn.Module):
-    """Loss of maps against planes of the pseudo-mask, and of logits against the planes' labels.
-
-    Args:
-        segmentation, classification: weights of the two terms.
-    """
-
-    def __init__(self, *, segmentation: float = 1.0, classification: float = 1.0) -> None:
-        super().__init__()
-        self.segmentation = segmentation
-        self.classification = classification
-
-    def forward(self, output: tuple[Tensor, Tensor], target: Mapping[str, Any]) -> Tensor:
-        """
-        Args:
-            output: of `PlanesWithMaps`.
-            target: `cls` `[N, 1]`; `pseudo`, the pseudo-mask, and `organ` `[N, 1, h, w]`.
-        """
-        maps, logits = output
-        drawn = soft_bce_dice(maps, target["pseudo"], valid=target["organ"])
-        return self.segmentation * drawn + self.classification * F.binary_cross_entropy_with_logits(
-            logits, target["cls"]
-        )
 
 
 def highest_cm2(heat: Tensor, spacing: Sequence[float]) -> Tensor:

@@ -263,7 +263,9 @@ def prepare_batch(
 def prepare_masks(
     batch: dict, device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """As `prepare_batch`, with planes of the pseudo-mask and of the organ, `[B N, 1, h, w]`, beside the labels."""
+    """`(image [B N, C, h, w], target)` for `common.losses.MaskLoss`: each plane on its own, with its pseudo-mask."""
     image, cls = prepare_batch(batch, device, non_blocking)
     pseudo = batch["pseudo"].flatten(0, 1).to(device, non_blocking=non_blocking)
-    return image, {"cls": cls, "pseudo": pseudo, "organ": (image != 0).any(dim=1, keepdim=True).float()}
+    organ = (image != 0).any(dim=1, keepdim=True).float()
+    target = {"cls": cls, "bag": torch.full((len(image),), -1), "counts": torch.ones(len(image), device=device)}
+    return image, target | {"pseudo": pseudo, "organ": organ}

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from common.encoders import Classifier
+from common.losses import MaskLoss
 from tests.bundles.conftest import load_script
 from tests.bundles.tonno_mosmed.conftest import SPACING
 from tests.bundles.tonno_mosmed.test_inferers import Pooled, inferer, meta
 
 networks = load_script("tonno_mosmed", "networks")
+sampling = load_script("tonno_mosmed", "sampling")
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +40,17 @@ def test_drawn_maps_are_probabilities_beside_the_same_logits(network):
 
 def test_loss_is_small_for_the_pseudo_mask_and_the_label_and_looks_inside_the_organ_alone():
     pseudo = (torch.rand(2, 1, 8, 8) > 0.5).float()
-    organ = torch.ones(2, 1, 8, 8)
-    organ[..., :2] = 0
-    target = {"cls": torch.tensor([[1.0], [0.0]]), "pseudo": pseudo, "organ": organ}
+    planes = torch.ones(2, 1, 8, 8)
+    planes[..., :2] = 0
+    batch = {"image": planes[None], "cls": torch.tensor([[1.0, 0.0]]), "pseudo": pseudo[None]}
+    image, target = sampling.prepare_masks(batch, torch.device("cpu"))
+    torch.testing.assert_close(image, planes)
     maps = (40 * (2 * pseudo - 1)).requires_grad_()
     right, wrong = torch.tensor([[20.0], [-20.0]]), torch.tensor([[-20.0], [20.0]])
-    loss = networks.DrawnLoss()
+    loss = MaskLoss(torch.nn.BCEWithLogitsLoss())
     assert float(loss((maps, right), target)) < 1e-3
     assert float(loss((maps, wrong), target)) == pytest.approx(20, abs=0.1)
-    assert float(networks.DrawnLoss(classification=0.0)((-maps, wrong), target)) > 20
+    assert float(MaskLoss(torch.nn.BCEWithLogitsLoss(), classification=0.0)((-maps, wrong), target)) > 20
     (gradient,) = torch.autograd.grad(loss((0.1 * maps, right), target), maps)
     assert (gradient[..., :2] == 0).all()
     assert (gradient[..., 2:] != 0).all()
