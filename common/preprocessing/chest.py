@@ -1,4 +1,4 @@
-"""What surrounds the lungs in a chest CT: airways, and the chest wall where consolidations hide it."""
+"""What surrounds the lungs in a chest CT: airways, the diaphragm, the chest wall where consolidations hide it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage as ndi
+from scipy.interpolate import CubicSpline
 from scipy.spatial import ConvexHull, QhullError
+
+from ..masks import each_slice
 
 IN_PLANE = ndi.generate_binary_structure(3, 1) & np.array([False, True, False])
 
@@ -73,6 +76,30 @@ def airways(scaled: np.ndarray, inside: np.ndarray, spacing: Sequence[float], ce
     return found
 
 
+def fill_holes_above_diaphragm(lungs: np.ndarray, spacing: Sequence[float], *, dome_mm2: float = 1000.0) -> np.ndarray:
+    """Fill the holes of axial slices (vessels, consolidations), but not the domes of the diaphragm.
+
+    A dome is a hole larger than `dome_mm2` that stands on what is no lung: it is open in the slice below, or in the
+    lowest slice.
+
+    Args:
+        lungs: bool `[H, W, D]`, axial slices from bottom to top.
+        spacing: millimeters.
+        dome_mm2: smaller holes are filled.
+    """
+    filled = each_slice(ndi.binary_fill_holes, lungs)
+    labels, _ = ndi.label(filled & ~lungs, IN_PLANE)
+    sizes = np.bincount(labels.ravel()) * spacing[0] * spacing[1]
+    below = np.ones(lungs.shape[:2], dtype=bool)
+    for z in range(lungs.shape[2]):
+        for index in np.unique(labels[..., z]):
+            hole = labels[..., z] == index
+            if index > 0 and sizes[index] > dome_mm2 and below[hole].mean() > 0.5:
+                filled[hole, z] = False
+        below = ~filled[..., z]
+    return filled
+
+
 def behind_consolidations(
     aerated: np.ndarray, spacing: Sequence[float], center: float, wall_mm: float, *, directions: int = 180
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +124,7 @@ def behind_consolidations(
     wall = ndi.grey_closing(np.pad(lung, ((0, 0), (slices, slices))), size=(1, slices))[:, slices:-slices]
     beside = np.pad(wall, ((around, around), (0, 0)), mode="wrap")
     wall = np.maximum(wall, ndi.grey_closing(beside, size=(around, 1))[around:-around])
-    wall = _convex(wall, angles, wall - lung > 8.0)
+    wall = _round(wall, angles, wall - lung > 8.0)
     wall = np.where((lung > 0.4 * wall) & (wall - lung < 60.0), wall, lung)
 
     dx = (np.arange(aerated.shape[0]) - middle[0])[:, None] * spacing[0]
@@ -107,17 +134,30 @@ def behind_consolidations(
     return (radius > lung[direction]) & (radius < wall[direction]), radius <= wall[direction] + 1.5
 
 
-def _convex(wall: np.ndarray, angles: np.ndarray, uncertain: np.ndarray) -> np.ndarray:
-    """Distances `[directions, slices]` to the wall; the uncertain ones moved out to the convex hull of the slice."""
+def _round(
+    wall: np.ndarray, angles: np.ndarray, uncertain: np.ndarray, *, beyond_mm: float = 6.0, every: int = 4
+) -> np.ndarray:
+    """Distances `[directions, slices]` to the wall, the uncertain ones moved out to where a round chest has it.
+
+    At least to the convex hull of the slice. That is a chord where a consolidation hides much of the back, so on along
+    a periodic cubic spline through the certain distances, up to `beyond_mm` more. It takes one direction of `every`:
+    neighbors differ by the grid's steps.
+    """
     along = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    wall = wall.copy()
+    wall, directions = wall.copy(), np.arange(len(angles))
     for z in np.flatnonzero(uncertain.any(axis=0)):
-        seen = wall[:, z] > 0
+        seen, unsure = wall[:, z] > 0, uncertain[:, z]
         try:
             facets = ConvexHull(along[seen] * wall[seen, z, None]).equations
         except QhullError:  # fewer than three points, or all on a line
             continue
         towards = along @ facets[:, :2].T
         hull = np.where(towards > 1e-6, -facets[:, 2] / np.maximum(towards, 1e-6), np.inf).min(axis=1)
-        wall[:, z] = np.where(uncertain[:, z], np.maximum(hull, wall[:, z]), wall[:, z])
+        least = np.maximum(hull, wall[:, z])
+        known = np.flatnonzero(seen & ~unsure)[::every]
+        if len(known) >= 5:
+            around, there = np.append(known, known[0] + len(angles)), np.append(wall[known, z], wall[known[0], z])
+            curve = CubicSpline(around, there, bc_type="periodic")(directions)
+            least = curve.clip(least, least + beyond_mm)
+        wall[:, z] = np.where(unsure, least, wall[:, z])
     return wall

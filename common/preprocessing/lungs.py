@@ -2,8 +2,8 @@
 
 `lung_mask` needs no units, no weights and no full field of view. It works on a coarse grid in these steps, each one a
 function here: slices made equally bright; air outside the body; intensities on a scale where lung is 0 and the body
-is 1; trachea and main bronchi; aerated lung; the chest wall behind consolidations, from slices above and below; a
-closing of each half of the chest.
+is 1; trachea and main bronchi; aerated lung; the chest wall behind consolidations, from slices above and below and from
+a round shape; a closing of each half of the chest, and its holes filled but for the domes of the diaphragm.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
-from ..masks import each_slice
-from .chest import IN_PLANE, airways, behind_consolidations, mean_in_regions, regions
+from .chest import IN_PLANE, airways, behind_consolidations, fill_holes_above_diaphragm, mean_in_regions, regions
 
 # Of 13 chests at most .62 of the border is bright (cut to the body), and then 176 ml inside (vessels); inverted at
 # least .90, and 1218 ml (lungs).
@@ -34,9 +33,9 @@ def lung_mask(
     rim_level: float = 0.5,
     rim_mm: float = 4.0,
     closing_mm: float = 8.0,
-    wall_mm: float = 100.0,
+    wall_mm: float = 200.0,
     smallest: float = 0.05,
-    pixel_mm: float = 2.8,
+    pixel_mm: float = 1.4,
     slice_mm: float = 3.0,
 ) -> np.ndarray:
     """Both lungs in a chest CT, consolidations included; airways, mediastinum, bowel and outside air excluded.
@@ -279,7 +278,7 @@ def _closed_by_side(lungs: np.ndarray, spacing: Sequence[float], center: float, 
             dilated = ndi.distance_transform_edt(~padded, sampling=spacing) <= radius_mm
             eroded = ndi.distance_transform_edt(dilated, sampling=spacing) > radius_mm
             half[box] |= eroded[tuple(slice(p, -p) for p in pads)]
-            closed |= each_slice(ndi.binary_fill_holes, half)
+            closed |= fill_holes_above_diaphragm(half, spacing)
     return closed
 
 
