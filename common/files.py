@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -180,10 +181,10 @@ def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
 
 
-def file_digest(path: PathLike) -> str:
-    """SHA-256 of a file."""
+def file_digest(path: PathLike, *, unpack: bool = False) -> str:
+    """SHA-256 of a file, or of what a `.gz` holds: around it stand the time and the name under which it was packed."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with gzip.open(path) if unpack else open(path, "rb") as file:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()

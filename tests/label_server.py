@@ -29,10 +29,10 @@ import numpy as np
 import requests
 
 # Values of `inference.json` that make a check on a head quick, or possible. The server reads them there; `run`, which
-# holds what weights depend on (the organ) against their training, is told them.
+# holds what weights depend on (size, organ) against their training, is told them; a server does without `check_range`.
 CHANGES = {
-    "tonno_mosmed": {"num_directions": 24, "num_slices": 24, "size": 64},
-    "insight_ct": {"organ": "brain", "gate": 0.0},
+    "tonno_mosmed": {"num_directions": 24, "num_slices": 24, "size": 64, "check_range": False},
+    "insight_ct": {"organ": "brain", "gate": 0.0, "check_range": False},
 }
 # What MONAI Label takes from torchvision, to draw 2D results: nothing that these bundles use.
 STAND_IN = "def make_grid(*args, **kwargs):\n    raise NotImplementedError\n\n\nsave_image = make_grid\n"

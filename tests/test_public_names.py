@@ -47,7 +47,7 @@ PUBLIC = {
     """,
     "handlers": """
         MASK_COLOR TRUTH_COLOR BagAUC Calibration CaseHandler CaseScores CaseWriter ClassScores Explanations
-        LabelCalibration LabelScores MedianLoss Panel PredictionWriter Tracker ValidationMontages VolumeScores
+        LabelCalibration LabelScores MeanAUC MedianLoss Panel PredictionWriter Tracker ValidationMontages VolumeScores
         draw_montage iterate_cases position_prior with_colorbar
     """,
     "masks": """

@@ -16,7 +16,17 @@ from ..files import alone, atomic_path, read_json, write, write_json
 from ..handlers.label_calibration import FEW
 from ..report import write_report
 from .console import logged
-from .fit_checks import DATALIST, IMAGES, MASKS, check_data, check_findings, data_digests, labels_of_cases, recipe_of
+from .fit_checks import (
+    DATALIST,
+    IMAGES,
+    MASKS,
+    check_data,
+    check_findings,
+    check_images,
+    data_digests,
+    labels_of_cases,
+    recipe_of,
+)
 from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
 from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
 from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
@@ -91,7 +101,14 @@ def fit(
     told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
     digests = data_digests(listed, dataset_dir)
     masks_digest = digests.pop(MASKS)
-    check_same(home, {**digests, **told}, newer=(IMAGES,))
+    begun = (home / "training" / "checkpoint.pt").is_file()
+    try:
+        check_same(home, {**digests, **told}, newer=(IMAGES,))
+    except ValueError:
+        if begun:
+            raise
+        forget(home)
+        check_same(home, {**digests, **told})
     if settings.pop(KEY, False) and recipe is VOLUMES:
         read = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
         options: dict[str, Any] = {"dataset_dir": dataset_dir, "over": names(configs), "settings": read}
@@ -123,6 +140,9 @@ def fit(
         print(found)
         guess = minutes_of_slides(found, content, merged(own, recipe.train), rounds)
     print(f"about {guess} minutes on two CPU cores", flush=True)
+    if recipe is VOLUMES and content.get("test") and not begun:
+        how = {"channels": said["channels"], "dicom_geometry": said.get("dicom_geometry")}
+        check_images(listed, "test", dataset_dir, **how)
     scored = "test" if content.get("test") else "validation"
     everything = "+".join(section for section in SECTIONS if content.get(section))
     scores, masks = home / "evaluation" / recipe.scores, home / "masks" / "predictions.csv"
@@ -181,6 +201,17 @@ def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOL
             )
         if key in chosen:
             raise ValueError(f"--{key} is chosen from labels here; give it to the made bundle's {recipe.inference}")
+
+
+def forget(home: Path) -> None:
+    """Let another `fit` have a folder in which none has come to the end of an epoch: what stopped it may be mended.
+
+    Raises:
+        RuntimeError: one is at work there.
+    """
+    with alone(home, "fit"):
+        for name in ("fit.json", "datalist.json"):  # the second without cases of which a window shows nothing
+            (home / name).unlink(missing_ok=True)
 
 
 def check_same(home: Path, told: Mapping[str, Any], *, name: str = "fit.json", newer: Sequence[str] = ()) -> None:

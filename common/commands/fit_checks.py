@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ..data import SECTIONS, Case, label_of, labels_slices, load_datalist
 from ..data.splits import tells_classes_apart
 from ..engines.launch import check_one_logit
 from ..features import case_files
 from ..files import PathLike, file_digest, glance, read_json
+from ..preprocessing import LoadCased
 from .fit_minutes import cases_of, read_case_grid
 from .fit_runs import SLIDES, VOLUMES, Recipe, merged
 from .fit_slides import are_slides
@@ -131,6 +134,35 @@ def check_classes(listed: Path, cases: Sequence[Case], dataset_dir: str, root: P
                 f"{listed}: case {case['case']!r} has one label for {depth} slices, and no label says that "
                 "nothing is there: classes without negatives are told from one another by labels of slices"
             )
+
+
+def check_images(listed: Path, section: str, dataset_dir: str, *, channels: int, dicom_geometry: Any = None) -> None:
+    """Refuse, before hours of training, images that only the scores at its end would find unreadable.
+
+    Every voxel is read, and the organ's mask; masks of findings are not opened.
+
+    Args:
+        listed: the datalist.
+        section: which no training reads.
+        dataset_dir: what its paths are relative to.
+        channels, dicom_geometry: see `common.preprocessing.LoadCased`.
+
+    Raises:
+        ValueError: naming the cases, and what is wrong with the first three.
+    """
+    load, broken = LoadCased(channels=channels, dicom_geometry=dicom_geometry), []
+    cases = load_datalist(listed, section, dataset_dir=dataset_dir)
+    for case in tqdm(cases, desc=f"reading the {section} section", unit="case", leave=False, disable=None):
+        try:
+            load({key: case[key] for key in ("image", "organ") if key in case})
+        except (OSError, ValueError) as error:
+            broken.append(f"{case['case']}: {error}")
+    if broken:
+        more = f"; … ({len(broken)})" if len(broken) > 3 else ""
+        raise ValueError(
+            f"{listed}: {len(broken)} of {len(cases)} cases of the {section} section cannot be scored; mend them, or "
+            f"take them out, before anything is trained: {'; '.join(broken[:3])}{more}"
+        )
 
 
 def labels_of_cases(cases: Sequence[Case]) -> list[bool]:

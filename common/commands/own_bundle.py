@@ -202,6 +202,7 @@ def _describe(
     seen = channel_names(modalities, trained) if isinstance(trained, int) else modalities
     image["channel_def"] = {str(i): name for i, name in enumerate([*seen, *beyond(image, channels)])}
     image["num_channels"] = len(image["channel_def"])
+    pred["num_channels"] += len(classes) - len(pred["channel_def"])  # a logit for each, or but for the negative one
     pred["channel_def"] = {str(i): name for i, name in enumerate(["background", *classes[1:]])}
     inputs = f"One volume a case: {', '.join(modalities)}" + (f", {trained} channels" if seen != modalities else "")
     alone = tells_classes_apart(content)

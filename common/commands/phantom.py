@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..data import SECTIONS, make_datalist, write_datalist
 from ..datasets import folder, write_phantom
+from ..datasets.phantom import MODALITIES
 
 
 def phantom(
@@ -38,10 +40,12 @@ def phantom_dataset(
     seed: int = 0,
     healthy_fraction: float = 0.15,
     kind: str = "plain",
+    modalities: int = 1,
 ) -> Path:
     """Write the phantom and its datalist (half training, a fifth validation, the rest test); returns the folder.
 
-    Of `clinic` each section holds its share of the healthy; of others, too, where one would hold nothing else.
+    Of `clinic` each section holds its share of the healthy; of others, too, where one would hold nothing else. Of
+    several modalities a case has an image each, in the order of `common.datasets.phantom.MODALITIES`.
 
     Raises:
         ValueError: fewer cases than sections, before anything is written.
@@ -49,14 +53,16 @@ def phantom_dataset(
     if cases < len(SECTIONS):
         raise ValueError(f"--cases: at least {len(SECTIONS)}, one for each section, got {cases}")
     output_dir = Path(output_dir)
-    write_phantom(output_dir, cases=cases, seed=seed, healthy_fraction=healthy_fraction, kind=kind)
-    found = folder(output_dir)
+    names = [*MODALITIES][:modalities]
+    options: dict[str, Any] = {"healthy_fraction": healthy_fraction, "kind": kind, "modalities": modalities}
+    write_phantom(output_dir, cases=cases, seed=seed, **options)
+    found = folder(output_dir, modalities=names)
     draw = partial(
         make_datalist,
         found,
         name="phantom",
         classes=["none", "tumor"],
-        modalities=["flair"],
+        modalities=names,
         dataset_dir=output_dir,
         fractions=(0.5, 0.2, 0.3),
         seed=seed,

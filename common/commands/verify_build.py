@@ -31,10 +31,13 @@ WORKFLOWS = {
 
 def properties(root: Path) -> Iterator[str]:
     """MONAI's `check_properties` finds all that it asks for, in training, evaluation and inference."""
+    channels = read_json(root / "configs" / "inference.json").get("channels", 1)
     with tempfile.TemporaryDirectory() as folder:
-        data = phantom_dataset(Path(folder) / "data", cases=10)
+        data = phantom_dataset(Path(folder) / "data", cases=10, modalities=channels)
         overrides: dict[str, Any] = {"dataset_dir": str(data), "datalist": str(data / "datalist.json")}
-        overrides |= {"image_pattern": "*/flair.nii.gz", "output_dir": folder, "device": "cpu", "progress": False}
+        patterns = [f"*/{name}.nii.gz" for name in read_json(data / "datalist.json")["modalities"]]
+        overrides |= {"image_pattern": patterns if channels > 1 else patterns[0], "output_dir": folder}
+        overrides |= {"device": "cpu", "progress": False}
         for name, (kind, configs) in WORKFLOWS.items():
             try:
                 if lacking := missing_properties(root, kind, configs, **overrides):

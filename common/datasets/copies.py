@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..files import file_digest, glance
+from ..images import is_dicom
+from ..images.dicom_files import Header, first_scan
 from ..images.sources import files_of
 from .labels import refuse, whole_number
 from .rows import Row
@@ -39,22 +43,24 @@ def check_copies(groups: Sequence[Sequence[Row]], images: Sequence[str], path: P
     Raises:
         ValueError: their labels contradict each other, or they are of two patients.
     """
-    sizes: dict[int, list[tuple[int, str]]] = {}
+    marks: dict[Hashable, list[tuple[int, str]]] = {}
     for number, (row, *_) in enumerate(groups):
         for column in images:
-            files = files_of(row.files[column]) if row.files[column].is_file() else []
-            if size := sum(file.stat().st_size for file in files):
-                sizes.setdefault(size, []).append((number, column))
-    first: dict[tuple[bytes, ...], tuple[int, str]] = {}
+            marks.setdefault(_mark(row.files[column]), []).append((number, column))
+    first: dict[Hashable, tuple[int, str]] = {}
+    contents: dict[Path, list[str]] = {}
     pairs: dict[int, int] = {}
     copies: list[str] = []
     problems: list[str] = []
-    for number, column in (one for alike in sizes.values() if len(alike) > 1 for one in alike):
+    for number, column in (one for mark, alike in marks.items() if mark and len(alike) > 1 for one in alike):
         row = groups[number][0]
-        files = files_of(row.files[column])
-        earlier, of = first.setdefault(tuple(map(glance, files)), (number, column))
+        earlier, of = first.setdefault(_look(row.files[column]), (number, column))
         other = groups[earlier][0]
-        if earlier == number or [*map(file_digest, files)] != [*map(file_digest, files_of(other.files[of]))]:
+        if earlier == number:
+            continue
+        for file in (row.files[column], other.files[of]):
+            contents[file] = contents.get(file) or _content(file)
+        if contents[row.files[column]] != contents[other.files[of]]:
             continue
         said = f"{row.at(column)}: {row[column]} is a copy of {other[of]} in row {other.number}"
         pairs[number] = earlier
@@ -68,6 +74,38 @@ def check_copies(groups: Sequence[Sequence[Row]], images: Sequence[str], path: P
     if copies:
         logger.warning("%s: %d image(s) are in the table twice, e.g. %s", path, len(copies), copies[0])
     return pairs
+
+
+def _mark(file: Path) -> Hashable:
+    """What copies of an image have in common: a series, length and checksum of what is packed, or a size.
+
+    The same image packed twice is two files: the `.gz` around it says when that was, and under which name.
+    """
+    if is_dicom(file):
+        return ("series", file.name if not file.is_dir() else (first_scan(file) or Header()).series)
+    if _packed(file):
+        with open(file, "rb") as stream:
+            stream.seek(-min(8, file.stat().st_size), os.SEEK_END)
+            return stream.read()
+    return sum(part.stat().st_size for part in files_of(file))
+
+
+def _look(file: Path) -> Hashable:
+    """The same, of those whose sizes are alike."""
+    return _mark(file) if is_dicom(file) or _packed(file) else tuple(map(glance, files_of(file)))
+
+
+def _content(file: Path) -> list[str]:
+    """SHA-256 of what an image holds, a file each; those of a series are in no order."""
+    if _packed(file):
+        with suppress(OSError, EOFError, zlib.error):  # else a damaged one, as it is
+            return [file_digest(file, unpack=True)]
+    return sorted(map(file_digest, files_of(file))) if is_dicom(file) else [*map(file_digest, files_of(file))]
+
+
+def _packed(file: Path) -> bool:
+    """Whether a file is packed, and the only one of its image."""
+    return file.name.lower().endswith(".nii.gz")
 
 
 def _contradict(group: Sequence[Row], other: Sequence[Row]) -> bool:

@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ NOT_WHO = "age birth birthdate comment comments date gender height history orien
 
 # What stands where a formula has no result, in English and German.
 ERRORS = ("#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!", "#NV", "#BEZUG!", "#WERT!", "#ZAHL!")
-_CUT = re.compile(r"\d([.,]\d+)?E\+\d+")
+_CUT = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
 
 logger = logging.getLogger(__name__)
 
@@ -191,10 +192,11 @@ def find_files(rows: Sequence[Row], images: Sequence[str], root: Path, path: Pat
 
 
 def _place(text: str, root: Path) -> Path:
-    """The file that a text names; it may be written with the separators of Windows."""
-    file = root / text
-    if "\\" in text and not file.exists():
-        file = root / text.replace("\\", "/")
+    """The file that a text names, as it stands if there is such a file; else with the separators of Windows, or with
+    letters and accents together or apart, as other systems write umlauts."""
+    ways = [text, text.replace("\\", "/")]
+    ways += [unicodedata.normalize(form, way) for form in ("NFC", "NFD") for way in ways]
+    file = next((root / way for way in ways if (root / way).exists()), root / ways[1])
     return Path(os.path.normpath(file))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -9,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..checkpoint import read_beside
+from ..files import PathLike, json_text
 from .ranges import wrong_choices
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,34 @@ def check_chosen(parser: Any) -> None:
             wrong += [f"{path}, chosen, {line}" for line in wrong_choices(chosen)]
     if wrong:
         raise ValueError("\n".join(dict.fromkeys([*wrong[:-1], f"{wrong[-1]}; mend the file, or choose anew"])))
+
+
+def unlike_training(ckpt: PathLike, settings: Mapping[str, Any], *, refuse: bool) -> list[str]:
+    """What a config has otherwise than the training of its weights, in words; for servers, which run none of the above.
+
+    Args:
+        ckpt: the weights.
+        settings: of the config, by key; those that the training does not tell do not count.
+        refuse: anything is an error; else a line in the console.
+
+    Raises:
+        ValueError: naming all of it, and what to do.
+
+    Example:
+        `["size is 64, but model.pt was trained with 96"]`
+    """
+    path, trained = Path(ckpt), read_beside(ckpt).get("trained", {})
+    now = json.loads(json_text({key: value for key, value in settings.items() if key in trained}))
+    found = [
+        f"{key} is {value!r}, but {path.name} was trained with {trained[key]!r}"
+        for key, value in now.items()
+        if value != trained[key]
+    ]
+    if found and refuse:
+        raise ValueError(f"{path}: {'; '.join(found)}; write that into inference.json, or check_range false")
+    for text in found:
+        logger.warning("%s: %s", path, text)
+    return found
 
 
 def check_channels(parser: Any) -> None:

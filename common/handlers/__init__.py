@@ -8,6 +8,7 @@ from .class_scores import ClassScores
 from .explanations import Explanations
 from .label_calibration import LabelCalibration
 from .label_scores import LabelScores
+from .mean_auc import MeanAUC
 from .median_loss import MedianLoss
 from .montage import MASK_COLOR, TRUTH_COLOR, draw_montage, with_colorbar
 from .panel import Panel
@@ -28,6 +29,7 @@ __all__ = [
     "Explanations",
     "LabelCalibration",
     "LabelScores",
+    "MeanAUC",
     "MedianLoss",
     "Panel",
     "PredictionWriter",

@@ -6,22 +6,21 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine
-from monai.handlers import ROCAUC, from_engine
-from monai.metrics import compute_roc_auc
 from torch import Tensor
 
 from ..losses import slices_of_bags
+from .mean_auc import MeanAUC, mean_auc
 
 
-class BagAUC(ROCAUC):
+class BagAUC(MeanAUC):
     """Area under the ROC curve of bags: a volume with one label counts once, by its most suspicious slice.
 
-    Of slices that are on their own it is MONAI's `ROCAUC`. Batches hold `bag`, the number of each item's bag or -1;
+    Of slices that are on their own it is `MeanAUC`. Batches hold `bag`, the number of each item's bag or -1;
     outputs hold `pred`, class probabilities, and `label`, one-hot.
     """
 
     def __init__(self) -> None:
-        super().__init__(output_transform=from_engine(["pred", "label"]))
+        super().__init__()
         self.bags: list[int] = []
 
     def reset(self) -> None:
@@ -37,7 +36,7 @@ class BagAUC(ROCAUC):
         # On a GPU the one may lie there and the other not.
         probabilities, labels = (part.cpu() for part in self.metric_fn.get_buffer())
         bags = self.bags * (len(labels) // len(self.bags))  # of several processes each validates on all
-        return compute_roc_auc(*most_suspicious(probabilities, labels, bags))
+        return mean_auc(*most_suspicious(probabilities, labels, bags))
 
 
 def most_suspicious(probabilities: Tensor, labels: Tensor, bags: list[int]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from monai.transforms import Compose, MapTransform
 from tqdm import tqdm
 
 from ..checkpoint import add_beside, read_beside
-from ..engines.weights import misplaced
+from ..engines import running_config
+from ..engines.weights import misplaced, unlike_training
 from ..files import PathLike, json_text, write_json
 from ..images import as_array, file_of, spacing_of
 from .channels import compare_names
@@ -31,13 +32,22 @@ logger = logging.getLogger(__name__)
 CASES = "cases_of_training.json"  # beside the weights of a training, for the day that it is resumed
 
 
-def read_seen(ckpt: PathLike, *, check_range: bool = True, datalist: PathLike | None = None) -> dict[str, Any]:
+def read_seen(
+    ckpt: PathLike,
+    *,
+    check_range: bool = True,
+    datalist: PathLike | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What weights saw in training, from the `.json` of the same name beside them.
 
     Args:
         ckpt: the weights.
         check_range: whether a case that certainly does not fit is an error; else a warning.
         datalist: file whose `modalities` are compared with the names of the channels in training.
+        settings: what the weights depend on, as this config has it. It is held against their training where no run of
+            MONAI leads here: a run has taken what they were trained with, but for what its command says, and a server
+            takes all from its config.
 
     Returns:
         For `CheckSeend`: a description, see `common.preprocessing.seen.summarize`, `check_range`, and under `names`
@@ -45,20 +55,21 @@ def read_seen(ckpt: PathLike, *, check_range: bool = True, datalist: PathLike | 
         not say.
 
     Raises:
-        ValueError: the file is no JSON, or the datalist has the channels in another order.
+        ValueError: the file is no JSON, the datalist has the channels in another order, or a server's config has other
+            settings than the training.
     """
     content = read_beside(ckpt)
+    names = [] if running_config()[0] else unlike_training(ckpt, settings or {}, refuse=check_range)
     if "seen" not in content:
         path = Path(ckpt).with_suffix(".json")
         logger.warning("%s does not say what the weights saw in training: images are not compared with it", path)
         return {}
     seen, modalities = content["seen"], _modalities(datalist or None)
-    names: list[str] = []
     if modalities is not None and len(modalities) == len(seen["channels"]):
-        errors, names = compare_names(modalities, seen["channels"])
+        errors, doubts = compare_names(modalities, seen["channels"])
         if errors and check_range:
             raise ValueError(f"{datalist}: {errors[0]}; --check_range false goes on")
-        names = errors + names
+        names += errors + doubts
     return {**seen, "check_range": check_range, "names": names}
 
 

@@ -19,6 +19,7 @@ from ..images import Volume, file_of, mask_on_grid, meta_tensor, on_grid, read_l
 
 TILTED = 30.0  # degrees; head scans along the hippocampus or the skull base stay below
 SHEARED = 1.0  # degrees
+MOST_LABELS = 20
 FEWEST_STEPS = 1000  # of single precision between the lowest and the highest value
 
 
@@ -35,8 +36,8 @@ class LoadCased(Transform):
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file cannot be read; see `check_image`; two modalities are the same image; or files of the case
-            lie on different grids. The message names the file.
+        ValueError: a file cannot be read; see `check_image`; two modalities are the same image; files of the case lie
+            on different grids; or the image is a mask. The message names the file.
     """
 
     masks = ("organ", "label")
@@ -54,8 +55,16 @@ class LoadCased(Transform):
         check_different([first, *others])
         image = torch.cat([meta_tensor(volume) for volume in (first, *others)])
         check_image(image, channels=self.channels)
+        values = _few_values(image)
+        if len(values) == 2:
+            raise ValueError(
+                f"{first.path}: every voxel is {values[0]:g} or {values[1]:g}: a mask in the place of an image? Name "
+                "the scan"
+            )
         data |= {"image": image, "scan": image.clone()}
         warnings = [f"{os.path.basename(v.path)}: {text}" for v in (first, *others) for text in v.warnings]
+        if values:
+            warnings.append(f"no values but {', '.join(f'{v:g}' for v in values)}: labels in the place of an image?")
         if (degrees := _tilt(first.affine)) > TILTED:
             warnings.append(
                 f"tilted by {degrees:.0f} degrees: what is taken for axial slices lies askew in the patient"
@@ -84,6 +93,22 @@ def _shear(affine: np.ndarray) -> float:
     """By how many degrees the angle between two axes differs from a right one, at most."""
     axes = affine[:3, :3] / nib.affines.voxel_sizes(affine)
     return float(np.rad2deg(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max().clip(max=1.0))))
+
+
+def _few_values(image: Tensor) -> list[float]:
+    """The values of an image that are 0 and so few others that no scanner has made it; empty where there are more.
+
+    A single slice may be nearly black, and beside a scan a mask may be a channel of its own.
+    """
+    if image.shape[0] > 1 or min(image.shape[1:]) < 2:
+        return []
+    low, high = image.aminmax()
+    if ((image == low) | (image == high)).all():
+        return [float(low), float(high)] if 0 in (low, high) else []
+    if high - low > MOST_LABELS or not torch.equal(image, image.round()):
+        return []
+    values = [float(value) for value in torch.unique(image)]
+    return values if 0 in values else []
 
 
 def check_different(modalities: Sequence[Volume]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from statistics import median_low
 
@@ -13,6 +14,7 @@ MIDDLE = LEVELS.index(50)
 def unlike_others(described: Mapping[str, Description], *, window: Sequence[float] | None = None) -> list[str]:
     """What is doubtful about some cases of a training, held against the others; texts that name the cases.
 
+    - Organ and intensities are to the last digit those of another case: copies of one scan, perhaps with two labels.
     - Nearly all of the organ has one value: a mask in the place of an image.
     - Without a window, negative values in some cases only: standardized images among raw ones. The fewer are named.
     - With one, 5 to 95 % of the organ's intensities do not hold the median of the others: other units.
@@ -25,7 +27,13 @@ def unlike_others(described: Mapping[str, Description], *, window: Sequence[floa
     Example:
         With `p7` standardized and 19 raw cases: `["p7: negative values, which 19 other cases lack: …"]`.
     """
-    found = []
+    alike: dict[str, list[str]] = {}
+    for name, case in described.items():
+        if None not in case["contrast"]:  # that of a small or flat organ may be another's
+            what = json.dumps([case[part] for part in ("organ_ml", "quantiles", "contrast")])
+            alike.setdefault(what, []).append(name)
+    copies = [names for names in alike.values() if len(names) > 1]
+    found = [f"{_named(names)}: the same organ and intensities: copies of one scan?" for names in copies]
     channels = len(next(iter(described.values()))["quantiles"]) if described else 0
     for i in range(channels):
         where = f", channel {i + 1}" if channels > 1 else ""

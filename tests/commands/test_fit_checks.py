@@ -83,6 +83,11 @@ def test_a_fit_of_other_images_is_refused_in_the_folder_of_a_finished_one(tmp_pa
         with pytest.raises(InterruptedError):
             fit("gp_unet_brats", str(tmp_path), str(tmp_path / "out"))
     (tmp_path / "c1.nii.gz").write_bytes(b"another image")
+    with pytest.raises(InterruptedError):  # nothing was trained
+        fit("gp_unet_brats", str(tmp_path), str(tmp_path / "out"))
+    (tmp_path / "out" / "training").mkdir()
+    (tmp_path / "out" / "training" / "checkpoint.pt").touch()
+    (tmp_path / "c1.nii.gz").write_bytes(b"a third image")
     with pytest.raises(ValueError, match=r"made with another set of images"):
         fit("gp_unet_brats", str(tmp_path), str(tmp_path / "out"))
 

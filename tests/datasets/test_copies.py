@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import numpy as np
 import pytest
 
 from common.datasets import labeled_table
+from common.datasets.copies import check_copies
+from common.datasets.rows import Row
 from tests.datasets.tables import write
+from tests.images.dicom_series import datasets, stack
+from tests.images.dicom_series import save as save_series
 from tests.pipeline import save
 
 
@@ -94,3 +99,49 @@ class TestMasks:
         assert len(labeled_table(write(tmp_path, *rows))[0]) == 3
         with pytest.raises(ValueError, match=r"row 3, column 'organ': o.tif is that of row 2, column 'organ' as well"):
             labeled_table(write(tmp_path, *rows[:3], "c.tif,0,q.tif"))
+
+
+def packed(path: Path, content: bytes, level: int) -> None:
+    with gzip.GzipFile(path, "wb", level, mtime=level) as file:
+        file.write(content)
+
+
+def test_an_image_packed_anew_under_another_name_is_a_copy(tmp_path):
+    table = write(tmp_path, "image,label,patient", "a.nii.gz,1,P", "another.nii.gz,0,P")
+    assert len(labeled_table(table)[0]) == 2
+    content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    packed(tmp_path / "another.nii.gz", content, 1)
+    assert (tmp_path / "another.nii.gz").read_bytes() != (tmp_path / "a.nii.gz").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"row 3, .*another.nii.gz is a copy of a.nii.gz in row 2, which is labeled oth"
+    ):
+        labeled_table(table)
+
+
+def test_files_that_end_with_one_checksum_and_hold_something_else_are_no_copies(tmp_path):
+    write(tmp_path, "image", "a.nii.gz", "b.nii.gz")
+    rows = [
+        Row(n, {"image": name}, cls=n, files={"image": tmp_path / name})
+        for n, name in enumerate(("a.nii.gz", "b.nii.gz"))
+    ]
+    for name in ("a", "b"):
+        content = bytes(8) if name == "a" else b"12345678"
+        packed(tmp_path / f"{name}.nii.gz", content, 9)
+    whole = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes((tmp_path / "b.nii.gz").read_bytes()[:-8] + whole[-8:])
+    assert check_copies([[row] for row in rows], ["image"], tmp_path / "a.csv") == {}
+
+
+def test_a_series_in_two_folders_is_a_copy_and_a_part_of_it_is_none(tmp_path):
+    slices = datasets(stack(6))
+    save_series(tmp_path / "a", slices)
+    save_series(tmp_path / "b", slices, name="{:04d}.ima".format)
+    (tmp_path / "t.csv").write_text("image,label,patient\na,1,P\nb,0,P\n")
+    with pytest.raises(
+        ValueError, match=r"row 3, column 'image': b is a copy of a in row 2, which is labeled otherwise"
+    ):
+        labeled_table(tmp_path / "t.csv")
+    for folder, gone in (("a", (0, 1, 2)), ("b", (3, 4, 5))):
+        for number in gone:
+            next((tmp_path / folder).glob(f"*{number}.*")).unlink()
+    assert len(labeled_table(tmp_path / "t.csv")[0]) == 2

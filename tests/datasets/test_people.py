@@ -13,6 +13,7 @@ from tests.datasets.tables import write
         ("Pat7", "PAT7"),
         ("007", "7"),
         ("7.0", "7"),
+        ("7,0", "7"),
         ("P 07", "P  7"),
         ("\u00c4", "\u00e4"),
         ("P7", "P 7"),
@@ -22,7 +23,7 @@ from tests.datasets.tables import write
     ],
 )
 def test_two_ways_to_write_one_patient_are_refused_unless_they_are_meant(tmp_path, one, other):
-    table = write(tmp_path, "image,label,patient", f"a.tif,1,{one}", f"b.tif,0,{other}")
+    table = write(tmp_path, "image;label;patient", f"a.tif;1;{one}", f"b.tif;0;{other}")
     message = (
         rf"row 3, column 'patient': '{other}' and '{one}' in row 2 seem to be one patient; .*--patients_as_written"
     )
@@ -32,7 +33,9 @@ def test_two_ways_to_write_one_patient_are_refused_unless_they_are_meant(tmp_pat
     assert [case["patient"] for case in cases] == [one, other]
 
 
-@pytest.mark.parametrize(("one", "other"), [("1-23", "12-3"), ("P1-2", "P12"), ("1 2", "12"), ("70", "7"), ("A", "B")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("1-23", "12-3"), ("P1-2", "P12"), ("1 2", "12"), ("7,000", "7"), ("A", "B")]
+)
 def test_numbers_beside_one_another_stay_apart(one, other):
     assert same_person(one) != same_person(other)
 

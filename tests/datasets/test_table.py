@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,7 @@ class TestErrors:
                 ("image,label,patient", "a.tif,1,1.23E+15"),
                 r"'1.23E\+15', from which a spreadsheet has cut digits; form",
             ),
+            (("image,label,patient", "a.tif,1,1e+05"), r"'1e\+05', from which a spreadsheet has cut digits; form"),
             (("image,label,split", "a.tif,1,dev"), r"row 2, column 'split': 'dev'; expected training, valid"),
             (
                 ("image,label,patient,split", "a.tif,1,P,test", "b.tif,1,P,", "c.tif,0,P,val"),
@@ -280,3 +282,11 @@ def test_a_template_is_a_table_without_cases(tmp_path, name):
     assert (case["case"], case["patient"], case["cls"]) == ("p", "17", 1)
     with pytest.raises(ValueError, match=r"a.txt: a table is a .csv, .tsv or .xlsx file"):
         write_template(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(("there", "said"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_whose_accents_another_system_wrote_otherwise_is_found(tmp_path, there, said):
+    there, said = (unicodedata.normalize(form, "M\u00fcller.tif") for form in (there, said))
+    table = write(tmp_path, "image,label", f"{there},yes", "a.tif,no")
+    table.write_text(f"image,label\n{said},yes\na.tif,no\n", encoding="utf-8")
+    assert Path(labeled_table(table)[0][0]["image"]).name == there != said

@@ -121,3 +121,23 @@ class TestCheckImage:
     def test_nonsense_is_refused_naming_the_file(self, image, message):
         with pytest.raises(ValueError, match=re.escape(f"/data/case_7/flair.nii.gz: {message}")):
             check_image(MetaTensor(image, meta={"filename_or_obj": "/data/case_7/flair.nii.gz"}), channels=2)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (-1, 0)])
+def test_a_mask_in_the_place_of_an_image_is_refused(tmp_path, values):
+    mask = np.where(VALUES > 100, *values[::-1]).astype(np.float32)
+    image = save(tmp_path / "a.nii.gz", mask, AFFINE)
+    with pytest.raises(ValueError, match=rf"a.nii.gz: every voxel is {values[0]:g} or {values[1]:g}: a mask in the pl"):
+        LoadCased(channels=1)({"image": image})
+    beside = {"image": [save(tmp_path / "b.nii.gz", VALUES, AFFINE), image]}
+    assert LoadCased(channels=2)(beside)["warnings"] == ""
+    dark = save(tmp_path / "c.nii.gz", mask[..., :1], AFFINE)
+    assert LoadCased(channels=1)({"image": dark})["warnings"] == ""
+
+
+def test_labels_in_the_place_of_an_image_are_doubted_and_few_gray_values_are_not(tmp_path):
+    labels = np.digitize(VALUES, [60, 120, 200]).astype(np.uint8)
+    data = LoadCased(channels=1)({"image": save(tmp_path / "a.nii.gz", labels, AFFINE)})
+    assert data["warnings"] == "no values but 0, 1, 2, 3: labels in the place of an image?"
+    for name, scan in (("b", VALUES % 22), ("c", labels / np.float32(3)), ("d", labels + 1)):
+        assert LoadCased(channels=1)({"image": save(tmp_path / f"{name}.nii.gz", scan, AFFINE)})["warnings"] == ""

@@ -53,3 +53,14 @@ def test_a_mask_in_the_place_of_an_image_is_named(window):
 
 def test_no_case_is_no_doubt():
     assert unlike_others({}) == []
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+def test_one_scan_under_two_names_is_named_whatever_files_it_was_read_from(window):
+    organ = np.ones((40, 40, 3), bool)
+    scans = {name: np.random.default_rng(seed).uniform(20, 200, (1, *organ.shape)) for seed, name in enumerate("abc")}
+    scans["d"] = scans["b"].astype(np.float32).astype(np.float64)
+    options = {"spacing": (1.0, 1.0, 4.0), "native_spacing": (1.0, 1.0, 4.0), "window": window}
+    cases = {name: describe_case(np.float32(scan), organ, **options) for name, scan in scans.items()}
+    assert unlike_others(cases, window=window) == ["b, d: the same organ and intensities: copies of one scan?"]
+    assert unlike_others({name: cases[name] for name in "abc"}, window=window) == []

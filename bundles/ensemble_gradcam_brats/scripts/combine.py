@@ -144,6 +144,9 @@ class CombineMapsd(MapTransform):
         image_key: the network's input.
         table_gate: as `gate` in `MapsToMaskd`; that under which the rows' thresholds were fitted.
         maps: options of `MemberMaps`.
+
+    Raises:
+        ValueError: an unknown combination, or a number with which no mask would mean anything.
     """
 
     def __init__(
@@ -160,6 +163,7 @@ class CombineMapsd(MapTransform):
         **maps: Any,
     ) -> None:
         super().__init__(keys)
+        _refuse_unusable(combine, thresholds, table_gate=table_gate, intensity_mask=maps.get("intensity_mask"))
         self.classes = classes
         self.use = use
         self.combine = combine
@@ -183,6 +187,16 @@ class CombineMapsd(MapTransform):
                 mask = (combine(_used(maps, row["use"]), row["thresholds"], row["how"]) > 0) & gated
                 data[f"baseline_{name}"] = like_image(image, mask[None].astype(np.uint8))
         return data
+
+
+def _refuse_unusable(how: str, thresholds: Sequence[float], **shares: float | None) -> None:
+    """A run is checked before it begins; a server of others builds the transform from a config that nobody has."""
+    wrong = [] if how in HARD + SOFT else [f"combine must be one of {HARD + SOFT}, got {how!r}"]
+    if not np.isfinite(np.asarray(thresholds, dtype=float)).all():
+        wrong.append(f"thresholds must be finite numbers, got {list(thresholds)}")
+    wrong += [f"{key} must lie in [0, 1], got {v}" for key, v in shares.items() if v is not None and not 0 <= v <= 1]
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def _used(maps: np.ndarray, use: Sequence[int] | None) -> np.ndarray:

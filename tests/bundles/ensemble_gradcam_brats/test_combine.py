@@ -134,3 +134,20 @@ def test_rows_of_the_table_are_masks_in_the_kept_slices(maps):
     expected = normalize_maps(maps)[0] > 0.5
     expected[..., 0] = False  # probability 0.1
     np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thresholds": [0.3, float("nan"), 0.8]}, r"thresholds must be finite numbers, got \[0\.3, nan, 0\.8\]"),
+        ({"thresholds": [None]}, "thresholds must be finite numbers"),
+        ({"thresholds": [float("inf")]}, "thresholds must be finite numbers"),
+        ({"intensity_mask": 80}, r"intensity_mask must lie in \[0, 1\], got 80"),
+        ({"table_gate": float("nan")}, r"table_gate must lie in \[0, 1\], got nan"),
+        ({"combine": "sum"}, "combine must be one of .*got 'sum'"),
+    ],
+)
+def test_what_no_mask_could_be_made_with_is_refused_before_a_case(options, message):
+    """A server builds the transform from what lies beside weights; its masks would be empty without a word."""
+    with pytest.raises(ValueError, match=message):
+        combine_script.CombineMapsd(**options)
