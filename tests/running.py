@@ -22,7 +22,7 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["monai.bundle", "ignite.engine", "nibabel", "PIL.Image", "skimage.measure"])
+FORKSERVER.set_forkserver_preload(["ignite.engine", "nibabel", "PIL.Image", "skimage.measure", "tests.preload"])
 
 
 class Running:

@@ -117,7 +117,7 @@ def runs(bundle: str) -> list[str]:
 
 def write_data(folder_: Path, modalities: Sequence[str], classes: list[str], shape: tuple[int, int, int]) -> None:
     """A phantom of the given modalities with its datalist."""
-    write_phantom(folder_, cases=6, shape=shape, modalities=4 if len(modalities) > 1 else 1, healthy_fraction=0.0)
+    write_phantom(folder_, cases=5, shape=shape, modalities=4 if len(modalities) > 1 else 1, healthy_fraction=0.0)
     datalist = make_datalist(
         folder(folder_, modalities=modalities),
         name="phantom",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -168,6 +168,7 @@ class TiledSlide:
     coverage: np.ndarray
     corners: np.ndarray
     tiles: Tiles
+    _finest: list[Any] = field(default_factory=list, init=False, repr=False)  # view, its micrometers per pixel
 
     def inside(self, index: slice) -> Tensor:
         """`[n, 1, cells, cells]` share of tissue in the cells of some tiles."""
@@ -176,14 +177,19 @@ class TiledSlide:
         return torch.from_numpy(np.stack(parts)[:, None] if parts else np.empty((0, 1, n, n), np.float32))
 
     def view(self, longest: int) -> np.ndarray:
-        """The slide as a picture, `[H, W, 3]` uint8, its longer side of that many pixels."""
+        """The slide as a picture, `[H, W, 3]` uint8, its longer side of that many pixels.
+
+        Read from the file where it is finer than all before; else made of the finest so far.
+        """
         width, height = (pixels * mpp for pixels, mpp in zip(self.slide.size, self.slide.mpp, strict=True))
         mpp = max(width, height) / longest
-        if mpp < self.thumbnail_mpp:
-            return self.slide.thumbnail(mpp)[: max(1, round(height / mpp)), : max(1, round(width / mpp))]
         size = (max(1, round(width / mpp)), max(1, round(height / mpp)))
-        box = (0, 0, width / self.thumbnail_mpp, height / self.thumbnail_mpp)
-        return np.asarray(Image.fromarray(self.thumbnail).resize(size, Image.Resampling.BILINEAR, box=box))
+        picture, known = self._finest or (self.thumbnail, self.thumbnail_mpp)
+        if mpp < known:
+            self._finest[:] = self.slide.thumbnail(mpp), mpp
+            return self._finest[0][: size[1], : size[0]]
+        box = (0, 0, width / known, height / known)
+        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, box=box))
 
     def on_view(self, cells: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """A map `[rows, columns]` of all cells as it lies on a view of that shape (nearest cell)."""

@@ -149,6 +149,17 @@ class TestTiler:
         assert np.abs(picture[375, 470] - LESION).max() <= 1
         assert np.abs(picture[106, 400] - np.array(TISSUE) // 2).max() <= 1  # in a tile with too little tissue
 
+    def test_coarser_pictures_are_made_of_the_finest_that_was_read(self, slide_file, monkeypatch):
+        kept, fresh = (Tiler()(str(slide_file), cells=16) for _ in range(2))
+        with kept.slide, fresh.slide:
+            assert kept.view(1000).shape == (800, 1000, 3)
+            expected = fresh.view(600).astype(int)
+            monkeypatch.setattr(type(kept.slide), "thumbnail", None)  # the file is not asked again
+            coarser = kept.view(600)
+        assert coarser.shape == expected.shape == (480, 600, 3)
+        assert np.abs(coarser - expected).mean() < 0.5
+        assert np.abs(coarser[225, 282] - np.array(LESION)).max() <= 1
+
     def test_real_slide_has_tissue_in_the_middle_and_glass_in_the_corner(self, real_data):
         tiled = Tiler()(str(real_data("wsi") / "small_HE.svs"), cells=16)
         with tiled.slide:
