@@ -94,7 +94,7 @@ class TestErrors:
             (torch.jit.script, "part.1", "torch.jit"),
             (torch.compile, "part._orig_mod.1", "torch.compile"),
         ):
-            network.part = compiled(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+            network.part = compiled(nn.Sequential(nn.Identity(), nn.ReLU()))
             with pytest.raises(ValueError, match=f"layer '{layer}' is part of a module compiled by {compiler}"):
                 method(network, layer)
         network = small_network()
