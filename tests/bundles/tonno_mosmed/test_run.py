@@ -25,6 +25,7 @@ from tests.bundles.conftest import (
 
 BUNDLE = "tonno_mosmed"
 ROOT = REPOSITORY / "bundles" / BUNDLE
+QUICK = {"num_slices": 16, "num_directions": 12}  # half the demo's time
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def trained(data, tmp_path_factory) -> Path:
 def evaluation(data, trained, tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("evaluation")
     configs = ["inference.json", "evaluate.json", "phantom.json"]
-    options = {"ckpt": trained / "model.pt", "baseline_thresholds": [1.4, 1.3]}
+    options = {"ckpt": trained / "model.pt", "baseline_thresholds": [1.4, 1.3]} | QUICK
     run_bundle(BUNDLE, configs, dataset_dir=data, output_dir=output, **options)
     return read_json(output / "summary.json") | {"output": output}
 
@@ -73,7 +74,7 @@ def test_components_and_volumes_are_scored_beside_the_baselines(evaluation):
 def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, data, trained, tmp_path):
     """Inference from the bundle's root, on two cases and a broken one."""
     tested = sorted(volumes(evaluation["output"]))[:2]
-    out = infer_beside_a_broken_scan(BUNDLE, data, tested, trained / "model.pt", tmp_path)
+    out = infer_beside_a_broken_scan(BUNDLE, data, tested, trained / "model.pt", tmp_path, **QUICK)
     for case in tested:
         np.testing.assert_array_equal(volumes(out)[case], volumes(evaluation["output"])[case])
     with open(out / "predictions.csv", encoding="utf-8") as file:
