@@ -66,5 +66,5 @@ def test_the_exit_code_and_the_last_line_are_those_of_python(line, code, last, t
 def test_a_run_that_takes_too_long_is_ended(tmp_path):
     (tmp_path / "long.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)")
     with pytest.raises(subprocess.TimeoutExpired) as late:
-        Running("long", cwd=tmp_path).wait(timeout=5)
+        Running("long", cwd=tmp_path).wait(timeout=2)
     assert late.value.stdout == "here\n"
