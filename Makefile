@@ -8,14 +8,16 @@ LABEL := .venv-label
 PIP := pip install --quiet --no-compile
 COMPILE := "import ignite.engine, monai.bundle, nibabel, pytest, skimage.measure"
 unexport PYTHONDONTWRITEBYTECODE
-# Bundles from training to scored masks (the ensemble, which takes longest, trains only); what stands on MONAI's and
+# Two bundles from training to scored masks (the others, which take longest, train only); what stands on MONAI's and
 # numpy's interfaces most.
 OLDEST_TESTS := $(patsubst %,tests/bundles/%/test_run.py::test_masks_beat_the_empty_mask_and_the_threshold, \
-	gp_unet_brats insight_ct tonno_mosmed) \
-	tests/bundles/ensemble_gradcam_brats/test_run.py::test_training_never_sees_where_in_a_slice_the_mask_is \
-	$(patsubst %,tests/%.py,data/test_datalist data/test_find data/test_slices engines/test_cases engines/test_inferers \
-	features/test_entry features/test_keys features/test_locks features/test_store handlers/test_case_scores \
-	handlers/test_writers images/test_tensors preprocessing/test_transforms test_files test_training)
+	gp_unet_brats insight_ct) \
+	$(patsubst %,tests/bundles/%/test_run.py::test_training_never_sees_where_in_a_slice_the_mask_is, \
+	ensemble_gradcam_brats tonno_mosmed) \
+	$(patsubst %,tests/%.py,bundles/tonno_mosmed/test_inferers data/test_datalist data/test_find data/test_slices \
+	engines/test_cases engines/test_inferers features/test_entry features/test_keys features/test_locks \
+	features/test_store handlers/test_case_scores handlers/test_writers images/test_tensors \
+	preprocessing/test_transforms test_files test_training)
 
 # A file's tests run in one process, which trains once for them; the bundles' files, which take longest, come early.
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
