@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import read_beside, read_chosen
+from ..checkpoint import read_chosen
 from ..engines.ranges import wrong_choices
+from ..engines.weights import unlike_training
 from ..files import read_json
 from .export import bundle_files, third_party
 from .run import bundle_root
@@ -181,10 +182,8 @@ def seen(root: Path) -> Iterator[str]:
 
 def trained(root: Path) -> Iterator[str]:
     """`inference.json` has the settings that `model.pt` was trained with: a server takes them from nowhere else."""
-    config = _json(root, "inference")
-    for key, value in read_beside(root / "models" / "model.pt").get("trained", {}).items():
-        if key in config and config[key] != value:
-            yield f"inference.json: {key} is {config[key]!r}, but model.pt was trained with {value!r}; write that"
+    unlike = unlike_training(root / "models" / "model.pt", _json(root, "inference"))
+    yield from (f"inference.json: {text}; write that" for text in unlike)
 
 
 def chosen(root: Path) -> Iterator[str]:

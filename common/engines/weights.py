@@ -68,32 +68,37 @@ def check_chosen(parser: Any) -> None:
         raise ValueError("\n".join(dict.fromkeys([*wrong[:-1], f"{wrong[-1]}; mend the file, or choose anew"])))
 
 
-def unlike_training(ckpt: PathLike, settings: Mapping[str, Any], *, refuse: bool) -> list[str]:
-    """What a config has otherwise than the training of its weights, in words; for servers, which run none of the above.
+def check_trained(ckpt: PathLike, settings: Mapping[str, Any], *, refuse: bool) -> list[str]:
+    """`unlike_training` for servers, which run none of the above: with `refuse` anything found is an error, else told.
+
+    Raises:
+        ValueError: naming all of it, and what to do.
+    """
+    found = unlike_training(ckpt, settings)
+    if found and refuse:
+        raise ValueError(f"{ckpt}: {'; '.join(found)}; write that into inference.json, or check_range false")
+    for text in found:
+        logger.warning("%s: %s", ckpt, text)
+    return found
+
+
+def unlike_training(ckpt: PathLike, settings: Mapping[str, Any]) -> list[str]:
+    """What a config has otherwise than the training of its weights, in words.
 
     Args:
         ckpt: the weights.
         settings: of the config, by key; those that the training does not tell do not count.
-        refuse: anything is an error; else a line in the console.
-
-    Raises:
-        ValueError: naming all of it, and what to do.
 
     Example:
         `["size is 64, but model.pt was trained with 96"]`
     """
     path, trained = Path(ckpt), read_beside(ckpt).get("trained", {})
     now = json.loads(json_text({key: value for key, value in settings.items() if key in trained}))
-    found = [
+    return [
         f"{key} is {value!r}, but {path.name} was trained with {trained[key]!r}"
         for key, value in now.items()
         if value != trained[key]
     ]
-    if found and refuse:
-        raise ValueError(f"{path}: {'; '.join(found)}; write that into inference.json, or check_range false")
-    for text in found:
-        logger.warning("%s: %s", path, text)
-    return found
 
 
 def check_channels(parser: Any) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..checkpoint import add_beside, read_beside
 from ..engines import running_config
-from ..engines.weights import misplaced, unlike_training
+from ..engines.weights import check_trained, misplaced
 from ..files import PathLike, json_text, write_json
 from ..images import as_array, file_of, spacing_of
 from .channels import compare_names
@@ -59,7 +59,7 @@ def read_seen(
             settings than the training.
     """
     content = read_beside(ckpt)
-    names = [] if running_config()[0] else unlike_training(ckpt, settings or {}, refuse=check_range)
+    names = [] if running_config()[0] else check_trained(ckpt, settings or {}, refuse=check_range)
     if "seen" not in content:
         path = Path(ckpt).with_suffix(".json")
         logger.warning("%s does not say what the weights saw in training: images are not compared with it", path)
