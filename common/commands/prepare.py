@@ -9,6 +9,7 @@ from ..data import SECTIONS, Case, label_counts, make_datalist, write_datalist
 from ..datasets import read_cases
 from ..datasets.adjust import at_most as fewer
 from ..datasets.adjust import with_masks_of, with_sections_of
+from ..datasets.copies import with_copies_together
 from ..datasets.kinds import with_kinds
 from ..datasets.parts import single_slices
 from ..datasets.template import write_template
@@ -83,6 +84,8 @@ def prepare(
         if seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {seed}")
         cases, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
+        if adapter != "table":  # which has looked
+            cases = with_copies_together(cases)
         if kinds:
             cases, found_classes = with_kinds(cases, kinds, column=kind, classes=named, root=root)
         if masks_of:

@@ -85,6 +85,7 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
                 f"{key} {pattern!r} matches single files of DICOM series, e.g. {names[0]}; give the folders of the "
                 "series, as '*/', or 'dicom' for all series below dataset_dir; masks are read from NIfTI"
             )
+        _say_twins(root, names)
         return [_match(name, bare) for name in names]
     for name in names:
         above = next((folder for folder in map(str, Path(name).parents) if folder in names and folder != name), None)
@@ -173,6 +174,15 @@ def _say_other_letters(root: Path, pattern: str, names: list[str], key: str) -> 
             pattern,
             some(others, 3),
         )
+
+
+def _say_twins(root: Path, names: Sequence[str]) -> None:
+    """Warn of NIfTI files beside which the same lies packed, or unpacked, which may have been edited since."""
+    others = {name: name[:-3] if name.endswith(".nii.gz") else f"{name}.gz" for name in names if ".nii" in name[-7:]}
+    twins = [f"{name} and not {other}" for name, other in others.items() if (root / other).is_file()]
+    if twins:
+        what = "%s: %d file(s) are there twice; read is %s: keep the right one"
+        logger.warning(what, root, len(twins), some(twins, 3))
 
 
 def _dangling(path: Path) -> bool:

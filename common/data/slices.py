@@ -60,18 +60,29 @@ def runs(
     return pieces
 
 
-def read_unmasked(case: dict, preprocessing: Callable, *, say_doubts: bool = False) -> Tensor:
+def read_unmasked(case: dict, preprocessing: Callable) -> Tensor:
     """The preprocessed image of a case. Its mask is not given to the preprocessing: training sees `cls` only.
 
     Args:
         case: as a datalist has it.
-        preprocessing: gives `image`, and `warnings`, a text, where something about the files is doubtful.
-        say_doubts: say these warnings in the console, where a training reads its cases first.
+        preprocessing: gives `image`.
+    """
+    return read_with_doubts(case, preprocessing)[0]
+
+
+def read_with_doubts(case: dict, preprocessing: Callable) -> tuple[Tensor, str]:
+    """`read_unmasked`, and what the preprocessing has under `warnings`: what is doubtful about the case's files.
+
+    A training says it by `say_doubts`, once a case, of one from a cache as well: it is kept there with the image.
     """
     read: Any = apply_transform(preprocessing, {k: v for k, v in case.items() if k != "label"})
-    if say_doubts and read.get("warnings"):
-        logger.warning("case %s: %s", case["case"], read["warnings"])
-    return read["image"]
+    return read["image"], str(read.get("warnings") or "")
+
+
+def say_doubts(case: Mapping[str, Any], doubts: str | None) -> None:
+    """Say in the console what is doubtful about a case; of several processes, which all go through it, the first."""
+    if doubts and get_rank() == 0:
+        logger.warning("case %s: %s", case["case"], doubts)
 
 
 class SliceDataset(Dataset):
@@ -177,16 +188,19 @@ class SliceDataset(Dataset):
         return "; ".join(parts)
 
     def _hold(self, case: dict) -> Stored:
-        image = read_unmasked(case, self.preprocessing, say_doubts=get_rank() == 0)  # each process reads all
+        image, doubts = read_with_doubts(case, self.preprocessing)
+        say_doubts(case, doubts)
         return {**self._packed(image), **self._packed_targets(case, image)}
 
     def _store(self, case: dict, images: VolumeCache, targets: VolumeCache) -> Stored:
         # Once, and only where it is needed, by whichever process comes first.
-        image = functools.cache(lambda: read_unmasked(case, self.preprocessing, say_doubts=True))
-        found = images.entry(case_files(case), lambda: self._packed(image())).stored()
+        read = functools.cache(lambda: read_with_doubts(case, self.preprocessing))
+        entry = images.entry(case_files(case), lambda: self._packed(read()[0]), about=lambda: read()[1])
+        say_doubts(case, entry.about)
+        found = entry.stored()
         if self.make_targets is not None:
             files = case_files(case, ("image", "organ", "label"))
-            found |= targets.entry(files, lambda: self._packed_targets(case, image()), case.get("cls")).stored()
+            found |= targets.entry(files, lambda: self._packed_targets(case, read()[0]), case.get("cls")).stored()
         return found
 
     def _packed(self, image: Tensor) -> dict[str, Tensor]:

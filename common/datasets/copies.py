@@ -1,14 +1,18 @@
-"""Files that two cases of a table share, or that hold the same: one image, or one mask, of two cases."""
+"""Files that two cases share, or that hold the same: one image, or one mask, of two cases."""
 
 from __future__ import annotations
 
 import logging
 import os
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+
+from ..data import Case
 from ..files import file_digest, glance
 from ..images import is_dicom
 from ..images.dicom_files import Header, first_scan
@@ -17,6 +21,7 @@ from .labels import refuse, whole_number
 from .rows import Row
 
 logger = logging.getLogger(__name__)
+Parts = Callable[[Path], Sequence[Path]]
 
 
 def roles(row: Row, images: Sequence[str]) -> Iterator[str]:
@@ -43,25 +48,11 @@ def check_copies(groups: Sequence[Sequence[Row]], images: Sequence[str], path: P
     Raises:
         ValueError: their labels contradict each other, or they are of two patients.
     """
-    marks: dict[Hashable, list[tuple[int, str]]] = {}
-    for number, (row, *_) in enumerate(groups):
-        for column in images:
-            marks.setdefault(_mark(row.files[column]), []).append((number, column))
-    first: dict[Hashable, tuple[int, str]] = {}
-    contents: dict[Path, list[str]] = {}
     pairs: dict[int, int] = {}
     copies: list[str] = []
     problems: list[str] = []
-    for number, column in (one for mark, alike in marks.items() if mark and len(alike) > 1 for one in alike):
-        row = groups[number][0]
-        earlier, of = first.setdefault(_look(row.files[column]), (number, column))
-        other = groups[earlier][0]
-        if earlier == number:
-            continue
-        for file in (row.files[column], other.files[of]):
-            contents[file] = contents.get(file) or _content(file)
-        if contents[row.files[column]] != contents[other.files[of]]:
-            continue
+    for number, i, earlier, k in find_copies([[row.files[column] for column in images] for row, *_ in groups]):
+        row, other, column, of = groups[number][0], groups[earlier][0], images[i], images[k]
         said = f"{row.at(column)}: {row[column]} is a copy of {other[of]} in row {other.number}"
         pairs[number] = earlier
         if _contradict(groups[number], groups[earlier]):
@@ -76,31 +67,83 @@ def check_copies(groups: Sequence[Sequence[Row]], images: Sequence[str], path: P
     return pairs
 
 
-def _mark(file: Path) -> Hashable:
+def with_copies_together(cases: Sequence[Case]) -> list[Case]:
+    """Cases of which those whose images hold the same are one patient's, of the first of them, with a warning.
+
+    Otherwise one could lie among the test cases, and the other among those that were trained on. Masks that mark the
+    same in images of two patients are told, too: a mask of another case lies on the grid as well as the right one.
+
+    Args:
+        cases: as adapters return them.
+    """
+    files = [[Path(one) for one in np.atleast_1d(case["image"])] for case in cases]
+    owner = {case["patient"]: case["patient"] for case in cases}
+    copies = []
+    for number, i, earlier, k in find_copies(files):
+        mine, other = owner[cases[number]["patient"]], owner[cases[earlier]["patient"]]
+        if mine != other:
+            copies.append(f"{files[number][i]} is a copy of {files[earlier][k]}, of patient {other!r}")
+            owner |= {patient: other for patient, one in owner.items() if one == mine}
+    if copies:
+        logger.warning("%d image(s) are there twice, and their cases now of one patient: %s", len(copies), copies[0])
+    found = [case | {"patient": owner[case["patient"]]} for case in cases]
+    marked = [
+        case for case in found if "label" in case and any(np.atleast_1d(case.get("cls", 0)))
+    ]  # empty ones are all alike
+    masks = [Path(case["label"]) for case in marked]
+    pairs = [(n, k) for n, _, k, _ in find_copies([[mask] for mask in masks])]
+    if others := [(n, k) for n, k in pairs if marked[n]["patient"] != marked[k]["patient"]]:
+        n, k = others[0]
+        logger.warning(
+            "%d mask(s) are those of other patients: %s holds the same as %s", len(others), masks[n], masks[k]
+        )
+    return found
+
+
+def find_copies(images: Sequence[Sequence[Path]]) -> Iterator[tuple[int, int, int, int]]:
+    """Images of different cases that hold the same: number of a case, of its image, of an earlier case, of its image.
+
+    Args:
+        images: files of each case, see `common.images.read_volume`.
+    """
+    parts = cache(files_of)
+    marks: dict[Hashable, list[tuple[int, int]]] = {}
+    for number, files in enumerate(images):
+        for i, file in enumerate(files):
+            marks.setdefault(_mark(file, parts), []).append((number, i))
+    first: dict[Hashable, tuple[int, int]] = {}
+    content = cache(lambda file: _content(file, parts))
+    for mark, number, i in [(mark, *one) for mark, some in marks.items() if mark and len(some) > 1 for one in some]:
+        file = images[number][i]
+        look = mark if is_dicom(file) or _packed(file) else tuple(map(glance, parts(file)))
+        earlier, k = first.setdefault(look, (number, i))
+        if earlier != number and content(file) == content(images[earlier][k]):
+            yield number, i, earlier, k
+
+
+def _mark(file: Path, parts: Parts) -> Hashable:
     """What copies of an image have in common: a series, length and checksum of what is packed, or a size.
 
     The same image packed twice is two files: the `.gz` around it says when that was, and under which name.
     """
     if is_dicom(file):
         return ("series", file.name if not file.is_dir() else (first_scan(file) or Header()).series)
+    if not file.is_file():  # a link to nothing: named where it is read
+        return None
     if _packed(file):
         with open(file, "rb") as stream:
             stream.seek(-min(8, file.stat().st_size), os.SEEK_END)
             return stream.read()
-    return sum(part.stat().st_size for part in files_of(file))
+    return sum(part.stat().st_size for part in parts(file))
 
 
-def _look(file: Path) -> Hashable:
-    """The same, of those whose sizes are alike."""
-    return _mark(file) if is_dicom(file) or _packed(file) else tuple(map(glance, files_of(file)))
-
-
-def _content(file: Path) -> list[str]:
+def _content(file: Path, parts: Parts) -> list[str]:
     """SHA-256 of what an image holds, a file each; those of a series are in no order."""
     if _packed(file):
         with suppress(OSError, EOFError, zlib.error):  # else a damaged one, as it is
             return [file_digest(file, unpack=True)]
-    return sorted(map(file_digest, files_of(file))) if is_dicom(file) else [*map(file_digest, files_of(file))]
+    found = [*map(file_digest, parts(file))]
+    return sorted(found) if is_dicom(file) else found
 
 
 def _packed(file: Path) -> bool:

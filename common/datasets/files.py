@@ -124,17 +124,29 @@ def read_table(path: PathLike, columns: Sequence[str]) -> list[dict[str, str]]:
     return [{k: v for k, v in zip_longest(header, row[: len(header)], fillvalue="") if k} for row in rows]
 
 
-def first_file(path: Path, *patterns: str) -> str:
-    """The first file in `path` that matches one of the patterns, in their order.
+def one_file(path: Path, *patterns: str) -> str:
+    """The file in `path` that matches a pattern: the first pattern that any file matches.
 
     Raises:
         FileNotFoundError: none does.
+        ValueError: see `only`.
     """
     for pattern in patterns:
-        for found in sorted(path.glob(pattern)):
-            return str(found)
+        if found := sorted(path.glob(pattern)):
+            return str(only(found))
     others = f" (nor {', '.join(patterns[1:])})" if patterns[1:] else ""
     raise FileNotFoundError(f"{path}: no file {patterns[0]!r}{others}; complete the case.")
+
+
+def only(files: Sequence[Path]) -> Path:
+    """The file, where there is one alone: not the same packed beside it, say, which may have been edited since.
+
+    Raises:
+        ValueError: naming two.
+    """
+    if len(files) > 1:
+        raise ValueError(f"{files[0]} and {files[1]} are one file of one case; they may differ: keep the right one.")
+    return files[0]
 
 
 def load_volume(path: PathLike, *, like: nib.Nifti1Image | None = None) -> nib.Nifti1Image:

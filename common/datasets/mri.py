@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data import Case, slice_labels
 from ..files import PathLike, read_json
-from .files import first_file, load_volume, read_table, save_volume
+from .files import load_volume, one_file, read_table, save_volume
 
 BRATS_MODALITIES = ("t1", "t2", "t1ce", "flair")
 KAGGLE_CHANNELS = ("pre", "flair", "post")
@@ -58,8 +58,8 @@ def brats2020(root: PathLike, *, modalities: Sequence[str] = BRATS_MODALITIES, b
                 f"{root / 'name_mapping.csv'}: the Grade of {name} is {grades.get(name)!r}; expected one of "
                 f"{tuple(_GRADES)}."
             )
-        label = first_file(path, f"{name}_seg.nii", f"{name}_seg.nii.gz", "*Segm.nii", "*Segm.nii.gz")
-        images = [first_file(path, f"{name}_{m}.nii", f"{name}_{m}.nii.gz") for m in modalities]
+        label = one_file(path, f"{name}_seg.nii*", "*Segm.nii*")
+        images = [one_file(path, f"{name}_{m}.nii*") for m in modalities]
         positive = 1 if binary else _GRADES[grades[name]]
         cases.append(
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..data import SECTIONS, Case, find_cases, slice_labels
 from ..files import PathLike
 from ..images import read_grid
-from .files import first_file, load_volume, output_folder, read_table, save_volume
+from .files import load_volume, one_file, only, output_folder, read_table, save_volume
 
 MOSMED_CATEGORIES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
 _BOX_COLUMNS = ("Start Column", "End Column", "Start Row", "End Row", "Start Slice", "End Slice")
@@ -46,15 +46,15 @@ def mosmed(
 
     Raises:
         FileNotFoundError: no study, no registry, a study of the registry is missing, or a mask has no study.
-        ValueError: an unknown category or section, or a study that the registry does not list.
+        ValueError: an unknown category or section, or a study that the registry does not list, or that is there twice.
     """
     root = Path(root).absolute()
     if masked_section is not None and masked_section not in SECTIONS:
         raise ValueError(f"masked_section must be among {SECTIONS}; got {masked_section!r}.")
-    studies = {_stem(path): path for path in sorted(root.glob("studies/CT-*/study_*.nii*"))}
+    studies = _by_stem(root.glob("studies/CT-*/study_*.nii*"))
     if not studies:
         raise FileNotFoundError(f"no file studies/CT-*/study_*.nii.gz in {root}; give the folder COVID19_1110.")
-    masks = {_stem(path).removesuffix("_mask"): path for path in sorted(root.glob("masks/study_*_mask.nii*"))}
+    masks = {stem.removesuffix("_mask"): path for stem, path in _by_stem(root.glob("masks/study_*_mask.nii*")).items()}
     if set(masks) - set(studies):
         lone = masks[min(set(masks) - set(studies))]
         raise FileNotFoundError(f"{lone}: there is no study of that name below {root / 'studies'}; complete the case.")
@@ -78,6 +78,14 @@ def mosmed(
             case |= {"section": masked_section} if masked_section else {}
         cases.append(case)
     return cases
+
+
+def _by_stem(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by their names, each of which there is once: not in two folders of categories, nor packed and not."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(files):
+        found.setdefault(_stem(path), []).append(path)
+    return {stem: only(paths) for stem, paths in found.items()}
 
 
 def _stem(path: Path) -> str:
@@ -122,11 +130,11 @@ def autopet(
     cases: list[Case] = []
     for path in tqdm(studies, desc="reading labels", unit="case", disable=None):
         patient = path.parent.name
-        images = [first_file(path, f"{modality}.nii.gz") for modality in modalities]
+        images = [one_file(path, f"{modality}.nii*") for modality in modalities]
         case: Case = {"case": f"{patient}_{path.name}", "patient": patient}
         case["image"] = images[0] if len(images) == 1 else images
-        if cls_from == "mask" or (path / "SEG.nii.gz").is_file():
-            case["label"] = first_file(path, "SEG.nii.gz")
+        if cls_from == "mask" or any(path.glob("SEG.nii*")):
+            case["label"] = one_file(path, "SEG.nii*")
         if cls_from == "mask":
             case["cls"] = max(slice_labels(case["label"], case["image"]))
         else:

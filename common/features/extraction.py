@@ -233,12 +233,13 @@ class _Run:
             raise ValueError(item["error"])
         if "found" in item:
             entry = self.store.open(item["found"])
+            self._say(name, entry.about.get("warnings"))
             self.record["found"].append(name)
         else:
             case = self.inputs.cases[item["index"]]
-            if item["warnings"]:
-                logger.warning("case %s: %s", name, item["warnings"])
+            self._say(name, item["warnings"])
             about = {"case": name, "files": [Path(path).name for path in case_files(case)]}
+            about |= {"warnings": item["warnings"]} if item["warnings"] else {}
             entry = volume_entry(item["image"], self.encoder, self.store, about=about, **self.work)
             self.store.set_alias(item["alias"], entry.about["key"])
             self.record["computed"].append(name)
@@ -247,6 +248,11 @@ class _Run:
         if self.work["progress"] and len(self.record["found"]) + len(self.record["computed"]) == 1:
             size, cases = entry.about["bytes"] / 2**20, len(self.inputs)
             tqdm.write(f"{name}: {len(entry)} slices, {size:.1f} MB; {cases} cases like it: {size * cases:.0f} MB")
+
+    @staticmethod
+    def _say(name: str, warnings: str | None) -> None:
+        if warnings:
+            logger.warning("case %s: %s", name, warnings)
 
     def write(self) -> None:
         record = self.record

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -140,9 +142,10 @@ def mask_on_grid(
 
         mask = on_image(mask, shape, affine, image=image, of_series=is_dicom(image))
     placed = on_grid(mask, shape, affine, image=image)
+    corners = placed.array[tuple(slice(None, None, max(n - 1, 1)) for n in placed.array.shape)]
     # A single slice, cut out of a larger image, may be lesion all over.
-    if not probabilities and placed.array.min() > 0 and (shape[2] > 1 or placed.array.min() < placed.array.max()):
-        raise ValueError(f"{mask.path}: every voxel of the mask is marked; write 0 where nothing is")
+    if not probabilities and corners.min() > 0 and (shape[2] > 1 or 0 < placed.array.min() < placed.array.max()):
+        raise ValueError(f"{mask.path}: every corner of the mask is marked (inside out?); write 0 where nothing is")
     return placed
 
 
@@ -208,13 +211,30 @@ def _unreadable(path: str, error: Exception) -> ValueError:
 
 def _values(image: Any, path: str) -> np.ndarray:
     if not path.lower().endswith(".gz") or not isinstance(image, SerializableImage):
-        return np.asanyarray(image.dataobj)
+        array = np.asanyarray(image.dataobj)
+        if isinstance(image, nib.AnalyzeImage):  # other formats have more behind their voxels
+            voxels, start = str(image.file_map["image"].filename), getattr(image.dataobj, "offset", 0)
+            size = 0 if voxels.lower().endswith((".gz", ".bz2")) else os.path.getsize(voxels)
+            _check_rest(image, size - start - _bytes(image.shape, image))
+        return array
     with gzip.open(path) as file:
         stream: Any = type(image).from_stream(file)
         array = np.asanyarray(stream.dataobj)
-        while file.read(1 << 20):  # to the checksum at the end, which nibabel does not reach: most damage shows there
-            pass
+        rest = 0
+        while part := file.read(1 << 20):  # to the checksum, which nibabel does not reach: most damage shows there
+            rest += len(part)
+    _check_rest(image, rest)
     return array
+
+
+def _check_rest(image: Any, rest: int) -> None:
+    """Refuse a file that goes on for a slice and more behind its last voxel."""
+    if rest >= max(_bytes(image.shape[:2], image), 1):
+        raise ValueError(f"{rest} bytes follow its last voxel: more slices, or longer numbers, than its header says")
+
+
+def _bytes(shape: Sequence[int], image: Any) -> int:
+    return math.prod(shape) * image.get_data_dtype().itemsize
 
 
 def _place(image: Any, path: str) -> tuple[np.ndarray, tuple[str, ...]]:

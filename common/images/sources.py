@@ -14,12 +14,11 @@ from .reading import is_dicom
 
 _PAIR = re.compile(r".*\.(hdr|img)(\.gz)?", re.IGNORECASE)
 _NAMES_ITS_DATA = (".mhd", ".nhdr")
+_NUMBERED = re.compile(r"(.*)%(0?\d*)[diu](.*?)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(\s+\d+)?")
 
 
 def files_of(path: PathLike) -> list[Path]:
     """The files that an image, or a mask, is read from: first the one of the path, or those of a DICOM series.
-
-    Numbered files that a `.nhdr` names by a pattern (`slice%03d.raw`) are not among them.
 
     Args:
         path: see `common.images.read_volume`.
@@ -38,5 +37,17 @@ def files_of(path: PathLike) -> list[Path]:
         beside = [Path(holder.filename or path) for holder in holders]
     elif path.name.lower().endswith(_NAMES_ITS_DATA) and path.is_file():
         with open(path, encoding="utf-8", errors="replace") as file:
-            beside = [path.parent / text.strip() for text in re.split("[\n=:]", file.read(1 << 16))]
+            texts = re.split("[\n=:]", file.read(1 << 16))
+        beside = [path.parent / name for text in texts for name in _numbered(text.strip())]
     return [path, *(file for file in beside if file != path and os.path.isfile(file))]
+
+
+def _numbered(text: str) -> list[str]:
+    """The names that a header gives by a pattern, first and last number and step (`slice%03d.raw 1 20 1`), or one."""
+    found = _NUMBERED.fullmatch(text)
+    if found is None:
+        return [text]
+    before, width, after = found.groups()[:3]
+    first, last, step = map(int, found.groups()[3:6])
+    numbers = range(first, last + (1 if step > 0 else -1), step or 1)
+    return [f"{before}{number:{width}d}{after}" for number in numbers]

@@ -93,9 +93,10 @@ def fill_holes_above_diaphragm(lungs: np.ndarray, spacing: Sequence[float], *, d
     below = np.ones(lungs.shape[:2], dtype=bool)
     for z in range(lungs.shape[2]):
         for index in np.unique(labels[..., z]):
-            hole = labels[..., z] == index
-            if index > 0 and sizes[index] > dome_mm2 and below[hole].mean() > 0.5:
-                filled[hole, z] = False
+            if index > 0 and sizes[index] > dome_mm2:
+                hole = labels[..., z] == index
+                if below[hole].mean() > 0.5:
+                    filled[hole, z] = False
         below = ~filled[..., z]
     return filled
 

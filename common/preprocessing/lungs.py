@@ -278,7 +278,7 @@ def _closed_by_side(lungs: np.ndarray, spacing: Sequence[float], center: float, 
             dilated = ndi.distance_transform_edt(~padded, sampling=spacing) <= radius_mm
             eroded = ndi.distance_transform_edt(dilated, sampling=spacing) > radius_mm
             half[box] |= eroded[tuple(slice(p, -p) for p in pads)]
-            closed |= fill_holes_above_diaphragm(half, spacing)
+            closed[box] |= fill_holes_above_diaphragm(half[box], spacing)
     return closed
 
 

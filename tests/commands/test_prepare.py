@@ -19,7 +19,7 @@ def mosmed_like(root: Path, count: int = 24) -> Path:
     """Half of the studies positive, every third of these with a mask."""
     for number in range(count):
         category = f"CT-{number % 2}"
-        save(root / "studies" / category / f"study_{number:04d}.nii.gz", np.ones((2, 2, 2), np.uint8))
+        save(root / "studies" / category / f"study_{number:04d}.nii.gz", np.full((2, 2, 2), number, np.uint8))
         if number % 6 == 1:
             save(root / "masks" / f"study_{number:04d}_mask.nii.gz", np.ones((2, 2, 2), np.uint8))
     return root
@@ -51,10 +51,26 @@ class TestPrepare:
         assert "masked_section" not in drawn
         assert not any("section" in c for section in SECTIONS for c in fixed[section])
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_copies_of_an_image_never_lie_in_two_sections(self, tmp_path, caplog, seed):
+        root = mosmed_like(tmp_path)
+        for number in (3, 7):  # copies of 1 and 3, so of 1 all three
+            shutil.copy(root / f"studies/CT-1/study_{1 if number == 3 else 3:04d}.nii.gz", tmp_path / "a.nii.gz")
+            (tmp_path / "a.nii.gz").rename(root / f"studies/CT-1/study_{number:04d}.nii.gz")
+        (root / "studies/CT-0/study_0024.nii.gz").symlink_to(root / "gone.nii.gz")  # is named where it is read
+        prepare("mosmed", str(root), seed=seed)
+        datalist = contents(tmp_path)
+        patients = {case["case"]: (case["patient"], s) for s in SECTIONS for case in datalist[s]}
+        assert len(patients) == 25
+        assert {patients[f"study_000{k}"][0] for k in (1, 3, 7)} == {"study_0001"}
+        assert len({patients[f"study_000{k}"][1] for k in (1, 3, 7)}) == 1
+        assert "2 image(s) are there twice, and their cases now of one patient: " in caplog.text
+        assert "study_0003.nii.gz is a copy of" in caplog.text
+
     def test_passes_options_and_names_through(self, tmp_path, capsys):
         for number in range(6):
             for name in ("t1", "flair"):
-                save(tmp_path / "in" / f"P{number}" / f"{name}.nii.gz", np.ones((3, 3, 12), np.uint8))
+                save(tmp_path / "in" / f"P{number}" / f"{name}.nii.gz", np.full((3, 3, 12), number, np.uint8))
             mask = np.zeros((3, 3, 12), np.uint8)
             mask[1, 1, :4] = 1
             save(tmp_path / "in" / f"P{number}" / "lesion.nii.gz", mask)

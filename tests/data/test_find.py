@@ -110,6 +110,19 @@ def test_masks_that_fit_no_case_are_told_where_a_case_has_none(tmp_path, caplog)
     assert "1 mask(s) of '**/m.nii' fit no case, e.g. masks/x/m.nii, while x/ct.nii has none" in caplog.text
 
 
+def test_what_lies_packed_beside_a_file_or_unpacked_is_told_since_it_may_differ(tmp_path, caplog):
+    touch(tmp_path, "a/ct.nii.gz", "a/m.nii", "a/brain.nii", "b/ct.nii.gz", "c/ct.nii.gz")
+    find_cases(tmp_path, "*/ct.nii.gz", label_pattern="*/m.nii")
+    assert not caplog.text
+    touch(tmp_path, "a/m.nii.gz", "a/brain.nii.gz", "b/ct.nii", "c/ct.nii")
+    find_cases(tmp_path, "*/ct.nii.gz", label_pattern="*/m.nii")
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "2 file(s) are there twice; read is b/ct.nii.gz and not b/ct.nii, c/ct.nii.gz and not c/ct.nii: keep the right "
+        "one",
+        "1 file(s) are there twice; read is a/m.nii and not a/m.nii.gz: keep the right one",
+    ]
+
+
 def test_names_are_those_of_visible_files_and_not_too_long_for_one(tmp_path):
     touch(tmp_path, "data/x.nii", "a/f.nii", "b/f.nii", "/".join(["ä" * 70] * 3) + "/g.nii")
     assert [c["case"] for c in find_cases(tmp_path / "data", "../?/f.nii")] == ["a", "b"]

@@ -186,8 +186,10 @@ def test_what_is_doubtful_about_a_case_is_said_once_where_training_reads_it(tmp_
         (tmp_path / f"{name}.nii.gz").write_bytes(name.encode())
     cases = [{"case": name, "image": str(tmp_path / f"{name}.nii.gz"), "cls": 1} for name in "ab"]
     options = {"progress": False, "cache_dir": tmp_path / "cache" if cached else None}
-    data = SliceDataset(cases, doubtful, targets=first_channel, **options)
-    assert [record.getMessage() for record in caplog.records] == ["case a: tilted"]
+    for _ in range(2):  # read, then found where they are cached
+        caplog.clear()
+        data = SliceDataset(cases, doubtful, targets=first_channel, **options)
+        assert [record.getMessage() for record in caplog.records] == ["case a: tilted"]
     caplog.clear()
     read_unmasked(data.data[0], doubtful)  # again, for a picture of it
     assert not caplog.records

@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.datasets import labeled_table
+from common.datasets import copies, labeled_table
 from common.datasets.copies import check_copies
 from common.datasets.rows import Row
+from common.images.sources import files_of
 from tests.datasets.tables import write
 from tests.images.dicom_series import datasets, stack
 from tests.images.dicom_series import save as save_series
@@ -42,6 +43,17 @@ def test_headers_alike_are_no_copies_where_the_voxels_beside_them_differ(tmp_pat
     shutil.copy(tmp_path / "a.img", tmp_path / "b.img")
     with pytest.raises(ValueError, match=r"b.hdr is a copy of a.hdr in row 2, which is labeled otherwise"):
         labeled_table(table)
+
+
+def test_files_beside_a_header_are_listed_once_though_sizes_blocks_and_content_are_compared(tmp_path, monkeypatch):
+    seen: list[str] = []
+    monkeypatch.setattr(copies, "files_of", lambda file: seen.append(file.name) or files_of(file))
+    rows = []
+    for name in ("a.hdr", "b.hdr"):
+        nib.save(nib.Nifti1Pair(np.ones((4, 4, 2), np.uint8), np.eye(4)), tmp_path / name)
+        rows.append([Row(len(rows), {"image": name}, cls=1, files={"image": tmp_path / name})])
+    assert check_copies(rows, ["image"], tmp_path / "a.csv") == {1: 0}
+    assert seen == ["a.hdr", "b.hdr"]
 
 
 def test_copies_are_of_one_patient_where_no_column_says_whose_they_are(tmp_path):
@@ -80,6 +92,28 @@ def test_labels_of_slices_contradict_those_of_a_copy(tmp_path: Path, one, other,
             labeled_table(tmp_path / "a.csv")
     else:
         assert len(labeled_table(tmp_path / "a.csv")[0]) == 2
+
+
+def test_a_case_of_two_images_that_are_copies_of_two_patients_makes_them_one(tmp_path):
+    files = {name: Path(save(tmp_path / f"{name}.nii.gz", np.full((4, 4, 2), ord(name), np.uint8))) for name in "xpyqr"}
+    others = [shutil.copy(files[name], tmp_path / f"{name}_2.nii.gz") for name in "xy"]
+    images = [[files["x"], files["p"]], [files["y"], files["q"]], [files["r"], files["r"]], others]
+    cases = [{"patient": f"P{n}", "image": [str(file) for file in pair]} for n, pair in enumerate(images)]
+    found = [case["patient"] for case in copies.with_copies_together(cases)]
+    assert found[0] == found[1] == found[3] != found[2] == "P2"
+
+
+def test_a_mask_that_is_another_patients_is_told_and_empty_ones_are_alike(tmp_path, caplog):
+    image, same = (np.full((4, 4, 2), n, np.uint8) for n in (0, 9))
+    masks = [save(tmp_path / f"{n}_mask.nii.gz", image if n < 2 else same) for n in range(5)]
+    cases = [
+        {"patient": patient, "image": save(tmp_path / f"{n}.nii.gz", same + n), "label": masks[n], "cls": [0, n // 2]}
+        for n, patient in enumerate("ABCCC")
+    ]
+    copies.with_copies_together(cases)
+    assert not caplog.messages
+    copies.with_copies_together([*cases[:4], cases[4] | {"patient": "D"}])
+    assert caplog.messages == [f"1 mask(s) are those of other patients: {masks[4]} holds the same as {masks[2]}"]
 
 
 class TestMasks:

@@ -15,7 +15,7 @@ h5py = pytest.importorskip("h5py")
 
 def write_mat(path: Path, *, label: int, patient: str, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
     """A file as MATLAB 7.3 saves the owners' struct; returns image and mask in rows and columns."""
-    rng = np.random.default_rng(label)
+    rng = np.random.default_rng([*path.name.encode()])
     image = rng.integers(0, 3000, (size, size)).astype(np.int16)
     mask = np.zeros((size, size), np.uint8)
     mask[2 : 4 + label, 5:8] = 1

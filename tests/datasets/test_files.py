@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.datasets.files import _text, first_file, load_volume, read_rows, read_table
+from common.datasets.files import _text, load_volume, one_file, read_rows, read_table
 from tests.pipeline import affine_of, save, world
 
 
@@ -117,10 +117,13 @@ class TestLoadVolume:
                 load_volume(path)
 
 
-def test_first_file_prefers_the_first_pattern(tmp_path: Path):
-    for name in ("b.nii", "a_Segm.nii"):
+def test_a_file_of_the_first_pattern_that_any_matches_is_taken_if_it_is_alone(tmp_path: Path):
+    for name in ("b.nii", "a_Segm.nii.gz"):
         (tmp_path / name).touch()
-    assert first_file(tmp_path, "b.nii", "*Segm.nii") == str(tmp_path / "b.nii")
-    assert first_file(tmp_path, "c.nii", "*Segm.nii") == str(tmp_path / "a_Segm.nii")
+    assert one_file(tmp_path, "b.nii*", "*Segm.nii*") == str(tmp_path / "b.nii")
+    assert one_file(tmp_path, "c.nii", "*Segm.nii*") == str(tmp_path / "a_Segm.nii.gz")
     with pytest.raises(FileNotFoundError, match=r"no file 'c.nii' \(nor d.nii\); complete the case"):
-        first_file(tmp_path, "c.nii", "d.nii")
+        one_file(tmp_path, "c.nii", "d.nii")
+    (tmp_path / "b.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"b.nii and .*b.nii.gz are one file of one case; .*keep the right one"):
+        one_file(tmp_path, "b.nii*", "*Segm.nii*")

@@ -78,6 +78,11 @@ class TestMosmed:
         with pytest.raises(FileNotFoundError, match=r"study_0700_mask.nii.gz: there is no study of that name"):
             mosmed(mosmed_root)
         (mosmed_root / "masks" / "study_0700_mask.nii.gz").unlink()
+        for other in ("studies/CT-3/study_0001.nii.gz", "masks/study_0255_mask.nii"):
+            save(mosmed_root / other, volume())
+            with pytest.raises(ValueError, match=rf"{Path(other).name[:10]}.* are one file of one case"):
+                mosmed(mosmed_root)
+            (mosmed_root / other).unlink()
         save(mosmed_root / "studies" / "CT-5" / "study_0700.nii.gz", volume())
         with pytest.raises(ValueError, match="its category is 'CT-5'; expected one of"):
             mosmed(mosmed_root)
@@ -133,10 +138,10 @@ class TestAutopet:
     def test_says_what_is_missing(self, autopet_root):
         with pytest.raises(ValueError, match="cls_from must be 'mask' or 'diagnosis'; got 'csv'"):
             autopet(autopet_root, cls_from="csv")
-        with pytest.raises(FileNotFoundError, match=r"56839: no file 'PT.nii.gz'; complete the case"):
+        with pytest.raises(FileNotFoundError, match=r"56839: no file 'PT.nii\*'; complete the case"):
             autopet(autopet_root, modalities=("PT",))
         (autopet_root / "PETCT_0143bab87a" / "03-04-2003-NA-B-33529" / "SEG.nii.gz").unlink()
-        with pytest.raises(FileNotFoundError, match=r"33529: no file 'SEG.nii.gz'"):
+        with pytest.raises(FileNotFoundError, match=r"33529: no file 'SEG.nii\*'"):
             autopet(autopet_root)
         (autopet_root / "fdg_metadata.csv").unlink()
         with pytest.raises(FileNotFoundError, match=r"fdg_metadata.csv does not exist"):

@@ -101,11 +101,12 @@ def doubted(data: dict) -> dict:
 
 
 class TestExtract:
-    def test_what_is_doubtful_about_a_case_is_said_where_it_is_read(self, cases, store, caplog):
+    def test_what_is_doubtful_about_a_case_is_said_in_each_run_that_takes_it(self, cases, store, caplog):
         for _ in range(2):  # the second finds the features, and reads nothing
+            caplog.clear()
             extract(cases[:1], Compose([*preprocessing().transforms, doubted]), counted()[0], store, progress=False)
-        said = [record.getMessage() for record in caplog.records if record.name == "common.features.extraction"]
-        assert said == ["case case0: tilted"]
+            said = [record.getMessage() for record in caplog.records if record.name == "common.features.extraction"]
+            assert said == ["case case0: tilted"]
 
     def test_a_second_run_opens_neither_images_nor_the_encoder(self, cases, store, monkeypatch):
         encoder, calls = counted()

@@ -58,11 +58,13 @@ def test_file_key_is_of_bytes_order_recipe_and_encoder_but_not_of_names(tmp_path
         ("a.img.gz", ["a.hdr.gz"], ""),
         ("a.mhd", ["b.zraw"], "NDims = 3\nElementDataFile = b.zraw\n"),
         ("a.mhd", ["b1.raw", "b2.raw"], "ElementDataFile = LIST\r\nb1.raw\r\nb2.raw\r\n"),
+        ("a.mhd", ["b001.raw", "b002.raw"], "NDims = 3\nElementDataFile = b%03d.raw 1 2 1\n"),
+        ("a.nhdr", ["b1.raw", "b3.raw"], "NRRD0004\nencoding: raw\ndata file: b%d.raw 3 1 -2 2\n"),
         ("a.nhdr", ["a.raw.gz"], "NRRD0004\nencoding: gzip\ndata file: ./a.raw.gz\n"),
     ],
 )
 def test_a_case_is_made_from_the_files_beside_a_header_as_well(tmp_path, image, beside, header):
-    for name in (image, *beside, "a.json", "a.nii.gz", "c.img"):
+    for name in (image, *beside, "a.json", "a.nii.gz", "b2.raw", "b003.raw", "c.img"):
         (tmp_path / name).write_text(header)
     files = case_files({"image": str(tmp_path / image), "organ": None})
     assert files[0].name == image

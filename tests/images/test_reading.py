@@ -113,6 +113,18 @@ def test_voxels_do_not_begin_within_the_header(tmp_path):
                 read(path)
 
 
+@pytest.mark.parametrize("change", [{"dim": [3, 6, 8, 4]}, {"datatype": 2, "bitpix": 8}])
+def test_a_file_does_not_go_on_behind_the_voxels_of_its_header(tmp_path, change):
+    """Four of five slices, or half of each number, would be an image as well."""
+    path = _with_header(tmp_path / "a.nii", change)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for name in ("a.nii", "a.nii.gz"):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read \(\d+ bytes follow its last voxel: more"):
+            read_volume(tmp_path / name)
+    path.write_bytes(_with_header(path, {}).read_bytes() + bytes(95))  # less than a slice: where blocks are filled up
+    np.testing.assert_array_equal(read_volume(path).array, VALUES)
+
+
 def test_a_header_that_says_terabytes_is_named(tmp_path):
     path = _with_header(tmp_path / "a.nii", {"dim": [3, 20000, 20000, 20000], "pixdim": [1, 0.1, 0.1, 0.1]})
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -250,8 +262,21 @@ class TestMasks:
             if passes:
                 assert read_mask(path, tmp_path / "image.nii.gz").array.all()
             else:
-                with pytest.raises(ValueError, match=r"mask.nii.gz: every voxel of the mask is marked; write 0"):
+                with pytest.raises(
+                    ValueError, match=r"mask.nii.gz: every corner of the mask is marked \(inside out\?\); write 0"
+                ):
                     read_mask(path, tmp_path / "image.nii.gz")
+
+    def test_one_that_is_inside_out_is_refused(self, tmp_path):
+        save(tmp_path / "image.nii.gz", VALUES)
+        for marked in (slice(0, 3), slice(1, 3)):
+            mask = np.zeros(SHAPE, np.uint8)
+            mask[marked, :4] = 1
+            assert read_mask(save(tmp_path / "mask.nii.gz", mask), tmp_path / "image.nii.gz").array.any()
+            save(tmp_path / "mask.nii.gz", 1 - mask)
+            if marked.start:
+                with pytest.raises(ValueError, match=r"mask.nii.gz: every corner of the mask is marked"):
+                    read_mask(tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz")
 
     def test_a_jpeg_is_refused_since_its_edges_are_blurred(self, tmp_path):
         values = np.zeros((16, 16), np.uint8)

@@ -29,6 +29,16 @@ class TestFillHolesAboveDiaphragm:
         for lungs in (lungs_with_hole(2, 5, 20), lungs_with_hole(0, 5, 14)):
             assert fill_holes_above_diaphragm(lungs, SPACING)[10:50, 10:50].all()
 
+    def test_what_lies_around_the_lungs_decides_nothing(self):
+        rng = np.random.default_rng(0)
+        lungs = lungs_with_hole(0, 5, 20) & (rng.random((60, 60, 8)) > 0.2)
+        box = (slice(10, 50), slice(10, 50), slice(None))
+        around = np.pad(lungs, ((3, 40), (20, 1), (4, 2)))
+        found = fill_holes_above_diaphragm(around, SPACING)
+        expected = np.zeros_like(around)
+        expected[3:63, 20:80, 4:12][box] = fill_holes_above_diaphragm(lungs[box], SPACING)
+        np.testing.assert_array_equal(found, expected)
+
 
 class TestRound:
     angles = np.arange(180) * np.pi / 90

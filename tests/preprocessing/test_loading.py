@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.data import MetaTensor
+from PIL import Image
 
 from common.preprocessing import LoadCased, check_image
 from tests.pipeline import affine_of, save
@@ -86,6 +87,46 @@ def test_a_mask_with_channels_is_refused(tmp_path):
     case["label"] = save(tmp_path / "mask.nii.gz", np.stack([VALUES, VALUES], axis=-1), AFFINE)
     with pytest.raises(ValueError, match=r"mask.nii.gz: expected a 3D mask, got the shape \[6, 8, 5, 2\]"):
         LoadCased(channels=1)(case)
+
+
+class TestDoubtAboutType:
+    x, y = np.mgrid[:48, :48] - 23.5
+    hill = np.repeat(200 * np.exp(-(x**2 + y**2) / 150)[..., None], 4, axis=-1)
+
+    def doubt(self, tmp_path, values: np.ndarray, name: str = "a.nii.gz") -> str:
+        return LoadCased(channels=1)(
+            {"image": save(tmp_path / name, values, affine_of("LPS", (1, 1, 1), (48, 48, 4)))}
+        )["warnings"]
+
+    @pytest.mark.parametrize(
+        ("values", "dtype"), [(hill, "int8"), (hill - 20, "uint8"), (hill - 20, "uint16"), (300 * hill, "int16")]
+    )
+    def test_values_that_came_out_at_the_other_end_of_their_type_are_refused(self, tmp_path, values, dtype):
+        stored = values.astype(np.int64).astype(dtype)
+        with pytest.raises(ValueError, match=rf"a.nii.gz: \d+% of its edges go from one end of the values of {dtype}"):
+            self.doubt(tmp_path, stored)
+        for fits in (values.astype(np.int32), values.astype(np.float32)):
+            assert self.doubt(tmp_path, fits) == ""
+
+    @pytest.mark.parametrize(
+        ("values", "dtype"),
+        [
+            (hill, "uint8"),
+            (hill - 128, "int8"),
+            (300 * hill, "uint16"),
+            (60 * (hill - 40), "uint8"),
+        ],
+    )
+    def test_images_that_fill_their_type_or_are_cut_off_at_its_ends_pass(self, tmp_path, values, dtype):
+        assert self.doubt(tmp_path, values.clip(np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)) == ""
+
+    def test_what_only_seems_so_is_doubted_and_a_picture_is_not(self, tmp_path):
+        noise = np.random.default_rng(0).integers(256, size=(48, 48, 4)).astype(np.uint8)
+        assert self.doubt(tmp_path, noise).startswith(
+            "a.nii.gz: 2% of its edges go from one end of the values of uint8"
+        )
+        Image.fromarray(noise[..., 0]).save(tmp_path / "a.png")
+        assert LoadCased(channels=1)({"image": str(tmp_path / "a.png")})["warnings"] == ""
 
 
 class TestCheckImage:

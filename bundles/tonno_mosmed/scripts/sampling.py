@@ -19,13 +19,12 @@ from common.data import (
     VolumeCache,
     in_turns,
     matched_weights,
-    read_unmasked,
     runs,
     slice_classes,
     stratified_weights,
 )
 from common.data.cache import warn_of_memory
-from common.data.slices import augmented
+from common.data.slices import augmented, read_with_doubts, say_doubts
 from common.engines import weighted_sampler
 from common.features import case_files
 from common.images import spacing_of
@@ -102,14 +101,14 @@ def make_volumes(
 ) -> list[Volume]:
     """The volumes of a case that hold some organ; see `PlaneDataset`."""
     made = []
-    whole = read_unmasked(case, preprocessing, say_doubts=True)
+    whole, doubts = read_with_doubts(case, preprocessing)
     check_depth(whole)
     for image, label in volumes(case, whole):
         body = crop_to_organ(image, spacing_of(image), organ_channel=organ_channel, geometry=geometry, radius=radius)
         if body is not None:
             points = extreme_points(body.inside, body.spacing)
             half = replace(body, volume=body.volume.half())
-            made.append(Volume(half, points, int(label > 0), float(body.inside.sum())))
+            made.append(Volume(half, points, int(label > 0), float(body.inside.sum()), doubts))
     return made
 
 
@@ -186,6 +185,7 @@ class PlaneDataset(Dataset):
             case = data[index]
             make = partial(self._make, case)
             found[index] = stored_volumes(cache, self._files(case), make, case.get("cls")) if cache else make()
+            say_doubts(case, found[index][0].doubts if found[index] else "")
             if cache is None and len(found) == 1:
                 warn_of_memory([part for v in found[index] for part in (v.body.volume, v.body.inside)], len(data))
         if cache is not None and progress:

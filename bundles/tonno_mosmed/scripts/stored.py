@@ -51,12 +51,14 @@ class Volume(NamedTuple):
         extremes: points between which planes meet the organ.
         label: 0 or 1.
         size: voxels of the organ.
+        doubts: what is doubtful about the files of its case, see `common.data.slices.say_doubts`.
     """
 
     body: Any
     extremes: Tensor
     label: int
     size: float
+    doubts: str = ""
 
 
 def stored_volumes(
@@ -88,12 +90,13 @@ def stored_volumes(
                 "box": [[axis.start, axis.stop] for axis in volume.body.box],
                 "label": volume.label,
                 "size": volume.size,
+                "doubts": volume.doubts,
             }
             for volume in made
         ]
 
     entry = cache.entry(files, tensors, cls, about=about)
     return [
-        Volume(StoredBody(entry, number), entry.tensor(f"extremes_{number}").clone(), said["label"], said["size"])
-        for number, said in enumerate(entry.about)
+        Volume(StoredBody(entry, i), entry.tensor(f"extremes_{i}").clone(), *map(said.get, ("label", "size", "doubts")))
+        for i, said in enumerate(entry.about)
     ]

@@ -139,9 +139,18 @@ def test_a_batch_is_flat_and_labels_stay_with_their_planes():
     assert (image.amax(dim=(1, 2, 3)) > 1.5).tolist() == [True] * 6 + [False] * 6
 
 
-def test_what_is_doubtful_about_a_case_is_said_where_training_reads_it(caplog):
-    sampling.PlaneDataset(CASES[:1], lambda case: identity(case) | {"warnings": "tilted"}, progress=False)
-    assert [record.getMessage() for record in caplog.records] == ["case ill: tilted"]
+def doubtful(case):
+    return identity(case) | {"warnings": "tilted"}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_doubtful_about_a_case_is_said_where_training_reads_it(tmp_path, caplog, cached):
+    (tmp_path / "a.txt").touch()
+    options = {"progress": False, "cache_dir": tmp_path / "cache" if cached else None}
+    for _ in range(2):
+        caplog.clear()
+        sampling.PlaneDataset([CASES[0] | {"image": str(tmp_path / "a.txt")}], doubtful, **options)
+        assert [record.getMessage() for record in caplog.records] == ["case ill: tilted"]
 
 
 def test_no_organ_anywhere_is_refused():
