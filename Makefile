@@ -46,7 +46,6 @@ test: lint pytest types
 lint: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m common format --check
 
 types: install
 	$(BIN)/python -m mypy

@@ -1,10 +1,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+from tests import forks
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of pytest-xdist are forked from a process that has imported MONAI for all of them."""
+    if workers := config.getoption("numprocesses", None):
+        config.option.tx = [f"popen//python={shlex.join([sys.executable, forks.__file__])}"] * workers
+        for kind in ("workers", "commands"):
+            forks.address(kind)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """The first of several workers compiles the tests, and the others read its bytecode."""
+    if not hasattr(session.config, "workerinput") or sys.dont_write_bytecode:
+        return (yield)
+    with FileLock(forks.address("workers").with_name("lock")):
+        return (yield)
 
 
 @pytest.fixture

@@ -1,28 +1,21 @@
 """`python -m MODULE`, or `-c CODE`, in processes that are forked from one which has the imports behind it.
 
-Each run is a process of its own, as a command in a shell is, so the `scripts` of two bundles never meet; but it starts
-in tenths of a second, where a new interpreter spends five or more on importing MONAI. The runs of a session share one
-seed of Python's hashes, which is not that of the process of the tests.
+Each run is a process of its own, as a command in a shell is: the `scripts` of two bundles never meet. `tests.forks`
+has the other end.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import runpy
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
-
-REPOSITORY = Path(__file__).parents[1]
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["ignite.engine", "nibabel", "PIL.Image", "skimage.measure", "tests.preload"])
+from tests.forks import REPOSITORY, Forked
 
 
 class Running:
@@ -41,12 +34,9 @@ class Running:
         self.command = [sys.executable, *(("-m", module) if module != "-c" else ("-c",)), *arguments]
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
-        for path in self._outputs:
-            path.touch()
-        variables = os.environ | (environment or {})
-        options = (module, arguments, str(cwd), variables, [str(path) for path in self._outputs])
-        self._process = FORKSERVER.Process(target=_run, args=options)
-        self._process.start()
+        with open(os.devnull, "rb") as none, self._outputs[0].open("wb") as out, self._outputs[1].open("wb") as err:
+            files = [file.fileno() for file in (none, out, err)]
+            self._process = Forked(module, arguments, files, cwd=cwd, variables=os.environ | (environment or {}))
 
     def wait(self, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Wait for its end.
@@ -54,16 +44,15 @@ class Running:
         Raises:
             subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was ended.
         """
-        self._process.join(timeout)
-        late = self._process.exitcode is None
-        if late:
-            self._process.kill()
-            self._process.join()
+        code = self._process.wait(timeout)
+        if code is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         stdout, stderr = (path.read_text(errors="replace") for path in self._outputs)
         self._folder.cleanup()
-        if late:
+        if code is None:
             raise subprocess.TimeoutExpired(self.command, timeout, stdout, stderr)
-        return subprocess.CompletedProcess(self.command, self._process.exitcode, stdout, stderr)
+        return subprocess.CompletedProcess(self.command, code, stdout, stderr)
 
 
 def run_module(module: str, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -97,34 +86,3 @@ def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
-
-
-def _run(module: str, arguments: Sequence[str], cwd: str, variables: Mapping[str, str], outputs: Sequence[str]) -> None:
-    """What a new interpreter would have done, in the forked process."""
-    for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY), descriptor)
-    os.environ.clear()
-    os.environ.update(variables)
-    os.chdir(cwd)
-    if threads := variables.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
-    _scatter_random_states()
-    added = [path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = [cwd, *added, *(path for path in sys.path if path not in ("", str(REPOSITORY), *added))]
-    sys.argv = [module, *arguments]
-    try:
-        if module == "-c":
-            exec(arguments[0], {"__name__": "__main__"})
-        else:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except Exception:
-        sys.excepthook(*sys.exc_info())  # the module may have set one
-        sys.exit(1)
-
-
-def _scatter_random_states() -> None:
-    """NumPy's global states were drawn before the fork; two runs without a seed must differ, as in new interpreters."""
-    from monai.transforms import Randomizable
-
-    np.random.seed()  # noqa: NPY002 (it is this state that must differ)
-    Randomizable.R.seed()

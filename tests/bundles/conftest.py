@@ -14,8 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.commands.prepare import prepare
-from common.commands.run import run_arguments
 from common.files import read_json
 from tests.running import REPOSITORY, run_module
 
@@ -58,6 +56,8 @@ def run_bundle(
         check: whether it must succeed.
         overrides: top-level keys.
     """
+    from common.commands.run import run_arguments  # not above: pytest-xdist's controller reads this, and needs no MONAI
+
     return monai_bundle(*run_arguments(bundle, list(configs), **{"progress": False} | overrides), cwd=cwd, check=check)
 
 
@@ -112,6 +112,8 @@ def volumes(folder: Path, kind: str = "seg") -> dict[str, np.ndarray]:
 
 def shuffled_copy(data: Path, target: Path) -> Path:
     """A phantom in which every mask's voxels lie elsewhere in their slices; its yes/no labels are taken from these."""
+    from common.commands.prepare import prepare
+
     shutil.copytree(data, target)
     rng = np.random.default_rng(0)
     moved = 0

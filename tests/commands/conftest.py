@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import common.commands.crossvalidate
+from common.commands import export
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once() -> Iterator[None]:
+    """What a text imports is remembered: a bundle's zip, and each rule about imports, read all of `common` anew."""
+
+    def remembered(imports):
+        return cache(lambda *texts: (*imports(*texts),))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_absolute_imports", "_outer_imports", "_relative_imports"):
+            patch.setattr(export, name, remembered(getattr(export, name)))
+        yield
 
 
 @pytest.fixture

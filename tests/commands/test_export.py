@@ -22,11 +22,11 @@ from common.commands.export import bundle_files, common_modules, export, export_
 from common.commands.phantom import phantom_dataset
 from common.commands.run import BUNDLES
 from common.datasets import write_phantom
-from tests.commands.there import There, environment
+from tests.commands.there import Interpreters, There, environment
 from tests.running import run_code
 
 NAMES = sorted(path.parent.parent.name for path in BUNDLES.glob("*/models/model.pt"))
-RUN, TRAIN = "insight_ct", "gp_unet_brats"  # in an interpreter of its own each, which takes long to import MONAI
+RUN, TRAIN = "insight_ct", "gp_unet_brats"
 MONAI_BUNDLE = ("torch", "monai", "numpy", "fire")  # what `python -m monai.bundle` needs, whatever the bundle
 
 
@@ -48,25 +48,26 @@ def head(tmp_path_factory) -> Path:
 def installed(zips, tmp_path_factory) -> Iterator[Callable[[str], There]]:
     """`installed(name)`: a python with what the metadata name, in a folder that holds nothing but the bundle.
 
-    Another package `common` is in the way there.
+    Another package `common` is in the way there. Bundles whose metadata name the same packages have one python.
     """
-    pythons = []
+    pythons: dict[frozenset[str], Interpreters] = {}
 
     @cache
     def install(name: str) -> There:
         folder = tmp_path_factory.mktemp(name)
         metadata = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())
-        python = environment(folder / "env", [*MONAI_BUNDLE, *metadata["required_packages_version"]])
-        place = folder / "empty"
-        (place / "common").mkdir(parents=True)
-        (place / "common" / "__init__.py").write_text("raise RuntimeError('this is another common')")
-        pythons.append(There(python, place))
-        assert "No module named" in pythons[-1].call("-P", "-c", "import common.data").stderr
-        shutil.unpack_archive(zips[name], place)
-        return pythons[-1]
+        packages = frozenset([*MONAI_BUNDLE, *metadata["required_packages_version"]])
+        if packages not in pythons:
+            pythons[packages] = Interpreters(environment(folder / "env", packages))
+        there = There(pythons[packages], folder / "empty")
+        (there.place / "common").mkdir(parents=True)
+        (there.place / "common" / "__init__.py").write_text("raise RuntimeError('this is another common')")
+        assert "No module named" in there.call("-P", "-c", "import common.data").stderr
+        shutil.unpack_archive(zips[name], there.place)
+        return there
 
     yield install
-    for python in pythons:
+    for python in pythons.values():
         python.close()
 
 

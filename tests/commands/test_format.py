@@ -77,6 +77,10 @@ def test_a_line_may_be_full_with_its_comma_and_no_longer():
     assert [len(line) for line in format_json(full).splitlines()] == [1, 10, WIDTH - 3, 6, 10, 1]
 
 
+def test_our_configs_have_this_layout():
+    format_configs(check=True)
+
+
 def test_check_names_the_file_and_leaves_it_as_it_is(tmp_path):
     good, bad = (tmp_path / "bundle" / "configs" / f"{name}.json" for name in ("good", "bad"))
     good.parent.mkdir(parents=True)

@@ -10,20 +10,23 @@ import venv
 from collections.abc import Iterable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-# Runs `python -m MODULE …` or `python -c CODE …` of each line that it reads in a process that it forks, and says how
-# that ended. `output` gets what the process prints.
+# Runs `python -m MODULE …` or `python -c CODE …` of each line that it reads in a process that it forks, in `place`, and
+# says how that ended. `output` gets what the process prints.
 SERVE = """
-import json, os, runpy, signal, sys, traceback
+import inspect, json, os, runpy, signal, sys, traceback
 import monai.bundle
+inspect.stack()  # as in `tests.forks`
 for line in sys.stdin:
-    arguments, output = json.loads(line)
+    arguments, place, output = json.loads(line)
     if pid := os.fork():
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
         continue
     signal.alarm(600)
+    os.chdir(place)
     for descriptor in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     flag, what, *sys.argv[1:] = arguments
@@ -65,31 +68,43 @@ def environment(folder: Path, packages: Iterable[str]) -> Path:
     return folder / "bin" / "python"
 
 
-class There:
-    """A python in a folder: a new one for `call`, and one that has imported MONAI and is forked for `fork`."""
+class Interpreters:
+    """The python of an environment: a new one for `call`, and one that has imported MONAI and is forked for `fork`."""
 
-    def __init__(self, python: Path, place: Path) -> None:
-        self.place = place
+    def __init__(self, python: Path) -> None:
         self._python = str(python)
-        self._options = {"cwd": place, "text": True, "env": {k: v for k, v in os.environ.items() if k[:6] != "PYTHON"}}
+        self._options = {"text": True, "env": {k: v for k, v in os.environ.items() if k[:6] != "PYTHON"}}
         self._server: subprocess.Popen | None = None
 
-    def call(self, *arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([self._python, *arguments], capture_output=True, timeout=600, **self._options)
+    def call(self, place: Path, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([self._python, *arguments], cwd=place, capture_output=True, timeout=600, **self._options)
 
-    def fork(self, *arguments: str) -> None:
+    def fork(self, place: Path, *arguments: str) -> None:
         """Fails the test if the command does, or takes ten minutes."""
         if self._server is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self._server = subprocess.Popen([self._python, "-c", SERVE], **pipes, **self._options)
+            self._server = subprocess.Popen([self._python, "-c", SERVE], cwd=place, **pipes, **self._options)
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        output = self.place / "output.txt"
+        output = place / "output.txt"
         output.unlink(missing_ok=True)
-        self._server.stdin.write(f"{json.dumps([arguments, str(output)])}\n")
+        self._server.stdin.write(f"{json.dumps([arguments, str(place), str(output)])}\n")
         self._server.stdin.flush()
         assert self._server.stdout.readline() == "0\n", output.read_text()[-3000:]
 
     def close(self) -> None:
         if self._server is not None:
             self._server.communicate()
+
+
+class There(NamedTuple):
+    """A folder in which a python is called."""
+
+    interpreters: Interpreters
+    place: Path
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess:
+        return self.interpreters.call(self.place, *arguments)
+
+    def fork(self, *arguments: str) -> None:
+        self.interpreters.fork(self.place, *arguments)
