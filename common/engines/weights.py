@@ -149,3 +149,9 @@ def _texts(config: Any) -> Iterator[str]:
     elif isinstance(config, Mapping | list | tuple):
         for inner in config.values() if isinstance(config, Mapping) else config:
             yield from _texts(inner)
+
+
+def sees_native_pixels(trained: Mapping[str, Any]) -> bool:
+    """Whether weights that were trained with these settings see the pixels of images as they are, of whatever size."""
+    sizes = [*trained.get("spacing", [1.0])[:2], *trained.get("shape", [])[:2]]
+    return all(size < 0 for size in sizes) and not trained.get("size")

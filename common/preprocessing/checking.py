@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..checkpoint import add_beside, read_beside
 from ..engines import running_config
-from ..engines.weights import check_trained, misplaced
+from ..engines.weights import check_trained, misplaced, sees_native_pixels
 from ..files import PathLike, json_text, write_json
 from ..images import as_array, file_of, spacing_of
 from .channels import compare_names
@@ -50,8 +50,8 @@ def read_seen(
             takes all from its config.
 
     Returns:
-        For `CheckSeend`: a description, see `common.preprocessing.seen.summarize`, `check_range`, and under `names`
-        what is doubtful about the modalities; empty, with a line in the console, where the file does not exist or does
+        For `CheckSeend`: a description, see `common.preprocessing.seen.compare`, `check_range`, and under `names` what
+        is doubtful about the modalities; empty, with a line in the console, where the file does not exist or does
         not say.
 
     Raises:
@@ -61,10 +61,11 @@ def read_seen(
     content = read_beside(ckpt)
     names = [] if running_config()[0] else check_trained(ckpt, settings or {}, refuse=check_range)
     if "seen" not in content:
-        path = Path(ckpt).with_suffix(".json")
-        logger.warning("%s does not say what the weights saw in training: images are not compared with it", path)
+        file = Path(ckpt).with_suffix(".json")
+        logger.warning("%s does not say what the weights saw in training: images are not compared with it", file)
         return {}
-    seen, modalities = content["seen"], _modalities(datalist or None)
+    seen = content["seen"] | {"native_pixels": sees_native_pixels(content.get("trained", {}))}
+    modalities = _modalities(datalist or None)
     if modalities is not None and len(modalities) == len(seen["channels"]):
         errors, doubts = compare_names(modalities, seen["channels"])
         if errors and check_range:
@@ -254,10 +255,8 @@ class SeenWriter:
             return
         check, until = transforms[places[0]], Compose(transforms[: places[0]])
         cases = self._some()
-        described = []
-        for case in tqdm(cases, desc="describing", unit="case", leave=False, disable=not self.progress):
-            known = check.described.get(case["case"])
-            described.append(known or check.describe(_read(case, until)))
+        bar = tqdm(cases, desc="describing", unit="case", leave=False, disable=not self.progress)
+        described = [check.described.get(case["case"]) or check.describe(_read(case, until)) for case in bar]
         read = check.described | dict(zip((str(case["case"]) for case in cases), described, strict=True))
         for text in unlike_others(read, window=check.window):
             logger.warning("%s", text)

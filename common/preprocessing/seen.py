@@ -22,7 +22,8 @@ Description = dict[str, Any]
 LEVELS = (1, 5, 25, 50, 75, 95, 99)  # percent
 MOST_SLICES = 12
 # In how many multiples of what was seen a case may lie, and still be as in training.
-IN_PLANE, BETWEEN_SLICES = 3.0, 6.0  # volumes are resampled, and slices of 1 mm do well where 5 mm were seen
+# In plane volumes are resampled, or all that is seen has another size; slices of 1 mm do well where 5 mm were seen.
+IN_PLANE, NATIVE_IN_PLANE, BETWEEN_SLICES = 3.0, 1.3, 6.0
 ORGAN_VOLUME, IMPOSSIBLE_VOLUME = 1.5, 3.0
 CONTRAST = 1.25  # of the distance that 95 % of the training's own cases keep, each left out in turn
 FEW_PATIENTS = 10  # no spread of contrasts can be told from less
@@ -92,15 +93,13 @@ def describe_case(
         that are, by more than a twentieth of the organ's median). Intensities are those of some large slices.
     """
     thin = max(1, int(1.5 / min(spacing[:2])))
-    pixel = (spacing[0] * thin, spacing[1] * thin)
-    organ = organ[::thin, ::thin]
+    pixel, organ = (spacing[0] * thin, spacing[1] * thin), organ[::thin, ::thin]
     area = organ.sum(axis=(0, 1))
     planes = np.flatnonzero((area > 0) & (area >= 0.3 * area.max()))
     planes = planes[np.linspace(0, len(planes) - 1, min(MOST_SLICES, len(planes))).round().astype(int)]
     box = ndi.find_objects(organ[..., planes].astype(np.uint8))[0]
     some, within = image[:, ::thin, ::thin][..., planes][(slice(None), *box)], organ[..., planes][box]
-    low, high = window or (0.0, np.inf)
-    inside = [channel[within] for channel in some]
+    (low, high), inside = window or (0.0, np.inf), [channel[within] for channel in some]
     return {
         "spacing": [round(float(s), 4) for s in native_spacing],
         "organ_ml": round(float(area.sum()) * pixel[0] * pixel[1] * spacing[2] / 1000.0, 3),
@@ -196,8 +195,8 @@ def compare(
 
     Args:
         case: of `describe_case`.
-        seen: of `summarize`.
-        window: of this run; it may be another than the training's where the images are in other units.
+        seen: of `summarize`; with `native_pixels` true where images were not resampled in training.
+        window: of this run, perhaps another than the training's, where the images are in other units.
 
     Returns:
         What is certainly wrong, and what is merely unlike; texts without the file's name.
@@ -287,14 +286,16 @@ def _strange_volume(case: Description, seen: Description) -> str:
 
 
 def _strange_spacing(case: Description, seen: Description) -> list[str]:
-    found = []
-    for axis, factor in enumerate((IN_PLANE, IN_PLANE, BETWEEN_SLICES)):
+    native, found = seen.get("native_pixels", False), []
+    in_plane = NATIVE_IN_PLANE if native else IN_PLANE
+    for axis, factor in enumerate((in_plane, in_plane, BETWEEN_SLICES)):
         own, low, high = case["spacing"][axis], seen["spacing"]["min"][axis], seen["spacing"]["max"][axis]
         if not low / factor <= own <= high * factor:
-            kind = "distance of slices" if axis == 2 else "pixels"
-            text = f"{kind} {own:g} mm, in training {low:g} to {high:g} mm"
-            found += [text] if text not in found else []
-    return found
+            text = f"{'distance of slices' if axis == 2 else 'pixels'} {own:g} mm, in training {low:g} to {high:g} mm"
+            if native and axis < 2:
+                text += f", and the weights see them as they are: --spacing [{high:g},{high:g},-1.0] resamples"
+            found.append(text)
+    return list(dict.fromkeys(found))
 
 
 def _strange_contrasts(case: Description, seen: Description) -> list[str]:

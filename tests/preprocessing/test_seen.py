@@ -209,3 +209,13 @@ def test_a_spacing_far_from_the_trainings_is_a_warning():
         ((2.0, 2.0, 0.5), ["distance of slices 0.5 mm, in training 5 to 5 mm"]),
     ):
         assert compare(described(head(20), native_spacing=native), T1) == ([], expected)
+
+
+def test_pixels_of_another_size_are_named_sooner_where_weights_see_them_as_they_are():
+    advice = ", and the weights see them as they are: --spacing [2,2,-1.0] resamples"
+    for native, expected in (
+        ((2.4, 2.4, 5.0), []),
+        ((1.0, 1.0, 5.0), ["pixels 1 mm, in training 2 to 2 mm" + advice]),
+        ((2.0, 2.0, 0.5), ["distance of slices 0.5 mm, in training 5 to 5 mm"]),
+    ):
+        assert compare(described(head(20), native_spacing=native), T1 | {"native_pixels": True}) == ([], expected)
