@@ -21,7 +21,8 @@ class SliceLogit(nn.Module):
     """The logit of "there is a finding", or of one class against all others, of slices, from any bundle's network.
 
     Args:
-        network: gives one logit, logits of classes of which 0 is healthy, or (INSIGHT) has `encoder` and `head`.
+        network: gives one logit, logits of classes of which 0 is healthy, or (INSIGHT) has `encoder` and `head`, or
+            `draw`s heat and has these logits from `explain`.
         organ_channel: whether the network expects the organ as its last channel.
         organ: `[1, 1, H, W]`, the slice's; see `at`.
         shown: the class, from 1; None: any finding.
@@ -92,7 +93,8 @@ class SliceLogit(nn.Module):
             cells, inside = network.encoder.differentiable(image), network.encoder.coverage(organ)
             bags = [network.head(cells[i : i + 1], inside[i : i + 1])[1] for i in range(len(image))]
             return torch.stack(bags).logit(eps=1e-6)
-        return network(torch.cat([image, organ], dim=1) if self.organ_channel and organ is not None else image)
+        seen = torch.cat([image, organ], dim=1) if self.organ_channel and organ is not None else image
+        return network.explain(seen)[1] if hasattr(network, "draw") else network(seen)
 
     def _margin(self, logits: Tensor) -> Tensor:
         alone = self._bags or logits.shape[1] == 1  # logits of positive labels only

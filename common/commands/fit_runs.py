@@ -41,6 +41,7 @@ class Recipe:
     compared: bool = False
 
 
+DRAW = "train_draw.json"
 VOLUMES = Recipe()
 SLIDES = Recipe(
     unit="slide",
@@ -66,6 +67,17 @@ def merged(own: Path, configs: tuple[str, ...]) -> dict[str, Any]:
 def has_refine(own: Path, recipe: Recipe) -> bool:
     """Whether the bundle has a training on masks of the training before."""
     return all((own / "configs" / name).is_file() for name in recipe.refine)
+
+
+def refining(own: Path, recipe: Recipe) -> tuple[str, ...]:
+    """The configs of that training; one finding in volumes is drawn by a network of its own where a bundle has one.
+
+    That sees a frame of some pixels, so their size must be known: volumes are resampled.
+    """
+    settings = merged(own, recipe.train)
+    one_finding, resampled = len(settings.get("classes", [])) == 2, settings.get("spacing", [-1.0])[0] > 0
+    draws = recipe is VOLUMES and (own / "configs" / DRAW).is_file() and one_finding and resampled
+    return (*recipe.refine, DRAW) if draws else recipe.refine
 
 
 def steps(own: Path, rounds: int, recipe: Recipe = VOLUMES) -> int:
@@ -131,7 +143,7 @@ def _train(own: Path, place: Path, teacher: Path | None, title: str, shared: Map
         return
     configs, more = [*recipe.train], {}
     if teacher:
-        configs += recipe.refine
+        configs += refining(own, recipe)
         more["teacher_ckpt"] = str(teacher)
         if "pseudo_dir" in merged(own, recipe.refine):  # its maps are made before
             more["pseudo_dir"] = str(place / "maps")

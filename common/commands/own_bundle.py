@@ -22,8 +22,8 @@ from .run import bundle_root, config_files
 
 # Configs of a method; those of public data sets and of papers' settings stay behind.
 CONFIGS = (
-    *("train", "train_refine", "inference", "evaluate", "calibrate", "calibrate_labels", "multi_gpu_train"),
-    *("multi_gpu_evaluate", "metadata", "paper_scores"),
+    *("train", "train_refine", "train_draw", "inference", "evaluate", "calibrate", "calibrate_labels"),
+    *("multi_gpu_train", "multi_gpu_evaluate", "metadata", "paper_scores"),
 )
 OVERLAID = ("train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate")
 # Configs of whole slides; the first lies over `train`, the second over that and `train_refine`.

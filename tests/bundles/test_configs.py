@@ -70,8 +70,8 @@ BUNDLES = {
     },
     "insight_ct": {
         "train": [
-            *("train+covid", "train+phantom", "train+mosmed", "train+mosmed+paper"),
-            *("train+covid+train_refine", "train+covid+train_supervised", "train+multi_gpu_train"),
+            *("train+covid", "train+phantom", "train+mosmed", "train+mosmed+paper", "train+covid+train_supervised"),
+            *("train+covid+train_refine+covid_refine+train_draw", "train+covid+train_refine", "train+multi_gpu_train"),
         ],
         "inference": [
             *("inference+covid", "evaluate+covid", "inference+mosmed+paper"),
@@ -198,14 +198,19 @@ def _inner(value: object) -> list[str]:
 @pytest.mark.parametrize("names", ["inference", "inference+phantom"])
 def test_two_modalities_go_through_every_network(bundle, names, found_in):
     shape = found_in(bundle)[f"network {names}"]
-    assert shape[0] == 2
-    assert len(shape) == (4 if bundle == "insight_ct" else 2)
+    assert (shape[0], len(shape)) == (2, 4 if bundle == "insight_ct" else 2)
 
 
 @pytest.mark.parametrize("bundle", NAMES)
 @pytest.mark.parametrize("key", NETWORK_INPUT)
 def test_what_the_network_sees_is_the_same_in_training_and_inference(bundle, key):
-    assert config(bundle, "train")[key] == config(bundle, "inference")[key]
+    assert config(bundle, "train")[key] == enabled(config(bundle, "inference"), key)
+
+
+def enabled(content: dict, key: str) -> object:
+    """An item; `insight_ct` infers with one network or the other, and trains them by configs of their own."""
+    item = content["insight" if key == "network_def" and "insight" in content else key]
+    return {name: value for name, value in item.items() if name != "_disabled_"} if isinstance(item, dict) else item
 
 
 def referred(content: dict, key: str) -> set[str]:
@@ -223,10 +228,10 @@ def referred(content: dict, key: str) -> set[str]:
 def test_every_key_that_the_network_refers_to_is_the_same_too(bundle):
     """Weights aside, which a checkpoint brings; the shipped ones are of the last training that the bundle has."""
     train, inference = config(bundle, "train"), config(bundle, "inference")
-    if (REPOSITORY / "bundles" / bundle / "configs" / "train_refine.json").is_file():
-        train |= config(bundle, "train_refine")
-    for key in referred(inference, "network_def") - {"encoder_weights", "pretrained"}:
-        assert train[key] == inference[key], key
+    for more in ("train_refine", "train_draw"):
+        train |= config(bundle, more) if (REPOSITORY / f"bundles/{bundle}/configs/{more}.json").is_file() else {}
+    for key in referred(inference, "network_def") - {"encoder_weights", "pretrained", "insight", "drawn"}:
+        assert train[key] == enabled(inference, key), key
 
 
 @pytest.mark.parametrize("bundle", NAMES)

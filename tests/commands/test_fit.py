@@ -24,9 +24,10 @@ from common.commands.fit import (
     with_volumes,
 )
 from common.commands.fit_checks import recipe_of
-from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, steps
+from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, refining, steps
 from common.commands.fit_slides import summary_of_slides
 from common.commands.run import bundle_root
+from common.files import write_json
 from tests.bundles.insight_ct.slides.helpers import write_slide
 
 CLASSES = ["none", "tumor"]
@@ -125,6 +126,19 @@ def test_steps_are_as_many_as_there_are_runs(refine, rounds, count, tmp_path):
     if refine is not None:
         (tmp_path / "configs" / "train_refine.json").write_text(json.dumps(refine))
     assert steps(tmp_path, rounds) == count
+
+
+def test_one_finding_in_volumes_is_drawn_where_a_bundle_has_a_network_for_that(tmp_path):
+    (tmp_path / "configs").mkdir()
+    settings = {"classes": ["none", "tumor"], "spacing": [1.4, 1.4, -1.0]}
+    write_json(tmp_path / "configs" / "train.json", settings)
+    assert refining(tmp_path, VOLUMES) == VOLUMES.refine
+    (tmp_path / "configs" / "train_draw.json").touch()
+    assert refining(tmp_path, VOLUMES) == (*VOLUMES.refine, "train_draw.json")
+    assert refining(tmp_path, SLIDES) == SLIDES.refine
+    for other in ({"classes": ["none", "tumor", "stroke"]}, {"spacing": [-1.0, -1.0, -1.0]}):
+        write_json(tmp_path / "configs" / "train.json", settings | other)
+        assert refining(tmp_path, VOLUMES) == VOLUMES.refine
 
 
 def weights_of(place: Path, content: str) -> Path:

@@ -126,6 +126,27 @@ def test_a_second_stage_learns_from_the_firsts_pseudo_masks_and_never_from_masks
     assert not equal(weights(train(data, tmp_path / "of_another", "train_refine.json", **options)), learned)
 
 
+def test_a_second_stage_that_draws_learns_from_pseudo_masks_alone_and_marks_what_is_ill(
+    data, shuffled, trained, tmp_path
+):
+    configs = ["train_refine.json", "train_draw.json"]
+    options = {"teacher_ckpt": trained / "model.pt", "threshold": 0.2, "slice_size": [64, 64], "slices_per_epoch": 96}
+    drawn = train(data, tmp_path / "drawn", *configs, max_epochs=4, **options)
+    assert read_json(drawn / "model.json")["trained"]["map_width"] == 32
+    out = tmp_path / "scores"
+    run_bundle(
+        BUNDLE,
+        ["inference.json", "evaluate.json", "phantom.json"],
+        **{"dataset_dir": data, "output_dir": out, "ckpt": drawn / "model.pt", "baseline_thresholds": [1.4, 1.3]},
+        **{"threshold": 0.5, "refine": "null"},
+    )
+    scores = read_json(out / "summary.json")
+    assert scores["dice"]["mean"] > scores["dice_empty"]["mean"] + 0.2
+    options |= {"max_epochs": 1, "slices_per_epoch": 16}
+    one, other = (weights(train(place, tmp_path / place.name, *configs, **options)) for place in (data, shuffled))
+    assert equal(one, other)
+
+
 def test_one_bad_scan_is_named_and_the_others_are_as_in_evaluation(evaluation, data, trained, tmp_path):
     """Inference from the bundle's root, without a store, on two cases and a broken one."""
     tested = sorted(volumes(evaluation["output"]))[:2]
