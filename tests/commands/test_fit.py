@@ -134,6 +134,7 @@ def test_one_finding_in_volumes_is_drawn_where_a_bundle_has_a_network_for_that(t
     write_json(tmp_path / "configs" / "train.json", settings)
     assert refining(tmp_path, VOLUMES) == VOLUMES.refine
     (tmp_path / "configs" / "train_draw.json").touch()
+    write_json(tmp_path / "configs" / "wsi.json", {})
     assert refining(tmp_path, VOLUMES) == (*VOLUMES.refine, "train_draw.json")
     assert refining(tmp_path, SLIDES) == SLIDES.refine
     for other in ({"classes": ["none", "tumor", "stroke"]}, {"spacing": [-1.0, -1.0, -1.0]}):
