@@ -87,9 +87,8 @@ def with_copies_together(cases: Sequence[Case]) -> list[Case]:
     if copies:
         logger.warning("%d image(s) are there twice, and their cases now of one patient: %s", len(copies), copies[0])
     found = [case | {"patient": owner[case["patient"]]} for case in cases]
-    marked = [
-        case for case in found if "label" in case and any(np.atleast_1d(case.get("cls", 0)))
-    ]  # empty ones are all alike
+    # Empty masks are all alike.
+    marked = [case for case in found if "label" in case and any(np.atleast_1d(case.get("cls", 0)))]
     masks = [Path(case["label"]) for case in marked]
     pairs = [(n, k) for n, _, k, _ in find_copies([[mask] for mask in masks])]
     if others := [(n, k) for n, k in pairs if marked[n]["patient"] != marked[k]["patient"]]:

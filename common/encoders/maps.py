@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Laterals(nn.ModuleList):
+    """Features of several resolutions, each through a 1×1 convolution to one width, added up at one size.
+
+    Args:
+        channels: of the features, fine to coarse.
+        width: channels of the sum.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__(nn.Conv2d(count, width, kernel_size=1) for count in channels)
+
+    def forward(self, levels: list[Tensor], at: int = 0) -> Tensor:
+        """`[B, width, h, w]` of features `[B, C, h, w]`, with the size of level number `at`."""
+        total = torch.zeros_like(levels[at][:, :1])
+        for i, lateral in enumerate(self):
+            resized = F.interpolate(
+                lateral(levels[i]), size=levels[at].shape[-2:], mode="bilinear", align_corners=False
+            )
+            total = total + resized
+        return total
 
 
 class MapHead(nn.Module):
@@ -22,16 +45,12 @@ class MapHead(nn.Module):
         super().__init__()
         with torch.no_grad():
             _, stages = stage_features(copy.deepcopy(member).eval(), torch.zeros(1, member.in_channels, 64, 64))
-        self.laterals = nn.ModuleList(nn.Conv2d(stage.shape[1], width, kernel_size=1) for stage in stages)
+        self.laterals = Laterals([stage.shape[1] for stage in stages], width)
         self.head = nn.Conv2d(width, 1, kernel_size=1)
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         """Logits `[B, 1, h, w]` of features `[B, C, h, w]`, fine to coarse."""
-        size = stages[0].shape[-2:]
-        total = torch.zeros_like(stages[0][:, :1])
-        for i, lateral in enumerate(self.laterals):
-            total = total + F.interpolate(lateral(stages[i]), size=size, mode="bilinear", align_corners=False)
-        return self.head(F.relu(total))
+        return self.head(F.relu(self.laterals(stages)))
 
 
 def stage_features(member: Any, image: Tensor) -> tuple[Tensor, list[Tensor]]:

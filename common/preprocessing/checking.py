@@ -61,8 +61,8 @@ def read_seen(
     content = read_beside(ckpt)
     names = [] if running_config()[0] else check_trained(ckpt, settings or {}, refuse=check_range)
     if "seen" not in content:
-        file = Path(ckpt).with_suffix(".json")
-        logger.warning("%s does not say what the weights saw in training: images are not compared with it", file)
+        path = Path(ckpt).with_suffix(".json")
+        logger.warning("%s does not say what the weights saw in training: images are not compared with it", path)
         return {}
     seen = content["seen"] | {"native_pixels": sees_native_pixels(content.get("trained", {}))}
     modalities = _modalities(datalist or None)

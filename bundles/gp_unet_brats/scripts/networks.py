@@ -16,6 +16,7 @@ from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import Tensor, nn
 
 from common.encoders import EfficientNetLite
+from common.encoders.maps import Laterals
 from common.masks import NO_EVIDENCE
 from common.pooling import GlobalPool
 
@@ -261,14 +262,10 @@ class GPEfficientNet(GPNet):
         self.input_scale = input_scale
         self.seen = 3 if in_channels == 1 else in_channels
         self.encoder = EfficientNetLite(weights, in_channels=self.seen)
-        self.laterals = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in self.encoder.channels)
+        self.laterals = Laterals(self.encoder.channels, width)
         self.dropout = nn.Dropout2d(dropout)
 
     def features(self, image: Tensor) -> Tensor:
         check_input(image, self.in_channels, 16, "GPEfficientNet")
         levels = self.encoder((image * self.input_scale).expand(-1, self.seen, -1, -1))
-        size = levels[1].shape[-2:]
-        total = torch.zeros_like(levels[1][:, :1])
-        for i, lateral in enumerate(self.laterals):
-            total = total + F.interpolate(lateral(levels[i]), size=size, mode="bilinear", align_corners=False)
-        return self.dropout(F.relu(total))
+        return self.dropout(F.relu(self.laterals(levels, at=1)))

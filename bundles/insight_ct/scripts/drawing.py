@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 
 from common.data import SliceDataset, stratified_weights
 from common.encoders import EfficientNetLite
+from common.encoders.maps import Laterals
 from common.engines import weighted_sampler
 from common.losses import soft_bce_dice
 
@@ -50,7 +51,7 @@ class DrawnInsight(nn.Module):
         self.input_scale = input_scale
         self.evidence_pixels = evidence_pixels
         self.encoder = EfficientNetLite(weights, variant=variant, in_channels=self.seen)
-        self.laterals = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in self.encoder.channels)
+        self.laterals = Laterals(self.encoder.channels, width)
         self.head = nn.Conv2d(width, 1, kernel_size=1)
         nn.init.constant_(self.head.bias, -2.0)  # most of an organ is healthy
 
@@ -64,11 +65,8 @@ class DrawnInsight(nn.Module):
     def draw(self, image: Tensor) -> Tensor:
         """Logits of the heat, `[B, 1, H, W]`, of images `[B, in_channels, H, W]`."""
         levels = self.encoder((image * self.input_scale).expand(-1, self.seen, -1, -1))
-        size = levels[0].shape[-2:]
-        total = torch.zeros_like(levels[0][:, :1])
-        for i, lateral in enumerate(self.laterals):
-            total = total + F.interpolate(lateral(levels[i]), size=size, mode="bilinear", align_corners=False)
-        return F.interpolate(self.head(F.relu(total)), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        drawn = self.head(F.relu(self.laterals(levels)))
+        return F.interpolate(drawn, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Heat `[B, 1, H, W]` in [0, 1] of images `[B, in_channels, H, W]`."""

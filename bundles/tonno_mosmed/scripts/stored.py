@@ -97,6 +97,12 @@ def stored_volumes(
 
     entry = cache.entry(files, tensors, cls, about=about)
     return [
-        Volume(StoredBody(entry, i), entry.tensor(f"extremes_{i}").clone(), *map(said.get, ("label", "size", "doubts")))
-        for i, said in enumerate(entry.about)
+        Volume(
+            StoredBody(entry, number),
+            entry.tensor(f"extremes_{number}").clone(),
+            said["label"],
+            said["size"],
+            said.get("doubts") or "",  # a cache of before has none
+        )
+        for number, said in enumerate(entry.about)
     ]
