@@ -13,7 +13,7 @@ from ..files import read_json, write, write_json
 from .crossvalidate import crossvalidate
 from .fit import fit
 from .fit_minutes import cases_of
-from .folds import write_folds
+from .folds import scans_of_fold, write_folds
 from .phantom import phantom
 from .run import BUNDLES, names
 from .suite_page import Method, page_of
@@ -29,6 +29,7 @@ def benchmark_suite(
     *,
     bundles: str | Sequence[str] = (),
     datalist: str | None = None,
+    scans: str | None = None,
     folds: int = 3,
     seed: int = 0,
     upper_bound: bool = True,
@@ -51,6 +52,8 @@ def benchmark_suite(
         output_dir: gets all files.
         bundles: names, comma-separated; by default those which have a config of the suite's name.
         datalist: as `prepare` writes it, whose sections are dissolved; by default `datalist.json` in `dataset_dir`.
+        scans: datalist of whole scans, where that of the suite has parts of them: these teach and choose, and the scans
+            of test patients are scored. Paths relative to `dataset_dir`, too.
         folds: number of folds; every patient is a test patient once.
         seed: of the folds.
         upper_bound: train with masks, too.
@@ -71,12 +74,14 @@ def benchmark_suite(
     if suite == "phantom" and not source.is_file():
         phantom(dataset_dir, cases=40, healthy_fraction=0.4)
     lists = write_folds(source, home, count=folds, seed=seed)
+    if scans:
+        lists = [scans_of_fold(scans, fold, sections=["test"]) for fold in lists]
     methods: list[Method] = []
     failed: list[str] = []
     for bundle in chosen:
         given = {"configs": f"{suite}.json", **settings}
         bound = home / "upper_bound" / bundle if upper_bound and learns_from_masks(bundle) else None
-        same: dict[str, Any] = {"datalist": str(source), "folds": folds, "seed": seed}
+        same: dict[str, Any] = {"datalist": str(source), "scans": scans, "folds": folds, "seed": seed}
         try:
             parts = [
                 _fit(bundle, dataset_dir, home / bundle / f"fold{k}", datalist=str(path), **given)

@@ -15,9 +15,8 @@ from ..files import PathLike, file_digest, json_text, read_json, write_csv, writ
 from .console import logged, step
 from .fit import check_same
 from .fit_checks import IMAGES, MASKS, data_digests
-from .fit_minutes import cases_of
 from .fit_runs import done_before, say_done
-from .folds import write_folds
+from .folds import scans_of_fold, write_folds
 from .run import config_files, for_configs, names, run_bundle
 
 # Settings that change where and how fast a run goes, and not what it finds.
@@ -98,7 +97,7 @@ def crossvalidate(
     lists = write_folds(source, home, count=folds, seed=seed, keep=keep or None)
     if choose is None:
         choose = "calibrate.json" if _all_have_masks(scans or source, but=keep) else "calibrate_labels.json"
-    whole = [_of_patients(scans, fold) for fold in lists] if scans else lists
+    whole = [scans_of_fold(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
     summaries: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -227,24 +226,6 @@ def _with_test(source: Path, section: str, fold: Path) -> Path:
     """Write the datalist of a fold with a kept section as its test cases; `<fold>_kept.json`."""
     path = fold.with_name(f"{fold.stem}_kept.json")
     write_datalist(path, read_json(fold) | {"test": read_json(source)[section]})
-    return path
-
-
-def _of_patients(scans: PathLike, fold: Path) -> Path:
-    """Write the datalist of whole scans, split by patient as a fold of their parts is; `<fold>_scans.json`.
-
-    Raises:
-        ValueError: a scan of a patient who is in no section of the fold.
-    """
-    content, parts = map(read_json, (scans, fold))
-    everything = cases_of(content)
-    patients = {section: {case["patient"] for case in parts[section]} for section in SECTIONS}
-    unknown = {case["patient"] for case in everything} - set().union(*patients.values())
-    if unknown:
-        raise ValueError(f"{scans}: patients {sorted(unknown)} have no parts in {fold}; name them alike in both")
-    split = {section: [case for case in everything if case["patient"] in patients[section]] for section in SECTIONS}
-    path = fold.with_name(f"{fold.stem}_scans.json")
-    write_datalist(path, content | split)
     return path
 
 

@@ -38,12 +38,14 @@ def pattern_of(content: Mapping[str, Any], dataset_dir: str | Path | None = None
     cases = cases_of(content)
     rows = [[case["image"]] if isinstance(case["image"], str) else list(case["image"]) for case in cases]
     masks = {case[key] for case in cases for key in ("label", "organ") if case.get(key)}
+    if beside := any(path.startswith(("/", "..")) for row in rows for path in row):  # beside `dataset_dir`, some or all
+        home = os.path.abspath(dataset_dir or ".")
+        rows = [[os.path.normpath(os.path.join(home, path)) for path in row] for row in rows]
+        masks = {os.path.normpath(os.path.join(home, path)) for path in masks}
     every = {path for row in rows for path in row}
     if not every:
         return NO_CASES
-    base = "."
-    if any(path.startswith(("/", "..")) for path in every):  # beside dataset_dir: of the folder that holds them all
-        base = os.path.commonpath([os.path.dirname(path) for path in every])
+    base = os.path.commonpath([os.path.dirname(path) for path in every]) if beside else "."  # the folder of them all
     found = []
     for column in zip(*rows, strict=False):
         paths, others = ({Path(os.path.relpath(p, base)).as_posix() for p in some} for some in (column, masks | every))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data import SECTIONS, kinds_of_patients, patient_folds, stratified_split, write_datalist
 from ..data.checks import check_cases
 from ..files import PathLike, read_json
+from .fit_minutes import cases_of
 
 
 def folds(datalist: str, count: int = 5, seed: int = 0, keep: str | None = None) -> None:
@@ -75,3 +77,29 @@ def write_folds(
         files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")
         write_datalist(files[-1], fold | {"seed": seed})
     return files
+
+
+def scans_of_fold(scans: PathLike, fold: Path, *, sections: Sequence[str] = SECTIONS) -> Path:
+    """Write the datalist of a fold of parts with the whole scans of the same patients in their place.
+
+    Args:
+        scans: datalist of the scans, whose own sections are dissolved.
+        fold: as `write_folds` writes it.
+        sections: which take scans; the others keep the parts.
+
+    Returns:
+        The file, `<fold>_scans.json`.
+
+    Raises:
+        ValueError: a scan of a patient who is in no section of the fold.
+    """
+    parts, everything = read_json(fold), cases_of(read_json(scans))
+    patients = {section: {case["patient"] for case in parts[section]} for section in SECTIONS}
+    unknown = {case["patient"] for case in everything} - set().union(*patients.values())
+    if unknown:
+        raise ValueError(f"{scans}: patients {sorted(unknown)} have no parts in {fold}; name them alike in both")
+    split = {section: [case for case in everything if case["patient"] in patients[section]] for section in SECTIONS}
+    kept = {section: parts[section] for section in SECTIONS if section not in sections}
+    path = fold.with_name(f"{fold.stem}_scans.json")
+    write_datalist(path, parts | split | kept)
+    return path

@@ -8,7 +8,7 @@ from typing import Any
 from ..data import SECTIONS, Case, label_counts, make_datalist, write_datalist
 from ..datasets import read_cases
 from ..datasets.adjust import at_most as fewer
-from ..datasets.adjust import with_masks_of, with_sections_of
+from ..datasets.adjust import of_one_patient, with_masks_of, with_sections_of
 from ..datasets.copies import with_copies_together
 from ..datasets.kinds import with_kinds
 from ..datasets.parts import single_slices
@@ -29,6 +29,7 @@ def prepare(
     for_scoring: bool = False,
     stratify: bool | None = None,
     split: str = "patients",
+    same_patient: str | tuple[str, ...] = (),
     kinds: str | None = None,
     kind: str = "kind",
     at_most: dict[str, int] | None = None,
@@ -55,6 +56,7 @@ def prepare(
             only with tables and kinds: public data sets have their documented splits.
         split: a datalist whose sections patients keep; or `paper`: slices (cut into `slices`) are drawn, not patients,
             as GP's authors did; scores are of memory, too.
+        same_patient: names of patients who are one, e.g. `P7,P9`; the first one's stays.
         kinds: table (columns `case`, `kind`) of what a finding is: its grade.
         kind: the column of that table.
         at_most: cases of a class in training, e.g. `"{'pituitary': 60}"`.
@@ -86,6 +88,8 @@ def prepare(
         cases, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
         if adapter != "table":  # which has looked
             cases = with_copies_together(cases)
+        if same_patient:
+            cases = of_one_patient(cases, names(same_patient))
         if kinds:
             cases, found_classes = with_kinds(cases, kinds, column=kind, classes=named, root=root)
         if masks_of:

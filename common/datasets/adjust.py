@@ -1,4 +1,4 @@
-"""Cases as other runs know them: sections of another datalist, masks that a run wrote, fewer of one class."""
+"""Cases as other runs know them: patients, sections of another datalist, masks that a run wrote, fewer of one class."""
 
 from __future__ import annotations
 
@@ -14,6 +14,24 @@ from ..files import PathLike, read_json
 _MASKS = ("nii.gz", "png", "tif", "dcm")
 
 logger = logging.getLogger(__name__)
+
+
+def of_one_patient(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
+    """Cases of which those of some patients are of one: an adapter takes two scans of a patient for two patients.
+
+    Args:
+        cases: with `patient`.
+        names: the patients, of whom the first one's name stays.
+
+    Raises:
+        ValueError: there is no such patient.
+
+    Example:
+        `of_one_patient(cases, ["P7", "P9"])`: what was P9's is P7's.
+    """
+    if unknown := sorted({*names} - {str(case["patient"]) for case in cases}):
+        raise ValueError(f"same_patient: no patient {', '.join(unknown)} among the cases, e.g. {cases[0]['patient']}.")
+    return [case | ({"patient": names[0]} if str(case["patient"]) in names else {}) for case in cases]
 
 
 def with_sections_of(cases: Sequence[Case], path: PathLike) -> list[Case]:

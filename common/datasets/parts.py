@@ -103,7 +103,6 @@ def half_lungs(
     min_share: float = 0.0,
     margin_mm: float = 5.0,
     patient_separator: str | None = None,
-    same_patient: Sequence[str] = (),
 ) -> list[Case]:
     """Cut chest CTs into left and right lung, and each of them into stacks with and without a finding.
 
@@ -117,7 +116,6 @@ def half_lungs(
         whole: scans with `min_slices` slices of lung free of a finding are cut into stacks of both lungs together
             (`<case>_both_s…`): halves are for scans that have no negatives otherwise.
         margin_mm: in-plane margin around the lung; never beyond the plane between the halves.
-        same_patient: scans of one patient, who is named after the first of them.
         root, out_dir, modalities, label, min_slices, max_slices, min_ml, min_share, patient_separator: see
             `substacks`.
 
@@ -131,8 +129,6 @@ def half_lungs(
     cases: list[Case] = []
     out_dir = output_folder(out_dir, root)
     for case, images in _volumes(root, modalities, label, organ, patient_separator):
-        if case["case"] in same_patient:
-            case["patient"] = same_patient[0]
         if organ is None:
             images["organ"] = _found_lungs(images[f"image {modalities[0]}"])
             case["files"] = case["files"] | {"organ": "lung"}

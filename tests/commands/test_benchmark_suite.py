@@ -39,7 +39,7 @@ def fits(monkeypatch) -> list[dict[str, Any]]:
         return [
             {
                 **{"case": case, "patient": case, "dice_empty": float(case == "p7"), "dice_baseline_threshold": 0.4},
-                **{"dice": level + OWN[case] if case != "p7" else 1.0, "dice_raw": level - 0.1},
+                **{"dice": level + OWN[case.removeprefix("whole ")] if case != "p7" else 1.0, "dice_raw": level - 0.1},
             }
             for case in tested
         ]
@@ -85,6 +85,19 @@ def test_every_bundle_is_fitted_to_the_same_folds(data, fits):
     assert sorted(tested) == sorted(OWN)
     assert all(call["max_epochs"] == 1 for call in fits)
     assert all(call["configs"] == "lgg.json" for call in fits if "train" not in call)
+
+
+def test_parts_teach_and_whole_scans_are_scored(data, fits):
+    whole = [{"case": f"whole {p}", "patient": p, "image": f"{p}w.nii.gz", "cls": [0, 1]} for p in OWN]
+    write_json(data / "scans.json", {"classes": ["none", "tumor"], "modalities": ["flair"], "training": whole})
+    run(data, scans=str(data / "scans.json"))
+    for call in fits:
+        if "train" in call:
+            assert call["scans"] == str(data / "scans.json")
+            continue
+        fold = json.loads(Path(call["datalist"]).read_text(encoding="utf-8"))
+        assert all(case["case"] == f"whole {case['patient']}" for case in fold["test"])
+        assert all(case["case"] == case["patient"] for case in fold["training"] + fold["validation"])
 
 
 def test_the_page_has_dice_of_the_ill_labels_and_costs(data, fits):

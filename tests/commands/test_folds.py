@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.commands.folds import folds
+from common.commands.folds import folds, scans_of_fold
 
 PATIENTS = [f"p{i}" for i in range(12)]
 
@@ -74,6 +74,17 @@ def test_slices_that_were_drawn_whatever_patient_they_are_of_are_dealt_by_patien
         assert sum(map(len, patients(path).values())) == 2 * len(PATIENTS)
     with pytest.raises(ValueError, match="patients of 'test' are in other sections, too: leave out --keep"):
         folds(str(datalist), count=2, keep="test")
+
+
+def test_whole_scans_take_the_place_of_their_parts_in_the_sections_that_are_asked_for(datalist):
+    folds(str(datalist), count=3)
+    fold = datalist.with_name("list_fold1.json")
+    whole = [{"case": f"{p} whole", "patient": p, "image": f"{p}.nii.gz", "cls": [0, 1]} for p in PATIENTS]
+    (scans := datalist.with_name("scans.json")).write_text(json.dumps({"classes": ["a", "b"], "test": whole}))
+    made = json.loads(scans_of_fold(scans, fold, sections=["test"]).read_text(encoding="utf-8"))
+    parts = json.loads(fold.read_text(encoding="utf-8"))
+    assert [case["case"] for case in made["test"]] == [f"{p} whole" for p in PATIENTS if p in patients(fold)["test"]]
+    assert {**made, "test": None} == {**parts, "test": None}
 
 
 def test_a_split_is_no_datalist(tmp_path):

@@ -149,6 +149,15 @@ def test_masks_and_other_modalities_are_not_found_for_images():
     assert pattern_of({"training": nested}) == "s/flair_*.mha"
 
 
+def test_paths_in_the_folder_of_the_data_and_whole_ones_give_one_pattern(tmp_path):
+    cases = [{"image": "p1/ct.nii.gz", "label": "p1/mask.nii.gz"}, {"image": str(tmp_path / "s" / "p2" / "ct.nii.gz")}]
+    assert pattern_of({"training": cases[:1], "test": cases[1:]}, tmp_path) == "**/ct.nii.gz"
+    beside = [{"image": "p1/ct.nii.gz"}, {"image": str(tmp_path / "p2" / "ct.nii.gz")}]
+    assert pattern_of({"training": beside}, tmp_path) == "*/ct.nii.gz"
+    above = [{"image": "p1/ct.nii.gz"}, {"image": "../p2/ct.nii.gz"}]
+    assert pattern_of({"training": above}, tmp_path / "data") == "**/ct.nii.gz"
+
+
 class TestPatternsOfDicom:
     def test_folders_of_series_are_found_and_no_other(self, tmp_path):
         for name in ("p1", "p2"):

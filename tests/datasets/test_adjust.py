@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from common.datasets.adjust import at_most, with_masks_of, with_sections_of
+from common.datasets.adjust import at_most, of_one_patient, with_masks_of, with_sections_of
 
 CASES = [{"case": f"c{n}", "patient": f"P{n // 2}", "label": "own", "cls": n % 3} for n in range(6)]
 CLASSES = ("none", "mild", "severe")
@@ -71,3 +71,10 @@ def test_refuses_what_is_no_number_of_a_class(counts):
 def test_several_labels_at_once_cannot_be_counted():
     with pytest.raises(ValueError, match="case 'a' has several labels at once"):
         at_most([{"case": "a", "cls": ["mild", "severe"]}], {"mild": 1}, CLASSES)
+
+
+def test_scans_of_one_patient_are_his_who_is_named_first():
+    cases = [{"case": name, "patient": name} for name in ("a", "b", "c")]
+    assert [case["patient"] for case in of_one_patient(cases, ["c", "a"])] == ["c", "b", "c"]
+    with pytest.raises(ValueError, match=r"same_patient: no patient d, e among the cases, e\.g\. a\."):
+        of_one_patient(cases, ["a", "d", "e"])
