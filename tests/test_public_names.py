@@ -51,10 +51,11 @@ PUBLIC = {
         draw_montage iterate_cases position_prior with_colorbar
     """,
     "masks": """
-        NO_EVIDENCE BaselineMasksd MapsToMaskd Thresholds best_threshold choose_gate clean each_slice fit_baselines
-        gate_slices heat_threshold hottest_component intensity_grid largest_component least_voxels multi_otsu otsu
-        reached_level refine_by_intensity refine_options smallest_volume smooth_along_slices smooth_in_organ
-        threshold_grid volume_gate volume_ml without_thin
+        NO_EVIDENCE OF_LUNGS BaselineMasksd MapsToMaskd Thresholds best_threshold choose_gate clean each_slice
+        fit_baselines gate_slices healthy_intensity heat_threshold hottest_component in_multiples intensity_grid
+        largest_component least_voxels multi_otsu otsu pseudo_refine reached_level refine_by_intensity refine_options
+        smallest_volume smooth_along_slices smooth_in_organ smooth_in_plane threshold_grid volume_gate volume_ml
+        without_thin
     """,
     "metrics": """
         area_under balanced_accuracy bootstrap_by_patient bootstrap_interval class_scores classification_scores

@@ -128,6 +128,8 @@ def fit(
     own = make(bundle, home / root.name, over=over, settings=said, **about)
     if rounds is None:
         rounds = int((of_slices or recipe is SLIDES) and not apart)
+        if not (rounds or apart):
+            print("one training, as a label stands for a volume; of stacks all of whose slices are alike, --rounds 1")
     if recipe is VOLUMES:
         grids = read_grids(content, Path(dataset_dir))
         of = f" (of the first {LOOKED_AT} cases)" if len(cases_of(content)) > LOOKED_AT else ""
@@ -250,11 +252,12 @@ def described(section: str, content: Mapping[str, Any], recipe: Recipe = VOLUMES
 
 
 def calibration_section(content: Mapping[str, Any]) -> str:
-    """Validation, or both sections that training may see where that has few labels of one kind, but not none."""
+    """Validation, or both sections that training may see where that has few labels of one kind, or few patients."""
     if tells_classes_apart(content):
         return "validation"
-    labels = labels_of_cases(content.get("validation") or [])
-    return "validation" if min(sum(labels), len(labels) - sum(labels)) >= FEW else "training+validation"
+    cases = content.get("validation") or []
+    labels, patients = labels_of_cases(cases), {case["patient"] for case in cases}
+    return "validation" if min(sum(labels), len(labels) - sum(labels), len(patients)) >= FEW else "training+validation"
 
 
 def summary(folder: Path, section: str) -> str:

@@ -19,12 +19,16 @@ from ..data.splits import tells_classes_apart
 from ..files import PathLike, file_digest, read_json, write_csv, write_json
 from ..images import as_array, spacing_of
 from ..masks import (
+    OF_LUNGS,
     MapsToMaskd,
     choose_gate,
+    healthy_intensity,
     heat_threshold,
+    in_multiples,
     otsu,
     reached_level,
     smallest_volume,
+    smooth_in_plane,
     volume_gate,
     volume_ml,
 )
@@ -61,6 +65,11 @@ class LabelCalibration(CaseHandler):
         natural: threshold that maps have by themselves, such as 0 of logits trained against (pseudo-)masks; it
             counts where the quantile is lower, but for maps that have not learned to reach it: then the level that
             `common.masks.reached_level` finds in positive slices, or in positive volumes.
+        natural_gate: gate of a network whose probability is read off its map, trained against (pseudo-)masks; it counts
+            where three quarters of the positives reach it, and else what they reach.
+        organ: `lung` takes `common.masks.OF_LUNGS` in place of entries of `start` and the quantile.
+        normalize: mode of `common.preprocessing.NormalizeByOrgand`. In lungs, and where images are not in multiples of
+            the organ's intensity, the refinement's `intensity` is that of `common.masks.healthy_intensity`.
         sensitivity: of the gate; by default Youden's J chooses.
         for_volumes: what takes the place of `quantile` and of entries of `start` where volumes have one label.
         without_negatives: what takes the place of entries of `start` where no label of training and validation says
@@ -80,6 +89,9 @@ class LabelCalibration(CaseHandler):
         quantile: float = 0.999,
         quantiles: Sequence[float] = (),
         natural: float | None = None,
+        natural_gate: float | None = None,
+        organ: str | None = None,
+        normalize: str = "organ_median",
         sensitivity: float | None = None,
         for_volumes: Mapping[str, Any] | None = None,
         without_negatives: Mapping[str, Any] | None = None,
@@ -93,6 +105,9 @@ class LabelCalibration(CaseHandler):
         self.quantile = quantile
         self.quantiles = list(quantiles)
         self.natural = natural
+        self.natural_gate = natural_gate
+        self.lungs = organ == "lung"
+        self.relative = not self.lungs and in_multiples(normalize)
         self.sensitivity = sensitivity
         self.for_volumes = dict(for_volumes or {})
         self.without_negatives = dict(without_negatives) if without_negatives else None
@@ -180,7 +195,14 @@ class LabelCalibration(CaseHandler):
         if not of_slices:
             start |= self.for_volumes
             gate, quantile = volume_gate(probabilities, labels), start.pop("quantile", quantile)
-        heats = [self._heat_of_nothing(row, gate) for row in self.rows]
+        if self.natural_gate is not None:
+            gate = min(self.natural_gate, reached_level(probabilities[labels]))
+        if self.lungs:
+            start |= OF_LUNGS
+            quantile = start.pop("quantile")
+        if not self.relative and start.get("refine"):
+            start["refine"] = {**start["refine"], "adaptive": 0.0, "intensity": self._intensity(start["refine"])}
+        heats = [self._heat_of_nothing(row, gate) for row in (self._unseen() if self.lungs else self.rows)]
         threshold = max(heat_threshold(heats, quantile), self._natural(of_slices))
         best = {**start, "gate": gate, "threshold": threshold}
         best["min_volume_ml"] = self._smallest(best)
@@ -188,6 +210,21 @@ class LabelCalibration(CaseHandler):
         others += [(f"quantile {q:g}", {**best, "threshold": heat_threshold(heats, q)}) for q in self.quantiles]
         median_otsu = float(np.median([row["otsu"] for row in self.rows if np.isfinite(row["otsu"])] or [np.inf]))
         return best, [*others, ("Otsu", {**best, "threshold": median_otsu})]
+
+    def _intensity(self, refine: Mapping[str, Any]) -> float:
+        """Brightness that lesions exceed, smoothed as the refinement does before it compares."""
+        values: dict[str, list[np.ndarray]] = {}
+        for row in self.rows:
+            image, spacing = as_array(row["image"])[0], spacing_of(row["image"])
+            bright = smooth_in_plane(image, smooth_mm=refine.get("smooth_mm", 1.0), spacing=spacing)
+            values.setdefault(row["patient"], []).append(bright[..., row["empty"]][row["organ"][..., row["empty"]]])
+        return round(healthy_intensity([np.concatenate(some) for some in values.values()]), 4)
+
+    def _unseen(self) -> list[dict[str, Any]]:
+        """Cases that did not teach the network: where it was told that nothing is, it has less heat than elsewhere."""
+        taught = read_json(self.datalist).get("training", []) if self.datalist else []
+        unseen = [row for row in self.rows if row["case"] not in {case["case"] for case in taught}]
+        return unseen if any(row["empty"].any() for row in unseen) else self.rows
 
     def _told_apart(self) -> float | None:
         """Mean over classes of the share of slices that are called by their class; None of a single class.

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..images import as_array, like_image, spacing_of
 from ..metrics import dice
+from .from_labels import in_multiples
 from .morphology import largest_component, smooth_in_organ, without_thin
 from .refine import gate_slices
 
@@ -41,7 +42,7 @@ def intensity_grid(normalize: str, intensities: Sequence[float] = INTENSITIES) -
     Returns:
         `intensities` where images are in such multiples; None for other units, whose range `fit_baselines` measures.
     """
-    return tuple(intensities) if normalize.startswith("organ_") else None
+    return tuple(intensities) if in_multiples(normalize) else None
 
 
 def fit_baselines(

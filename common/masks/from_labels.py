@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,12 @@ from sklearn.metrics import roc_curve
 from ..metrics import roc_auc
 
 _SURE = 1e-6  # probabilities of 0 and 1 have no logit
+# What the rule is for lungs: dark where they are healthy, so that a map need not reach far, and with many lesions.
+OF_LUNGS: dict[str, Any] = {
+    "quantile": 0.99,
+    "gate_smooth_mm": 6.0,
+    "refine": {"dilate_mm": 3.0, "opening_mm": 0.0, "smooth_mm": 1.5, "largest": False},
+}
 
 
 def choose_gate(probabilities: ArrayLike, labels: ArrayLike, *, sensitivity: float | None = None) -> float:
@@ -89,6 +96,32 @@ def heat_threshold(heats: Sequence[np.ndarray], quantile: float) -> float:
     return float(np.quantile(np.concatenate(heats).astype(np.float32), quantile))
 
 
+def in_multiples(normalize: str) -> bool:
+    """Whether a mode of `common.preprocessing.NormalizeByOrgand` gives multiples of the organ's own intensity.
+
+    Constants of the refinement are such multiples: of a volume in other units they leave nothing, or all.
+    """
+    return normalize.startswith("organ_")
+
+
+def healthy_intensity(images: Sequence[np.ndarray], quantile: float = 0.9) -> float:
+    """The quantile of brightness where nothing is: what is brighter may be a lesion.
+
+    Args:
+        images: of each patient, the values inside the organ where the label says no, any shape; each patient counts
+            alike, however much of him there is.
+        quantile: in (0, 1).
+
+    Raises:
+        ValueError: there is no negative.
+    """
+    levels = np.linspace(0, 1, 1001)
+    shares = [np.quantile(values, levels) for values in images if np.size(values)]
+    if not shares:
+        raise ValueError("no slice or volume is labeled negative: how bright nothing is cannot be learned from these")
+    return float(np.quantile(np.concatenate(shares), quantile))
+
+
 def reached_level(peaks: ArrayLike, share: float = 0.75) -> float:
     """The level that about this share of positive slices or volumes reaches somewhere (interpolated).
 
@@ -116,3 +149,27 @@ def smallest_volume(volumes: ArrayLike, labels: ArrayLike) -> float:
     if truth.all() or not truth.any():
         return 0.0
     return float(min(sizes[~truth].max(), np.quantile(sizes[truth], 0.05) / 2))
+
+
+def pseudo_refine(
+    usual: Mapping[str, Any], chosen: Mapping[str, Any] | None, *, organ: str, normalize: str, **changes: Any
+) -> dict[str, Any]:
+    """Options of `refine_by_intensity` for the masks that a second training learns from.
+
+    A component of configs, so that the command line reaches into it: `--refine#intensity 1.3`.
+
+    Args:
+        usual: those of the bundle, in multiples of the organ's intensity.
+        chosen: what labels chose for the teacher. It counts in lungs, and where images are in other units: what is
+            brighter than healthy organs, and no further than the map.
+        organ, normalize: of the preprocessing.
+        changes: by option.
+
+    Raises:
+        ValueError: nothing was chosen where it counts.
+    """
+    if organ != "lung" and in_multiples(normalize):
+        return {**usual, **changes}
+    if chosen is None:
+        raise ValueError("no refinement was chosen for the teacher: run calibrate_labels.json on its weights")
+    return {**chosen, "dilate_mm": 0.0, **changes}

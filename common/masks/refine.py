@@ -37,6 +37,12 @@ def gate_slices(probability: np.ndarray, gate: float | None) -> np.ndarray:
     return np.where(positive, leading, 0)
 
 
+def smooth_in_plane(image: np.ndarray, *, smooth_mm: float, spacing: Sequence[float]) -> np.ndarray:
+    """What `refine_by_intensity` compares with its threshold: a Gaussian over rows and columns, as float32."""
+    sigma = smooth_mm / np.asarray(spacing[:2], dtype=float)
+    return ndi.gaussian_filter(image.astype(np.float32), (*sigma, 0))
+
+
 def refine_by_intensity(
     seed: np.ndarray,
     image: np.ndarray,
@@ -80,7 +86,7 @@ def refine_by_intensity(
     reach_mm = max(2 * (dilate_mm + opening_mm), dilate_mm + 4 * smooth_mm)  # the Gaussian is cut at 4 sigma
     box = _bounding_box(seed, np.ceil(reach_mm / pixels).astype(int) + 2)
     inside, bright, allowed = seed[box], image[box], organ[box]
-    bright = ndi.gaussian_filter(bright.astype(np.float32), (*(smooth_mm / pixels), 0))
+    bright = smooth_in_plane(bright, smooth_mm=smooth_mm, spacing=spacing)
     threshold = intensity
     sure = inside & (bright > intensity)
     if adaptive > 0 and sure.any():

@@ -9,6 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from common.handlers import LabelCalibration
+from common.masks import OF_LUNGS
 from tests.pipeline import run_handler
 
 START = {"gate_smooth_mm": 0.0, "binarize": "fixed", "refine": None}
@@ -112,6 +113,54 @@ def test_of_one_label_a_volume_the_hottest_slice_says_what_positives_reach(tmp_p
     labels = {"ill": 1, "well": 0, "odd": 0}
     assert calibrate(tmp_path, labels, natural=0.5, quantile=0.99)["threshold"] == 0.5
     assert calibrate(tmp_path, labels, natural=3.0, quantile=0.99)["threshold"] == pytest.approx(0.9, abs=0.001)
+
+
+def bright_case(tmp_path, **options) -> dict:
+    """Of three patients of whom one is ill and two have a brightness of 2 and of 1 to half of their slices."""
+    items, cases = items_of({"ill": [0, 1, 1, 1, 1, 0], "well": [0] * 6, "half": [0] * 6})
+    ill, well, half = (batch["image"] for batch, _ in items)
+    ill[0, :, :, 1:5] = 9.0  # of slices labeled yes
+    well[0] = 2.0
+    half[0, :, :, 3:], half[1, :, :, 3:] = 9.0, 0.0
+    run_handler(LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", **options), items, cases=cases)
+    return json.loads((tmp_path / "calibrated.json").read_text())
+
+
+REFINE = {"dilate_mm": 3.0, "intensity": 1.1, "adaptive": 0.5, "smooth_mm": 0.0, "largest": True}
+
+
+def test_in_lungs_what_is_brighter_than_healthy_ones_and_every_lesion_stays(tmp_path):
+    chosen = bright_case(tmp_path, start=START | {"refine": REFINE}, organ="lung", natural=0.5, natural_gate=0.5)
+    assert chosen["refine"] == OF_LUNGS["refine"] | {"adaptive": 0.0, "intensity": chosen["refine"]["intensity"]}
+    assert chosen["refine"]["largest"] is False
+    assert chosen["refine"]["intensity"] == pytest.approx(2.0, abs=0.01)
+    assert (chosen["gate"], chosen["gate_smooth_mm"]) == (0.5, 6.0)
+
+
+@pytest.mark.parametrize(("normalize", "intensity"), [("organ_median", 1.1), ("none", 2.0), ("slice_max", 2.0)])
+def test_constants_of_multiples_give_way_in_other_units(tmp_path, normalize, intensity):
+    chosen = bright_case(tmp_path, start=START | {"refine": REFINE}, normalize=normalize)
+    assert chosen["refine"]["intensity"] == pytest.approx(intensity, abs=0.01)
+    assert chosen["refine"] == REFINE | {"intensity": chosen["refine"]["intensity"], "adaptive": 0.5 * (intensity < 2)}
+
+
+def test_a_natural_gate_that_positives_do_not_reach_yields(tmp_path):
+    chosen = calibrate(tmp_path, SLICES, natural_gate=0.95)
+    assert chosen["gate"] == pytest.approx(0.8)
+
+
+def test_in_lungs_heat_of_those_who_taught_counts_where_there_is_no_other(tmp_path):
+    labels = {"ill": [0, 1, 1, 1, 1, 0], "taught": [0] * 6, "new": [0] * 6}
+    (datalist := tmp_path / "datalist.json").write_text(json.dumps({"training": [{"case": "taught"}]}))
+    items, cases = items_of(labels)
+    items[1][1]["pred"][1] = 0.9  # of whom it was told that nothing is there
+    items[0][1]["pred"][1, :, :, [0, 5]] = 0.0
+    options = {"start": START, "organ": "lung", "datalist": datalist, "ckpt": tmp_path / "model.pt"}
+    run_handler(LabelCalibration(tmp_path, **options), items, cases=cases)
+    assert json.loads((tmp_path / "calibrated.json").read_text())["threshold"] < 0.2
+    datalist.write_text(json.dumps({"training": [{"case": name} for name in labels]}))
+    run_handler(LabelCalibration(tmp_path, **options), items, cases=cases)
+    assert json.loads((tmp_path / "calibrated.json").read_text())["threshold"] == pytest.approx(0.9, abs=0.01)
 
 
 def test_every_candidate_is_listed_with_what_labels_say_about_it(tmp_path):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.masks import choose_gate, heat_threshold, smallest_volume, volume_gate
+from common.masks import choose_gate, healthy_intensity, heat_threshold, pseudo_refine, smallest_volume, volume_gate
 
 
 def test_gate_separates_what_can_be_separated_half_way_in_logits():
@@ -60,3 +60,18 @@ def test_smallest_volume_is_what_negatives_show_but_spares_positives():
     assert smallest_volume([15.0, 20.0, 20.0], [0, 1, 1]) == 10.0
     assert smallest_volume([0.0, 20.0], [0, 1]) == 0.0
     assert smallest_volume([5.0, 6.0], [1, 1]) == smallest_volume([5.0], [0]) == 0.0
+
+
+def test_every_patient_says_as_much_about_what_is_bright():
+    dark, bright = np.full(100_000, 1.0), np.linspace(1.0, 2.0, 101)
+    assert healthy_intensity([dark, bright], 0.75) == pytest.approx(1.5, abs=0.01)
+    assert healthy_intensity([bright, np.empty(0)], 0.9) == pytest.approx(1.9, abs=0.01)
+    with pytest.raises(ValueError, match="no slice or volume is labeled negative: how bright nothing is"):
+        healthy_intensity([np.empty(0)], 0.9)
+
+
+def test_without_a_chosen_refinement_other_units_are_an_error():
+    usual = {"dilate_mm": 9.0, "intensity": 1.0}
+    assert pseudo_refine(usual, None, organ="brain", normalize="organ_median", intensity=1.3)["intensity"] == 1.3
+    with pytest.raises(ValueError, match=r"no refinement was chosen for the teacher: run calibrate_labels\.json"):
+        pseudo_refine(usual, None, organ="lung", normalize="organ_mode")

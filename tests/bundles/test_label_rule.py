@@ -1,0 +1,45 @@
+"""What labels choose where the constants of one bright lesion in a head do not hold: in lungs, and in other units."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bundles.test_configs import NAMES, parsed
+
+CHOSEN = {"dilate_mm": 3.0, "intensity": 1.37, "smooth_mm": 1.5, "largest": False}
+REFINED = [name for name in NAMES if name != "ensemble_gradcam_brats"]  # whose second training takes the first's rule
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_the_rule_knows_organ_and_units(bundle):
+    parser = parsed(bundle, "inference", "calibrate_labels")
+    handler = parser.get("handlers")[0]
+    assert (handler["organ"], handler["normalize"]) == ("@organ", "@normalize")
+
+
+@pytest.mark.parametrize(("organ", "gate"), [("lung", 0.5), ("brain", None)])
+def test_a_network_that_draws_lungs_has_the_gate_of_its_threshold(organ, gate):
+    parser = parsed("insight_ct", "inference", "calibrate_labels")
+    parser["natural_threshold"], parser["organ"] = 0.5, organ
+    assert parser.get_parsed_content("handlers#0#natural_gate") == gate
+
+
+@pytest.mark.parametrize("bundle", REFINED)
+@pytest.mark.parametrize(
+    ("organ", "normalize", "teachers"),
+    [("lung", "organ_mode", True), ("brain", "none", True), ("brain", "organ_median", False)],
+)
+def test_pseudo_masks_are_brighter_than_healthy_organs_where_constants_do_not_hold(bundle, organ, normalize, teachers):
+    parser = parsed(bundle, "train", "train_refine")
+    usual = parser.get("refine")["usual"]
+    parser["organ"], parser["normalize"] = organ, normalize
+    parser["teacher_chosen"] = {"refine": CHOSEN, "threshold": 0.2}
+    assert parser.get_parsed_content("refine") == (CHOSEN | {"dilate_mm": 0.0} if teachers else usual)
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_the_command_line_reaches_into_the_refinement_of_pseudo_masks(bundle):
+    parser = parsed(bundle, "train", "train_refine")
+    parser["teacher_chosen"] = {"refine": CHOSEN}
+    parser["refine#intensity"] = 1.45  # as `--refine#intensity 1.45`
+    assert parser.get_parsed_content("refine")["intensity"] == 1.45
