@@ -28,7 +28,7 @@ from .fit_checks import (
     recipe_of,
 )
 from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
-from .fit_runs import SLIDES, VOLUMES, Recipe, learn, merged, once, steps
+from .fit_runs import DRAW, SLIDES, VOLUMES, Recipe, learn, merged, once, refining, steps
 from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
 from .fit_windows import KEY, shown_datalist
 from .format import format_json
@@ -136,7 +136,8 @@ def fit(
         print(f"images: {', '.join(content['modalities'])}; {grids.in_words()}{of}")
         settings_of_all = merged(own, (recipe.inference, *recipe.train))
         runs = steps(own, rounds, recipe)
-        guess = minutes(root.name, content, settings_of_all, grids, rounds=rounds, runs=runs)
+        drawing = merged(own, (DRAW,)) if DRAW in refining(own, recipe) else None
+        guess = minutes(root.name, content, settings_of_all, grids, rounds=rounds, runs=runs, drawing=drawing)
     else:
         found = found_slides(own, content, Path(dataset_dir))
         print(found)

@@ -41,6 +41,7 @@ COSTS = {
     "tonno_mosmed": Cost(20, 96**2, 20, 80 * 40 * 96**2),
 }
 UNKNOWN = Cost(20, 128 * 144, 5, HEAD)
+DRAWING = Cost(50, 160 * 192, 8, 2**2 * 256**2 * 160)  # of `train_draw.json`
 
 
 class Grids(NamedTuple):
@@ -89,6 +90,7 @@ def minutes(
     *,
     rounds: int,
     runs: int,
+    drawing: Mapping[str, Any] | None = None,
 ) -> int:
     """A guess: all steps of `fit` on two CPU cores.
 
@@ -99,6 +101,7 @@ def minutes(
         grids: of some volumes.
         rounds: of training on masks.
         runs: processes that will be started.
+        drawing: keys of the training on masks, where another network learns to draw them.
     """
     cost = COSTS.get(bundle, UNKNOWN)
     draw, work, slices = seen(settings, grids)
@@ -107,7 +110,11 @@ def minutes(
     draws = settings.get("volumes_per_epoch") or settings.get("bags_per_epoch") or sum(labeled)
     training = settings["max_epochs"] * draws / 1000 * cost.epoch * draw / cost.draw
     masks = 2 * cases * (CASE + cost.volume * work / cost.work)
-    return max(1, round(((1 + rounds) * training + masks + RUN * runs) / 60))
+    again = training
+    if drawing:
+        pixels = drawing["slices_per_epoch"] / 1000 * float(np.prod(drawing["slice_size"]))
+        again = drawing["max_epochs"] * DRAWING.epoch * pixels / DRAWING.draw
+    return max(1, round((training + rounds * again + masks + RUN * runs) / 60))
 
 
 def seen(settings: Mapping[str, Any], grids: Grids) -> tuple[float, float, float]:

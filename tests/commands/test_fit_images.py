@@ -55,8 +55,17 @@ def trainings(monkeypatch) -> list[Path]:
     return begun
 
 
-def fitted(data: Path, **settings) -> None:
-    fit("gp_unet_brats", str(data), str(data / "out"), **settings)
+def fitted(data: Path, output: str = "out", **settings) -> None:
+    fit("gp_unet_brats", str(data), str(data / output), **settings)
+
+
+def test_one_training_of_labels_of_volumes_is_told_with_what_else_could_be(data, trainings, capsys):
+    with pytest.raises(TrainingBegins):
+        fitted(data)
+    assert "one training, as a label stands for a volume; of stacks all of whose" in capsys.readouterr().out
+    with pytest.raises(TrainingBegins):
+        fitted(data, rounds=1, output="again")
+    assert "one training" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["cut", "nan", "zero"])

@@ -66,3 +66,15 @@ def test_slices_are_counted_along_the_body_whatever_the_order_of_axes(tmp_path, 
     assert (grids.shapes.tolist(), grids.spacings.tolist()) == ([[6, 8, 5]], [[2, 3, 4]])
     assert grids.in_words() == "spacing 2 × 3 × 4 mm"
     assert grids.resampled([1.0, -1.0, 8.0]).tolist() == [12, 8, 2.5]
+
+
+def test_a_second_network_that_draws_has_epochs_of_its_own():
+    content = {"training": [{"case": str(i), "cls": 1} for i in range(10)]}
+    keys = merged(bundle_root("insight_ct"), ("inference.json", "train.json"))
+    drawing = merged(bundle_root("insight_ct"), ("train_draw.json",))
+    one, two, longer = (
+        minutes("insight_ct", content, keys, PHANTOM, rounds=rounds, runs=0, drawing=more)
+        for rounds, more in ((0, drawing), (1, drawing), (1, drawing | {"max_epochs": 100}))
+    )
+    assert two - one == 5  # ten epochs of 640 slices, at 50 s for a thousand
+    assert longer - one == 53
