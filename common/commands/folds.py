@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data import SECTIONS, kinds_of_patients, patient_folds, stratified_split, write_datalist
 from ..data.checks import check_cases
+from ..data.splits import signs_of_patients
 from ..files import PathLike, read_json
 from .fit_minutes import cases_of
 
@@ -14,7 +15,8 @@ from .fit_minutes import cases_of
 def folds(datalist: str, count: int = 5, seed: int = 0, keep: str | None = None) -> None:
     """Write `<datalist>_fold<k>.json` for cross-validation by patient: fold k is the test section.
 
-    A sixth of the other patients validates. Patients with and without a finding are dealt apart where there are enough.
+    A sixth of the other patients validates, with yes and no among their labels. Patients with and without a finding are
+    dealt apart where there are enough.
 
     Args:
         datalist: as `prepare` writes it; its own sections are dissolved.
@@ -66,17 +68,29 @@ def write_folds(
         del content["split"]
         content |= {s: [{k: v for k, v in c.items() if k != "split"} for c in content.get(s, [])] for s in SECTIONS}
     everything = [case for section in SECTIONS if section != keep for case in content.get(section, [])]
-    kinds = kinds_of_patients(everything)
+    kinds, signs = kinds_of_patients(everything), signs_of_patients(everything)
     files = []
     for k, test in enumerate(patient_folds(kinds, folds=count, seed=seed, kinds=kinds)):
         others = {patient: kind for patient, kind in kinds.items() if patient not in test}
-        training, validation = stratified_split(others, fractions=(5 / 6, 1 / 6), seed=seed)
+        training, validation = _with_both_labels(others, signs, seed=seed)
         parts = {"training": training, "validation": validation, "test": test}
         fold = {key: value for key, value in content.items() if key != "masked_section"}  # its test part is a fold
         fold |= {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
         files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")
         write_datalist(files[-1], fold | {"seed": seed})
     return files
+
+
+def _with_both_labels(kinds: Mapping[str, int], signs: Mapping[str, set[bool]], *, seed: int) -> list[list[str]]:
+    """Patients for training and validation: of the first hundred draws the first whose parts both have yes and no.
+
+    Few patients validate, and there may be some whose labels are all alike; where no draw will do, it is the first.
+    """
+    draws = [stratified_split(kinds, fractions=(5 / 6, 1 / 6), seed=seed + k) for k in range(100)]
+    able = (
+        parts for parts in draws if all(len({s for patient in part for s in signs[patient]}) == 2 for part in parts)
+    )
+    return next(able, draws[0])
 
 
 def scans_of_fold(scans: PathLike, fold: Path, *, sections: Sequence[str] = SECTIONS) -> Path:

@@ -76,6 +76,26 @@ def test_slices_that_were_drawn_whatever_patient_they_are_of_are_dealt_by_patien
         folds(str(datalist), count=2, keep="test")
 
 
+def test_those_who_validate_have_both_labels_where_that_can_be(datalist):
+    """Two of three patients have nothing but positives, and one of ten validates."""
+    content = json.loads(datalist.read_text())
+    content["training"] = [
+        case | {"cls": [0, 1] if int(case["patient"][1:]) % 3 == 0 else [1, 1]} for case in content["training"]
+    ]
+    datalist.write_text(json.dumps(content))
+    for seed in range(5):
+        folds(str(datalist), count=2, seed=seed)
+        for k in range(2):
+            fold = json.loads(datalist.with_name(f"list_fold{k}.json").read_text(encoding="utf-8"))
+            mixed = {case["patient"] for case in fold["training"] + fold["validation"] if 0 in case["cls"]}
+            if len(mixed) > 1:
+                assert mixed & {case["patient"] for case in fold["training"]}
+                assert mixed & {case["patient"] for case in fold["validation"]}
+    content["training"] = [case | {"cls": [1, 1]} for case in content["training"]]
+    datalist.write_text(json.dumps(content))
+    folds(str(datalist), count=2)  # where it cannot be, what needs both says so
+
+
 def test_whole_scans_take_the_place_of_their_parts_in_the_sections_that_are_asked_for(datalist):
     folds(str(datalist), count=3)
     fold = datalist.with_name("list_fold1.json")
