@@ -20,6 +20,7 @@ affine runs exactly through the first and the last slice.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -29,7 +30,7 @@ import numpy as np
 
 from ..files import PathLike
 from .dicom_files import Series, find_series
-from .dicom_frames import Frame, frame_values, read_frames
+from .dicom_frames import Frame, doubt_about_bits, frame_values, read_frames
 from .geometry import LPS_TO_RAS, check_affine
 from .volume import Volume
 
@@ -37,6 +38,7 @@ DIRECTION = 1e-3  # of a direction cosine
 TILT = 0.1  # degrees
 PLACE = 0.1  # of the spacing
 ASSUME_AXIAL = "assume_axial"
+_MADE = re.compile(r"\b(MIP|MINIP|PROJECTION IMAGE|SUBTRACT\w*|PHASE( MAP)?)\b")  # of ImageType
 
 
 def read_series(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
@@ -65,7 +67,8 @@ def read_series(path: PathLike, *, dicom_geometry: str | None = None) -> Volume:
     for file, own in slices.items():
         for i, values in zip(own, frame_values(file, [frames[i] for i in own]), strict=True):
             array[:, :, i] = values.T
-    return Volume(array, affine, str(path), tuple(warnings))
+    doubt = doubt_about_bits(array, frames, str(path))
+    return Volume(array, affine, str(path), (*warnings, *([doubt] if doubt else [])))
 
 
 def read_series_grid(path: PathLike, *, dicom_geometry: str | None = None) -> tuple[tuple[int, ...], np.ndarray]:
@@ -136,6 +139,7 @@ def _check_one_kind(frames: Sequence[Frame]) -> None:
             ("rescale to a unit", first.slope is not None and first.unit, frame.slope is not None and frame.unit),
             ("MONOCHROME1", first.inverted, frame.inverted),
             ("frame of reference", first.reference, frame.reference),
+            ("ConvolutionKernel", first.varies["ConvolutionKernel"], frame.varies["ConvolutionKernel"]),
         ):
             if one != other:
                 raise ValueError(
@@ -294,8 +298,13 @@ def _doubts(frames: Sequence[Frame]) -> list[str]:
     steps = {abs((b.number or 0) - (a.number or 0)) for a, b in pairwise(frames)}
     if len(frames) > 2 and len(steps) == 1 and (step := steps.pop()) > 1:
         doubts.append(f"InstanceNumber goes up in steps of {step}: have slices been left out?")
+    if made := _MADE.search(f"{first.varies['ImageType']} {first.varies['FrameType']}"):
+        doubts.append(f"ImageType says {made[0]}: computed from scans (projection, difference, phase), and no scan?")
     if first.inverted:
         doubts.append("MONOCHROME1: values inverted, so that bright is high")
-    if first.modality == "CT" and not (first.slope is not None and first.unit in ("", "HU")):
+    if first.modality == "CT" and (first.slope is None or first.intercept is None or first.unit not in ("", "HU")):
         doubts.append("CT without a rescale to Hounsfield units")
+    scales = {(frame.slope, frame.intercept) for frame in frames}
+    if first.modality == "CT" and 1 < len(scales) <= len(frames) / 2:  # one for each frame is meant
+        doubts.append(f"{len(scales)} kinds of rescale among the slices of a CT: are some of another series?")
     return doubts

@@ -75,6 +75,7 @@ class Series:
         files: sorted by name.
         header: of the first file.
         left_out: what other files of the series are that are no scans.
+        mixed: whether its files name several PatientIDs.
     """
 
     uid: str
@@ -82,6 +83,7 @@ class Series:
     files: tuple[Path, ...]
     header: Header
     left_out: tuple[str, ...] = ()
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ def read_tree(folder: PathLike) -> Tree:
     """All DICOM files below a folder, grouped by SeriesInstanceUID."""
     scans: dict[str, list[str]] = {}
     headers: dict[str, Header] = {}
+    mixed = set()
     others: dict[str, list[str]] = {}
     broken: dict[Path, str] = {}
     files = tqdm(list(files_below(folder)), desc="reading DICOM headers", unit="file", disable=None, delay=5)
@@ -204,7 +207,8 @@ def read_tree(folder: PathLike) -> Tree:
             others.setdefault(header.series, []).append(header.other)
         else:
             scans.setdefault(header.series, []).append(path)
-            headers.setdefault(header.series, header)
+            if headers.setdefault(header.series, header).patient != header.patient:
+                mixed.add(header.series)
     for uid in [uid for uid, paths in scans.items() if len(paths) == 1 and headers[uid].capture]:
         others.setdefault(uid, []).append("screenshot")
         del scans[uid]
@@ -215,6 +219,7 @@ def read_tree(folder: PathLike) -> Tree:
             tuple(Path(path) for path in paths),
             headers[uid],
             tuple(others.get(uid, ())),
+            uid in mixed,
         )
         for uid, paths in scans.items()
     }
@@ -264,6 +269,10 @@ def find_series(path: PathLike) -> Series:
         raise ValueError(
             f"{path} holds {len(found)} series: {uids}{more}; name one of them as {path}/<SeriesInstanceUID>, or find "
             "all by the image_pattern 'dicom'"
+        )
+    if found[0].mixed:
+        raise ValueError(
+            f"{path}: files of several patients (PatientID) in one series; put each into a folder, see UIDs"
         )
     beside = {file.parent for file in found[0].files}
     broken = {file: why for file, why in tree.broken.items() if file.parent in beside}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .dicom_files import pydicom
+from .wrapped import MOST_SLICES, doubt_about_ends
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -22,6 +23,7 @@ _VARYING = (
     "TriggerTime",
     "DiffusionBValue",
     "ImageType",
+    "ConvolutionKernel",
 )
 _VARYING_GROUPS = {  # the same of the frames of one file, and the functional group that holds it
     "EffectiveEchoTime": "MREchoSequence",
@@ -71,6 +73,7 @@ class Frame:
             there is neither.
         reference: FrameOfReferenceUID, or empty.
         inverted: MONOCHROME1 in a modality whose values are no quantities.
+        stored: the lowest and the highest number that its bits can hold.
         varies: what tells it from another one at its position.
     """
 
@@ -91,6 +94,7 @@ class Frame:
     unit: str
     reference: str
     inverted: bool
+    stored: tuple[int, int]
     varies: dict[str, str]
 
 
@@ -130,7 +134,8 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
     high, stored = _int(data.get("HighBit")), _int(data.get("BitsStored"))
     if high is not None and stored is not None and high >= stored:  # of files before 2006; pydicom cuts their top bits
         raise ValueError(f"HighBit {high} of {stored} BitsStored: values that do not begin at bit 0; convert the file")
-    frames = []
+    frames, bits = [], stored or _int(data.get("BitsAllocated")) or 16
+    lowest = -(2 ** (bits - 1)) if data.get("PixelRepresentation") else 0
     for index in range(count):
         place, rescale = _Lookup(data, per_frame[index], count), _Lookup(data, per_frame[index], 1)
         modality = str(data.get("Modality") or "unknown")
@@ -154,6 +159,7 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
                 unit,
                 str(data.get("FrameOfReferenceUID") or ""),
                 data.PhotometricInterpretation == "MONOCHROME1" and modality not in _QUANTITIES,
+                (lowest, lowest + 2**bits - 1),
                 {name: str(data.get(name)) for name in _VARYING}
                 | {name: str(place(group, name, shared=True)) for name, group in _VARYING_GROUPS.items()},
             )
@@ -242,6 +248,27 @@ def frame_values(file: Path, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
         elif frame.slope is not None:
             plane = plane * np.float64(frame.slope) + np.float64(frame.intercept or 0.0)
         yield plane.astype(np.float32)
+
+
+def doubt_about_bits(array: np.ndarray, frames: Sequence[Frame], path: str) -> str:
+    """Whether stored numbers came out at the other end of their bits: PixelRepresentation or BitsStored is wrong.
+
+    Args:
+        array: `[columns, rows, slices]`, values of the frames.
+        frames: of the slices, in their order.
+        path: of the series, for the message.
+
+    Raises:
+        ValueError: they certainly did.
+    """
+    some = range(0, len(frames), -(-len(frames) // MOST_SLICES))
+    low, high = frames[0].stored
+    planes = np.stack([(array[..., i] - (frames[i].intercept or 0.0)) / (frames[i].slope or 1.0) for i in some], -1)
+    if planes.min() < low - 1 or planes.max() > high + 1:  # a table made others of them
+        return ""
+    what = f"{'signed' if low < 0 else 'unsigned'} numbers of {(high - low + 1).bit_length() - 1} bits"
+    advice = "PixelRepresentation or BitsStored is wrong, or something is burned in; export the series again"
+    return doubt_about_ends(planes.round(), (low, high), what=what, path=path, advice=advice)
 
 
 def _decoded(data: Dataset, file: Path) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 UNITS = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}  # millimeters
 SPACING_MM = (0.01, 100.0)  # between neighboring voxels
 EXTENT_MM = 3000.0  # no scanner's field of view is longer
+ACROSS_MM = 1000.0  # nor, of a volume, wider: bores have 600 to 850
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from the axes of DICOM and ITK to those of NIfTI, and back
 TOLERANCE = 0.1  # of a voxel, between the corners of two images on one grid
 
@@ -93,6 +94,13 @@ def check_affine(affine: np.ndarray, shape: Sequence[int], path: str) -> np.ndar
         raise ValueError(
             f"{path}: an impossible spacing of {_numbers(spacing)} mm for the shape {list(shape)}: expected {low:g} to "
             f"{high:g} mm, and no side longer than {EXTENT_MM:g} mm; mend the header (pixdim, sform, xyzt_units)"
+        )
+    long = list(nib.io_orientation(affine)[:, 0]).index(2)
+    wide = max(n * s for axis, (n, s) in enumerate(zip(shape, spacing, strict=False)) if axis != long)
+    if min(shape) > 1 and wide > ACROSS_MM:
+        raise ValueError(
+            f"{path}: a spacing of {_numbers(spacing)} mm makes its axial slices {wide:.0f} mm wide, and no "
+            "bore is; mend the header (pixdim, sform, xyzt_units)"
         )
     return affine
 

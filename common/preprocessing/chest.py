@@ -14,6 +14,21 @@ from ..masks import each_slice
 IN_PLANE = ndi.generate_binary_structure(3, 1) & np.array([False, True, False])
 
 
+def block_mean(image: np.ndarray, factors: Sequence[int]) -> np.ndarray:
+    """Mean of blocks, float32; the last, incomplete block is filled up with the border's values."""
+    for axis, factor in enumerate(factors):
+        if factor > 1:
+            pads = [(0, -n % factor if a == axis else 0) for a, n in enumerate(image.shape)]
+            image = np.pad(image, pads, mode="edge") if pads[axis][1] else image
+            every = [slice(None)] * 3
+            total = np.zeros([n // factor if a == axis else n for a, n in enumerate(image.shape)], dtype=np.float32)
+            for start in range(factor):  # faster than a reshaped mean
+                every[axis] = slice(start, None, factor)
+                total += image[tuple(every)]
+            image = total / factor
+    return image.astype(np.float32)
+
+
 def mean_in_regions(labels: np.ndarray, count: int, mask: np.ndarray) -> np.ndarray:
     """Mean of `mask` in each labelled region, `[count + 1]`: its share in the mask."""
     size = np.bincount(labels.ravel(), minlength=count + 1)

@@ -17,15 +17,13 @@ from torch import Tensor
 
 from ..images import Volume, file_of, mask_on_grid, meta_tensor, on_grid, read_labels, read_volume
 from ..images.pictures import is_picture
+from ..images.wrapped import MOST_SLICES, doubt_about_ends
+from .stack import doubts_about_slices
 
 TILTED = 30.0  # degrees; head scans along the hippocampus or the skull base stay below
 SHEARED = 1.0  # degrees
 MOST_LABELS = 20
 FEWEST_STEPS = 1000  # of single precision between the lowest and the highest value
-MOST_SLICES = 32  # in which edges are looked at
-# Share of edges across the whole range: 181 images of 8 bits have at most .002, noise .02, values that do not fit .03
-# (often beyond both ends) to 1.
-AROUND = (0.01, 0.05)
 
 
 class LoadCased(Transform):
@@ -67,7 +65,9 @@ class LoadCased(Transform):
                 "the scan"
             )
         data |= {"image": image, "scan": image.clone()}
-        doubts = [(v, text) for v in (first, *others) for text in (*v.warnings, doubt_about_type(v)) if text]
+        doubts = [
+            (v, text) for v in (first, *others) for text in (*v.warnings, doubt_about_type(v), *_stack(v)) if text
+        ]
         warnings = [f"{os.path.basename(v.path)}: {text}" for v, text in doubts]
         if values:
             warnings.append(f"no values but {', '.join(f'{v:g}' for v in values)}: labels in the place of an image?")
@@ -87,6 +87,12 @@ class LoadCased(Transform):
 
     def _read(self, path: Any) -> Volume:
         return read_volume(path, dicom_geometry=self.dicom_geometry)
+
+
+def _stack(volume: Volume) -> list[str]:
+    """What is doubtful about the axial slices of a volume, or of its first channel."""
+    one = volume.array if volume.array.ndim == 3 else volume.array[..., 0]
+    return doubts_about_slices(np.moveaxis(one, list(nib.io_orientation(volume.affine)[:, 0]).index(2), -1))
 
 
 def _tilt(affine: np.ndarray) -> float:
@@ -133,10 +139,6 @@ def check_different(modalities: Sequence[Volume]) -> None:
 def doubt_about_type(volume: Volume) -> str:
     """Why values seem not to fit into the type that they are stored in; empty where they do, or nothing tells.
 
-    A value beyond one end of a type comes out at the other: 130 is -126 in eight bits with a sign, -20 is 65516 in
-    sixteen without. Neighbors are then a whole range apart, as if the ends of the range were one. Images that fill
-    their range have next to none of that, but for the ends themselves, where values were clipped.
-
     Args:
         volume: as it was read; what is no whole number of one or two bytes, or a picture, is not looked at.
 
@@ -147,23 +149,13 @@ def doubt_about_type(volume: Volume) -> str:
     if array.dtype.kind not in "iu" or array.dtype.itemsize > 2 or is_picture(volume.path):
         return ""
     info = np.iinfo(array.dtype)
-    size = info.max - info.min + 1
-    some = array[:, :, :: -(-array.shape[2] // MOST_SLICES)].astype(np.int32)
-    steep = across = 0
-    for one, other in ((some[1:], some[:-1]), (some[:, 1:], some[:, :-1])):
-        apart = abs(one - other)
-        low, high = np.minimum(one, other), np.maximum(one, other)
-        steep += int((apart > size / 8).sum())
-        across += int(((apart > 7 * size / 8) & (low > info.min) & (high < info.max)).sum())
-    share = across / max(steep, 1)
-    if share <= AROUND[0]:
-        return ""
-    text = f"{share:.0%} of its edges go from one end of the values of {array.dtype} to the other: they did not fit"
-    if share > AROUND[1]:
-        raise ValueError(
-            f"{volume.path}: {text}, and came out at the other (or bytes are swapped); make it anew in a larger type"
-        )
-    return f"{text}?"
+    return doubt_about_ends(
+        array[:, :, :: -(-array.shape[2] // MOST_SLICES)],
+        (int(info.min), int(info.max)),
+        what=str(array.dtype),
+        path=volume.path,
+        advice="make it anew in a larger type (or are bytes swapped, or letters or a frame burned in?)",
+    )
 
 
 def check_image(image: Tensor, *, channels: int) -> None:

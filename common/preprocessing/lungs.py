@@ -17,12 +17,16 @@ from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
-from .chest import IN_PLANE, airways, behind_consolidations, fill_holes_above_diaphragm, mean_in_regions, regions
-
-# Of 13 chests at most .62 of the border is bright (cut to the body), and then 176 ml inside (vessels); inverted at
-# least .90, and 1218 ml (lungs).
-BRIGHT_BORDER, ENCLOSED_ML = 0.75, 500.0
-LITTLE_ML, A_CHEST_MM = 300.0, (200.0, 200.0, 120.0)  # in a field as large as a chest there is more lung than that
+from .chest import (
+    IN_PLANE,
+    airways,
+    behind_consolidations,
+    block_mean,
+    fill_holes_above_diaphragm,
+    mean_in_regions,
+    regions,
+)
+from .thorax import doubt_about_windpipe
 
 
 def lung_mask(
@@ -37,6 +41,7 @@ def lung_mask(
     smallest: float = 0.05,
     pixel_mm: float = 1.4,
     slice_mm: float = 3.0,
+    doubts: list[str] | None = None,
 ) -> np.ndarray:
     """Both lungs in a chest CT, consolidations included; airways, mediastinum, bowel and outside air excluded.
 
@@ -54,6 +59,7 @@ def lung_mask(
         smallest: parts below this share of the largest one are no lung.
         pixel_mm: in-plane grid; finer images are averaged to about this.
         slice_mm: the same for slices.
+        doubts: a list that gets a text where the windpipe runs below the lungs.
 
     Returns:
         Bool `[H, W, D]`; empty where nothing looks like lung.
@@ -61,8 +67,8 @@ def lung_mask(
     factors = tuple(max(1, round(mm / s)) for mm, s in zip((pixel_mm, pixel_mm, slice_mm), spacing, strict=True))
     coarse_spacing = tuple(s * f for s, f in zip(spacing, factors, strict=True))
     background = _background(image, factors)
-    coarse = _block_mean(image, (*factors[:2], 1))
-    coarse = _block_mean(_equally_bright(coarse), (1, 1, factors[2]))
+    coarse = block_mean(image, (*factors[:2], 1))
+    coarse = block_mean(_equally_bright(coarse), (1, 1, factors[2]))
     scaled, inside, gas_level = _scaled(coarse, background)
     if not inside.any():
         return np.zeros(image.shape, dtype=bool)
@@ -78,72 +84,13 @@ def lung_mask(
     steps = max(1, round(rim_mm / float(np.mean(coarse_spacing))))
     rim = ndi.binary_dilation(aerated, iterations=steps) & (smooth < rim_level) & cage
     lungs = _closed_by_side(aerated | ((rim | hidden) & allowed), coarse_spacing, center, closing_mm)
+    if doubts is not None:
+        doubts += doubt_about_windpipe(airway, lungs, coarse_spacing)
     return _enlarged(lungs & allowed, factors, image.shape)
 
 
-def check_gray(image: np.ndarray, spacing: Sequence[float]) -> None:
-    """Refuse a chest whose gray values are inverted: bright all around the body, and as bright in its lungs.
-
-    A chest that fills the image has bright borders, too, but next to nothing bright that the body encloses.
-
-    Args:
-        image: `[H, W, D]`, axial slices along the last axis.
-        spacing: millimeters of the three axes.
-
-    Raises:
-        ValueError: air is brighter than the body.
-    """
-    factors = tuple(max(1, round(6.0 / s)) for s in spacing)
-    coarse = _block_mean(image, factors)
-    if coarse.min() == coarse.max():
-        return
-    bright = coarse > threshold_otsu(coarse.ravel())  # three slices are no colors
-    labels, _ = ndi.label(bright, IN_PLANE)
-    edge = np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
-    enclosed = bright & ~np.isin(labels, np.unique(edge))
-    milliliter = float(np.prod(spacing) * np.prod(factors)) / 1000.0
-    if (edge > 0).mean() > BRIGHT_BORDER and enclosed.sum() * milliliter > ENCLOSED_ML:
-        raise ValueError(
-            "the air around the body, and in it, is brighter than the body: gray values are inverted, but air has to "
-            "be darkest"
-        )
-
-
-def doubt_about_lungs(lungs: np.ndarray, spacing: Sequence[float]) -> str:
-    """Why what was found cannot be all lung that a scan shows; empty if it can.
-
-    Args:
-        lungs: bool `[H, W, D]`, axial slices along the last axis.
-        spacing: millimeters of the three axes.
-    """
-    extent = [n * s for n, s in zip(lungs.shape, spacing, strict=True)]
-    milliliters = float(lungs.sum() * np.prod(spacing)) / 1000.0
-    if milliliters >= LITTLE_ML or any(mm < least for mm, least in zip(extent, A_CHEST_MM, strict=True)):
-        return ""
-    field = " x ".join(f"{mm:.0f}" for mm in extent)
-    return (
-        f"{milliliters:.0f} ml of lung found in {field} mm: no chest, or values that do not tell lung from tissue "
-        "(inverted, or Hounsfield units cut off at 0)?"
-    )
-
-
-def _block_mean(image: np.ndarray, factors: Sequence[int]) -> np.ndarray:
-    """Mean of blocks, float32; the last, incomplete block is filled up with the border's values."""
-    for axis, factor in enumerate(factors):
-        if factor > 1:
-            pads = [(0, -n % factor if a == axis else 0) for a, n in enumerate(image.shape)]
-            image = np.pad(image, pads, mode="edge") if pads[axis][1] else image
-            every = [slice(None)] * 3
-            total = np.zeros([n // factor if a == axis else n for a, n in enumerate(image.shape)], dtype=np.float32)
-            for start in range(factor):  # faster than a reshaped mean
-                every[axis] = slice(start, None, factor)
-                total += image[tuple(every)]
-            image = total / factor
-    return image.astype(np.float32)
-
-
 def _enlarged(mask: np.ndarray, factors: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
-    """A coarse mask on the fine grid: trilinear, cut at one half. Inverse of `_block_mean`."""
+    """A coarse mask on the fine grid: trilinear, cut at one half. Inverse of `block_mean`."""
     values = mask.astype(np.float32)
     for axis in (2, 0, 1):
         position = ((np.arange(shape[axis]) + 0.5) / factors[axis] - 0.5).clip(0, mask.shape[axis] - 1)
@@ -160,7 +107,7 @@ def _background(image: np.ndarray, factors: Sequence[int]) -> np.ndarray:
 
     Their value (0, -2000, -3024) says nothing about air, so it must not move the thresholds.
     """
-    lowest = _block_mean(image == image.min(), factors) > 0
+    lowest = block_mean(image == image.min(), factors) > 0
     labels, _ = ndi.label(lowest, IN_PLANE)
     edge = np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
     return np.isin(labels, np.unique(edge[edge > 0]))

@@ -23,7 +23,7 @@ LEVELS = (1, 5, 25, 50, 75, 95, 99)  # percent
 MOST_SLICES = 12
 # In how many multiples of what was seen a case may lie, and still be as in training.
 # In plane volumes are resampled, or all that is seen has another size; slices of 1 mm do well where 5 mm were seen.
-IN_PLANE, NATIVE_IN_PLANE, BETWEEN_SLICES = 3.0, 1.3, 6.0
+IN_PLANE, NATIVE_IN_PLANE, BETWEEN_SLICES, SQUARE = 3.0, 1.3, 6.0, 1.5
 ORGAN_VOLUME, IMPOSSIBLE_VOLUME = 1.5, 3.0
 CONTRAST = 1.25  # of the distance that 95 % of the training's own cases keep, each left out in turn
 FEW_PATIENTS = 10  # no spread of contrasts can be told from less
@@ -213,8 +213,7 @@ def compare(
     largest = seen["organ_ml"]["max"]
     # Each alone has harmless causes, and so has a small organ: a child's, or one in part.
     if case["organ_ml"] > largest * (ORGAN_VOLUME if strange else IMPOSSIBLE_VOLUME):
-        text = "; ".join([volume, *strange])
-        return [*errors, f"{text}: another body part or kind of image, or a wrong spacing"], []
+        return [*errors, f"{'; '.join([volume, *strange])}: another body part or kind of image, or a wrong spacing"], []
     warnings = [*([volume] if volume else []), *strange, *_strange_values(case, seen, window)]
     warnings += [] if errors else [text for i in range(len(names)) if (text := _strange_median(case, seen, i, window))]
     return errors, [*warnings, *_strange_spacing(case, seen)]
@@ -287,14 +286,16 @@ def _strange_volume(case: Description, seen: Description) -> str:
 
 def _strange_spacing(case: Description, seen: Description) -> list[str]:
     native, found = seen.get("native_pixels", False), []
-    in_plane = NATIVE_IN_PLANE if native else IN_PLANE
-    for axis, factor in enumerate((in_plane, in_plane, BETWEEN_SLICES)):
+    for axis, factor in enumerate((*[NATIVE_IN_PLANE if native else IN_PLANE] * 2, BETWEEN_SLICES)):
         own, low, high = case["spacing"][axis], seen["spacing"]["min"][axis], seen["spacing"]["max"][axis]
         if not low / factor <= own <= high * factor:
             text = f"{'distance of slices' if axis == 2 else 'pixels'} {own:g} mm, in training {low:g} to {high:g} mm"
             if native and axis < 2:
                 text += f", and the weights see them as they are: --spacing [{high:g},{high:g},-1.0] resamples"
             found.append(text)
+    long, *usual = (max(s[:2]) / min(s[:2]) for s in (case["spacing"], *(seen["spacing"][e] for e in ("min", "max"))))
+    if not found and long > SQUARE * max(usual):
+        found.append(f"pixels {case['spacing'][0]:g} x {case['spacing'][1]:g} mm, {long:.1f} times longer than wide")
     return list(dict.fromkeys(found))
 
 
@@ -302,8 +303,7 @@ def _strange_contrasts(case: Description, seen: Description) -> list[str]:
     """Channels that do not look like what was seen as that channel, with the one that they look like, if any."""
     found = []
     for own, name, before in zip(case["contrast"], seen["channels"], seen["contrast"], strict=True):
-        apart = _apart(own, before)
-        if apart is None or apart <= CONTRAST:
+        if (apart := _apart(own, before)) is None or apart <= CONTRAST:
             continue
         others = zip(seen["channels"], (_apart(own, other) for other in seen["contrast"]), strict=True)
         like = [other for other, far in others if far is not None and far <= 1.0]
@@ -316,5 +316,5 @@ def _apart(own: list[float] | None, before: Mapping[str, Any] | None) -> float |
     """Distance of contrasts in multiples of the limit; None where one is unknown."""
     if own is None or before is None:
         return None
-    mean, covariance = np.array(before["mean"]), np.array(before["covariance"])
-    return float(_distances(np.array([own]), mean, covariance)[0]) / max(before["limit"], 1e-6)
+    moments = np.array(before["mean"]), np.array(before["covariance"])
+    return float(_distances(np.array([own]), *moments)[0]) / max(before["limit"], 1e-6)

@@ -11,8 +11,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from ..images import as_array, file_of, spacing_of
-from .lungs import check_gray, doubt_about_lungs
 from .organ import ORGANS, normalize_by_median, normalize_by_mode, organ_mask
+from .thorax import check_gray, doubts_about_lungs
 
 LUNGS = ("lung", "lungmask")
 
@@ -21,7 +21,7 @@ class OrganMaskd(MapTransform):
     """Add an organ mask `[1, H, W, D]` (float 0/1) of the first channel under `organ_key`.
 
     A mask that is there already, loaded from a file, is kept: above 0.5 is organ. One that holds the corners of most
-    slices, and lungs that were found and are less than a scan of that size shows, are doubted under `warnings`.
+    slices, and lungs that are none of a chest (`common.preprocessing.thorax`), are doubted under `warnings`.
 
     Args:
         keys: one image key, `[C, H, W, D]`, slices along the last axis.
@@ -54,28 +54,34 @@ class OrganMaskd(MapTransform):
             image = data[key]
             if self.organ in LUNGS:
                 _naming(image, check_gray, as_array(image[0]), spacing_of(image))
-            if self.organ_key in data:
+            given = self.organ_key in data
+            if given:
                 data[self.organ_key] = _checked_mask(data[self.organ_key], image)
-                doubt = "" if self.organ == "none" else doubt_about_mask(as_array(data[self.organ_key][0]) > 0.5)
+                doubts = [] if self.organ == "none" else doubts_about_mask(as_array(data[self.organ_key][0]) > 0.5)
             else:
+                doubts = []
                 options: dict[str, Any] = {"spacing": spacing_of(image), "organ": self.organ, **self.options}
+                options |= {"doubts": doubts} if self.organ == "lung" else {}
                 mask = _naming(image, organ_mask, as_array(image[0]), **options)
                 data[self.organ_key] = image[:1] * 0 + torch.as_tensor(mask[None], dtype=image.dtype)
-                doubt = doubt_about_lungs(mask, spacing_of(image)) if self.organ in LUNGS else ""
-            if doubt:
-                data["warnings"] = "; ".join([*([str(data["warnings"])] if data.get("warnings") else []), doubt])
+            if self.organ in LUNGS and not (given and doubts):
+                lungs = as_array(data[self.organ_key][0]) > 0.5
+                doubts += doubts_about_lungs(as_array(image[0]), lungs, spacing_of(image), found=not given)
+            if doubts:
+                said = [str(data["warnings"])] if data.get("warnings") else []
+                data["warnings"] = "; ".join([*said, *doubts])
         return data
 
 
-def doubt_about_mask(organ: np.ndarray) -> str:
+def doubts_about_mask(organ: np.ndarray) -> list[str]:
     """Why a mask bool `[H, W, D]` from a file cannot be that of an organ; empty if it can.
 
     An organ is round, and leaves the corners of a slice free, even of one that is cut to its size.
     """
     corners = organ[[0, 0, -1, -1], [0, -1, 0, -1]].all(axis=0)
     if corners.sum() <= organ.any(axis=(0, 1)).sum() / 2:
-        return ""
-    return "the organ's mask holds the corners of most slices: is it that of everything, or turned inside out?"
+        return []
+    return ["the organ's mask holds the corners of most slices: is it that of everything, or turned inside out?"]
 
 
 def _naming(image: Any, look: Callable, *args: Any, **options: Any) -> Any:

@@ -103,6 +103,14 @@ REFUSED = {
         lambda s: changed(s, 4, FrameOfReferenceUID="1.2.3"),
         r"000.dcm and 004.dcm differ in frame of reference",
     ),
+    "two kernels": (
+        lambda s: changed(s, 1, 3, 5, ConvolutionKernel="B70f"),
+        r"000.dcm and 001.dcm differ in ConvolutionKernel",
+    ),
+    "two patients": (
+        lambda s: changed(s, 4, 5, PatientID="another"),
+        r"p1: files of several patients \(PatientID\) in one series",
+    ),
     "directions that are none": (
         lambda s: [changed([one], 0, ImageOrientationPatient=[1, 0, 0, 1, 0, 0])[0] for one in s],
         r"ImageOrientationPatient .* is no pair of perpendicular unit vectors",
@@ -110,6 +118,12 @@ REFUSED = {
     "an impossible spacing": (
         lambda s: [changed([one], 0, PixelSpacing=[800, 500])[0] for one in s],
         r"an impossible spacing of 500 × 800 × 2.5 mm",
+    ),
+    "slices wider than a bore": (
+        lambda s: [
+            changed([one], 0, PixelSpacing=[80, 250 / 3])[0] for one in datasets(np.zeros((13, 5, 6), np.int16))
+        ],
+        r"a spacing of 83.3333 × 80 × 2.5 mm makes its axial slices 1040 mm wide",
     ),
 }
 
@@ -124,6 +138,44 @@ class TestRefused:
                 read(folder)
             assert str(caught.value).count(str(folder)) == 1
         assert not [marker for marker in (NAME, NAME[:5], BIRTH, PATIENT) if marker in f"{caught.value}{caplog.text}"]
+
+    @pytest.mark.parametrize(
+        ("values", "wrong"),
+        [
+            (np.int16, {"PixelRepresentation": 0}),
+            (np.int16, {"PixelRepresentation": 0, "BitsStored": 12, "HighBit": 11}),
+            (np.uint16, {"PixelRepresentation": 1, "BitsStored": 10, "HighBit": 9}),
+            (np.uint16, {"BitsStored": 9, "HighBit": 8}),
+        ],
+    )
+    def test_bits_that_are_taken_for_others_are_refused(self, tmp_path, values, wrong):
+        x, y = np.mgrid[:48, :48] - 23.5
+        hill = np.repeat(1000 * np.exp(-(x**2 + y**2) / 300)[..., None], 4, axis=-1)
+        hill = (hill - 300 if values is np.int16 else hill).astype(values)
+        right = dict(zip(("BitsStored", "HighBit"), (12, 11), strict=True))
+        assert read_series(save(tmp_path / "p1", datasets(hill, **right))).warnings == ()
+        with pytest.raises(ValueError, match=r"p2: \d+% of its edges .* PixelRepresentation or BitsStored is wrong"):
+            read_series(save(tmp_path / "p2", datasets(hill, **right | wrong)))
+
+    @pytest.mark.parametrize(
+        ("attributes", "told"),
+        [
+            ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "ImageType says MIP: computed from scans"),
+            ({"ImageType": ["DERIVED", "PRIMARY", "PROJECTION IMAGE"]}, "ImageType says PROJECTION IMAGE"),
+            ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "AVERAGE"]}, ""),
+            ({"Modality": "CT", "RescaleSlope": 1}, "CT without a rescale to Hounsfield units"),
+            ({"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}, ""),
+        ],
+    )
+    def test_what_is_no_scan_or_in_no_known_unit_is_told(self, tmp_path, attributes, told):
+        said = read_series(save(tmp_path / "p1", datasets(stack(6), **attributes))).warnings
+        assert len(said) == bool(told)
+        assert "".join(said).startswith(told)
+
+    def test_a_ct_whose_slices_have_different_rescales_is_told(self, tmp_path):
+        slices = datasets(stack(6), Modality="CT", RescaleSlope=1, RescaleIntercept=-1024)
+        said = read_series(save(tmp_path / "p1", changed(slices, 3, 4, 5, RescaleIntercept=0))).warnings
+        assert said == ("2 kinds of rescale among the slices of a CT: are some of another series?",)
 
     def test_pixels_that_need_a_decoder_name_it(self, tmp_path):
         data = pydicom.dcmread(packaged("JPGExtended.dcm"))

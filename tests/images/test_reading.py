@@ -126,7 +126,7 @@ def test_a_file_does_not_go_on_behind_the_voxels_of_its_header(tmp_path, change)
 
 
 def test_a_header_that_says_terabytes_is_named(tmp_path):
-    path = _with_header(tmp_path / "a.nii", {"dim": [3, 20000, 20000, 20000], "pixdim": [1, 0.1, 0.1, 0.1]})
+    path = _with_header(tmp_path / "a.nii", {"dim": [3, 20000, 20000, 20000], "pixdim": [1, 0.04, 0.04, 0.04]})
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
     for name in ("a.nii", "a.nii.gz"):
         with pytest.raises(ValueError, match=rf"{name}: cannot be read"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import sys
 from types import SimpleNamespace
 
@@ -8,12 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
 from scipy import ndimage as ndi
 
 from common.metrics import dice
-from common.preprocessing import OrganMaskd, lung_mask, organ_mask
-from common.preprocessing.lungs import doubt_about_lungs
+from common.preprocessing import lung_mask, organ_mask
 
 SPACING = (4.0, 4.0, 6.0)
 SIZE_MM = (400.0, 280.0, 180.0)
@@ -57,40 +54,6 @@ class Chest:
 
     def found(self):
         return lung_mask(self.noisy(), self.spacing)
-
-
-class TestGray:
-    def case(self, image: np.ndarray) -> dict:
-        affine = torch.diag(torch.tensor([-SPACING[0], -SPACING[1], SPACING[2], 1.0], dtype=torch.float64))
-        volume = MetaTensor(torch.as_tensor(image[None]), affine=affine, meta={"filename_or_obj": "ct.nii.gz"})
-        return {"image": volume, "warnings": "before"}
-
-    def warnings(self, image: np.ndarray) -> str:
-        return OrganMaskd("image", organ="lung")(self.case(image))["warnings"]
-
-    def test_a_chest_passes_whole_or_cut_out(self):
-        chest = Chest().noisy()
-        for image in (chest, chest[20:-20, 12:-12]):  # borders of air, or of the body
-            assert self.warnings(image) == "before"
-
-    @pytest.mark.parametrize("given", [False, True])
-    def test_inverted_gray_is_refused_with_the_file(self, given):
-        chest = Chest()
-        chest.image[abs(chest.y - 122) < 8] = AIR
-        data = self.case(-chest.noisy())
-        data |= {"organ": torch.as_tensor(chest.lungs[None]).float()} if given else {}
-        with pytest.raises(ValueError, match=r"ct\.nii\.gz: .* brighter than the body: gray values are inverted"):
-            OrganMaskd("image", organ="lung")(data)
-
-    def test_next_to_no_lung_in_the_field_of_a_chest_is_doubted(self):
-        chest = Chest()
-        chest.image[chest.left | chest.right & (abs(chest.z) > 4)] = TISSUE
-        said = self.warnings(chest.noisy())
-        assert re.fullmatch(
-            r"before; \d+ ml of lung found in 400 x 280 x 180 mm: no chest, or values that do not .*", said
-        )
-        assert doubt_about_lungs(np.zeros((100, 70, 10), bool), SPACING) == ""  # some slices of a chest
-        assert doubt_about_lungs(chest.lungs, SPACING) == ""
 
 
 class TestLungMask:

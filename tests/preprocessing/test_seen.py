@@ -202,6 +202,15 @@ def test_an_organ_in_parts_may_be_whole_later():
     assert compare(described(head(20)), seen) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("native", "told"), [((2.0, 2.8, 5.0), ""), ((4.0, 2.0, 5.0), "4 x 2"), ((2.0, 3.2, 5.0), "2 x 3.2")]
+)
+def test_pixels_longer_than_wide_are_a_warning_where_those_of_training_were_square(native, told):
+    _, warnings = compare(described(head(20), native_spacing=native), T1)
+    long = max(native[:2]) / min(native[:2])
+    assert warnings == ([f"pixels {told} mm, {long:.1f} times longer than wide"] if told else [])
+
+
 def test_a_spacing_far_from_the_trainings_is_a_warning():
     for native, expected in (
         ((2.0, 2.0, 1.0), []),
