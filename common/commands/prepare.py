@@ -44,20 +44,20 @@ def prepare(
             (`<case>/<modality>.nii.gz`, `<case>/mask.nii.gz`), `brats2020`, `kaggle_3m`, `decathlon_brain`,
             `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `cheng`, `substacks`,
             `half_lungs`, `camelyon16` or `bracs`: functions of `common.datasets`, which document layouts and options.
-        root: the data set as its owners publish it, or the table.
-        dataset_dir: what paths are relative to; by default `root`, or the table's folder. Adapters that write files
-            write them there, and need it.
+        root: the data set as published, or the table.
+        dataset_dir: what paths are relative to, and where adapters write files; by default `root`, or the table's
+            folder.
         datalist: the file to write; by default `datalist.json` in `dataset_dir`.
         classes: names, class 0 first; by default the adapter's, or those found in a table.
         fractions: of patients in training, validation, test.
         seed: of the split.
-        for_scoring: nothing will be trained on these cases: they need no negatives.
-        stratify: split patients of each class apart, and refuse a section without positives or negatives. By default
-            only with tables and kinds: public data sets have their documented splits.
-        split: a datalist whose sections patients keep; or `paper`: slices (cut into `slices`) are drawn, not patients,
-            as GP's authors did; scores are of memory, too.
-        same_patient: names of patients who are one, e.g. `P7,P9`; the first one's stays.
-        kinds: table (columns `case`, `kind`) of what a finding is: its grade.
+        for_scoring: no training on these cases: they need no negatives.
+        stratify: split patients of each class apart, and refuse a section without positives or negatives; by default
+            only with tables and kinds.
+        split: a datalist whose sections patients keep; or `paper`: slices (cut into `slices`) are drawn, not patients;
+            scores are of memory, too.
+        same_patient: patients who are one, e.g. `P7,P9`; the first name stays.
+        kinds: table (columns `case`, `kind`) of what a finding is.
         kind: the column of that table.
         at_most: cases of a class in training, e.g. `"{'pituitary': 60}"`.
         masks_of: `output_dir` of a run: its masks for training and validation.
