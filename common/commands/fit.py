@@ -24,6 +24,7 @@ from .fit_checks import (
     check_findings,
     check_images,
     data_digests,
+    doubt_about_patients,
     labels_of_cases,
     recipe_of,
 )
@@ -121,6 +122,8 @@ def fit(
     said = settings_of(listed, read_json(root / "configs" / "train.json")) | settings
     counts = "; ".join(described(section, content, recipe) for section in SECTIONS if content.get(section))
     print(f"{listed}: {counts}")
+    if doubt := doubt_about_patients(content["training"]):
+        print(f"WARNING: {doubt}")
     of_slices = recipe is VOLUMES and any(labels_slices(case) for case in content["training"])
     over = names(configs) if of_slices or recipe is SLIDES else with_volumes(root, names(configs))
     make = make_bundle if recipe is VOLUMES else make_slide_bundle

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data import SECTIONS, Case, label_of, labels_slices, load_datalist
-from ..data.splits import tells_classes_apart
+from ..data.splits import signs_of_patients, tells_classes_apart
 from ..engines.launch import check_one_logit
 from ..features import case_files
 from ..files import PathLike, file_digest, glance, read_json
@@ -96,6 +96,25 @@ def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root:
                 f"{listed}: the {section} section has {sum(labels)} positive and {len(labels) - sum(labels)} negative "
                 "labels; it needs both: `python -m common prepare` splits by label"
             )
+
+
+def doubt_about_patients(cases: Sequence[Case]) -> str:
+    """Why labels of slices may teach who is ill in place of where: many patients have none that is no; empty if few.
+
+    Where each patient has one label, a yes or a no of all of him is what is meant.
+
+    Args:
+        cases: of the training section.
+    """
+    signs = signs_of_patients([case for case in cases if labels_slices(case)]).values()
+    ill, both = (sum(found == kind for found in signs) for kind in ({True}, {True, False}))
+    if not both or ill < both / 2:
+        return ""
+    return (
+        f"{ill} of {len(signs)} training patients have no slice that is labeled no: what tells them from the others, a "
+        "scanner say, may be learned in place of the lesion. Halves of the organ may be free of it where slices are "
+        "not: `python -m common prepare half_lungs`, or label parts"
+    )
 
 
 def check_findings(root: Path, classes: Any, recipe: Recipe, over: Sequence[str] = ()) -> None:

@@ -18,6 +18,7 @@ from common.commands.fit_checks import (
     check_data,
     check_findings,
     data_digests,
+    doubt_about_patients,
     takes_classes_alone,
     takes_several_labels,
     takes_slides,
@@ -38,6 +39,21 @@ def content(tmp_path) -> dict:
         (tmp_path / f"{case['case']}.nii.gz").touch()
         case |= {"image": f"{case['case']}.nii.gz", "patient": case["case"]}
     return {"name": "x", "classes": CLASSES, "modalities": ["flair"], "training": listed, "validation": other}
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([[0, 1], [1, 1], [1, 1]], "2 of 3 training patients have no slice that is labeled no"),
+        ([[0, 1], [0, 1], [0, 1], [1, 1]], ""),  # a few
+        ([[0, 1], [0, 0], [0, 0]], ""),  # healthy ones have no yes, as they should
+        ([[1], [0], [1], [1]], ""),  # single slices
+        ([1, 0, 1, 1], ""),  # whole volumes
+    ],
+)
+def test_patients_who_are_ill_in_every_slice_are_told_of(labels, told):
+    patients = [{"case": str(i), "patient": str(i), "cls": cls} for i, cls in enumerate(labels)]
+    assert doubt_about_patients(patients)[: len(told) or None] == told
 
 
 def test_data_that_cannot_be_trained_on_are_refused_before_anything_is(tmp_path, content):
