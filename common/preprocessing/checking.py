@@ -22,7 +22,8 @@ from ..engines.weights import check_trained, misplaced, sees_native_pixels
 from ..files import PathLike, json_text, write_json
 from ..images import as_array, file_of, spacing_of
 from .channels import compare_names
-from .seen import Description, compare, describe_case, summarize
+from .seen import Description, describe_case, summarize
+from .strange import compare
 from .supervision import Source, supervision_of
 from .unlike import unlike_others
 from .windows import OutsideWindow, outside_window
@@ -50,7 +51,7 @@ def read_seen(
             takes all from its config.
 
     Returns:
-        For `CheckSeend`: a description, see `common.preprocessing.seen.compare`, `check_range`, and under `names` what
+        For `CheckSeend`: a description, see `common.preprocessing.strange`, `check_range`, and under `names` what
         is doubtful about the modalities; empty, with a line in the console, where the file does not exist or does
         not say.
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from statistics import median_low
 
-from .seen import LEVELS, STRAY, Description
+from .seen import LEVELS, Description
+from .strange import STRAY
 
 MIDDLE = LEVELS.index(50)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.preprocessing.seen import compare
+from common.preprocessing.strange import compare
 from tests.bundles.conftest import read_json
 from tests.bundles.test_configs import config, parsed
 from tests.running import REPOSITORY

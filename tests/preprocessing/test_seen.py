@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage as ndi
 
-from common.preprocessing.seen import compare, describe_case, summarize
+from common.preprocessing.seen import describe_case, summarize
+from common.preprocessing.strange import compare
 
 SPACING = (2.0, 2.0, 5.0)
 X, Y = np.meshgrid(np.arange(48) - 24.0, np.arange(56) - 28.0, indexing="ij")
