@@ -32,6 +32,7 @@ def benchmark_suite(
     scans: str | None = None,
     folds: int = 3,
     seed: int = 0,
+    rounds: int | None = None,
     upper_bound: bool = True,
     page: str | None = None,
     **settings: Any,
@@ -56,6 +57,7 @@ def benchmark_suite(
             of test patients are scored. Paths relative to `dataset_dir`, too.
         folds: number of folds; every patient is a test patient once.
         seed: of the folds.
+        rounds: of training on masks of the training before, see `fit`; the upper bound has none.
         upper_bound: train with masks, too.
         page: Markdown file; by default `docs/results/<suite>.md`, below where one is.
         settings: top-level keys, for all bundles that have them, e.g. `--max_epochs 4`.
@@ -79,7 +81,7 @@ def benchmark_suite(
     methods: list[Method] = []
     failed: list[str] = []
     for bundle in chosen:
-        given = {"configs": f"{suite}.json", **settings}
+        given = {"configs": f"{suite}.json", "rounds": rounds, **settings}
         bound = home / "upper_bound" / bundle if upper_bound and learns_from_masks(bundle) else None
         same: dict[str, Any] = {"datalist": str(source), "scans": scans, "folds": folds, "seed": seed}
         try:

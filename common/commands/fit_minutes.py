@@ -41,7 +41,7 @@ COSTS = {
     "tonno_mosmed": Cost(20, 96**2, 20, 80 * 40 * 96**2),
 }
 UNKNOWN = Cost(20, 128 * 144, 5, HEAD)
-DRAWING = Cost(50, 160 * 192, 8, 2**2 * 256**2 * 160)  # of `train_draw.json`
+DRAWING = 50 / (160 * 192)  # seconds of 1,000 draws of `train_draw.json`, for each pixel of one
 
 
 class Grids(NamedTuple):
@@ -112,8 +112,8 @@ def minutes(
     masks = 2 * cases * (CASE + cost.volume * work / cost.work)
     again = training
     if drawing:
-        pixels = drawing["slices_per_epoch"] / 1000 * float(np.prod(drawing["slice_size"]))
-        again = drawing["max_epochs"] * DRAWING.epoch * pixels / DRAWING.draw
+        epoch = drawing["slices_per_epoch"] / 1000 * float(np.prod(drawing["slice_size"])) * DRAWING
+        again = drawing["max_epochs"] * epoch
     return max(1, round((training + rounds * again + masks + RUN * runs) / 60))
 
 

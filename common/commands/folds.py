@@ -86,11 +86,11 @@ def _with_both_labels(kinds: Mapping[str, int], signs: Mapping[str, set[bool]], 
 
     Few patients validate, and there may be some whose labels are all alike; where no draw will do, it is the first.
     """
-    draws = [stratified_split(kinds, fractions=(5 / 6, 1 / 6), seed=seed + k) for k in range(100)]
-    able = (
-        parts for parts in draws if all(len({s for patient in part for s in signs[patient]}) == 2 for part in parts)
-    )
-    return next(able, draws[0])
+    for k in range(100):
+        parts = stratified_split(kinds, fractions=(5 / 6, 1 / 6), seed=seed + k)
+        if all(len(set().union(*(signs[patient] for patient in part))) == 2 for part in parts):
+            return parts
+    return stratified_split(kinds, fractions=(5 / 6, 1 / 6), seed=seed)
 
 
 def scans_of_fold(scans: PathLike, fold: Path, *, sections: Sequence[str] = SECTIONS) -> Path:
@@ -112,8 +112,7 @@ def scans_of_fold(scans: PathLike, fold: Path, *, sections: Sequence[str] = SECT
     unknown = {case["patient"] for case in everything} - set().union(*patients.values())
     if unknown:
         raise ValueError(f"{scans}: patients {sorted(unknown)} have no parts in {fold}; name them alike in both")
-    split = {section: [case for case in everything if case["patient"] in patients[section]] for section in SECTIONS}
-    kept = {section: parts[section] for section in SECTIONS if section not in sections}
+    whole = {section: [case for case in everything if case["patient"] in patients[section]] for section in sections}
     path = fold.with_name(f"{fold.stem}_scans.json")
-    write_datalist(path, parts | split | kept)
+    write_datalist(path, parts | whole)
     return path

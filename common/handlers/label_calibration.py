@@ -222,8 +222,8 @@ class LabelCalibration(CaseHandler):
 
     def _unseen(self) -> list[dict[str, Any]]:
         """Cases that did not teach the network: where it was told that nothing is, it has less heat than elsewhere."""
-        taught = read_json(self.datalist).get("training", []) if self.datalist else []
-        unseen = [row for row in self.rows if row["case"] not in {case["case"] for case in taught}]
+        taught = {case["case"] for case in read_json(self.datalist).get("training", [])} if self.datalist else set()
+        unseen = [row for row in self.rows if row["case"] not in taught]
         return unseen if any(row["empty"].any() for row in unseen) else self.rows
 
     def _told_apart(self) -> float | None:

@@ -95,7 +95,7 @@ def check_affine(affine: np.ndarray, shape: Sequence[int], path: str) -> np.ndar
             f"{path}: an impossible spacing of {_numbers(spacing)} mm for the shape {list(shape)}: expected {low:g} to "
             f"{high:g} mm, and no side longer than {EXTENT_MM:g} mm; mend the header (pixdim, sform, xyzt_units)"
         )
-    long = list(nib.io_orientation(affine)[:, 0]).index(2)
+    long = axis_of_slices(affine)
     wide = max(n * s for axis, (n, s) in enumerate(zip(shape, spacing, strict=False)) if axis != long)
     if min(shape) > 1 and wide > ACROSS_MM:
         raise ValueError(
@@ -103,6 +103,11 @@ def check_affine(affine: np.ndarray, shape: Sequence[int], path: str) -> np.ndar
             "bore is; mend the header (pixdim, sform, xyzt_units)"
         )
     return affine
+
+
+def axis_of_slices(affine: np.ndarray) -> int:
+    """Number of the array's axis that runs along the body, of an affine `[4, 4]`: axial slices lie along it."""
+    return list(nib.io_orientation(affine)[:, 0]).index(2)
 
 
 def _check_directions(affine: np.ndarray, what: str, advice: str = "") -> None:

@@ -16,6 +16,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from ..images import Volume, file_of, mask_on_grid, meta_tensor, on_grid, read_labels, read_volume
+from ..images.geometry import axis_of_slices
 from ..images.pictures import is_picture
 from ..images.wrapped import MOST_SLICES, doubt_about_ends
 from .stack import doubts_about_slices
@@ -92,12 +93,12 @@ class LoadCased(Transform):
 def _stack(volume: Volume) -> list[str]:
     """What is doubtful about the axial slices of a volume, or of its first channel."""
     one = volume.array if volume.array.ndim == 3 else volume.array[..., 0]
-    return doubts_about_slices(np.moveaxis(one, list(nib.io_orientation(volume.affine)[:, 0]).index(2), -1))
+    return doubts_about_slices(np.moveaxis(one, axis_of_slices(volume.affine), -1))
 
 
 def _tilt(affine: np.ndarray) -> float:
     """Degrees between the patient's long axis and the axis of the image that is taken for it."""
-    along = affine[:3, list(nib.io_orientation(affine)[:, 0]).index(2)]
+    along = affine[:3, axis_of_slices(affine)]
     return float(np.rad2deg(np.arccos(min(abs(along[2]) / np.linalg.norm(along), 1.0))))
 
 

@@ -175,6 +175,6 @@ def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distances(rows: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Mahalanobis distance per dimension."""
+    """Mahalanobis distance per dimension, `[N]` of rows `[N, D]` from a mean `[D]` with a covariance `[D, D]`."""
     apart = rows - mean
     return np.sqrt(np.einsum("ij,jk,ik->i", apart, np.linalg.inv(covariance), apart) / rows.shape[1])

@@ -96,7 +96,8 @@ def _order(levels: np.ndarray, shown: np.ndarray) -> list[str]:
         return ["slices do not resemble their neighbors most: are they out of order, shifted, or of two series?"]
     for length in range(1, min(MOST_STRANGERS, count - 2) + 1):
         around = np.diag(like, length + 1) - np.maximum(beside[: count - 1 - length], beside[length:])
-        if (start := int(around.argmax())) >= 0 and around[start] > STRANGE:
+        start = int(around.argmax())
+        if around[start] > STRANGE:
             where = _some([int(z) + 1 for z in shown[start + 1 : start + 1 + length]])
             return [f"slice(s) {where} resemble none around, which resemble each other: of another series?"]
     area = (levels > threshold_otsu(levels)).sum(axis=0)

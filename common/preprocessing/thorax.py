@@ -61,9 +61,9 @@ def doubts_about_lungs(image: np.ndarray, lungs: np.ndarray, spacing: Sequence[f
         found: whether the mask was computed, so that little of it means something.
     """
     factors = tuple(max(1, round(6.0 / s)) for s in spacing)
-    coarse, rough = block_mean(image, factors), block_mean(lungs, factors) > 0.5
     if found and (text := _too_little(lungs, spacing)):
         return [text]
+    rough = block_mean(lungs, factors) > 0.5
     if not rough.any():
         return []
     box = ndi.find_objects(rough.astype(np.uint8))[0]
@@ -72,7 +72,7 @@ def doubts_about_lungs(image: np.ndarray, lungs: np.ndarray, spacing: Sequence[f
     if max(sides) > LARGEST_MM:
         return [f"lungs of {size} mm, more than a chest has: a wrong spacing, or several stacks in one?"]
     turned = _turned(rough[box]) if sides[2] >= HIGH_MM else ""
-    return [*([turned] if turned else []), *_units(image, coarse, rough)]
+    return [*([turned] if turned else []), *_units(image, rough, factors)]
 
 
 def _too_little(lungs: np.ndarray, spacing: Sequence[float]) -> str:
@@ -106,14 +106,21 @@ def _between(profile: np.ndarray) -> float:
     return float(middle.min() / max(min(profile[:half].max(initial=0.0), profile[half:].max()), 1.0))
 
 
-def _units(image: np.ndarray, coarse: np.ndarray, lungs: np.ndarray) -> list[str]:
-    """Of values that can only be Hounsfield units: whether lungs and what surrounds them have those of a body."""
+def _units(image: np.ndarray, lungs: np.ndarray, factors: Sequence[int]) -> list[str]:
+    """Of values that can only be Hounsfield units: whether lungs and what surrounds them have those of a body.
+
+    Args:
+        image: `[H, W, D]`.
+        lungs: bool, of blocks of the image.
+        factors: size of these blocks.
+    """
     if image.min() >= HOUNSFIELD:
         return []
     near = ndi.binary_dilation(lungs, iterations=1)
     around = ndi.binary_dilation(near, iterations=2) & ~near
     if not around.any():
         return []
+    coarse = block_mean(image, factors)
     own, tissue = float(np.median(coarse[lungs])), float(np.median(coarse[around]))
     if own >= DARKEST_LUNG and SOFT_TISSUE[0] <= tissue <= SOFT_TISSUE[1]:
         return []

@@ -87,6 +87,12 @@ def test_every_bundle_is_fitted_to_the_same_folds(data, fits):
     assert all(call["configs"] == "lgg.json" for call in fits if "train" not in call)
 
 
+def test_rounds_are_those_of_the_labels_and_not_of_the_upper_bound(data, fits):
+    run(data, rounds=1)
+    assert [call.get("rounds") for call in fits if "train" not in call] == [1] * 4
+    assert ["rounds" in call for call in fits if "train" in call] == [False]
+
+
 def test_parts_teach_and_whole_scans_are_scored(data, fits):
     whole = [{"case": f"whole {p}", "patient": p, "image": f"{p}w.nii.gz", "cls": [0, 1]} for p in OWN]
     write_json(data / "scans.json", {"classes": ["none", "tumor"], "modalities": ["flair"], "training": whole})
