@@ -50,7 +50,8 @@ def test_a_section_is_described_by_cases_patients_and_labels():
 
 
 def test_training_patients_are_calibrated_on_where_validation_has_few_labels_of_a_kind_or_few_patients():
-    four, seven = ([case | {"patient": case["case"]} for case in cases(*labels)] for labels in (4 * [[0, 1]], 7 * [0]))
+    both = 4 * [[0, 0, 1, 1]]  # of three patients there are labels enough
+    four, seven = ([case | {"patient": case["case"]} for case in cases(*labels)] for labels in (both, 7 * [0]))
     assert calibration_section({"validation": four}) == "validation"
     assert calibration_section({"validation": four[:3]}) == "training+validation"
     assert calibration_section({"validation": [case | {"cls": int(k > 2)} for k, case in enumerate(seven)]}) == (

@@ -45,6 +45,7 @@ def content(tmp_path) -> dict:
     ("labels", "told"),
     [
         ([[0, 1], [1, 1], [1, 1]], "2 of 3 training patients have no slice that is labeled no"),
+        ([[0, 1], [0, 1], [1, 1]], "1 of 3 training patients have no slice that is labeled no"),
         ([[0, 1], [0, 1], [0, 1], [1, 1]], ""),  # a few
         ([[0, 1], [0, 0], [0, 0]], ""),  # healthy ones have no yes, as they should
         ([[1], [0], [1], [1]], ""),  # single slices
