@@ -28,8 +28,8 @@ PUBLIC = {
         write_datalist
     """,
     "datasets": """
-        ADAPTERS Adapter autopet bracs brats2020 camelyon16 cheng clinic_case decathlon duke folder half_lungs kaggle_3m
-        labeled_table mosmed phantom_case read_cases substacks write_phantom
+        ADAPTERS Adapter autopet bracs brats2020 camelyon16 cheng clinic_case decathlon duke folder half_lungs halves
+        kaggle_3m labeled_table mosmed phantom_case read_cases substacks write_phantom
     """,
     "encoders": "Classifier EfficientNetLite Encoder TokenGrid encoder",
     "engines": """

@@ -113,7 +113,7 @@ def doubt_about_patients(cases: Sequence[Case]) -> str:
     return (
         f"{ill} of {len(signs)} training patients have no slice that is labeled no: what tells them from the others, a "
         "scanner say, may be learned in place of the lesion. Halves of the organ may be free of it where slices are "
-        "not: `python -m common prepare half_lungs`, or label parts"
+        "not: `python -m common prepare … --halves`, or `half_lungs`, or label parts"
     )
 
 

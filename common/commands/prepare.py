@@ -12,6 +12,8 @@ from ..datasets.adjust import of_one_patient, with_masks_of, with_sections_of
 from ..datasets.copies import with_copies_together
 from ..datasets.kinds import with_kinds
 from ..datasets.parts import single_slices
+from ..datasets.sides import halves as halves_of
+from ..datasets.sides import whole_in_test
 from ..datasets.template import write_template
 from ..files import read_json
 from .run import names
@@ -34,6 +36,7 @@ def prepare(
     kind: str = "kind",
     at_most: dict[str, int] | None = None,
     masks_of: str | None = None,
+    halves: str | None = None,
     template: str | bool = False,
     **options: Any,
 ) -> None:
@@ -47,8 +50,8 @@ def prepare(
         root: the data set as published, or the table.
         dataset_dir: what paths are relative to, and where adapters write files; by default `root`, or the table's
             folder.
-        datalist: the file to write; by default `datalist.json` in `dataset_dir`.
-        classes: names, class 0 first; by default the adapter's, or those found in a table.
+        datalist: the file to write; by default `<dataset_dir>/datalist.json`.
+        classes: names, class 0 first; by default the adapter's or the table's.
         fractions: of patients in training, validation, test.
         seed: of the split.
         for_scoring: no training on these cases: they need no negatives.
@@ -61,6 +64,7 @@ def prepare(
         kind: the column of that table.
         at_most: cases of a class in training, e.g. `"{'pituitary': 60}"`.
         masks_of: `output_dir` of a run: its masks for training and validation.
+        halves: `brain` or `lung`: its left and right halves learn, by a column `side` or by masks.
         template: write an empty table (`prepare table --template labels.csv`), no more.
         options: of the adapter, e.g. `--modalities flair,t1ce`, `--label lesion`, `--min_slices 8`,
             `--positive_from 3`.
@@ -95,6 +99,14 @@ def prepare(
         if masks_of:
             cases = with_masks_of(cases, masks_of)
         home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
+        if halves is None and any("finding_side" in case for case in cases):
+            raise ValueError(
+                f"{root}: the column 'side' says which half of an organ is ill: --halves brain, or --halves lung; "
+                "if it says something else, rename it"
+            )
+        whole = cases
+        if halves:
+            cases = halves_of(cases, home / "halves", organ=halves)
         if split == "paper":
             cases = single_slices(cases, home / "slices", modalities=modalities)
         elif split != "patients":
@@ -111,6 +123,8 @@ def prepare(
             for_scoring=for_scoring,
             stratify=bool(adapter == "table" or kinds) if stratify is None else stratify,
         )
+        if halves:
+            content = whole_in_test(content, whole, home)
         if masks_of:  # what a network marked is no truth to score another one by
             content["test"] = [{k: v for k, v in case.items() if k != "label"} for case in content["test"]]
             content["masks_of"] = Path(masks_of).name

@@ -32,7 +32,7 @@ from ..files import PathLike, write_json
 from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
 from .checks import check_cases
-from .find import Case, check_names, find_cases
+from .find import Case, check_names, find_cases, map_paths, with_paths_relative
 from .splits import class_against_class, kinds_of_patients, signs_of_patients, split_patients, stratified_split
 
 SECTIONS = ("training", "validation", "test")
@@ -140,12 +140,6 @@ def multi_hot(cls: int | Sequence[str], classes: Sequence[str]) -> list[int]:
     return [int(name in names) for name in classes[1:]]
 
 
-def _map_paths(case: Case, change: Any) -> Case:
-    """`case` with `change` applied to every path of `image`, `label` and `organ`."""
-    paths = {key: case[key] for key in ("image", "label", "organ") if case.get(key)}
-    return case | {k: [change(p) for p in v] if isinstance(v, list) else change(v) for k, v in paths.items()}
-
-
 def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> list[Case]:
     """Read one section of a datalist, checked, with absolute paths.
 
@@ -172,10 +166,10 @@ def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> lis
         raise ValueError(f"{path}: the section {section!r} is absent or empty; sections with cases: {filled}.")
     _check(datalist, str(path))
     root = Path(dataset_dir).absolute()
-    cases = [_map_paths(case, lambda p: str(root / p)) for case in datalist[section]]
+    cases = [map_paths(case, lambda p: str(root / p)) for case in datalist[section]]
     files: list[str] = []
     for case in cases:
-        _map_paths(case, files.append)
+        map_paths(case, files.append)
     no_files = [file for file in files if not Path(file).is_file()]
     missing = [path for path, is_series in zip(no_files, has_series(no_files), strict=True) if not is_series]
     if missing:
@@ -279,7 +273,7 @@ def make_datalist(
         if np.size(case["image"]) != len(modalities):
             raise ValueError(f"case {case['case']!r}: {np.size(case['image'])} image(s), but modalities={modalities}.")
     root = Path(dataset_dir).absolute()
-    relative = [_map_paths(case, lambda p: Path(os.path.relpath(p, root)).as_posix()) for case in cases]
+    relative = [with_paths_relative(case, root) for case in cases]
     datalist: dict[str, Any] = {"name": name, "classes": list(classes), "modalities": list(modalities), "seed": seed}
     if np.shape(fractions) != (len(SECTIONS),):
         raise ValueError(f"fractions must be three numbers, for {', '.join(SECTIONS)}; got {fractions}.")

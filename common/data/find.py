@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -203,3 +204,14 @@ def check_names(cases: Iterable[Case], source: str) -> None:
                 f"{source}: the case name {name!r} occurs more than once, for {' and '.join(images[name][:2])}; "
                 "names must be unique: rename one, or make the pattern narrower."
             )
+
+
+def map_paths(case: Case, change: Any) -> Case:
+    """`case` with `change` applied to every path of `image`, `label` and `organ`."""
+    paths = {key: case[key] for key in ("image", "label", "organ") if case.get(key)}
+    return case | {k: [change(p) for p in v] if isinstance(v, list) else change(v) for k, v in paths.items()}
+
+
+def with_paths_relative(case: Case, root: Path) -> Case:
+    """A case as a datalist has it: its paths relative to a folder, with `/`."""
+    return map_paths(case, lambda p: Path(os.path.relpath(p, root)).as_posix())

@@ -8,6 +8,7 @@ from .parts import half_lungs, substacks
 from .phantom import phantom_case
 from .phantom_files import write_phantom
 from .registry import ADAPTERS, Adapter, read_cases
+from .sides import halves
 from .slides import bracs, camelyon16
 from .table import labeled_table
 from .volumes import autopet, duke, mosmed
@@ -25,6 +26,7 @@ __all__ = [
     "duke",
     "folder",
     "half_lungs",
+    "halves",
     "kaggle_3m",
     "labeled_table",
     "mosmed",

@@ -130,7 +130,8 @@ def half_lungs(
     out_dir = output_folder(out_dir, root)
     for case, images in _volumes(root, modalities, label, organ, patient_separator):
         if organ is None:
-            images["organ"] = _found_lungs(images[f"image {modalities[0]}"])
+            first = images[f"image {modalities[0]}"]
+            images["organ"] = nib.Nifti1Image(found_organ(first, "lung").astype(np.uint8), first.affine)
             case["files"] = case["files"] | {"organ": "lung"}
         lungs = np.asanyarray(images["organ"].dataobj) > 0
         try:
@@ -222,11 +223,10 @@ def _at(z: int) -> Box:
     return slice(None), slice(None), slice(z, z + 1)
 
 
-def _found_lungs(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The lungs that inference would find, on the grid of an image in RAS."""
+def found_organ(image: nib.Nifti1Image, organ: str) -> np.ndarray:
+    """The organ `[x, y, z]` that inference would find (but for the size of its voxels), of an image in RAS."""
     spacing = tuple(float(s) for s in image.header.get_zooms()[:3])
-    lungs = organ_mask(np.asanyarray(image.dataobj), spacing=spacing, organ="lung")
-    return nib.Nifti1Image(lungs.astype(np.uint8), image.affine)
+    return organ_mask(np.asanyarray(image.dataobj), spacing=spacing, organ=organ)
 
 
 def _not_empty(cases: list[Case], root: PathLike) -> list[Case]:

@@ -15,7 +15,7 @@ from ..images.dicom_files import first_scan, has_series, header_of
 from .files import read_rows
 from .labels import refuse
 
-COLUMNS = ("image", "label", "patient", "case", "slice", "organ", "mask", "split")
+COLUMNS = ("image", "label", "patient", "case", "slice", "side", "organ", "mask", "split")
 
 # What others call the columns that decide who is in which section: left out, they would change it silently.
 SAME = {

@@ -20,8 +20,10 @@ from .headers import check_headers
 from .labels import parse_labels, refuse
 from .people import patients_of
 from .rows import Row, check_columns, find_files, image_columns, read_labeled_rows
+from .sides import parse_side
+from .words import NO
 
-_SHARED = ("case", "patient", "organ", "mask", "split")  # of all rows of a case
+_SHARED = ("case", "patient", "side", "organ", "mask", "split")  # of all rows of a case
 _SECTIONS = {
     **dict.fromkeys(("training", "train"), "training"),
     **dict.fromkeys(("validation", "val", "valid"), "validation"),
@@ -46,9 +48,10 @@ def labeled_table(
 
     Columns, in any order: `image` (a file, the folder of a DICOM series, or `<folder>/<SeriesInstanceUID>`), or one
     `image_<modality>` a modality; `label`; and, where there are any, `patient` (cases without it are patients of their
-    own, but for DICOM, which says whose it is), `case` (by default named as `find_cases` does), `slice`, `organ`,
-    `mask` (it scores, and nothing else) and `split` (training, validation or test; rows without are drawn). Others are
-    left out; so are empty columns, empty rows, and rows whose first cell begins with `#`.
+    own, but for DICOM, which says whose it is), `case` (by default named as `find_cases` does), `side` (left, right or
+    both, of a positive case; see `common.datasets.sides`), `slice`, `organ`, `mask` (it scores, and nothing else) and
+    `split` (training, validation or test; rows without are drawn). Others are left out; so are empty columns, empty
+    rows, and rows whose first cell begins with `#`.
 
     With a number in `slice`, a row is one axial slice of its image. Each slice has one row then, counted along the body
     from the lowest up, whatever the order in the file (of DICOM by position, not by InstanceNumber).
@@ -103,6 +106,7 @@ def labeled_table(
         case |= {key: str(row.files[c]) for key, c in (("label", "mask"), ("organ", "organ")) if c in row.files}
         case["cls"] = _by_slice(group, paths[0], first_slice, slices_from == "top", path) if row["slice"] else row.cls
         cases.append(case)
+    _name_sides(cases, groups, path)
     _check_sections(cases, groups, path)
     return cases, found_classes, tuple(images.values())
 
@@ -190,6 +194,22 @@ def _by_slice(group: Sequence[Row], image: str, first: int, from_top: bool, path
 
 def _some(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:5])) + (f", … ({len(numbers)})" if len(numbers) > 5 else "")
+
+
+def _name_sides(cases: Sequence[Case], groups: Sequence[Sequence[Row]], path: Path) -> None:
+    """Give positive cases the side that `side` names, where there is such a column."""
+    problems = []
+    given = any(group[0]["side"] for group in groups)
+    for case, (row, *more) in zip(cases, groups, strict=True) if given else ():
+        if not any(one.cls for one in (row, *more)):
+            if row["side"].lower() not in ("", *NO):
+                problems.append(f"{row.at('side')}: {row['side']!r}, but the label says that nothing is there")
+            continue
+        try:
+            case["finding_side"] = parse_side(row["side"])
+        except ValueError as error:
+            problems.append(f"{row.at('side')}: {error if row['side'] else 'empty, but other rows have one'}")
+    refuse(path, problems)
 
 
 def _check_sections(cases: Sequence[Case], groups: Sequence[Sequence[Row]], path: Path) -> None:

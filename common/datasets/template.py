@@ -15,6 +15,7 @@ _COLUMNS = {
     "patient": ("all images of a patient stay together", "P01"),
     "case": ("name of the results", "P01_2019"),
     "slice": ("number of the slice, where a row is a slice: from 0 at the bottom", ""),
+    "side": ("left, right or both, of the patient, where a yes lies, for --halves", ""),
     "organ": ("mask of the organ", ""),
     "mask": ("mask of the finding; it only scores", "P01/mask.nii.gz"),
     "split": ("training, validation or test; else it is drawn", ""),
@@ -54,7 +55,7 @@ def _write_xlsx(path: Path, rows: list[list[str]]) -> None:
     book = openpyxl.Workbook()
     for row in rows:
         book.active.append(row)
-    for column in "ABCDEFGH":
+    for column in "ABCDEFGHI":
         book.active.column_dimensions[column].width = 24
     with writing(path), atomic_path(path) as temporary:
         book.save(temporary)

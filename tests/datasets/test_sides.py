@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.transforms import Compose
+
+from common.commands.prepare import prepare
+from common.datasets import labeled_table
+from common.datasets.phantom import phantom_case
+from common.datasets.sides import halves, middle_of, parse_side, side_of
+from common.files import read_json
+from common.images import read_grid, read_volume
+from common.preprocessing import LoadCased, NormalizeByOrgand, OrganMaskd
+from tests.datasets.tables import write
+
+SHAPE = (48, 56, 8)
+
+
+def head(path: Path, *, axes: str = "LPS", seed: int = 0) -> np.ndarray:
+    """Write a head and its brain along other axes; returns its lesion `[x, y, z]`, left to right."""
+    image, mask, organ = phantom_case(np.random.default_rng(seed), SHAPE)
+    for name, array in (("flair", image[0]), ("mask", mask.astype(np.uint8)), ("brain", organ.astype(np.uint8))):
+        volume = nib.Nifti1Image(array, np.diag([-2.0, -2.0, 4.0, 1.0]))  # the phantom is in LPS
+        turn = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), nib.orientations.axcodes2ornt(axes))
+        path.mkdir(exist_ok=True, parents=True)
+        nib.save(volume.as_reoriented(turn), path / f"{name}.nii.gz")
+    return mask[::-1]
+
+
+def case_of(folder: Path, **more) -> dict:
+    files = {"image": str(folder / "flair.nii.gz"), "organ": str(folder / "brain.nii.gz")}
+    return {"case": folder.name, "patient": folder.name, "cls": 1} | files | more
+
+
+@pytest.mark.parametrize(
+    ("text", "side"),
+    [
+        *(("left", "left"), ("L", "left"), ("rt.", "right"), ("right-sided", "right"), ("Both", "both")),
+        *(("bilateral", "both"), ("left and right", "both"), ("l/r", "both")),
+    ],
+)
+def test_sides_as_people_write_them(text, side):
+    assert parse_side(text) == side
+
+
+@pytest.mark.parametrize("text", ["", "frontal", "left frontal", "yes", "1"])
+def test_other_words_are_no_side(text):
+    with pytest.raises(ValueError, match="is no side; accepted: left, right, both"):
+        parse_side(text)
+
+
+def test_the_middle_is_where_the_image_is_symmetric_and_not_where_the_organ_has_its_half():
+    x = np.arange(40)
+    profile = np.exp(-(((x - 19.5) / 9) ** 2)) + 0.5 * np.exp(-(((np.abs(x - 19.5) - 8) / 1.5) ** 2))
+    image = np.broadcast_to(profile[:, None, None], (40, 10, 4))
+    organ = np.ones(image.shape, dtype=bool)
+    assert middle_of(image, organ, spacing=2.0) == 20
+    organ[30:] = False  # a mask that lacks a rim: its halves meet at 15
+    assert middle_of(image, organ, spacing=2.0) == 20
+    with pytest.raises(ValueError, match="organ is empty"):
+        middle_of(image, np.zeros_like(organ), spacing=2.0)
+
+
+def test_less_than_a_tenth_across_the_middle_is_of_one_side():
+    mask = np.zeros((20, 10, 10), dtype=bool)
+    mask[5:10] = True
+    assert side_of(mask, 10) == "left"
+    mask[10, :4] = True  # 40 voxels of 540
+    assert side_of(mask, 10) == "left"
+    mask[10] = True
+    assert side_of(mask, 10) == "both"
+    assert side_of(mask, 4) == "right"
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PSR", "IRA"])
+def test_the_finding_is_in_the_half_that_is_called_ill_however_axes_run(axes, tmp_path):
+    for seed in range(4):
+        lesion = head(tmp_path / f"p{seed}", axes=axes, seed=seed)
+        case = case_of(tmp_path / f"p{seed}", label=str(tmp_path / f"p{seed}" / "mask.nii.gz"))
+        parts = {part["side"]: part for part in halves([case], tmp_path / "halves", organ="brain", gap_mm=4.0)}
+        half = {side: read_volume(part["organ"]).array > 0 for side, part in parts.items()}
+        assert not (half["left"] & half["right"]).any()
+        assert read_grid(parts["left"]["organ"])[0] == SHAPE  # written left to right, back to front, upwards
+        share = {side: lesion[:, ::-1][organ].sum() / lesion.sum() for side, organ in half.items()}
+        ill = [side for side, part in parts.items() if part["cls"]]
+        assert ill == [max(share, key=lambda side: share[side])] or (ill == ["left", "right"] and min(share.values()))
+
+
+def test_a_half_has_its_label_its_organ_and_no_mask(tmp_path):
+    head(tmp_path / "p")
+    case = case_of(tmp_path / "p", finding_side="left", label="gone.nii.gz")
+    brain = read_volume(tmp_path / "p" / "brain.nii.gz").array.sum()
+    wide = halves([case], tmp_path / "h", organ="brain", gap_mm=0.0)
+    assert sum(read_volume(part["organ"]).array.sum() for part in wide) == brain
+    narrow = halves([case], tmp_path / "h", organ="brain", gap_mm=12.0)  # of about 58
+    assert 0.6 * brain < sum(read_volume(part["organ"]).array.sum() for part in narrow) < 0.85 * brain
+    left, right = narrow
+    assert [part["case"] for part in narrow] == ["p_left", "p_right"]
+    assert (left["cls"], right["cls"], left["patient"]) == (1, 0, "p")
+    assert left["image"] == right["image"] == str(tmp_path / "p" / "flair.nii.gz")
+    assert not {"label", "finding_side"} & {*left, *right}
+
+
+def test_a_network_sees_its_half_and_nothing_of_the_other(tmp_path):
+    head(tmp_path / "p", axes="PSR")
+    parts = halves([case_of(tmp_path / "p", finding_side="left")], tmp_path / "h", organ="brain")
+    see = Compose([LoadCased(channels=1), OrganMaskd("image", organ="brain"), NormalizeByOrgand("image")])
+    left, right = (see(part) for part in parts)
+    for half in (left, right):
+        assert half["organ"].sum() > 0
+        np.testing.assert_array_equal(half["image"] > 0, half["organ"] > 0)
+    assert not ((left["image"] > 0) & (right["image"] > 0)).any()
+
+
+@pytest.mark.parametrize(
+    ("cls", "side", "labels"),
+    [
+        *((1, "right", (0, 1)), (2, "both", (2, 2)), (0, "", (0, 0))),
+        *((["a"], "left", (["a"], [])), ([], "", ([], [])), ([0, 1] * 4, "left", ([0, 1] * 4, [0] * 8))),
+    ],
+)
+def test_labels_of_all_kinds_go_to_their_side(cls, side, labels, tmp_path):
+    head(tmp_path / "p")
+    case = case_of(tmp_path / "p", cls=cls) | ({"finding_side": side} if side else {})
+    assert tuple(part["cls"] for part in halves([case], tmp_path / "h", organ="brain")) == labels
+
+
+def test_what_cannot_be_halved_is_named(tmp_path):
+    head(tmp_path / "p")
+    with pytest.raises(ValueError, match=r"case 'p': which side is ill\? Give a column 'side'"):
+        halves([case_of(tmp_path / "p")], tmp_path / "h", organ="brain")
+    brain = nib.load(tmp_path / "p" / "brain.nii.gz")
+    one = np.asanyarray(brain.dataobj).copy()
+    one[24:] = 0
+    nib.save(nib.Nifti1Image(one, brain.affine), tmp_path / "p" / "brain.nii.gz")
+    with pytest.raises(ValueError, match="case 'p': nothing of the organ is on the left side; does the image show"):
+        halves([case_of(tmp_path / "p", finding_side="left")], tmp_path / "h", organ="brain", gap_mm=60.0)
+
+
+class TestTable:
+    def test_a_side_is_that_of_a_positive_case(self, tmp_path):
+        table = write(tmp_path, "image,label,side", "a.nii.gz,yes,L", "b.nii.gz,no,", "c.nii.gz,no,none")
+        assert [case.get("finding_side") for case in labeled_table(table)[0]] == ["left", None, None]
+
+    @pytest.mark.parametrize(
+        ("row", "error"),
+        [
+            ("b.nii.gz,yes,", r"row 3, column 'side': empty, but other rows have one"),
+            ("b.nii.gz,yes,front", r"row 3, column 'side': 'front' is no side; accepted: left, right, both"),
+            ("b.nii.gz,no,left", r"row 3, column 'side': 'left', but the label says that nothing is there"),
+        ],
+    )
+    def test_a_side_that_says_nothing_or_contradicts_the_label_is_refused(self, row, error, tmp_path):
+        with pytest.raises(ValueError, match=error):
+            labeled_table(write(tmp_path, "image,label,side", "a.nii.gz,yes,left", row))
+
+
+def all_ill(folder: Path, count: int = 6) -> Path:
+    """A table of heads that are all ill, with a side and a mask each."""
+    rows = ["image,label,side,mask,organ"]
+    for seed in range(count):
+        lesion = head(folder / f"p{seed}", seed=seed)
+        side = side_of(lesion, SHAPE[0] // 2)
+        rows.append(f"p{seed}/flair.nii.gz,yes,{side},p{seed}/mask.nii.gz,p{seed}/brain.nii.gz")
+    table = folder / "labels.csv"
+    table.write_text("\n".join(rows))
+    return table
+
+
+def test_halves_teach_and_whole_scans_are_tested(tmp_path, capsys):
+    table = all_ill(tmp_path)
+    with pytest.raises(SystemExit, match="the column 'side' says which half of an organ is ill: --halves brain"):
+        prepare("table", str(table))
+    prepare("table", str(table), halves="brain", fractions=(0.5, 0.25, 0.25))
+    found = read_json(tmp_path / "datalist.json")
+    for section in ("training", "validation"):
+        assert {case["side"] for case in found[section]} == {"left", "right"}
+        assert {case["cls"] for case in found[section]} == {0, 1}  # no patient is healthy
+        assert all("label" not in case and case["organ"].startswith("halves/") for case in found[section])
+    assert found["test"]
+    for case in found["test"]:
+        name = case["case"]
+        files = {"image": f"{name}/flair.nii.gz", "label": f"{name}/mask.nii.gz", "organ": f"{name}/brain.nii.gz"}
+        assert case == {"case": name, "patient": name, "cls": 1} | files
