@@ -29,7 +29,7 @@ from .fit_checks import (
     recipe_of,
 )
 from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
-from .fit_runs import DRAW, SLIDES, VOLUMES, Recipe, learn, merged, once, refining, steps
+from .fit_runs import DRAW, SLIDES, VOLUMES, Recipe, learn, merged, once, refining, steps, usual_rounds
 from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
 from .fit_windows import KEY, shown_datalist
 from .format import format_json
@@ -74,7 +74,7 @@ def fit(
         configs: config files of the bundle, laid over those of training and inference; of one label a volume,
             `<name>_volumes.json` over `<name>.json`, where there is one.
         rounds: of training on masks of the training before, where the bundle has a `train_refine.json`; by default one
-            where slices, or whole slides, have labels, none where volumes have, and none where no label is negative.
+            where slices, halves or slides have labels, none where volumes have, and none where no label is negative.
         verbose: show on the console what otherwise goes to `log.txt` alone.
         settings: top-level keys of the configs, e.g. `--max_epochs 30 --spacing "[1,1,-1]"`.
 
@@ -130,7 +130,7 @@ def fit(
     about: dict[str, Any] = {"datalist": listed, "dataset_dir": dataset_dir, "counts": counts}
     own = make(bundle, home / root.name, over=over, settings=said, **about)
     if rounds is None:
-        rounds = int((of_slices or recipe is SLIDES) and not apart)
+        rounds = 0 if apart else usual_rounds(content["training"], recipe)
         if not (rounds or apart):
             print("one training, as a label stands for a volume; of stacks all of whose slices are alike, --rounds 1")
     if recipe is VOLUMES:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data import Case, labels_slices
 from ..files import file_digest, read_json, write
 from .console import step
 from .run import for_configs, names, run_bundle
@@ -78,6 +79,16 @@ def refining(own: Path, recipe: Recipe) -> tuple[str, ...]:
     one_finding, resampled = len(settings.get("classes", [])) == 2, settings.get("spacing", [-1.0])[0] > 0
     draws = recipe is VOLUMES and (own / "configs" / DRAW).is_file() and one_finding and resampled
     return (*recipe.refine, DRAW) if draws else recipe.refine
+
+
+def usual_rounds(training: Sequence[Case], recipe: Recipe) -> int:
+    """Trainings on masks of the training before: one of slices, halves of scans, parts or slides; none of volumes.
+
+    Args:
+        training: cases of that section.
+        recipe: of the kind of data.
+    """
+    return int(recipe is SLIDES or any(labels_slices(case) or "side" in case for case in training))
 
 
 def steps(own: Path, rounds: int, recipe: Recipe = VOLUMES) -> int:

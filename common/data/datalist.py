@@ -298,6 +298,7 @@ def make_datalist(
                     f"{name}: {section!r} holds no {word} label; of {len(signs)} patients {count[True]} have positive "
                     f"labels and {count[False]} negative ones, and each of {np.count_nonzero(fractions)} sections "
                     "needs one of both: add cases, choose other fractions (0 leaves a section out) or another seed."
+                    + ("" if sign else " Of an organ of two sides, healthy halves are negatives: prepare --halves.")
                 )
                 if section == "training" or stratify:
                     raise ValueError(message)

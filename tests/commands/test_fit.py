@@ -24,7 +24,7 @@ from common.commands.fit import (
     with_volumes,
 )
 from common.commands.fit_checks import recipe_of
-from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, refining, steps
+from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, refining, steps, usual_rounds
 from common.commands.fit_slides import summary_of_slides
 from common.commands.run import bundle_root
 from common.files import write_json
@@ -121,6 +121,12 @@ def test_a_folder_of_an_earlier_version_that_did_not_remember_the_images_goes_on
     check_same(tmp_path, told, newer=("images_sha256",))
     with pytest.raises(ValueError, match=r"made with another set of images \(the same names, other files\); choose"):
         check_same(tmp_path, told | {"images_sha256": "of others"}, newer=("images_sha256",))
+
+
+def test_a_second_training_is_usual_of_slices_halves_and_slides():
+    volume, half, slices = ({"cls": 1}, {"cls": 1, "side": "left"}, {"cls": [0, 1]})
+    assert [usual_rounds([volume, case], VOLUMES) for case in (volume, half, slices)] == [0, 1, 1]
+    assert usual_rounds([volume], SLIDES) == 1
 
 
 @pytest.mark.parametrize(
