@@ -18,11 +18,12 @@ from tqdm import tqdm
 from ..data import Case, labels_of, labels_slices
 from ..data.find import with_paths_relative
 from ..files import PathLike
-from ..images import mask_on_grid, read_labels
+from ..images import is_picture, mask_on_grid, read_labels
 from .files import load_volume, save_volume
 from .parts import found_organ, lung_gap
 
 SIDES = ("left", "right")
+HALVED = ("brain", "head", "lung", "lungmask")
 _WORDS = {"left": {"left", "l", "lt"}, "right": {"right", "r", "rt"}, "both": {"both", "b", "bilateral"}}
 _REACH_MM = 15.0  # of the plane of symmetry from where the halves of the organ are as large
 _SHARE = 0.1  # of a finding: what reaches less of itself across the middle is of one side
@@ -84,16 +85,19 @@ def halves(cases: Sequence[Case], out_dir: PathLike, *, organ: str, gap_mm: floa
         cases: as adapters return them, with `cls`; a positive one says in `finding_side` (`left`, `right`, `both`)
             where the finding is, or has its mask in `label`, which says it and is not kept: it is not of a half.
         out_dir: gets the masks `<case>_<side>.nii.gz` of the halves, on the image's grid.
-        organ: of `common.preprocessing.organ_mask`, for cases without a mask in `organ`. Of lungs the middle is where
-            they touch least.
+        organ: one of `HALVED`, see `common.preprocessing.organ_mask`, for cases without a mask in `organ`. Of lungs the
+            middle is where they touch least.
         gap_mm: left out between the halves: a finding of one side may reach across the middle.
 
     Returns:
         Cases `<case>_left` and `<case>_right`, with `organ` and `side`, and the image and all else of their case.
 
     Raises:
-        ValueError: nothing says where a finding is, or there is no organ in an image or in a half of it.
+        ValueError: an unknown organ; an image is a picture, or not 3D; nothing says where a finding is, or there is no
+            organ in an image or in a half of it.
     """
+    if organ not in HALVED:
+        raise ValueError(f"halves are of {', '.join(HALVED)}; got {organ!r}")
     found: list[Case] = []
     for case in tqdm(cases, desc="finding halves", unit="case", disable=None):
         try:
@@ -118,7 +122,12 @@ def whole_in_test(datalist: dict[str, Any], cases: Sequence[Case], root: PathLik
 
 
 def _halves_of(case: Case, out_dir: Path, organ: str, gap_mm: float) -> list[Case]:
-    image = load_volume(case["image"] if isinstance(case["image"], str) else case["image"][0])
+    path = case["image"] if isinstance(case["image"], str) else case["image"][0]
+    if is_picture(path):
+        raise ValueError(f"{path}: a picture does not say which side of it is left")
+    image = load_volume(path)
+    if image.ndim != 3:
+        raise ValueError(f"{path}: expected a 3D volume, got the shape {list(image.shape)}")
     array, spacing = np.asanyarray(image.dataobj), tuple(float(s) for s in image.header.get_zooms()[:3])
     mask = _on(image, case["organ"]) > 0.5 if case.get("organ") else found_organ(image, organ)
     middle = lung_gap(mask) if organ.startswith("lung") else middle_of(array, mask, spacing=spacing[0])
@@ -132,9 +141,9 @@ def _halves_of(case: Case, out_dir: Path, organ: str, gap_mm: float) -> list[Cas
         if not half.any():
             raise ValueError(f"nothing of the organ is on the {side} side; does the image show both?")
         name = f"{case['case']}_{side}"
-        path = save_volume(nib.Nifti1Image(half, image.affine), out_dir / f"{name}.nii.gz")
+        mine = save_volume(nib.Nifti1Image(half, image.affine), out_dir / f"{name}.nii.gz")
         cls = case["cls"] if where in (side, "both") else _nothing(case)
-        parts.append(kept | {"case": name, "cls": cls, "organ": path, "side": side})
+        parts.append(kept | {"case": name, "cls": cls, "organ": mine, "side": side})
     return parts
 
 

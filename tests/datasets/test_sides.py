@@ -140,6 +140,20 @@ def test_what_cannot_be_halved_is_named(tmp_path):
         halves([case_of(tmp_path / "p", finding_side="left")], tmp_path / "h", organ="brain", gap_mm=60.0)
 
 
+def test_an_image_without_sides_is_refused(tmp_path):
+    write(tmp_path, "image", "a.png")
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 4, 3)), np.eye(4)), tmp_path / "b.nii.gz")
+    for name, error in (
+        ("a.png", "a picture does not say which side of it is left"),
+        ("b.nii.gz", "expected a 3D vol"),
+    ):
+        case = case_of(tmp_path, image=str(tmp_path / name), finding_side="left")
+        with pytest.raises(ValueError, match=f"{name}: {error}"):
+            halves([case], tmp_path / "h", organ="brain")
+    with pytest.raises(ValueError, match="halves are of brain, head, lung, lungmask; got 'liver'"):
+        halves([], tmp_path / "h", organ="liver")
+
+
 class TestTable:
     def test_a_side_is_that_of_a_positive_case(self, tmp_path):
         table = write(tmp_path, "image,label,side", "a.nii.gz,yes,L", "b.nii.gz,no,", "c.nii.gz,no,none")
