@@ -88,7 +88,7 @@ def usual_rounds(training: Sequence[Case], recipe: Recipe) -> int:
         training: cases of that section.
         recipe: of the kind of data.
     """
-    return int(recipe is SLIDES or any(labels_slices(case) or "side" in case for case in training))
+    return int(recipe is SLIDES or any(labels_slices(case) or "half" in case or "side" in case for case in training))
 
 
 def steps(own: Path, rounds: int, recipe: Recipe = VOLUMES) -> int:

@@ -189,8 +189,9 @@ class LabelCalibration(CaseHandler):
         heats = [case.heat_of_nothing(gate) for case in (self._unseen() if self.lungs else self.cases)]
         threshold = max(heat_threshold(heats, quantile), self._natural(of_slices))
         best = {**rule, "gate": gate, "threshold": threshold}
-        sizes = [case.ml(case.mask(best)) for case in self.cases]
-        best["min_volume_ml"] = smallest_volume(sizes, [case.positive for case in self.cases])
+        whole = [case for case in self.cases if not case.half]  # what a healthy half has may reach over the middle
+        sizes = [case.ml(case.mask(best)) for case in whole]
+        best["min_volume_ml"] = smallest_volume(sizes, [case.positive for case in whole])
         others = [("natural zero", {**best, "threshold": 0.0})]
         others += [(f"quantile {q:g}", {**best, "threshold": heat_threshold(heats, q)}) for q in self.quantiles]
         cuts = np.array([otsu(case.heat, mask=case.organ) for case in self.cases])

@@ -24,6 +24,7 @@ class LabeledCase:
     Attributes:
         name, patient: of the case.
         cls: its label as the datalist has it.
+        half: whether it is half of an organ (`common.datasets.halves`).
         positive: whether anything is in it.
         labels: `[Z]`, of each slice whether anything is in it; None where the case has one label.
         image: `[2, X, Y, Z]`, its first channel and the organ.
@@ -36,6 +37,7 @@ class LabeledCase:
     name: str
     patient: str
     cls: Any
+    half: bool
     positive: bool
     labels: np.ndarray | None
     image: MetaTensor
@@ -54,6 +56,7 @@ class LabeledCase:
             name=case["case"],
             patient=str(case.get("patient", case["case"])),
             cls=case.get("cls"),
+            half="half" in case,
             positive=positive,
             labels=labels,
             image=image[[0, -1]].half(),

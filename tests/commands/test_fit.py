@@ -124,8 +124,8 @@ def test_a_folder_of_an_earlier_version_that_did_not_remember_the_images_goes_on
 
 
 def test_a_second_training_is_usual_of_slices_halves_and_slides():
-    volume, half, slices = ({"cls": 1}, {"cls": 1, "side": "left"}, {"cls": [0, 1]})
-    assert [usual_rounds([volume, case], VOLUMES) for case in (volume, half, slices)] == [0, 1, 1]
+    volume, half, part, slices = ({"cls": 1} | more for more in ({}, {"half": "left"}, {"side": "left"}, {"cls": [0]}))
+    assert [usual_rounds([volume, case], VOLUMES) for case in (volume, half, part, slices)] == [0, 1, 1, 1]
     assert usual_rounds([volume], SLIDES) == 1
 
 

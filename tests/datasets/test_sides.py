@@ -80,7 +80,7 @@ def test_the_finding_is_in_the_half_that_is_called_ill_however_axes_run(axes, tm
     for seed in range(4):
         lesion = head(tmp_path / f"p{seed}", axes=axes, seed=seed)
         case = case_of(tmp_path / f"p{seed}", label=str(tmp_path / f"p{seed}" / "mask.nii.gz"))
-        parts = {part["side"]: part for part in halves([case], tmp_path / "halves", organ="brain", gap_mm=4.0)}
+        parts = {part["half"]: part for part in halves([case], tmp_path / "halves", organ="brain", gap_mm=4.0)}
         half = {side: read_volume(part["organ"]).array > 0 for side, part in parts.items()}
         assert not (half["left"] & half["right"]).any()
         assert read_grid(parts["left"]["organ"])[0] == SHAPE  # written left to right, back to front, upwards
@@ -191,7 +191,7 @@ def test_halves_teach_and_whole_scans_are_tested(tmp_path, capsys):
     prepare("table", str(table), halves="brain", fractions=(0.5, 0.25, 0.25))
     found = read_json(tmp_path / "datalist.json")
     for section in ("training", "validation"):
-        assert {case["side"] for case in found[section]} == {"left", "right"}
+        assert {case["half"] for case in found[section]} == {"left", "right"}
         assert {case["cls"] for case in found[section]} == {0, 1}  # no patient is healthy
         assert all("label" not in case and case["organ"].startswith("halves/") for case in found[section])
     assert found["test"]

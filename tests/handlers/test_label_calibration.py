@@ -71,6 +71,14 @@ def test_one_label_a_volume_gives_a_low_gate_and_asks_for_a_smallest_volume(tmp_
     assert chosen["threshold"] == pytest.approx(0.18, abs=0.005)
     # A tenth of the odd one's 864 voxels of a microliter are above the threshold: fewer than half of what is ill.
     assert chosen["min_volume_ml"] == pytest.approx(0.087, abs=0.01)
+    cases["odd"]["half"] = "left"  # where what is in the other half may reach over the middle
+    run_handler(handler, items, cases=cases)
+    halved = json.loads((tmp_path / "calibrated.json").read_text())
+    assert halved == chosen | {"min_volume_ml": 0.0}
+    for case in cases.values():
+        case["half"] = "left"
+    run_handler(handler, items, cases=cases)
+    assert json.loads((tmp_path / "calibrated.json").read_text()) == halved
 
 
 def test_beside_labels_of_slices_a_healthy_volume_says_no_of_each_of_its_slices(tmp_path):
