@@ -136,7 +136,7 @@ def _halves_of(case: Case, out_dir: Path, organ: str, gap_mm: float) -> list[Cas
     gap = round(gap_mm / 2 / spacing[0])
     kept = {key: value for key, value in case.items() if key not in ("label", "finding_side")}
     parts: list[Case] = []
-    for side, place in zip(SIDES, (slice(0, middle - gap), slice(middle + gap, None)), strict=True):
+    for side, place in zip(SIDES, (slice(0, max(0, middle - gap)), slice(middle + gap, None)), strict=True):
         half = np.zeros(mask.shape, dtype=np.uint8)
         half[place] = mask[place]
         if not half.any():
