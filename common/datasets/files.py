@@ -170,6 +170,16 @@ def load_volume(path: PathLike, *, like: nib.Nifti1Image | None = None) -> nib.N
     return image
 
 
+def check_3d(image: nib.Nifti1Image, path: PathLike) -> None:
+    """Refuse an image that is no volume of one channel.
+
+    Raises:
+        ValueError: it has another number of axes than three.
+    """
+    if image.ndim != 3:
+        raise ValueError(f"{path}: expected a 3D volume, got the shape {image.shape}.")
+
+
 def save_volume(image: nib.Nifti1Image, path: PathLike) -> str:
     """Write a volume atomically, folders included; returns the path."""
     with atomic_path(path) as temporary:

@@ -19,7 +19,7 @@ from ..data import Case, find_cases, labels_slices, runs, slice_classes
 from ..files import PathLike
 from ..images import in_axes_of, mask_on_grid, read_grid, read_labels
 from ..preprocessing import organ_mask
-from .files import load_volume, output_folder, save_volume
+from .files import check_3d, load_volume, output_folder, save_volume
 
 Box = tuple[slice, slice, slice]
 _WHOLE: Box = (slice(None), slice(None), slice(None))
@@ -193,8 +193,7 @@ def _slices_of(case: Case, out_dir: Path, modalities: Sequence[str]) -> list[Cas
     images = {f"image {modalities[0]}": first}
     images |= {f"image {m}": load_volume(p, like=first) for m, p in zip(modalities[1:], paths[1:], strict=True)}
     for path, image in zip(paths, images.values(), strict=True):
-        if image.ndim != 3:
-            raise ValueError(f"{path}: expected a 3D volume, got the shape {image.shape}.")
+        check_3d(image, path)
     shown = _shown(images.values())
     for key, above in (("label", 0.0), ("organ", 0.5)):  # as runs read them: of an organ, probabilities, too
         if case.get(key):
@@ -245,8 +244,7 @@ def _volumes(
         first = load_volume(case["image"][0])
         images = {key: load_volume(path, like=first) for key, path in zip(files, case["image"], strict=True)}
         for path, image in zip(case["image"], images.values(), strict=True):
-            if image.ndim != 3:
-                raise ValueError(f"{path}: expected a 3D volume, got the shape {image.shape}.")
+            check_3d(image, path)
         patient = case["case"].split(patient_separator)[0] if patient_separator else case["case"]
         yield {"case": case["case"], "patient": patient, "files": files}, images
 

@@ -19,11 +19,12 @@ from ..data import Case, labels_of, labels_slices
 from ..data.find import with_paths_relative
 from ..files import PathLike
 from ..images import is_picture, mask_on_grid, read_labels
-from .files import load_volume, save_volume
+from ..preprocessing.transforms import LUNGS
+from .files import check_3d, load_volume, save_volume
 from .parts import found_organ, lung_gap
 
 SIDES = ("left", "right")
-HALVED = ("brain", "head", "lung", "lungmask")
+HALVED = ("brain", "head", *LUNGS)
 _WORDS = {"left": {"left", "l", "lt"}, "right": {"right", "r", "rt"}, "both": {"both", "b", "bilateral"}}
 _REACH_MM = 15.0  # of the plane of symmetry from where the halves of the organ are as large
 _SHARE = 0.1  # of a finding: what reaches less of itself across the middle is of one side
@@ -127,11 +128,10 @@ def _halves_of(case: Case, out_dir: Path, organ: str, gap_mm: float) -> list[Cas
     if is_picture(path):
         raise ValueError(f"{path}: a picture does not say which side of it is left")
     image = load_volume(path)
-    if image.ndim != 3:
-        raise ValueError(f"{path}: expected a 3D volume, got the shape {list(image.shape)}")
+    check_3d(image, path)
     array, spacing = np.asanyarray(image.dataobj), tuple(float(s) for s in image.header.get_zooms()[:3])
-    mask = _on(image, case["organ"]) > 0.5 if case.get("organ") else found_organ(image, organ)
-    middle = lung_gap(mask) if organ.startswith("lung") else middle_of(array, mask, spacing=spacing[0])
+    mask = _on(image, case, "organ") > 0.5 if case.get("organ") else found_organ(image, organ)
+    middle = lung_gap(mask) if organ in LUNGS else middle_of(array, mask, spacing=spacing[0])
     where = _side(case, image, middle)
     gap = round(gap_mm / 2 / spacing[0])
     kept = {key: value for key, value in case.items() if key not in ("label", "finding_side")}
@@ -156,13 +156,13 @@ def _side(case: Case, image: nib.Nifti1Image, middle: int) -> str:
         return str(case["finding_side"])
     if not case.get("label"):
         raise ValueError("which side is ill? Give a column 'side' (left, right, both), or masks")
-    return side_of(_on(image, case["label"]) > 0, middle)
+    return side_of(_on(image, case, "label") > 0, middle)
 
 
-def _on(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
-    """A mask on the grid of an image."""
-    mask = mask_on_grid(read_labels(path), image.shape[:3], image.affine, image="the image", probabilities=True)
-    return mask.array
+def _on(image: nib.Nifti1Image, case: Case, key: str) -> np.ndarray:
+    """A mask of a case on the grid of its image, as runs read it: of an organ, probabilities, too."""
+    of = f"the image of case {case['case']!r}"
+    return mask_on_grid(read_labels(case[key]), image.shape, image.affine, image=of, probabilities=key == "organ").array
 
 
 def _nothing(case: Case) -> Any:

@@ -154,6 +154,15 @@ def test_an_image_without_sides_is_refused(tmp_path):
         halves([], tmp_path / "h", organ="liver")
 
 
+def test_a_mask_that_is_inside_out_says_no_side(tmp_path):
+    head(tmp_path / "p")
+    mask = nib.load(tmp_path / "p" / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(1 - np.asanyarray(mask.dataobj), mask.affine), tmp_path / "p" / "out.nii.gz")
+    case = case_of(tmp_path / "p", label=str(tmp_path / "p" / "out.nii.gz"))
+    with pytest.raises(ValueError, match=r"out\.nii\.gz: every corner of the mask is marked"):
+        halves([case], tmp_path / "h", organ="brain")
+
+
 class TestTable:
     def test_a_side_is_that_of_a_positive_case(self, tmp_path):
         table = write(tmp_path, "image,label,side", "a.nii.gz,yes,L", "b.nii.gz,no,", "c.nii.gz,no,none")
