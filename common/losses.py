@@ -222,8 +222,20 @@ class BagLoss(nn.Module):
         return self.loss(*pool_bags(logits, target["cls"], target["bag"], self.pool))
 
 
+def drawn_loss(maps: torch.Tensor, target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Of maps and the masks that they should draw: the sum of each map's `soft_bce_dice` inside the organ.
+
+    Args:
+        maps: logits of foreground `[B, maps, H, W]`.
+        target: `pseudo`, the mask, and `organ` `[B, 1, H, W]`; `counts` `[B]`: 0 leaves a slice's mask out.
+    """
+    valid = target["organ"] * target["counts"][:, None, None, None]
+    mask = target["pseudo"] * target["organ"]
+    return torch.stack([soft_bce_dice(drawn, mask, valid=valid) for drawn in maps.split(1, dim=1)]).sum()
+
+
 class MaskLoss(nn.Module):
-    """Of a training on masks: loss of the maps, see `soft_bce_dice`, and loss of the logits, see `BagLoss`.
+    """Of a training on masks: loss of the maps, see `drawn_loss`, and loss of the logits, see `BagLoss`.
 
     Args:
         loss: of logits and classes.
@@ -247,12 +259,8 @@ class MaskLoss(nn.Module):
         """
         Args:
             output: maps `[B, maps, H, W]` and logits `[B, ..., C]`.
-            target: `cls` and `bag` `[B]`; `pseudo`, the mask, and `organ` `[B, 1, H, W]`; `counts` `[B]`: 0 leaves a
-                slice's mask out.
+            target: `cls` and `bag` `[B]`; `pseudo`, `organ` and `counts` of `drawn_loss`.
         """
         maps, logits = output
-        valid = target["organ"] * target["counts"][:, None, None, None]
-        mask = target["pseudo"] * target["organ"]
-        margins = self.margins(maps, target).split(1, dim=1)
-        segmentation = torch.stack([soft_bce_dice(margin, mask, valid=valid) for margin in margins]).sum()
+        segmentation = drawn_loss(self.margins(maps, target), target)
         return self.segmentation * segmentation + self.classification * self.labels(logits, target)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from common.losses import BagLoss, FocalLoss, class_loss, class_weights, label_smoothing, soft_bce_dice
+from common.losses import BagLoss, FocalLoss, class_loss, class_weights, drawn_loss, label_smoothing, soft_bce_dice
 
 
 def random_batch(shape=(3, 1, 5, 6), seed=0):
@@ -141,6 +141,18 @@ def test_shape_errors_quote_the_shapes():
         soft_bce_dice(margin, target[:, 0])
     with pytest.raises(ValueError, match=r"\[3, 1, 5, 6\].*got \[3\]"):
         soft_bce_dice(margin, target, valid=torch.ones(3))
+
+
+def test_what_is_drawn_counts_inside_the_organ_of_slices_that_count_and_is_summed_over_maps():
+    generator = torch.Generator().manual_seed(0)
+    drawn, organ = torch.randn(3, 1, 8, 8, generator=generator), torch.zeros(3, 1, 8, 8)
+    organ[..., :4] = 1
+    pseudo = (torch.rand(3, 1, 8, 8, generator=generator) > 0.5).float()
+    target = {"pseudo": pseudo, "organ": organ, "counts": torch.tensor([1.0, 0.0, 1.0])}
+    loss = drawn_loss(drawn, target)
+    kept = [0, 2]
+    torch.testing.assert_close(loss, soft_bce_dice(drawn[kept][..., :4], pseudo[kept][..., :4]))
+    torch.testing.assert_close(drawn_loss(torch.cat([drawn, drawn], dim=1), target), 2 * loss)
 
 
 class TestBagLoss:

@@ -1,6 +1,6 @@
 """From an image file to what a network sees: reading and checks, organ mask, normalization."""
 
-from .checking import CheckSeend, SeenWriter, read_seen
+from .checking import CheckSeend, read_seen
 from .loading import LoadCased, check_image
 from .lungs import learned_lung_mask, lung_mask
 from .organ import (
@@ -11,6 +11,7 @@ from .organ import (
     normalize_by_mode,
     organ_mask,
 )
+from .seen_writer import SeenWriter
 from .spacing import SpacingByAxesd
 from .supervision import supervision_of
 from .transforms import NormalizeByOrgand, OrganMaskd

@@ -248,6 +248,6 @@ def test_features_do_not_depend_on_what_is_only_looked_at(trained):
 def test_training_warns_of_a_case_whose_intensities_are_unlike_the_others(tmp_path, caplog):
     cases = [volume(tmp_path, f"p{n}") for n in range(3)] + [volume(tmp_path, "x", slope=0.02, offset=-2.0)]
     SeenWriter(tmp_path / "model.json", data=cases, preprocessing=preprocessing(None, window=None)).write()
-    assert [r.getMessage() for r in caplog.records if r.name == "common.preprocessing.checking"] == [
+    assert [r.getMessage() for r in caplog.records if r.name == "common.preprocessing.seen_writer"] == [
         "x: negative values, which 3 other cases lack: standardized and raw intensities among each other?"
     ]

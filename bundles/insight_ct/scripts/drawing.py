@@ -7,7 +7,7 @@ the only supervision. One finding against none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from common.data import SliceDataset, stratified_weights
 from common.encoders import EfficientNetLite
 from common.encoders.maps import Laterals
 from common.engines import weighted_sampler
-from common.losses import soft_bce_dice
 
 
 class DrawnInsight(nn.Module):
@@ -106,19 +105,6 @@ class Evidence(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.module.explain(image)[1]
-
-
-class DrawingLoss(nn.Module):
-    """Cross-entropy and Dice of what is drawn with the pseudo-masks, inside the organ, see `soft_bce_dice`."""
-
-    def forward(self, drawn: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """
-        Args:
-            drawn: logits `[B, 1, H, W]`.
-            target: as of `common.training.prepare_masks`; positive slices without a pseudo-mask do not count.
-        """
-        valid = target["organ"] * target["counts"][:, None, None, None]
-        return soft_bce_dice(drawn, target["pseudo"] * target["organ"], valid=valid)
 
 
 def balanced_slices(dataset: SliceDataset, *, num_samples: int, stratify_by: Sequence[str] = ()) -> Sampler:

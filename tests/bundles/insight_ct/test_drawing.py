@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from common.cam.slices import SliceLogit
-from common.losses import soft_bce_dice
 from tests.bundles.conftest import load_script, read_json
 from tests.running import REPOSITORY
 
@@ -71,17 +70,6 @@ def test_training_and_validation_see_the_image_without_the_organ_and_the_whole(n
     with torch.no_grad():
         torch.testing.assert_close(drawing.Drawing(network)(seen).sigmoid(), network(seen[:, :1]))
         torch.testing.assert_close(drawing.Evidence(network)(seen), network.explain(seen)[1])
-
-
-def test_the_loss_is_of_the_organ_in_slices_that_count():
-    generator = torch.Generator().manual_seed(0)
-    drawn, organ = torch.randn(3, 1, 8, 8, generator=generator), torch.zeros(3, 1, 8, 8)
-    organ[..., :4] = 1
-    pseudo = (torch.rand(3, 1, 8, 8, generator=generator) > 0.5).float()
-    target = {"pseudo": pseudo, "organ": organ, "counts": torch.tensor([1.0, 0.0, 1.0])}
-    loss = drawing.DrawingLoss()(drawn, target)
-    kept = [0, 2]
-    torch.testing.assert_close(loss, soft_bce_dice(drawn[kept][..., :4], pseudo[kept][..., :4]))
 
 
 def test_slices_are_drawn_from_patients_in_equal_shares_and_from_both_labels_alike():
