@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint import read_beside
 from ..data import SECTIONS, write_datalist
 from ..files import PathLike, file_digest, json_text, read_json, write_csv, write_json
 from .console import logged, step
 from .fit import check_same
 from .fit_checks import IMAGES, MASKS, data_digests
-from .fit_runs import done_before, say_done
+from .fit_runs import Recipe, done_before, merged, refining, say_done
 from .folds import scans_of_fold, write_folds
-from .run import config_files, for_configs, names, run_bundle
+from .run import BUNDLES, config_files, for_configs, names, run_bundle
 
 # Settings that change where and how fast a run goes, and not what it finds.
 WITHOUT_CONSEQUENCE = ("dataset_dir", "device", "num_workers", "progress")
@@ -52,8 +53,8 @@ def crossvalidate(
     and standard deviation over folds of every number of the folds' `summary.json`, and of their `volumes.json` and
     `class_scores.json` where there are any).
 
-    With `rounds`, each fold's network is the teacher of a next one, which learns from its pseudo-masks; thresholds are
-    chosen anew, and the last network is scored. What belongs to them is in `fold<k>/round<n>`.
+    With `rounds`, each fold's network is the teacher of a next one, which learns from its pseudo-masks as in `fit`;
+    thresholds are chosen anew, and the last network is scored. What belongs to them is in `fold<k>/round<n>`.
 
     Where training used parts of scans (half-lungs, stacks of slices), `scans` lists the whole ones: thresholds are
     chosen and masks scored on these, and `fold<k>/parts` holds the scores of the parts, their AUC among them.
@@ -78,8 +79,8 @@ def crossvalidate(
             folds has a mask.
         evaluate: config files of the evaluation.
         rounds: of training on pseudo-masks after the first training; 0: none.
-        refine: config files laid over `train`, and over these what was chosen for the teacher; `teacher_ckpt` is its
-            weights.
+        refine: config files laid over `train` there (with `train_draw.json` where `fit` takes it); `teacher_ckpt` is
+            the teacher's weights, beside which lies what was chosen for it.
         verbose: show on the console what otherwise goes to `log.txt` alone.
         overrides: top-level keys, e.g. `max_epochs`, each for all runs whose configs have it.
 
@@ -99,6 +100,8 @@ def crossvalidate(
         choose = "calibrate.json" if _all_have_masks(scans or source, but=keep) else "calibrate_labels.json"
     whole = [scans_of_fold(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
+    root, recipe = BUNDLES / bundle, Recipe(train=tuple(train), refine=tuple(refine))
+    student = merged(root, recipe.refine)
     summaries: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     kept_rows: list[dict[str, Any]] = []
@@ -107,20 +110,29 @@ def crossvalidate(
             fold = home / f"fold{k}"
             shared = {"dataset_dir": str(Path(dataset_dir).resolve()), **overrides}
             on_parts, on_scans = ({**shared, "datalist": str(path)} for path in (part_list, fold_list))
-            chosen: list[str] = []
-            teacher: dict[str, str] = {}
+            ckpt, chosen = Path(), list[str]()
             for number in range(rounds + 1):
                 place = fold / f"round{number}" if number else fold
                 title = f"fold {k}, round {number}" if rounds else f"fold {k}"
+                configs, further = train, {}
+                learned: dict[str, Any] = {**data}
+                if number:
+                    configs = [*train, *refining(root, recipe, **overrides)]
+                    learned |= {"thresholds of its teacher": read_beside(ckpt).get("chosen")}
+                    further = {"teacher_ckpt": str(ckpt)}
+                    if "pseudo_dir" in student:
+                        maps, by = place / "maps" / "predictions.csv", {"section": "training", "ckpt": str(ckpt)}
+                        _once(maps, f"{title}: maps that teach", bundle, evaluate[:1], learned, **on_parts, **by)
+                        further["pseudo_dir"] = str(maps.parent)
                 ckpt = place / "training" / "model.pt"
-                configs = [*train, *refine, *chosen] if number else train
-                _train(ckpt.parent, f"{title}: training", bundle, configs, data, **on_parts, **teacher)
-                teacher = {"teacher_ckpt": str(ckpt)}
+                _train(ckpt.parent, f"{title}: training", bundle, configs, learned, **on_parts, **further)
                 on_scans |= {"ckpt": str(ckpt)}
+                natural = {"natural_threshold": student.get("natural_threshold")} if number else {}
                 chosen = []
                 for choice in choose:
                     result = place / Path(choice).stem / "calibrated.json"
-                    _once(result, f"{title}: {choice}", bundle, [*evaluate, *chosen, choice], data, **on_scans)
+                    by = on_scans | (natural if "natural_threshold" in merged(root, (choice,)) else {})
+                    _once(result, f"{title}: {choice}", bundle, [*evaluate, *chosen, choice], data, **by)
                     chosen.append(str(result))
             configs = [*evaluate, *chosen]
             summary = _result(place / "evaluation", fold_list)
@@ -170,9 +182,9 @@ def _train(place: Path, title: str, bundle: str, configs: list[str], data: Mappi
     finished = place / "finished"
     if not finished.is_file() and not (place / "checkpoint.pt").is_file():
         (place / note).unlink(missing_ok=True)  # of a try that ended before its first epoch
-    merged = {key: value for path in config_files(bundle, configs) for key, value in read_json(path).items()}
-    if not any(key.endswith("learns_from") and value == "masks" for key, value in merged.items()):
-        data = {IMAGES: data[IMAGES]}
+    keys = {key: value for path in config_files(bundle, configs) for key, value in read_json(path).items()}
+    if not any(key.endswith("learns_from") and value == "masks" for key, value in keys.items()):
+        data = {key: value for key, value in data.items() if key != MASKS}
     check_same(place, {**_made_from(bundle, configs, settings), **data}, name=note, newer=(IMAGES, MASKS))
     if not finished.is_file():
         step(title)

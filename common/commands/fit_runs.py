@@ -70,14 +70,19 @@ def has_refine(own: Path, recipe: Recipe) -> bool:
     return all((own / "configs" / name).is_file() for name in recipe.refine)
 
 
-def refining(own: Path, recipe: Recipe) -> tuple[str, ...]:
+def refining(own: Path, recipe: Recipe, **over: Any) -> tuple[str, ...]:
     """The configs of that training; one finding in volumes is drawn by a network of its own where a bundle has one.
 
     That sees a frame of some pixels, so their size must be known: volumes are resampled.
+
+    Args:
+        own: the bundle.
+        recipe: of the kind of data.
+        over: settings that lie over those of the training.
     """
-    settings = merged(own, recipe.train)
+    settings = merged(own, recipe.train) | over
     one_finding, resampled = len(settings.get("classes", [])) == 2, settings.get("spacing", [-1.0])[0] > 0
-    draws = recipe is VOLUMES and (own / "configs" / DRAW).is_file() and one_finding and resampled
+    draws = recipe.unit == VOLUMES.unit and (own / "configs" / DRAW).is_file() and one_finding and resampled
     return (*recipe.refine, DRAW) if draws else recipe.refine
 
 

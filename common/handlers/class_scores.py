@@ -11,7 +11,6 @@ import torch
 from scipy.stats import spearmanr
 
 from ..data import case_label
-from ..engines import gathered_rows
 from ..files import atomic_path, rounded, write_csv, write_json
 from ..images import as_array, axial, filled_slices
 from ..masks import clean, multi_otsu
@@ -104,9 +103,6 @@ class ClassScores(CaseHandler):
             masks[f"cleaned{suffix}"] = clean(masks[f"raw{suffix}"], **self.clean)
         found = {f"dice_{name}": dice(mask, truth) for name, mask in masks.items()}
         return found | {"jaccard_mask": iou(pred, truth), "jaccard_cleaned": iou(masks["cleaned"], truth)}
-
-    def _gather(self, cases: Sequence[str]) -> None:
-        self.rows = gathered_rows(self.rows, cases)
 
     def _check(self) -> None:
         if not self.rows:

@@ -26,8 +26,9 @@ def case_rows(run: Run) -> list[dict[str, Any]]:
     """A row for each case from the tables alone, worst first: by Dice where it is known, then the most suspicious.
 
     Returns:
-        `case`, `probability` (by class), `suspicion` (of not being the first class), `ml`, `area` (mm², by class, of
-        slides), `dice`, `rivals` (Dice of the baselines), `positive` (its label), `seconds`, `warnings`, `threshold`.
+        `case`, `probability` (by class), `suspicion` (of not being the first class), `ml`, `pixels` (of pictures),
+        `area` (mm², by class, of slides), `dice`, `rivals` (Dice of the baselines), `positive` (its label), `seconds`,
+        `warnings`, `threshold`.
     """
     rows = []
     for case, told in run.predictions.items():
@@ -41,6 +42,7 @@ def case_rows(run: Run) -> list[dict[str, Any]]:
                 "probability": by_class,
                 "suspicion": None if nothing is None else round(1 - nothing, 4),
                 "ml": told.get("volume_ml"),
+                "pixels": told.get("area_pixels"),
                 "area": {k.removeprefix("area_mm2_"): told[k] for k in told if k.startswith("area_mm2_")},
                 "dice": scores.get("dice"),
                 "rivals": {k: v for k, v in scores.items() if k.startswith("dice_") and v is not None},

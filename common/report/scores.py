@@ -161,7 +161,8 @@ def _interval(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marked(row: Mapping[str, Any]) -> bool:
-    return any(bool(value) for key, value in row.items() if key == "volume_ml" or key.startswith("area_mm2_"))
+    sizes = (row[key] for key in row if key in ("volume_ml", "area_pixels") or key.startswith("area_mm2_"))
+    return any(map(bool, sizes))
 
 
 def _number(value: float) -> float | None:

@@ -72,7 +72,7 @@ def test_each_round_learns_from_the_former_network_and_its_thresholds_and_the_la
         assert first["configs"] == ["train.json"]
         assert "teacher_ckpt" not in first
         for student, teacher in ((second, first), (third, second)):
-            assert student["configs"] == ["train.json", "train_refine.json", "calibrated.json"]
+            assert student["configs"] == ["train.json", "train_refine.json"]  # the teacher's choice lies beside it
             assert student["teacher_ckpt"] == str(Path(str(teacher["output_dir"])) / "model.pt")
             assert student["datalist"] == first["datalist"]
         assert choosing["ckpt"] == evaluating["ckpt"] == str(Path(str(third["output_dir"])) / "model.pt")
@@ -80,16 +80,35 @@ def test_each_round_learns_from_the_former_network_and_its_thresholds_and_the_la
     assert len({call["output_dir"] for call in runs}) == len(runs) == 14
 
 
-def test_thresholds_given_to_a_student_are_those_chosen_for_its_teacher(data, runs, tmp_path, monkeypatch):
-    given = []
-    fake = common.commands.crossvalidate.run_bundle
-    monkeypatch.setattr(
-        common.commands.crossvalidate, "run_bundle", lambda b, c, **o: (given.append(c), fake(b, c, **o))
-    )
-    crossvalidate("b", str(data), str(tmp_path), folds=2, choose="choose.json", rounds=2)
-    students = [configs[-1] for configs in given if "train_refine.json" in configs]
-    chosen = [Path("fold0/choose"), Path("fold0/round1/choose"), Path("fold1/choose"), Path("fold1/round1/choose")]
-    assert students == [str(tmp_path / folder / "calibrated.json") for folder in chosen]
+@pytest.fixture
+def drawing(tmp_path, monkeypatch) -> None:
+    """A bundle `b` whose second training wants maps, has a natural threshold, and draws one finding."""
+    folder = tmp_path / "bundles" / "b" / "configs"
+    folder.mkdir(parents=True)
+    keys = {"train": {"classes": ["none", "tumor"], "spacing": [1.5, 1.5, -1]}, "train_draw": {}, "inference": {}}
+    keys |= {"train_refine": {"pseudo_dir": "x", "natural_threshold": 0.5}, "choose": {"natural_threshold": None}}
+    for name, content in keys.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    monkeypatch.setattr(common.commands.crossvalidate, "BUNDLES", tmp_path / "bundles")
+
+
+@pytest.mark.usefixtures("drawing")
+def test_a_further_round_is_the_second_training_of_fit(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="choose.json", rounds=1)
+    first, choosing, maps, student, again, evaluating = runs[:6]
+    teacher = str(Path(str(first["output_dir"])) / "model.pt")
+    assert (maps["configs"], maps["ckpt"], maps["section"]) == (["inference.json"], teacher, "training")
+    assert student["configs"] == ["train.json", "train_refine.json", "train_draw.json"]
+    assert (student["teacher_ckpt"], student["pseudo_dir"]) == (teacher, maps["output_dir"])
+    natural = [call.get("natural_threshold") for call in (first, choosing, maps, student, again, evaluating)]
+    assert natural == [None, None, None, None, 0.5, None]
+    assert len(runs) == 12
+
+
+@pytest.mark.usefixtures("drawing")
+def test_volumes_that_are_not_resampled_are_not_drawn(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path), folds=2, choose="choose.json", rounds=1, spacing=(-1, -1, -1))
+    assert runs[3]["configs"] == ["train.json", "train_refine.json"]
 
 
 def test_scores_are_averaged_over_folds_and_cases_listed_with_their_fold(data, runs, tmp_path):

@@ -100,3 +100,11 @@ def test_a_further_round_keeps_what_was_scored_before(data, runs, tmp_path):
     steps = [tuple(Path(str(call["output_dir"])).parts[-2:]) for call in runs]
     assert steps == 2 * [("round1", "training"), ("round1", "choose"), ("round1", "evaluation")]
     assert (tmp_path / "out" / "fold0" / "evaluation" / "summary.json").is_file()
+
+
+def test_a_further_round_is_refused_where_its_teacher_has_other_thresholds(data, runs, tmp_path):
+    out = tmp_path / "out"
+    crossvalidate("b", str(data), str(out), folds=2, choose="choose.json", rounds=1)
+    (out / "fold0" / "training" / "model.json").write_text('{"chosen": {"threshold": 0.5}}')
+    with pytest.raises(ValueError, match="thresholds of its teacher"):
+        crossvalidate("b", str(data), str(out), folds=2, choose="choose.json", rounds=1)

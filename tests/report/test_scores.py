@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from common.report.cases import case_rows
 from common.report.scores import baselines, facts, headline
 from common.report.supervision import learned, supervision
 from common.report.tables import Run, read_run
@@ -58,6 +59,13 @@ def test_without_labels_nothing_is_scored_and_cases_are_counted(run):
     head = headline(replace(run, summary={}, metrics={}, label_summary={}))
     assert (head["measure"], head["value"], head["rival"]) == ("cases with a mask", 4, None)
     assert "nothing can be scored" in head["note"]
+
+
+def test_a_picture_has_a_mask_where_pixels_are_marked(run):
+    pictures = {"a": {"area_pixels": 500}, "b": {"area_pixels": 0}, "c": {"area_pixels": 1}}
+    only = replace(run, summary={}, metrics={}, labels={}, label_summary={}, predictions=pictures)
+    assert headline(only)["value"] == 2
+    assert {row["case"]: row["pixels"] for row in case_rows(only)} == {"a": 500, "b": 0, "c": 1}
 
 
 def test_facts_name_whom_they_are_of(run):

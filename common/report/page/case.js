@@ -59,12 +59,14 @@ function bar(row) {
 function about(row) {
   const classes = Object.entries(row.probability).map(([name, value]) => `${name} ${shown(value, 3)}`).join(", ");
   const areas = Object.entries(row.area).map(([name, value]) => `${name} ${shown(value, 2)} mm²`).join(", ");
+  const known = (value) => value !== null && value !== undefined;
+  const size = known(row.ml) ? milliliters(row.ml) : known(row.pixels) ? plural(row.pixels, "pixel") : areas;
   const rivals = report.baselines.filter((one) => !one.own && row.rivals[one.key] !== undefined);
   const best = rivals.sort((a, b) => row.rivals[b.key] - row.rivals[a.key])[0];
   const pairs = [
     ["label", row.positive === null ? null : row.positive ? "positive" : "negative"],
     ["probability", classes],
-    ["mask", [row.ml === null || row.ml === undefined ? areas : milliliters(row.ml), row.components === undefined ? "" : plural(row.components, "component")].filter(Boolean).join(", ")],
+    ["mask", [size, row.components === undefined ? "" : plural(row.components, "component")].filter(Boolean).join(", ")],
     ["truth", row.truth_ml === undefined ? null : milliliters(row.truth_ml)],
     ["Dice", row.dice === null ? null : shown(row.dice, 4)],
     ["best baseline here", best ? `${shown(row.rivals[best.key], 4)}, ${best.name}` : null],

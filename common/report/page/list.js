@@ -5,6 +5,7 @@ const COLUMNS = [
   { key: "dice", name: "Dice", text: (row) => shown(row.dice, 3), bar: (row) => row.dice, up: true },
   { key: "suspicion", name: "probability", text: (row) => shown(row.suspicion, 3), bar: (row) => row.suspicion },
   { key: "ml", name: "mask, ml", text: (row) => shown(row.ml, 1) },
+  { key: "pixels", name: "mask, pixels", text: (row) => shown(row.pixels, 0) },
   { key: "truth_ml", name: "truth, ml", text: (row) => shown(row.truth_ml, 1) },
   { key: "area", name: "mask, mm²", value: (row) => Object.values(row.area).reduce((a, b) => a + b, 0), text: (row) => Object.entries(row.area).map(([name, area]) => `${name} ${shown(area, 2)}`).join(", ") },
   { key: "components", name: "components", text: (row) => shown(row.components, 0) },
