@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..data import SECTIONS, Case, label_counts, make_datalist, write_datalist
+from ..data import SECTIONS, Case, labels_in_words, make_datalist, write_datalist
 from ..datasets import read_cases
 from ..datasets.adjust import at_most as fewer
 from ..datasets.adjust import of_one_patient, with_masks_of, with_sections_of
@@ -139,7 +139,7 @@ def prepare(
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     for section in SECTIONS:
-        print(_counts(section, content[section], content["classes"]))
+        print(f"{section}: {labels_in_words(content[section], content['classes'])}")
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
 
 
@@ -176,13 +176,3 @@ def _template(adapter: str, path: str) -> None:
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     print(f"{path}: fill in a row a case, then: python -m common prepare table {path}")
-
-
-def _counts(section: str, cases: list[Case], classes: list[str]) -> str:
-    """One line: how many cases, patients and labels a section has."""
-    by_case, by_slice = label_counts(cases, classes)
-    parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
-    for what, count in (("", by_case), ("slices: ", by_slice)):
-        if count:
-            parts.append(what + ", ".join(f"{name} {count[name]}" for name in classes))
-    return f"{section}: " + "; ".join(parts)

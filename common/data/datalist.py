@@ -33,7 +33,7 @@ from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
 from .checks import check_cases
 from .find import Case, check_names, find_cases, map_paths, with_paths_relative
-from .splits import class_against_class, kinds_of_patients, signs_of_patients, stratified_split
+from .splits import class_against_class, kinds_of_patients, signs_of_patients, split_patients, stratified_split
 
 SECTIONS = ("training", "validation", "test")
 
@@ -280,9 +280,11 @@ def make_datalist(
     fixed = {case["patient"]: SECTIONS.index(case["section"]) for case in cases if "section" in case}
     signs = signs_of_patients(cases)
     against = class_against_class(cases)
-    kinds = kinds_of_patients(cases) if stratify or against else dict.fromkeys(signs, 0)
-    parts = stratified_split(kinds, fractions=fractions, seed=seed, fixed=fixed)
-    drawn = {patient: k for k, patients in enumerate(parts) for patient in patients}
+    if stratify or against:
+        parts = stratified_split(kinds_of_patients(cases), fractions=fractions, seed=seed, fixed=fixed)
+    else:  # a section that some cases have moves no others
+        parts = split_patients(signs, fractions=fractions, seed=seed)
+    drawn = {patient: k for k, patients in enumerate(parts) for patient in patients} | fixed
     for k, section in enumerate(SECTIONS):
         own = [case for case in relative if drawn[case["patient"]] == k]
         datalist[section] = [{key: value for key, value in case.items() if key != "section"} for case in own]

@@ -28,7 +28,8 @@ from ..cam import (
 )
 from ..files import atomic_path, write_csv, write_json
 from ..images import as_array, file_of, meta_tensor, read_mask
-from ..masks import MapsToMaskd, gate_slices
+from ..masks import MapsToMaskd
+from ..masks.refine import shown_classes
 from ..metrics import area_under, bootstrap_by_patient, perturbation_curve, points_at, rank_correlation, top_region
 from .montage import TRUTH_COLOR
 
@@ -191,11 +192,7 @@ class Explanations:
 
     def _shown(self, probability: np.ndarray) -> list[int]:
         """Class whose evidence `MapsToMaskd` shows in each slice, of probabilities `[C, D]`."""
-        found = gate_slices(probability, self.to_mask.gate)
-        leading = 1 + int(probability[1:, (1 - probability[0]).argmax()].argmax())
-        if self.to_mask.one_class and found.any():
-            leading = 1 + int(probability[1:, found > 0].sum(axis=1).argmax())
-            found[:] = leading
+        found, leading = shown_classes(probability, self.to_mask.gate, one_class=self.to_mask.one_class)
         return np.where(found > 0, found, leading).tolist()
 
     @torch.no_grad()

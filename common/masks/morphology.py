@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import ndimage
 from scipy import ndimage as ndi
 from skimage.morphology import ball, disk
 
 
 def _label(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
     """Return component labels and the size of each, the background's (label 0) set to 0."""
-    labels, _ = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, connectivity))
+    labels, _ = ndi.label(mask, ndi.generate_binary_structure(mask.ndim, connectivity))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return labels, sizes
@@ -53,10 +52,10 @@ def _close(mask: np.ndarray, radius: int) -> np.ndarray:
     """Close with a disk or ball, as if the image went on with background: at the border nothing is lost or added."""
     footprint = {2: disk, 3: ball}[mask.ndim](radius)
     # A closing stays within the mask's bounding box, usually a small part of the volume.
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = ndi.find_objects(mask.astype(np.uint8))[0]
     padded = np.pad(mask[box], radius)
     closed = mask.copy()
-    closed[box] = ndimage.binary_closing(padded, footprint)[(slice(radius, -radius),) * mask.ndim]
+    closed[box] = ndi.binary_closing(padded, footprint)[(slice(radius, -radius),) * mask.ndim]
     return closed
 
 
@@ -133,6 +132,11 @@ def each_slice(function: Callable[[np.ndarray], np.ndarray], mask: np.ndarray) -
     for z in np.flatnonzero(mask.any(axis=(0, 1))):
         out[..., z] = function(mask[..., z])
     return out
+
+
+def dilate_in_plane(mask: np.ndarray, radius_mm: float, spacing: Sequence[float]) -> np.ndarray:
+    """What lies within a radius of a mask bool `[H, W, D]` in its slice; empty slices stay empty."""
+    return each_slice(lambda s: ndi.distance_transform_edt(~s, sampling=spacing[:2]) <= radius_mm, mask)
 
 
 def smooth_in_organ(image: np.ndarray, organ: np.ndarray, *, sigma_mm: float, spacing: Sequence[float]) -> np.ndarray:

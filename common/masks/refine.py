@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage as ndi
 from skimage.morphology import disk
 
-from .morphology import each_slice, largest_component
+from .morphology import dilate_in_plane, each_slice, largest_component
 
 
 def smooth_along_slices(probability: np.ndarray, *, sigma_mm: float, slice_mm: float) -> np.ndarray:
@@ -35,6 +35,24 @@ def gate_slices(probability: np.ndarray, gate: float | None) -> np.ndarray:
     leading = 1 + probability[1:].argmax(axis=0)
     positive = probability.argmax(axis=0) > 0 if gate is None else 1 - probability[0] > gate
     return np.where(positive, leading, 0)
+
+
+def shown_classes(probability: np.ndarray, gate: float | None, *, one_class: bool) -> tuple[np.ndarray, int]:
+    """Class of each slice, see `gate_slices`, and the one whose evidence is shown where a slice has none.
+
+    That is the class of the most suspicious slice.
+
+    Args:
+        probability: `[C, D]`.
+        gate: of `gate_slices`.
+        one_class: all slices that pass are of one class, the most probable of them together.
+    """
+    found = gate_slices(probability, gate)
+    leading = 1 + int(probability[1:, (1 - probability[0]).argmax()].argmax())
+    if one_class and found.any():
+        leading = 1 + int(probability[1:, found > 0].sum(axis=1).argmax())
+        found = np.where(found > 0, leading, 0)
+    return found, leading
 
 
 def smooth_in_plane(image: np.ndarray, *, smooth_mm: float, spacing: Sequence[float]) -> np.ndarray:
@@ -91,8 +109,7 @@ def refine_by_intensity(
     sure = inside & (bright > intensity)
     if adaptive > 0 and sure.any():
         threshold = max(intensity, 1 + adaptive * (float(np.median(bright[sure])) - 1))
-    reach = each_slice(lambda s: ndi.distance_transform_edt(~s, sampling=pixels) <= dilate_mm, inside)
-    kept = reach & allowed & (bright > threshold)
+    kept = dilate_in_plane(inside, dilate_mm, spacing) & allowed & (bright > threshold)
     if opening_mm > 0:
         element = disk(max(1, round(opening_mm / float(pixels.mean()))))
         kept = each_slice(lambda s: ndi.binary_opening(s, element), kept)

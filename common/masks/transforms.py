@@ -14,7 +14,7 @@ from monai.transforms import MapTransform
 from ..images import as_array, like_image, spacing_of
 from ..metrics import heat_outside
 from .morphology import clean, each_slice, largest_component, least_voxels, volume_ml
-from .refine import gate_slices, refine_by_intensity, smooth_along_slices
+from .refine import refine_by_intensity, shown_classes, smooth_along_slices
 from .thresholds import NO_EVIDENCE, multi_otsu, otsu
 
 BINARIZE = ("fixed", "multi_otsu", "otsu", "quantile")
@@ -116,12 +116,7 @@ class MapsToMaskd(MapTransform):
             volume = as_array(image)
             organ = volume[-1] > 0.5 if self.organ_channel else np.ones(volume.shape[1:], dtype=bool)
             probability = smooth_along_slices(probability, sigma_mm=self.gate_smooth_mm, slice_mm=spacing[2])
-            classes_of_slices = gate_slices(probability, self.gate)
-            suspicious = probability[:, int((1 - probability[0]).argmax())]
-            leading = 1 + int(suspicious[1:].argmax())
-            if self.one_class and classes_of_slices.any():
-                leading = 1 + int(probability[1:, classes_of_slices > 0].sum(axis=1).argmax())
-                classes_of_slices = np.where(classes_of_slices > 0, leading, 0)
+            classes_of_slices, leading = shown_classes(probability, self.gate, one_class=self.one_class)
             everywhere = self._evidence(maps, classes_of_slices, leading)
             # Outside there is as little evidence as anywhere inside, so that any threshold leaves it out.
             heat = np.where(organ, everywhere, everywhere[organ].min(initial=0.0))
@@ -134,7 +129,7 @@ class MapsToMaskd(MapTransform):
                 mask[:] = False
             data[key] = like_image(image, (mask * classes_of_slices)[None].astype(np.uint8))
             data["heatmap"] = like_image(image, heat[None].astype(np.float32))
-            data["probability"] = torch.as_tensor(suspicious)
+            data["probability"] = torch.as_tensor(probability[:, int((1 - probability[0]).argmax())])
             data["slice_probability"] = torch.as_tensor(probability)
             data["heat_outside"] = torch.tensor(heat_outside(everywhere, organ))
             data["threshold"] = torch.tensor(float(thresholds[kept if kept.any() else ...].min()))

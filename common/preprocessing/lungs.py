@@ -77,7 +77,7 @@ def lung_mask(
     airway = ndi.binary_dilation(airways(scaled, inside, coarse_spacing, center))
     allowed = inside & ~airway
     smooth = ndi.gaussian_filter(scaled, [1.5 / s for s in coarse_spacing], truncate=2.5)
-    aerated = _aerated(smooth, (smooth < level) & allowed, coarse_spacing, gas_level, smallest)
+    aerated = _aerated(smooth, (smooth < level) & allowed, gas_level, smallest)
     if not aerated.any():
         return np.zeros(image.shape, dtype=bool)
     hidden, cage = behind_consolidations(aerated, coarse_spacing, center, wall_mm)
@@ -194,9 +194,7 @@ def _between(body: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _aerated(
-    smooth: np.ndarray, dark: np.ndarray, spacing: Sequence[float], gas_level: float, smallest: float
-) -> np.ndarray:
+def _aerated(smooth: np.ndarray, dark: np.ndarray, gas_level: float, smallest: float) -> np.ndarray:
     """Large connected parts of `dark`, opened by a pixel, that are no gas in bowel or stomach."""
     labels, count = ndi.label(ndi.binary_opening(dark, disk(1)[..., None]))
     if count == 0:

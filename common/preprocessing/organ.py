@@ -16,6 +16,7 @@ from scipy import ndimage as ndi
 from skimage.morphology import disk
 
 from ..masks import each_slice, largest_component
+from ..masks.morphology import dilate_in_plane
 from .lungs import learned_lung_mask, lung_mask
 
 
@@ -144,7 +145,7 @@ def brain_mask(
     candidates = allowed & (smooth > 0.55 * median)
     cores = largest_component(_depth(candidates, spacing) > neck_mm)
     followed = _follow_from_widest(cores, spacing, neck_mm, drift_mm)
-    grown = _dilated(followed, neck_mm + 1.5, spacing) & allowed
+    grown = dilate_in_plane(followed, neck_mm + 1.5, spacing) & allowed
     brain = _closed(grown, closing_mm, spacing) & head
     brain[..., brain.sum(axis=(0, 1)) * spacing[0] * spacing[1] < min_area_mm2] = False
     mask[box] = brain
@@ -220,15 +221,11 @@ def _around(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _dilated(mask: np.ndarray, radius_mm: float, spacing: Sequence[float]) -> np.ndarray:
-    return each_slice(lambda s: ndi.distance_transform_edt(~s, sampling=spacing[:2]) <= radius_mm, mask)
-
-
 def _closed(mask: np.ndarray, radius_mm: float, spacing: Sequence[float]) -> np.ndarray:
     """In-plane closing with a disk, then holes filled; padded so that the border does not cut the disk."""
     pad = int(np.ceil(radius_mm / min(spacing[:2]))) + 1
     padded = np.pad(mask, ((pad, pad), (pad, pad), (0, 0)))
-    filled = each_slice(ndi.binary_fill_holes, _dilated(padded, radius_mm, spacing))
+    filled = each_slice(ndi.binary_fill_holes, dilate_in_plane(padded, radius_mm, spacing))
     return (_depth(filled, spacing) > radius_mm)[pad:-pad, pad:-pad]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage as ndi
 
 from ..images import mask_on_grid, read_labels, read_volume
+from ..images.geometry import axis_of_slices
 from .levels import bounding_box, heat_levels
 
 MARGIN_MM = 8.0  # around the organ
@@ -124,7 +125,7 @@ def embedded(volumes: CaseVolumes, stops: np.ndarray, *, most: int) -> dict[str,
     if volumes.heat is not None:
         shown |= volumes.heat > np.nanmin(volumes.heat)
     spacing = nib.affines.voxel_sizes(volumes.affine)
-    thick = int(spacing.argmax()) if spacing.max() > 1.5 * spacing.min() else _axial(volumes.affine)
+    thick = int(spacing.argmax()) if spacing.max() > 1.5 * spacing.min() else axis_of_slices(volumes.affine)
     box = bounding_box(shown, [round(MARGIN_MM / side) for side in spacing])
     factors = reduction([s.stop - s.start for s in box], spacing, most)
     arrays: dict[str, np.ndarray] = {"image": _coarser(gray_levels(volumes.image[box]), factors, np.mean)}
@@ -159,11 +160,6 @@ def _hottest(heat: np.ndarray | None) -> np.ndarray | None:
         return None
     low, high = np.nanmin(heat), np.nanmax(heat)
     return heat > high - 0.1 * (high - low)
-
-
-def _axial(affine: np.ndarray) -> int:
-    """The array's axis that runs along the body."""
-    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 2)[0])
 
 
 def _coarser(array: np.ndarray, factors: tuple[int, int, int], function: Any) -> np.ndarray:

@@ -110,7 +110,7 @@ class TestPrepare:
         main([*command, "--classes", "none,infection", "--first_slice", "1"])
         *counts, end = capsys.readouterr().out.splitlines()
         assert end == f"{tmp_path / 'data' / 'datalist.json'}: 6 training, 2 validation, 2 test"
-        assert counts[2] == "test: 2 cases of 2 patients; none 1, infection 1"
+        assert counts[2] == "test: 2 cases of 2 patients, volumes none 1, infection 1"
         assert contents(tmp_path / "data")["classes"] == ["none", "infection"]
         found = {
             section: load_datalist(tmp_path / "data" / "datalist.json", section, dataset_dir=tmp_path / "data")
@@ -146,7 +146,7 @@ class TestPrepare:
         datalist = contents(tmp_path)
         assert [c["case"] for c in datalist["test"]] == ["0", "1", "2", "3"]
         assert [len(datalist[section]) for section in SECTIONS] == [12, 4, 4]
-        assert "test: 4 cases of 2 patients; none 2, ADH 2, FEA 0, DCIS 2" in capsys.readouterr().out
+        assert "test: 4 cases of 2 patients, volumes none 2, ADH 2, FEA 0, DCIS 2" in capsys.readouterr().out
 
     def test_kinds_of_cases_become_classes_and_each_section_holds_both(self, tmp_path, capsys):
         data, kinds = tmp_path / "data", ["case,grade"]
@@ -159,7 +159,7 @@ class TestPrepare:
         of_grade = [[max(c["cls"]) for c in datalist[section]] for section in SECTIONS]
         assert [sorted(labels).count(2) for labels in of_grade] == [1, 1, 1]
         assert {0} < {label for section in SECTIONS for c in datalist[section] for label in c["cls"]}
-        assert "training: 7 cases of 7 patients; slices: none " in capsys.readouterr().out
+        assert "training: 7 cases of 7 patients, slices none " in capsys.readouterr().out
         with pytest.raises(SystemExit, match=r"row 2, column 'grade': '2' is unknown; accepted: none, low"):
             prepare("folder", str(data), kinds=str(tmp_path / "kinds.csv"), kind="grade", classes="none,low")
 
@@ -186,7 +186,7 @@ class TestPrepare:
         main(["prepare", "folder", str(tmp_path), "--split", "paper"])
         printed = capsys.readouterr().out
         assert "slices of one patient lie in several sections, so scores are of memory, too" in printed
-        assert "of 4 patients; slices: none" in printed
+        assert "of 4 patients, slices none" in printed
         datalist = contents(tmp_path)
         cases = [c for section in SECTIONS for c in datalist[section]]
         assert {(c["patient"], c["split"]) for c in cases} == {(f"phantom_{n:03d}", "paper") for n in range(4)}

@@ -206,15 +206,6 @@ class TestMakeDatalist:
         assert {"p0", "p1"} <= {c["case"] for c in made["validation"]}
         assert all("section" not in c for s in ("training", "validation", "test") for c in made[s])
 
-    @pytest.mark.parametrize("stratify", [True, False])
-    def test_those_that_are_drawn_fill_up_the_shares(self, tmp_path, stratify):
-        cases = [case(f"p{i:02d}", [0, 1]) for i in range(20)]
-        for fixed in cases[:5]:
-            fixed["section"] = "test"
-        made = self.make(tmp_path, cases, stratify=stratify)
-        assert [len(made[s]) for s in ("training", "validation", "test")] == [12, 3, 5]
-        assert [c["case"] for c in made["test"]] == [c["case"] for c in cases[:5]]
-
     def test_patients_of_several_classes_who_all_have_one_are_stratified_by_it(self, tmp_path):
         cases = [case(f"p{i:02d}", [0, 2 if i % 5 == 0 else 1]) for i in range(20)]
         for seed in range(3):
