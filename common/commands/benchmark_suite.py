@@ -66,7 +66,7 @@ def benchmark_suite(
         `python -m common benchmark_suite lgg DIR runs/lgg --bundles gp_unet_brats,ensemble_gradcam_brats`
 
     Raises:
-        ValueError: there is no such suite, or a bundle has no config for it.
+        ValueError: there is no such suite, a bundle has no config for it, or halves of scans come without the scans.
         RuntimeError: (after all others are done) some bundles failed; the page has the others.
     """
     if suite not in SUITES:
@@ -75,6 +75,8 @@ def benchmark_suite(
     home, source = Path(output_dir).resolve(), Path(datalist or Path(dataset_dir) / "datalist.json").resolve()
     if suite == "phantom" and not source.is_file():
         phantom(dataset_dir, cases=40, healthy_fraction=0.4)
+    if not scans and any("half" in case for case in cases_of(read_json(source))):
+        raise ValueError(f"{source}: halves of scans teach, whole scans score: list these by --scans FILE")
     lists = write_folds(source, home, count=folds, seed=seed)
     if scans:
         lists = [scans_of_fold(scans, fold, sections=["test"]) for fold in lists]

@@ -107,7 +107,8 @@ def minutes(
     draw, work, slices = seen(settings, grids)
     cases = len(cases_of(content))
     labeled = [len(case["cls"]) if labels_slices(case) else slices for case in content["training"]]
-    draws = settings.get("volumes_per_epoch") or settings.get("bags_per_epoch") or sum(labeled)
+    least = settings.get("min_slices_per_epoch", 0)
+    draws = settings.get("volumes_per_epoch") or settings.get("bags_per_epoch") or max(least, sum(labeled))
     training = settings["max_epochs"] * draws / 1000 * cost.epoch * draw / cost.draw
     masks = 2 * cases * (CASE + cost.volume * work / cost.work)
     again = training

@@ -51,7 +51,7 @@ def write_folds(
 
     Raises:
         ValueError: a split in place of a datalist, or no such section, or it is empty, or its patients are in other
-            sections, too.
+            sections, too; or some cases are halves of scans, and some are not.
     """
     content = read_json(datalist)
     check_cases(content, str(datalist), SECTIONS)
@@ -68,6 +68,11 @@ def write_folds(
         del content["split"]
         content |= {s: [{k: v for k, v in c.items() if k != "split"} for c in content.get(s, [])] for s in SECTIONS}
     everything = [case for section in SECTIONS if section != keep for case in content.get(section, [])]
+    if len({"half" in case for case in everything}) > 1:
+        raise ValueError(
+            f"{datalist}: halves of scans and whole ones, which cannot teach together: list halves alone (prepare "
+            "--halves … --fractions 0.8,0.2,0), the whole scans in another file, and name that by --scans"
+        )
     kinds, signs = kinds_of_patients(everything), signs_of_patients(everything)
     files = []
     for k, test in enumerate(patient_folds(kinds, folds=count, seed=seed, kinds=kinds)):

@@ -99,14 +99,19 @@ def prepare(
         if masks_of:
             cases = with_masks_of(cases, masks_of)
         home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
-        if halves is None and any("finding_side" in case for case in cases):
-            raise ValueError(
-                f"{root}: the column 'side' says which half of an organ is ill: --halves brain, or --halves lung; "
-                "if it says something else, rename it"
-            )
+        path = Path(datalist) if datalist else home / "datalist.json"
         whole = cases
         if halves:
-            cases = halves_of(cases, home / "halves", organ=halves)
+            cases = _halves(
+                cases, home / f"halves{'' if path.stem == 'datalist' else '_' + path.stem}", halves, adapter, split
+            )
+        elif for_scoring:
+            cases = [{key: value for key, value in case.items() if key != "finding_side"} for case in cases]
+        elif any("finding_side" in case for case in cases):
+            raise ValueError(
+                f"{root}: the column 'side' says which half of an organ is ill: --halves brain, or --halves lung "
+                "(--for_scoring true lists the whole scans); if it says something else, rename it"
+            )
         if split == "paper":
             cases = single_slices(cases, home / "slices", modalities=modalities)
         elif split != "patients":
@@ -134,13 +139,24 @@ def prepare(
             print("split 'paper': slices of one patient lie in several sections, so scores are of memory, too")
             content = _of_true_patients(content, cases)
         content |= {key: options[key] for key in ("masked_section",) if options.get(key)}  # `crossvalidate` keeps it
-        path = Path(datalist) if datalist else home / "datalist.json"
         write_datalist(path, content)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     for section in SECTIONS:
         print(f"{section}: {labels_in_words(content[section], content['classes'])}")
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
+
+
+def _halves(cases: list[Case], out_dir: Path, organ: str, adapter: str, split: str) -> list[Case]:
+    """The halves of scans; of a table by its column `side` alone, of other data by their masks.
+
+    Each datalist has a folder of its own: its halves stay as they are when another one is written.
+    """
+    if split == "paper":
+        raise ValueError("--split paper cuts scans into slices, --halves into halves: choose one of them")
+    if adapter == "table":  # whose masks score, and say nothing else
+        cases = [{key: value for key, value in case.items() if key != "label"} for case in cases]
+    return halves_of(cases, out_dir, organ=organ)
 
 
 def _whatever_patient(cases: list[Case]) -> list[Case]:

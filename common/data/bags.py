@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ def matched_sampler(
     dataset: SliceDataset,
     *,
     num_samples: int | None = None,
+    at_least: int = 0,
     bins: int = 10,
     bag_size: int = 8,
     batch_size: int | None = None,
@@ -30,7 +32,8 @@ def matched_sampler(
     Args:
         dataset: the slices.
         num_samples: draws per epoch, over all processes of a distributed run; by default twice the number of slices
-            that are positive, or in positive volumes.
+            that are positive, or in positive volumes, but not fewer than `at_least`.
+        at_least: draws per epoch of a small data set: with as many epochs as a large one it would be left untrained.
         bins: of slice position.
         bag_size: slices of a volume that are drawn together.
         batch_size: of the loader, a multiple of `bag_size`, so that no volume's slices are torn apart.
@@ -39,35 +42,36 @@ def matched_sampler(
         ValueError: no positives or no negatives, or a batch that bags do not fill.
     """
     if dataset.pooled:
-        return BagSampler(dataset, num_samples=num_samples, bins=bins, bag_size=bag_size, batch_size=batch_size)
+        bags: dict[str, Any] = {"bins": bins, "bag_size": bag_size, "batch_size": batch_size}
+        return BagSampler(dataset, num_samples=num_samples, at_least=at_least, **bags)
     weights = matched_weights(dataset.classes, dataset.positions, bins=bins)
-    draws = num_samples or 2 * sum(label > 0 for label in dataset.classes)
+    draws = num_samples or max(at_least, 2 * sum(label > 0 for label in dataset.classes))
     return weighted_sampler(dataset, weights.tolist(), draws)
 
 
 def slice_sampler(
-    imbalance: str, dataset: SliceDataset, *, bag_size: int = 8, batch_size: int | None = None
+    imbalance: str, dataset: SliceDataset, *, at_least: int = 0, bag_size: int = 8, batch_size: int | None = None
 ) -> Sampler:
     """Draw slices by the name of a way to meet unequal classes; `common.losses.class_loss` has the same names.
 
     Args:
         imbalance: `matched` draws positives and negatives 1:1 from the same positions (`matched_sampler`, which also
             serves volumes with one label), `balanced` each class as often, wherever it lies; the others (`weighted`,
-            `focal`, `none`) every slice once an epoch.
-        dataset, bag_size, batch_size: see `matched_sampler`.
+            `focal`, `none`) every slice once an epoch, or as often as it takes.
+        dataset, at_least, bag_size, batch_size: see `matched_sampler`.
 
     Raises:
         ValueError: `balanced` with slices of one class alone, or as of `matched_sampler`.
     """
     if imbalance == "matched" or dataset.pooled:
-        return matched_sampler(dataset, bag_size=bag_size, batch_size=batch_size)
+        return matched_sampler(dataset, at_least=at_least, bag_size=bag_size, batch_size=batch_size)
     if imbalance != "balanced":
-        return RandomSampler(dataset)
+        return RandomSampler(dataset, num_samples=max(at_least, len(dataset)))
     classes = np.asarray(dataset.classes)
     counts = np.bincount(classes)
     if np.count_nonzero(counts) < 2:
         raise ValueError(f"balanced draws need slices of two classes; all {len(classes)} are of class {classes[0]}")
-    return weighted_sampler(dataset, (1.0 / counts[classes]).tolist(), len(classes))
+    return weighted_sampler(dataset, (1.0 / counts[classes]).tolist(), max(at_least, len(classes)))
 
 
 class BagSampler(Sampler[int]):
@@ -78,7 +82,7 @@ class BagSampler(Sampler[int]):
     labels of their own are drawn as by `matched_sampler`, as many at a time as two bags have.
 
     Args:
-        dataset, num_samples, bins, bag_size, batch_size: see `matched_sampler`.
+        dataset, num_samples, at_least, bins, bag_size, batch_size: see `matched_sampler`.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class BagSampler(Sampler[int]):
         dataset: SliceDataset,
         *,
         num_samples: int | None = None,
+        at_least: int = 0,
         bins: int = 10,
         bag_size: int = 8,
         batch_size: int | None = None,
@@ -112,7 +117,7 @@ class BagSampler(Sampler[int]):
             self.weights = matched_weights(own, np.array(dataset.positions)[self.singles], bins=bins)
         in_bags = 2 * sum(len(slices) for slices, label in zip(self.bags, self.labels, strict=True) if label > 0)
         alone = 2 * int((own > 0).sum())
-        draws = num_samples or in_bags + alone
+        draws = num_samples or max(at_least, in_bags + alone)
         turn = 2 * bag_size * get_world_size()  # slices of a pair of bags, in each process
         self.single_turns = round(draws * alone / (in_bags + alone) / turn)
         self.bag_turns = max(1, round(draws * in_bags / (in_bags + alone) / turn))

@@ -36,6 +36,7 @@ from .find import Case, check_names, find_cases, map_paths, with_paths_relative
 from .splits import class_against_class, kinds_of_patients, signs_of_patients, split_patients, stratified_split
 
 SECTIONS = ("training", "validation", "test")
+_HALVES = " Of an organ of two sides, healthy halves are negatives: prepare --halves."
 
 
 def check_patients(datalist: dict[str, Any]) -> None:
@@ -175,7 +176,7 @@ def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> lis
     if missing:
         raise FileNotFoundError(
             f"{path}: {len(missing)} of {len(files)} files of {section!r} do not exist, e.g. {', '.join(missing[:3])}; "
-            f"check dataset_dir ({root})."
+            f"check dataset_dir ({root}); masks of halves are written by `prepare … --halves`."
         )
     return cases
 
@@ -298,7 +299,7 @@ def make_datalist(
                     f"{name}: {section!r} holds no {word} label; of {len(signs)} patients {count[True]} have positive "
                     f"labels and {count[False]} negative ones, and each of {np.count_nonzero(fractions)} sections "
                     "needs one of both: add cases, choose other fractions (0 leaves a section out) or another seed."
-                    + ("" if sign else " Of an organ of two sides, healthy halves are negatives: prepare --halves.")
+                    + ("" if sign or any("half" in case for case in cases) else _HALVES)
                 )
                 if section == "training" or stratify:
                     raise ValueError(message)

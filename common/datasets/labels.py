@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..files import PathLike
-from .words import NEGATIONS, NO, NO_NAMES, YES, is_doubtful, says_no
+from .words import NEGATIONS, NO, NO_NAMES, SIDES, YES, is_doubtful, says_no
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,8 @@ def _grades(tokens: Places, source: PathLike) -> tuple[str, ...]:
         orders = ",".join(found) + (f", or {found[1]},{found[0]}" if len(found) == 2 else "")
         raise ValueError(
             f"{source}: the labels are numbers up to {highest}, and none is 0: name the classes, the negative one "
-            f"first (--classes {orders}), or say from which on they are positive (--positive_from 2)"
+            f"first (--classes {orders}; --classes 0,{','.join(found)} if all are findings), or say from which on they "
+            "are positive (--positive_from 2)"
         )
     count = Counter(str(int(text)) for _, text in tokens if text.isdecimal())
     gaps = [str(grade) for grade in range(1, highest) if not count[str(grade)]]
@@ -241,10 +242,7 @@ def _names(tokens: Places, source: PathLike) -> tuple[str, ...]:
     count = Counter(text.lower() for _, text in tokens)
     held = ", ".join(f"{written[text]} ({n})" for text, n in count.most_common(10))
     if not any(text in NO for text in written):
-        raise ValueError(
-            f"{source}: the labels are {held}: say which of them is the negative one by naming all, that one first: "
-            f"{_proposed([*written.values()][:10])}"
-        )
+        raise ValueError(f"{source}: the labels are {held}: {_without_negative([*written.values()][:10])}")
     positive = [text for text in written if text not in NO]
     _check_positive(tokens, source, {text: written[text] for text in positive})
     for text in positive:
@@ -288,10 +286,14 @@ def _check_positive(tokens: Places, source: PathLike, positive: Mapping[str, str
     )
 
 
-def _proposed(names: Sequence[str]) -> str:
-    """The option that names all classes, in an order that cannot turn labels round where it is copied."""
-    negative = [name for name in names if NEGATIONS.match(name)]
-    orders = [shlex.quote(",".join([one, *(n for n in names if n != one)])) for one in (negative or names)[:2]]
-    if len(negative) == 1 or len(names) == 1:
-        return f"--classes {orders[0]}"
-    return f"--classes {orders[0]}, or {orders[1]}"
+def _without_negative(names: Sequence[str]) -> str:
+    """What to do where no name says no; no order that is proposed can turn labels round where it is copied."""
+    if {name.lower() for name in names} <= {word for words in SIDES.values() for word in words}:
+        return "sides go into a column 'side', with yes in the column 'label'"
+    negations = [name for name in names if NEGATIONS.match(name)]
+    orders = [shlex.quote(",".join([one, *(n for n in names if n != one)])) for one in (negations or names)[:2]]
+    chosen = f"say which of them is the negative one by naming all, that one first: --classes {', or '.join(orders)}"
+    absent = (
+        f"if all are findings, name the class without one, too: --classes {shlex.quote(','.join(['none', *names]))}"
+    )
+    return chosen if len(negations) == 1 else absent if len(names) == 1 else f"{chosen}; {absent}"

@@ -7,6 +7,11 @@ import re
 YES = ("yes", "y", "true", "positive", "1")
 NO = ("no", "n", "false", "negative", "0", "none", "-", "normal", "healthy")
 NO_NAMES = ("none", "normal", "healthy", "negative")  # those of them that name a class
+SIDES = {
+    "left": ("left", "l", "lt"),
+    "right": ("right", "r", "rt"),
+    "both": ("both", "b", "bilateral"),
+}
 NOBODY = ("?", "n/a", "na", "nan", "null", "missing", "unknown", "none", "-", "#n/a")  # no patient, whoever wrote it
 _UNKNOWN = re.compile(
     r"\?|n/a|n\.\s?a\.?|na|nan|nd|null|missing|tbd|not (assessed|available|evaluated|known|rated|read|sure).*|.+\?|"

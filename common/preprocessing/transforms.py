@@ -110,7 +110,8 @@ class NormalizeByOrgand(MapTransform):
         mode: `organ_median` gives multiples of the median inside the organ, clipped to `[0, upper]`, 0 outside, so
             that skull-stripped and whole heads look alike (a percentile of the image would be set by scalp and fat);
             `organ_mode` the same by the most frequent intensity, where a large part of the organ may be ill;
-            `slice_max` divides every slice by its maximum (GP-UNet's authors' code); `none` changes nothing.
+            `slice_max` divides every slice by its maximum (GP-UNet's authors' code); `none` changes nothing. A case
+            with a `half` is 0 outside its organ in any mode: else both halves of a scan would be one image.
         organ_key: the organ mask.
         upper: clip value of `organ_median` and `organ_mode`.
     """
@@ -133,14 +134,15 @@ class NormalizeByOrgand(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         data = dict(data)
         for key in self.key_iterator(data):
-            image = data[key]
+            image = data[key] * (data[self.organ_key] > 0.5) if "half" in data else data[key]
             if self.mode == "slice_max":
                 peak = image.amax(dim=(1, 2), keepdim=True)
-                data[key] = image / torch.where(peak > 0, peak, torch.ones_like(peak))
+                image = image / torch.where(peak > 0, peak, torch.ones_like(peak))
             elif self.mode in BY_ORGAN:
                 organ = as_array(data[self.organ_key])[0] > 0.5
-                data[key] = image.clone()
-                for channel in data[key]:
+                image = image.clone()
+                for channel in image:
                     values = BY_ORGAN[self.mode](as_array(channel), organ, upper=self.upper)
                     channel.copy_(torch.as_tensor(values * organ))
+            data[key] = image
         return data

@@ -67,10 +67,13 @@ def check_results(folder: Path, numbers: list[int]) -> None:
         assert np.isfinite(heatmap).all()
 
 
-def train_and_mark(bundle: str, folder: Path, settings: dict[str, Any], chosen: dict[str, Any]) -> None:
+def train_and_mark(
+    bundle: str, folder: Path, settings: dict[str, Any], chosen: dict[str, Any], **training_alone: Any
+) -> None:
     """Train an epoch and mark by its weights; fails unless these know three channels and every case is marked."""
     data, training = write_colors(folder / "data"), folder / "training"
-    run_bundle(bundle, ["train.json"], dataset_dir=data, output_dir=training, max_epochs=1, batch_size=4, **settings)
+    alone = {"max_epochs": 1, "batch_size": 4, **training_alone}
+    run_bundle(bundle, ["train.json"], dataset_dir=data, output_dir=training, **alone, **settings)
     assert read_json(training / "model.json")["seen"]["channels"] == ["channel 1", "channel 2", "channel 3"]
     shared = {"dataset_dir": data, "datalist": data / "datalist.json", "ckpt": training / "model.pt", **settings}
     run_bundle(bundle, ["inference.json"], output_dir=folder / "out", **shared, **chosen)

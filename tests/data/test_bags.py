@@ -65,6 +65,19 @@ def test_slices_with_labels_of_their_own_come_in_turns_as_long_as_two_bags():
     assert not any(set(np.array(data.bags)[turn]) - {0, 1} for turn in turns[~alone])
 
 
+def test_a_small_data_set_is_drawn_from_as_often_as_asked():
+    volumes, slices = dataset((12, 1), (12, 0)), dataset((10, [0] * 5 + [1] * 5))
+    for data in (volumes, slices):
+        assert [len(matched_sampler(data, at_least=n, bag_size=4, batch_size=8)) for n in (8, 800)] == [
+            len(matched_sampler(data, bag_size=4, batch_size=8)),
+            800,
+        ]
+    for imbalance in ("balanced", "none"):
+        drawn_once, often = (drawn(slice_sampler(imbalance, slices, at_least=n), 1)[:, 0] for n in (0, 40))
+        assert (len(drawn_once), len(often)) == (10, 40)
+    assert Counter(often.tolist()) == dict.fromkeys(range(10), 4)
+
+
 def test_processes_share_the_draws(monkeypatch):
     monkeypatch.setattr("common.data.bags.get_world_size", lambda: 3)
     assert len(BagSampler(dataset((8, 1), (8, 0)), bag_size=2, num_samples=48)) == 16

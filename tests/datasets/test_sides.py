@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from monai.transforms import Compose
 
+from common.commands.benchmark_suite import benchmark_suite
+from common.commands.folds import write_folds
 from common.commands.prepare import prepare
 from common.datasets import labeled_table
 from common.datasets.phantom import phantom_case
@@ -130,7 +132,7 @@ def test_labels_of_all_kinds_go_to_their_side(cls, side, labels, tmp_path):
 
 def test_what_cannot_be_halved_is_named(tmp_path):
     head(tmp_path / "p")
-    with pytest.raises(ValueError, match=r"case 'p': which side is ill\? Give a column 'side'"):
+    with pytest.raises(ValueError, match=r"case 'p': which side is ill"):
         halves([case_of(tmp_path / "p")], tmp_path / "h", organ="brain")
     brain = nib.load(tmp_path / "p" / "brain.nii.gz")
     one = np.asanyarray(brain.dataobj).copy()
@@ -208,3 +210,84 @@ def test_halves_teach_and_whole_scans_are_tested(tmp_path, capsys):
         name = case["case"]
         files = {"image": f"{name}/flair.nii.gz", "label": f"{name}/mask.nii.gz", "organ": f"{name}/brain.nii.gz"}
         assert case == {"case": name, "patient": name, "cls": 1} | files
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_mask_of_one_half_alone_is_not_halved_again(tmp_path, side):
+    head(tmp_path / "p")
+    volume = nib.load(tmp_path / "p" / "brain.nii.gz")
+    array = np.array(volume.dataobj)
+    array[slice(24, None) if side == "left" else slice(24)] = 0
+    nib.save(nib.Nifti1Image(array, volume.affine), tmp_path / "p" / "brain.nii.gz")
+    with pytest.raises(ValueError, match="'p': the mask of the brain seems to hold one side alone"):
+        halves([case_of(tmp_path / "p", finding_side=side)], tmp_path / "h", organ="brain")
+
+
+def test_one_lung_is_not_halved(tmp_path):
+    head(tmp_path / "p")
+    organ = np.zeros(SHAPE, dtype=np.uint8)
+    organ[4:18, 8:48], organ[28:44, 8:48] = 1, 1
+    case = case_of(tmp_path / "p", finding_side="left")
+    for left, refused in ((1, False), (0, True)):
+        organ[4:18] *= left
+        nib.save(nib.Nifti1Image(organ, np.diag([-2.0, -2.0, 4.0, 1.0])), tmp_path / "p" / "brain.nii.gz")
+        if refused:
+            with pytest.raises(ValueError, match="mask of the lung seems to hold one side"):
+                halves([case], tmp_path / "h", organ="lung")
+        else:
+            assert len(halves([case], tmp_path / "h", organ="lung")) == 2
+
+
+@pytest.mark.parametrize("mode", ["organ_median", "organ_mode", "slice_max", "none"])
+def test_halves_of_a_scan_are_two_images_in_any_mode(tmp_path, mode):
+    head(tmp_path / "p")
+    parts = halves([case_of(tmp_path / "p", finding_side="left")], tmp_path / "h", organ="brain")
+    see = Compose([LoadCased(channels=1), OrganMaskd("image", organ="brain"), NormalizeByOrgand("image", mode=mode)])
+    left, right = (see(part)["image"] for part in parts)
+    assert not ((left != 0) & (right != 0)).any()
+    whole = {key: value for key, value in parts[0].items() if key != "half"}
+    assert ((see(whole)["image"] != 0).sum() > (left != 0).sum()) == (mode in ("slice_max", "none"))
+
+
+class TestTables:
+    @pytest.fixture
+    def table(self, tmp_path) -> Path:
+        for seed in range(6):
+            head(tmp_path / f"p{seed}", seed=seed)
+        rows = [
+            f"p{i}/flair.nii.gz,yes,{('left', 'right')[i % 2]},p{i}/mask.nii.gz,p{i}/brain.nii.gz" for i in range(6)
+        ]
+        (tmp_path / "l.csv").write_text("\n".join(["image,label,side,mask,organ", *rows]))
+        return tmp_path / "l.csv"
+
+    def test_each_datalist_has_halves_of_its_own(self, table):
+        prepare("table", str(table), halves="brain")
+        prepare("table", str(table), halves="brain", datalist=str(table.parent / "more.json"))
+        folders = [
+            Path(read_json(table.parent / f"{name}.json")["training"][0]["organ"]).parent.name
+            for name in ("datalist", "more")
+        ]
+        assert folders == ["halves", "halves_more"]
+
+    def test_whole_scans_are_listed_for_scoring(self, table):
+        with pytest.raises(SystemExit, match="for_scoring true lists the whole scans"):
+            prepare("table", str(table))
+        prepare("table", str(table), for_scoring=True)
+        content = read_json(table.parent / "datalist.json")
+        assert {*content["training"][0]} == {"case", "patient", "image", "organ", "label", "cls"}
+
+    def test_a_mask_of_a_table_does_not_say_the_side(self, table):
+        table.write_text(table.read_text().replace("side", "laterality"))
+        with pytest.raises(SystemExit, match="A table says it in a column 'side'"):
+            prepare("table", str(table), halves="brain")
+
+    def test_slices_of_halves_are_not_drawn_whatever_patient_they_are_of(self, table):
+        with pytest.raises(SystemExit, match="choose one of them"):
+            prepare("table", str(table), halves="brain", split="paper")
+
+    def test_halves_and_whole_scans_do_not_teach_together(self, table):
+        prepare("table", str(table), halves="brain")
+        with pytest.raises(ValueError, match="halves of scans and whole ones"):
+            write_folds(table.parent / "datalist.json", table.parent, count=2)
+        with pytest.raises(ValueError, match="list these by --scans"):
+            benchmark_suite("phantom", str(table.parent), str(table.parent / "out"))

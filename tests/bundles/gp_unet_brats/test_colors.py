@@ -14,7 +14,13 @@ from tests.bundles.conftest import run_bundle
 
 BUNDLE = "gp_unet_brats"
 SMALL = {"channels": 3, "backbone": "gp_unet", "network_options": {"features": [4, 8, 16]}, "organ": "none"}
-SMALL |= {"spacing": [-1.0, -1.0, -1.0], "slice_size": [48, 48], "max_epochs": 3, "batch_size": 4}
+SMALL |= {
+    "spacing": [-1.0, -1.0, -1.0],
+    "slice_size": [48, 48],
+    "max_epochs": 3,
+    "batch_size": 4,
+    "min_slices_per_epoch": 0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,8 @@ def run(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("pictures")
     write_pictures(data)
     prepare("table", str(data / "labels.csv"), classes=",".join(CLASSES))
-    training = {"max_epochs": 1, "batch_size": 4, "slice_size": [48, 48], "output_dir": data / "runs"}
+    training = {"max_epochs": 1, "min_slices_per_epoch": 0, "batch_size": 4, "slice_size": [48, 48]}
+    training |= {"output_dir": data / "runs"}
     run_bundle(BUNDLE, ["train.json", "t1ce.json"], dataset_dir=data, **SMALL, **training)
     configs = ["inference.json", "evaluate.json", "t1ce.json", "paper_scores.json"]
     scoring = {"ckpt": data / "runs" / "model.pt", "output_dir": data, "baseline_thresholds": [1.4, 1.2]}
