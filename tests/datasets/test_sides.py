@@ -134,10 +134,6 @@ def test_what_cannot_be_halved_is_named(tmp_path):
     head(tmp_path / "p")
     with pytest.raises(ValueError, match=r"case 'p': which side is ill"):
         halves([case_of(tmp_path / "p")], tmp_path / "h", organ="brain")
-    brain = nib.load(tmp_path / "p" / "brain.nii.gz")
-    one = np.asanyarray(brain.dataobj).copy()
-    one[24:] = 0
-    nib.save(nib.Nifti1Image(one, brain.affine), tmp_path / "p" / "brain.nii.gz")
     with pytest.raises(ValueError, match="case 'p': nothing of the organ is on the left side; does the image show"):
         halves([case_of(tmp_path / "p", finding_side="left")], tmp_path / "h", organ="brain", gap_mm=200.0)
 
