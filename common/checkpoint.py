@@ -35,9 +35,8 @@ def usable_device(device: torch.device | str) -> torch.device:
     """
     device = torch.device(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RuntimeError(
-            f"device {device} was asked for, but CUDA sees {torch.cuda.device_count()} device(s); use --device cpu"
-        )
+        count = torch.cuda.device_count()
+        raise RuntimeError(f"device {device} was asked for, but CUDA sees {count} device(s); use --device cpu")
     return device
 
 
@@ -245,6 +244,7 @@ class TrainingCheckpoint:
                 group.update(values)
             self._replay(name, schedule, state, engine)
         engine.state.epoch = state["epoch"]
+        torch.manual_seed(torch.initial_seed() + state["epoch"])  # else the first epoch's draws come again
         self.best = state.get("best", -math.inf)
         self._resume_stopping(state, engine)
         engine.state.iteration = state["epoch"] * (engine.state.epoch_length or 0)
@@ -252,8 +252,8 @@ class TrainingCheckpoint:
         then, now = state.get("length", {}), _length(engine)
         changed = [f"{name} {then[name]} before, {now[name]} now" for name in then if then[name] != now[name]]
         if changed:
-            share = f"{state['epoch']} of {engine.state.max_epochs} epochs are done"
-            logger.warning("%s: %s; schedules are those of the new length, of which %s", self.path, changed, share)
+            told = "%s: %s; schedules are those of the new length, of which %d of %d epochs are done"
+            logger.warning(told, self.path, changed, state["epoch"], engine.state.max_epochs)
 
     def _resume_stopping(self, state: Mapping[str, Any], engine: Engine) -> None:
         if self.stopping is None or "stopping" not in state:

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from .checkpoint import unwrapped
-from .files import write_csv
+from .checkpoint import load_weights, unwrapped
+from .files import PathLike, write_csv
 
 
 class RandIntensityd(RandomizableTransform, MapTransform):
@@ -223,6 +223,16 @@ class TrainingLog:
             return []
         with open(self.path, encoding="utf-8", newline="") as file:
             return [row for row in csv.DictReader(file) if int(row["epoch"]) < first]
+
+
+def start_from(network: torch.nn.Module, ckpt: PathLike | None) -> None:
+    """Give a network the weights that its training begins with; None: it begins as it was made.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `common.checkpoint.load_weights`.
+    """
+    if ckpt is not None:
+        load_weights(network, ckpt)
 
 
 def prepare_batch(

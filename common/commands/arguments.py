@@ -95,6 +95,8 @@ def ending_in_words() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; what trains or scores goes on from here by the same command") from None
     except subprocess.CalledProcessError as error:  # the run has said why
         raise SystemExit(error.returncode) from None
     except (OSError, ValueError, ImportError, RuntimeError) as error:

@@ -102,6 +102,9 @@ def crossvalidate(
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
     root, recipe = BUNDLES / bundle, Recipe(train=tuple(train), refine=tuple(refine))
     student = merged(root, recipe.refine)
+    shown = [name for name in evaluate if Path(name).name != "evaluate.json"]  # as new scans are
+    if rounds and not choose:
+        raise ValueError("--rounds: pseudo-masks are cut at what --choose chooses for the teacher, and it is empty")
     summaries: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     kept_rows: list[dict[str, Any]] = []
@@ -122,7 +125,7 @@ def crossvalidate(
                     further = {"teacher_ckpt": str(ckpt)}
                     if "pseudo_dir" in student:
                         maps, by = place / "maps" / "predictions.csv", {"section": "training", "ckpt": str(ckpt)}
-                        _once(maps, f"{title}: maps that teach", bundle, evaluate[:1], learned, **on_parts, **by)
+                        _once(maps, f"{title}: maps that teach", bundle, shown, learned, **on_parts, **by)
                         further["pseudo_dir"] = str(maps.parent)
                 ckpt = place / "training" / "model.pt"
                 _train(ckpt.parent, f"{title}: training", bundle, configs, learned, **on_parts, **further)

@@ -12,7 +12,7 @@ from ..checkpoint import read_beside
 from ..data import SECTIONS, labels_in_words, labels_slices
 from ..data.splits import tells_classes_apart
 from ..engines.settings import plain, tops
-from ..files import alone, atomic_path, read_json, write, write_json
+from ..files import alone, atomic_path, file_digest, read_json, write, write_json
 from ..handlers.label_calibration import FEW
 from ..report import write_report
 from .console import logged
@@ -31,6 +31,8 @@ from .fit_checks import (
 from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
 from .fit_runs import DRAW, SLIDES, VOLUMES, Recipe, learn, merged, once, refining, steps, usual_rounds
 from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
+from .fit_start import settings_of_start
+from .fit_summary import summary, summary_of_classes
 from .fit_windows import KEY, shown_datalist
 from .format import format_json
 from .own_bundle import make_bundle, make_slide_bundle, settings_of, slide_settings, with_settings
@@ -49,6 +51,7 @@ def fit(
     datalist: str | None = None,
     configs: str | Sequence[str] = "",
     rounds: int | None = None,
+    start_ckpt: str | None = None,
     verbose: bool = False,
     **settings: Any,
 ) -> None:
@@ -59,7 +62,7 @@ def fit(
 
     - `<bundle>`: a complete bundle with these weights and settings, as `monai.bundle run`, `export`, `verify` and
       MONAI Label take it;
-    - `training`, and `round1` … with what belongs to a second training on the first one's masks;
+    - `training` (or `start`), and `round1` … with what belongs to a second training on the first one's masks;
     - `evaluation`: scores of the test section (of validation where there is none), Dice where there are masks, and
       `report.html`; where no label is negative, `class_scores.json` as well;
     - `masks`: mask, heatmap and picture of every case;
@@ -75,6 +78,8 @@ def fit(
             `<name>_volumes.json` over `<name>.json`, where there is one.
         rounds: of training on masks of the training before, where the bundle has a `train_refine.json`; by default one
             where slices, halves or slides have labels, none where volumes have, and none where no label is negative.
+        start_ckpt: weights in place of a first training, e.g. `bundles/gp_unet_brats/models/model.pt`: thresholds are
+            chosen for them, and the training on masks begins with them. `--rounds 0`: thresholds alone.
         verbose: show on the console what otherwise goes to `log.txt` alone.
         settings: top-level keys of the configs, e.g. `--max_epochs 30 --spacing "[1,1,-1]"`.
 
@@ -99,10 +104,16 @@ def fit(
         raise ValueError(f"--rounds: expected 0 or more, got {rounds}")
     if rounds and apart:
         raise ValueError(f"--rounds: a second training learns where nothing is from negatives, and {listed} has none")
-    told = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
+    told: dict[str, Any] = {"bundle": root.name, "configs": names(configs), "settings": settings, "rounds": rounds}
+    start = Path(start_ckpt).resolve() if start_ckpt else None
+    if start:
+        if recipe is SLIDES or apart:
+            raise ValueError("--start_ckpt: of volumes with negatives alone")
+        settings = settings_of_start(start, root, settings, content)
+        told["start_ckpt"] = file_digest(start)
     digests = data_digests(listed, dataset_dir)
     masks_digest = digests.pop(MASKS)
-    begun = (home / "training" / "checkpoint.pt").is_file()
+    begun = any((home / name / "checkpoint.pt").is_file() for name in ("training", "round1"))
     try:
         check_same(home, {**digests, **told}, newer=(IMAGES,))
     except ValueError:
@@ -138,9 +149,10 @@ def fit(
         of = f" (of the first {LOOKED_AT} cases)" if len(cases_of(content)) > LOOKED_AT else ""
         print(f"images: {', '.join(content['modalities'])}; {grids.in_words()}{of}")
         settings_of_all = merged(own, (recipe.inference, *recipe.train))
-        runs = steps(own, rounds, recipe)
+        runs = steps(own, rounds, recipe) - bool(start)
         drawing = merged(own, (DRAW,)) if DRAW in refining(own, recipe) else None
-        guess = minutes(root.name, content, settings_of_all, grids, rounds=rounds, runs=runs, drawing=drawing)
+        trainings: dict[str, Any] = {"rounds": rounds - bool(start), "runs": runs, "drawing": drawing}
+        guess = minutes(root.name, content, settings_of_all, grids, **trainings)
     else:
         found = found_slides(own, content, Path(dataset_dir))
         print(found)
@@ -152,8 +164,8 @@ def fit(
     scored = "test" if content.get("test") else "validation"
     everything = "+".join(section for section in SECTIONS if content.get(section))
     scores, masks = home / "evaluation" / recipe.scores, home / "masks" / "predictions.csv"
-    with alone(home, "fit"), logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds, recipe)):
-        best = learn(own, home, rounds, calibration_section(content), shared, recipe)
+    with alone(home, "fit"), logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds, recipe) - bool(start)):
+        best = learn(own, home, rounds, calibration_section(content), shared, recipe, start=start)
         weights = own / "models" / recipe.weights
         for end in (".pt", ".json"):
             with atomic_path(weights.with_suffix(end)) as temporary:
@@ -262,58 +274,3 @@ def calibration_section(content: Mapping[str, Any]) -> str:
     cases = content.get("validation") or []
     labels, patients = labels_of_cases(cases), {case["patient"] for case in cases}
     return "validation" if min(sum(labels), len(labels) - sum(labels), len(patients)) >= FEW else "training+validation"
-
-
-def summary(folder: Path, section: str) -> str:
-    """What labels say about the masks, and what masks say where there are any."""
-    scores = read_json(folder / "labels.json")
-    volumes, slices = scores["volumes"], scores.get("slices")
-    areas = [_auc(kind, found) for kind, found in (("volume", volumes), ("slice", slices)) if found]
-    lines = [f"{section}, from labels: {', '.join(areas)}"]
-    marked, empty = (
-        f"{round((volumes[share] or 0) * volumes[kind])} of {volumes[kind]}"
-        for share, kind in (("positives_marked", "positives"), ("negatives_empty", "negatives"))
-    )
-    lines.append(
-        f"at the gate {scores['gate']:.3f}: {marked} positive volumes marked, {empty} negative ones left empty, "
-        f"{_shown(volumes['ml_in_negatives']['mean'])} ml in a negative one"
-    )
-    masks = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-    if dice := masks.get("dice_positive"):  # a run of an earlier version has none
-        lines.append(
-            f"with masks, which chose nothing: 3D Dice of {int(dice['count'])} volumes with a lesion "
-            f"{_shown(dice['mean'])}, median {_shown(dice['median'])}"
-        )
-    return "\n".join(lines)
-
-
-def summary_of_classes(folder: Path, section: str, classes: Sequence[str]) -> str:
-    """The same where classes are told from one another: how often they are, what is taken for what, and Dice by class.
-
-    Args:
-        folder: of `class_scores.json` and `labels.json`.
-        section: that was scored.
-        classes: names, the negative one first.
-    """
-    scores, volumes = read_json(folder / "class_scores.json"), read_json(folder / "labels.json")["volumes"]
-    lines = [f"{section}, from labels: class accuracy {_shown(scores['accuracy'])} of {scores['slices']} slices"]
-    for name, row in zip(classes, scores["confusion"], strict=True):
-        if sum(row):
-            called = ", ".join(f"{count} {other}" for other, count in zip(classes, row, strict=True) if count)
-            lines.append(f"  {name} is called: {called}")
-    marked = round((volumes["positives_marked"] or 0) * volumes["positives"])
-    lines.append(f"{marked} of {volumes['positives']} cases marked")
-    if scores["masks"]:
-        medians = (f"{name} {_shown(found['dice_mask']['median'])}" for name, found in scores["masks"].items())
-        lines.append(f"with masks, which chose nothing: median Dice of slices: {', '.join(medians)}")
-    return "\n".join(lines)
-
-
-def _auc(kind: str, scores: Mapping[str, Any]) -> str:
-    interval = scores.get("auc_interval") or [None]
-    said = f" ({scores['note']})" if "note" in scores and scores["auc"] is not None else ""
-    return f"{kind} AUC {_shown(scores['auc'])}" + (said if None in interval else f" {interval}")
-
-
-def _shown(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"

@@ -26,7 +26,7 @@ def pattern_of(content: Mapping[str, Any], dataset_dir: str | Path | None = None
 
     Folders and names that all images share stay, what differs becomes a wildcard; what ends all names alike behind a
     `_`, `-` or `.` stays, too, and so does what begins them where masks or other modalities would match else. DICOM
-    takes folders, or `dicom` where the datalist names series.
+    takes folders, or `dicom` where the datalist names series. Of files and series together the pattern is of the more.
 
     Args:
         content: of a datalist.
@@ -47,7 +47,9 @@ def pattern_of(content: Mapping[str, Any], dataset_dir: str | Path | None = None
         return NO_CASES
     base = os.path.commonpath([os.path.dirname(path) for path in every]) if beside else "."  # the folder of them all
     found = []
-    for column in zip(*rows, strict=False):
+    for both in zip(*rows, strict=False):
+        kinds = [[path for path in both if bool(_suffix(path)) is of_files] for of_files in (True, False)]
+        column = max(kinds, key=len)  # no pattern finds files and series
         paths, others = ({Path(os.path.relpath(p, base)).as_posix() for p in some} for some in (column, masks | every))
         series = [path for path in column if not _suffix(path)]
         named = any(UID.fullmatch(Path(p).name) and not (Path(dataset_dir or ".") / p).is_dir() for p in series)

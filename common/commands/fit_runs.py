@@ -12,6 +12,7 @@ from typing import Any
 from ..data import Case, labels_slices
 from ..files import file_digest, read_json, write
 from .console import step
+from .fit_start import begin_with, draws
 from .run import for_configs, names, run_bundle
 
 # A second training on masks counts unless the AUC of validation falls by more: with some ten slides less is noise.
@@ -83,7 +84,7 @@ def refining(own: Path, recipe: Recipe, **over: Any) -> tuple[str, ...]:
     settings = merged(own, recipe.train) | over
     one_finding, resampled = len(settings.get("classes", [])) == 2, settings.get("spacing", [-1.0])[0] > 0
     draws = recipe.unit == VOLUMES.unit and (own / "configs" / DRAW).is_file() and one_finding and resampled
-    return (*recipe.refine, DRAW) if draws else recipe.refine
+    return (*recipe.refine, DRAW) if draws and DRAW not in recipe.refine else recipe.refine
 
 
 def usual_rounds(training: Sequence[Case], recipe: Recipe) -> int:
@@ -103,7 +104,16 @@ def steps(own: Path, rounds: int, recipe: Recipe = VOLUMES) -> int:
     return 4 + rounds * (3 if "pseudo_dir" in merged(own, recipe.refine) else 2)
 
 
-def learn(own: Path, home: Path, rounds: int, section: str, shared: Mapping[str, Any], recipe: Recipe) -> Path:
+def learn(
+    own: Path,
+    home: Path,
+    rounds: int,
+    section: str,
+    shared: Mapping[str, Any],
+    recipe: Recipe,
+    *,
+    start: Path | None = None,
+) -> Path:
     """Train, choose from labels, and that again on the masks of the training before; weights of the last that counts.
 
     Args:
@@ -113,6 +123,7 @@ def learn(own: Path, home: Path, rounds: int, section: str, shared: Mapping[str,
         section: whose labels choose.
         shared: settings of all runs.
         recipe: whose configs are run.
+        start: weights in place of the first training, with which the next one begins.
     """
     title = f"gate and thresholds from the labels of {section.replace('+', ' and ')}"
     natural = merged(own, recipe.refine).get("natural_threshold")
@@ -122,12 +133,17 @@ def learn(own: Path, home: Path, rounds: int, section: str, shared: Mapping[str,
         if number and not has_refine(own, recipe):
             print(f"{own.name} has no second training")
             break
-        place = home / (f"round{number}" if number else "training")
+        place = home / (f"round{number}" if number else "start" if start else "training")
         # The threshold that maps have by themselves once they were trained against masks.
-        more = {"natural_threshold": natural} if number and takes_natural else {}
+        drawn = number or (start and draws(start))
+        more = {"natural_threshold": natural} if drawn and takes_natural else {}
         chosen = {**shared, "ckpt": str(place / "model.pt"), "section": section, **more}
         try:
-            _train(own, place, best, f"round {number}" if number else "training", shared, recipe)
+            if start and not number:
+                begin_with(start, place)
+            else:
+                begin = {"start_ckpt": str(best)} if start else {}
+                _train(own, place, best, f"round {number}" if number else "training", shared, recipe, **begin)
             once(place / "calibrated.json", title, own, recipe, recipe.calibrate, **chosen)
         except subprocess.CalledProcessError:
             if best is None:
@@ -151,8 +167,13 @@ def best_auc(place: Path) -> float:
         return max(float(row["auc"]) for row in csv.DictReader(file) if row.get("auc"))
 
 
-def _train(own: Path, place: Path, teacher: Path | None, title: str, shared: Mapping[str, Any], recipe: Recipe) -> None:
-    """Train into a folder, on the masks of a teacher if there is one; once."""
+def _train(
+    own: Path, place: Path, teacher: Path | None, title: str, shared: Mapping[str, Any], recipe: Recipe, **begin: str
+) -> None:
+    """Train into a folder, on the masks of a teacher if there is one; once.
+
+    `begin`: the key of weights to begin with, for configs that have it; others begin with those of the teacher anyway.
+    """
     finished = place / "finished"
     if finished.is_file():
         step(f"{title}: done before")
@@ -166,6 +187,7 @@ def _train(own: Path, place: Path, teacher: Path | None, title: str, shared: Map
             maps = {**shared, "section": "training", "ckpt": str(teacher)}
             once(place / "maps" / "predictions.csv", "maps of the training section", own, recipe, **maps)
     step(title)
+    more |= {key: value for key, value in begin.items() if key in merged(own, tuple(configs))}
     run_bundle(own, configs, output_dir=str(place), **for_configs(own, configs, shared), **more)
     finished.touch()
 

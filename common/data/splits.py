@@ -44,7 +44,8 @@ def stratified_split(
     """Split patients as `split_patients` does, those with and those without a finding, or of several classes, apart.
 
     So each part has its share of each, and one or more where there are as many as parts. Patients of a class that has
-    fewer are split with those of the most frequent one; where too few have a finding, or none, all are split as one.
+    fewer are split with those of the most frequent one; where too few have a finding, or none, all are split as one, so
+    that each part has one with a finding if that can be.
 
     Args:
         positive: whether each patient has a finding, or its class.
@@ -67,7 +68,12 @@ def stratified_split(
             raise ValueError(f"{len(ids)} patient(s) cannot fill {np.count_nonzero(share)} parts; add patients.")
         held = np.bincount([fixed[p] for p in ids if p in fixed], minlength=len(share))
         missing = np.maximum(_sizes(len(ids), share) - held, 0)
-        drawn = _draw(free, _sizes(len(free), missing / max(missing.sum(), 1)), seed)
+        sizes = _sizes(len(free), missing / max(missing.sum(), 1))
+        drawn = _draw(free, sizes, seed)
+        if len(kinds) == 1:  # too few of one kind: of a hundred draws the first that leaves no part without a finding
+            dealt = (_draw(free, sizes, seed + k) for k in range(100))
+            with_finding = (draw for draw in dealt if all(any(positive[p] for p in part) for part in draw if part))
+            drawn = next(with_finding, drawn)
         for k, part in enumerate(parts):
             part += drawn[k] + [p for p in ids if fixed.get(p) == k]
     return [sorted(part) for part in parts]

@@ -47,9 +47,9 @@ RANGES: dict[Rule, str] = {
     """,
     FROM_0: """
         across_mm alpha baseline_openings_mm baseline_smooth_mm body_learning_rate classification decoupling
-        encoder_learning_rate gate_smooth_mm image_channel map_width min_area_cm2 min_component_ml min_volume_ml
-        num_workers refine#dilate_mm refine#intensity refine#opening_mm refine#smooth_mm rotate scale seed segmentation
-        shear smooth_um translate weight_decay
+        encoder_learning_rate gate_smooth_mm image_channel map_width min_area_cm2 min_component_ml min_slices_per_epoch
+        min_volume_ml num_workers refine#dilate_mm refine#intensity refine#opening_mm refine#smooth_mm rotate scale
+        seed segmentation shear smooth_um translate weight_decay
     """,
     ABOVE_0: """
         clip_norm clip_value input_scale learning_rate mpp mpp_of_file radius tissue_mpp upper zoom

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -258,10 +257,6 @@ class FeatureStore:
             content |= {"bytes": sum(path.stat().st_size for path in folder.glob("[!.]*.npy")), **dict(about or {})}
             write_json(folder / "entry.json", content)
         return self.open(key)
-
-    def remove(self, key: str) -> None:
-        """Delete an entry, finished or not."""
-        shutil.rmtree(self.folder(key), ignore_errors=True)
 
 
 def _locked(folder: Path) -> AbstractContextManager:

@@ -1,4 +1,4 @@
-"""Which files an image is read from: one, those of a DICOM series, or a header and the voxels beside it."""
+"""Which files an image is read from: one, those of a DICOM series, or one and what lies beside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .reading import is_dicom
 
 _PAIR = re.compile(r".*\.(hdr|img)(\.gz)?", re.IGNORECASE)
 _NAMES_ITS_DATA = (".mhd", ".nhdr")
+_FOLDER_BESIDE = ".mrxs"  # MIRAX: a thumbnail, and all else in a folder of its name
 _NUMBERED = re.compile(r"(.*)%(0?\d*)[diu](.*?)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(\s+\d+)?")
 
 
@@ -35,6 +36,8 @@ def files_of(path: PathLike) -> list[Path]:
     if _PAIR.fullmatch(path.name):
         holders = nib.Spm99AnalyzeImage.filespec_to_file_map(path).values()  # `.mat` as well, which turns the others
         beside = [Path(holder.filename or path) for holder in holders]
+    elif path.name.lower().endswith(_FOLDER_BESIDE):
+        beside = sorted(path.with_suffix("").glob("*"))
     elif path.name.lower().endswith(_NAMES_ITS_DATA) and path.is_file():
         with open(path, encoding="utf-8", errors="replace") as file:
             texts = re.split("[\n=:]", file.read(1 << 16))

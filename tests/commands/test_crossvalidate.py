@@ -105,6 +105,19 @@ def test_a_further_round_is_the_second_training_of_fit(data, runs, tmp_path):
     assert len(runs) == 12
 
 
+def test_a_further_round_without_thresholds_is_refused_before_anything_is_trained(data, runs, tmp_path):
+    with pytest.raises(ValueError, match="--rounds: pseudo-masks are cut at what --choose chooses"):
+        crossvalidate("b", str(data), str(tmp_path), choose="", rounds=1)
+    assert not runs
+
+
+@pytest.mark.usefixtures("drawing")
+def test_maps_that_teach_are_made_by_all_that_makes_masks(data, runs, tmp_path):
+    evaluate = "inference.json,mosmed.json,evaluate.json"
+    crossvalidate("b", str(data), str(tmp_path), folds=2, choose="choose.json", rounds=1, evaluate=evaluate)
+    assert runs[2]["configs"] == ["inference.json", "mosmed.json"]
+
+
 @pytest.mark.usefixtures("drawing")
 def test_volumes_that_are_not_resampled_are_not_drawn(data, runs, tmp_path):
     crossvalidate("b", str(data), str(tmp_path), folds=2, choose="choose.json", rounds=1, spacing=(-1, -1, -1))

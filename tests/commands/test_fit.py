@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,12 @@ from common.commands.fit import (
     described,
     fit,
     labels_slices,
-    summary,
-    summary_of_classes,
     with_volumes,
 )
 from common.commands.fit_checks import recipe_of
 from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, refining, steps, usual_rounds
 from common.commands.fit_slides import summary_of_slides
+from common.commands.fit_summary import summary, summary_of_classes
 from common.commands.run import bundle_root
 from common.files import write_json
 from tests.bundles.insight_ct.slides.helpers import write_slide
@@ -148,6 +148,8 @@ def test_one_finding_in_volumes_is_drawn_where_a_bundle_has_a_network_for_that(t
     write_json(tmp_path / "configs" / "wsi.json", {})
     assert refining(tmp_path, VOLUMES) == (*VOLUMES.refine, "train_draw.json")
     assert refining(tmp_path, SLIDES) == SLIDES.refine
+    named = replace(VOLUMES, refine=("train_refine.json", "train_draw.json"))
+    assert refining(tmp_path, named) == named.refine  # once
     for other in ({"classes": ["none", "tumor", "stroke"]}, {"spacing": [-1.0, -1.0, -1.0]}):
         write_json(tmp_path / "configs" / "train.json", settings | other)
         assert refining(tmp_path, VOLUMES) == VOLUMES.refine

@@ -13,7 +13,16 @@ from common.__main__ import COMMANDS, function, main
 
 # Modules of `common.commands` that serve the others.
 HELPERS = {"arguments", "console", "own_bundle", "run", "suite_page", "usage", "verify_build"}
-HELPERS |= {"fit_checks", "fit_minutes", "fit_patterns", "fit_runs", "fit_slides", "fit_windows"}
+HELPERS |= {
+    "fit_checks",
+    "fit_minutes",
+    "fit_patterns",
+    "fit_runs",
+    "fit_slides",
+    "fit_start",
+    "fit_summary",
+    "fit_windows",
+}
 
 
 def test_every_command_has_its_file_and_every_file_its_command():

@@ -105,6 +105,14 @@ def test_a_bundle_of_ones_own_keeps_every_rule_but_those_of_weights_to_come(bund
     assert list(inputs.values())[2:] == list(beside.values())[1:]  # the organ mask, where it is a channel
 
 
+def test_of_files_and_series_the_pattern_is_of_the_more():
+    def of(*images: str) -> str | list[str]:
+        return pattern_of({"training": [{"image": image} for image in images]})
+
+    assert of("p1/flair", "p2/flair", "p3/flair.nii.gz") == "*/flair/"
+    assert of("p1/flair", "p2/flair.nii.gz", "p3/flair.nii.gz") == "*/flair.nii.gz"
+
+
 @pytest.mark.parametrize(
     ("images", "pattern"),
     [

@@ -74,8 +74,20 @@ def test_a_case_is_made_from_the_files_beside_a_header_as_well(tmp_path, image, 
     assert file_key("f", files, "recipe") != before
 
 
+def test_a_slide_in_mirax_is_made_from_the_files_of_its_folder_as_well(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("Slidedat.ini", "Data0000.dat"):
+            (tmp_path / name / file).write_text("pixels")
+    for name in ("a.mrxs", "a.tif"):
+        (tmp_path / name).write_text("thumbnail")
+    files = case_files({"image": tmp_path / "a.mrxs"})
+    assert files == [tmp_path / name for name in ("a.mrxs", "a/Data0000.dat", "a/Slidedat.ini")]
+    assert case_files({"image": tmp_path / "a.tif"}) == [tmp_path / "a.tif"]
+
+
 def test_a_single_file_that_is_not_there_is_named_all_the_same(tmp_path):
-    for name in ("a.nii.gz", "a.hdr", "a.mhd"):
+    for name in ("a.nii.gz", "a.hdr", "a.mhd", "a.mrxs"):
         assert case_files({"image": [tmp_path / name]}) == [tmp_path / name]
 
 

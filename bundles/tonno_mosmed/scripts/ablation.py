@@ -66,8 +66,8 @@ def ablate(
             heats.append(next(iter(maps.values())).cpu().numpy())
         seconds = (time.perf_counter() - start) / len(read)
         values = np.concatenate([heat[heat != 0] for heat in heats])
-        grid = np.unique(np.quantile(values, 1 - np.geomspace(0.5, 1e-3, 60)))
-        threshold, dice = best_threshold([heats[i] for i in ill], truths, grid)
+        candidates = np.unique(np.quantile(values, 1 - np.geomspace(0.5, 1e-3, 60)))
+        threshold, dice = best_threshold([heats[i] for i in ill], truths, candidates)
         row = {"num_slices": count, "num_directions": number, "dice": dice, "threshold": threshold, "seconds": seconds}
         rows.append({k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in row.items()})
     write_csv(Path(output_dir) / "ablation.csv", rows)

@@ -11,7 +11,7 @@ from common.images import spacing_of
 from common.radon import sample_planes
 
 from .cells import maps_on_body
-from .geometry import Body, crop_to_organ
+from .geometry import Body, crop_to_organ, overlapping_stacks
 from .inferers import ToNNOInferer
 
 
@@ -32,16 +32,13 @@ class AxialPlanes:
         Raises:
             ValueError: no plane goes through the slice, which lies beyond the organ.
         """
-        spacing, depth = spacing_of(volume), volume.shape[-1]
-        volume = volume.as_subclass(Tensor)
-        size = min(self.inferer.stack or depth, depth)
+        spacing, volume = spacing_of(volume), volume.as_subclass(Tensor)
         views = []
-        for start in sorted({*range(0, depth - size, max(size // 2, 1)), depth - size}):  # as the inferer's
-            if start <= z < start + size:
-                body = crop_to_organ(volume[..., start : start + size], spacing, **self.inferer.body_options)
-                places = range(size)[body.box[2]] if body is not None else range(0)
-                if body is not None and z - start in places:
-                    views.append(axial_view(body, places.index(z - start), volume.shape[1:3], self.inferer.size))
+        for part in overlapping_stacks(volume.shape[-1], self.inferer.stack):
+            held = range(part.start, part.stop)
+            body = crop_to_organ(volume[..., part], spacing, **self.inferer.body_options) if z in held else None
+            if body is not None and z in (places := held[body.box[2]]):
+                views.append(axial_view(body, places.index(z), volume.shape[1:3], self.inferer.size))
         if not views:
             raise ValueError(f"slice {z} lies beyond the organ: there is no plane through it")
         return views

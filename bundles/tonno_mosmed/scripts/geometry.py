@@ -91,6 +91,18 @@ def crop_to_organ(
     return Body(volume, inside, steps, max(reach, radius or 0.0), (x, y, z))
 
 
+def overlapping_stacks(depth: int, size: int | None) -> list[slice]:
+    """Stacks of `size` of `depth` slices, each half a stack after the one before; the last ends with the last slice.
+
+    Args:
+        depth: slices of the volume.
+        size: slices of a stack; None, 0, or more than there are: all slices are one.
+    """
+    size = min(size or depth, depth)
+    starts = sorted({*range(0, depth - size, max(size // 2, 1)), depth - size})
+    return [slice(start, start + size) for start in starts]
+
+
 def check_depth(image: Tensor) -> None:
     """Refuse an image `[C, D, H, W]` of a single slice, through which there are no planes at other angles.
 

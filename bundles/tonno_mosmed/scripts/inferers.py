@@ -19,7 +19,7 @@ from common.images import spacing_of
 from common.radon import MapReconstruction, directions, reconstruct
 
 from .cells import first_cell, maps_on_body
-from .geometry import GEOMETRIES, Body, Geometry, check_depth, crop_to_organ, slices_across
+from .geometry import GEOMETRIES, Body, Geometry, check_depth, crop_to_organ, overlapping_stacks, slices_across
 from .networks import DrawnMap, highest_cm2
 from .planes import Planes
 
@@ -151,11 +151,9 @@ class ToNNOInferer(Inferer):
         With `stack` these are means over the stacks that hold a slice.
         """
         depth = image.shape[-1]
-        size = min(self.stack or depth, depth)
         totals = {name: image.new_zeros(image.shape[1:], dtype=torch.float32) for name in self.names}
         probability, times = image.new_zeros((2, depth)).float(), image.new_zeros(depth).float()
-        for start in sorted({*range(0, depth - size, max(size // 2, 1)), depth - size}):
-            part = slice(start, start + size)
+        for part in overlapping_stacks(depth, self.stack):
             times[part] += 1
             body = crop_to_organ(image[..., part], spacing, **self.body_options)
             if body is None:
@@ -163,7 +161,7 @@ class ToNNOInferer(Inferer):
                 continue
             heats, logits = self.heatmaps(body, network)
             x, y, z = body.box
-            positive = torch.zeros(size, device=image.device)
+            positive = torch.zeros_like(times[part])
             if self.probability == "slices":
                 slices = slices_across(body, 2, self.size)
                 positive[z] = self._logits(network, slices).sigmoid()

@@ -42,6 +42,19 @@ def test_a_given_radius_holds_for_organs_that_it_holds_and_larger_ones_widen_it(
     assert geometry.crop_to_organ(phantom, SPACING, radius=alone - 5).radius == alone
 
 
+@pytest.mark.parametrize(
+    ("depth", "size", "starts"),
+    [(20, 8, [0, 4, 8, 12]), (21, 8, [0, 4, 8, 12, 13]), (9, 3, [0, 1, 2, 3, 4, 5, 6]), (5, 1, [0, 1, 2, 3, 4])],
+)
+def test_stacks_overlap_by_half_and_the_last_ends_with_the_volume(depth, size, starts):
+    assert geometry.overlapping_stacks(depth, size) == [slice(start, start + size) for start in starts]
+
+
+@pytest.mark.parametrize("size", [None, 0, 7, 99])
+def test_without_stacks_all_slices_are_one(size):
+    assert geometry.overlapping_stacks(7, size) == [slice(0, 7)]
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slices_across_an_axis_hold_the_volumes_own_slices(axis):
     """Voxels of 1 mm, and as many pixels as the diameter has: every pixel is a voxel, or air."""

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from common.data import label_of, multi_hot
-from common.features import Entry, EntryLocked, FeatureStore, file_key
+from common.features import Entry, EntryLocked, FeatureStore, case_files, file_key
 from common.files import NotWritten, atomic_path
 
 from .tiles import TiledSlide, Tiler
@@ -56,7 +56,7 @@ def stored_features(
     Raises:
         EntryLocked, ValueError, NotWritten: see `FeatureStore.compute`.
     """
-    key = key or file_key(encoder.fingerprint, [case["image"]], tiler.recipe)
+    key = key or file_key(encoder.fingerprint, case_files(case, ("image",)), tiler.recipe)
     about = {"case": case["case"], "files": [Path(case["image"]).name], "cell_um": tiled.grid.cell_um}
     return store.get(key) or store.compute(
         key,
@@ -133,7 +133,7 @@ def _encoded(
     case: Mapping[str, Any], store: FeatureStore, tiler: Tiler, encoder: Any, batch_size: int, folder: Any
 ) -> str:
     """The key of a slide's entry, which is computed where there is none."""
-    key = file_key(encoder.fingerprint, [case["image"]], tiler.recipe)
+    key = file_key(encoder.fingerprint, case_files(case, ("image",)), tiler.recipe)
     if store.get(key) is None:
         tiled = tiler(case["image"], cells=grid_of(encoder, tiler.tile_px))
         with tiled.slide:

@@ -294,4 +294,5 @@ class SlideWriter(PredictionWriter):
         for number, name in enumerate(self.classes[1:], 1):
             row[f"area_mm2_{name}"] = round(float((result.mask == number).sum() * mm2), 4)
         row["tissue_mm2"] = round(float(result.inside.sum() * mm2), 3)
-        return row | {"tiles": len(result.tiled.tiles), "seconds": round(seconds, 2)}
+        row |= {"tiles": len(result.tiled.tiles), "seconds": round(seconds, 2)}
+        return row | {"warnings": result.tiled.grid.doubt}

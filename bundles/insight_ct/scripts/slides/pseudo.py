@@ -41,13 +41,13 @@ def pseudo_masks(
         return masks
     present = np.array(labels, dtype=bool)[:, None, None]
     limits = np.broadcast_to(threshold, len(labels)).reshape(-1, 1, 1)
-    inside, sigma = entry.inside, smooth_um / float(entry.about["cell_um"])
-    for first in range(0, len(entry), entry.chunk):
-        part = slice(first, first + entry.chunk)
-        heat = head.heatmap(entry[part], inside[part]).numpy()
-        for tile, (one, tissue) in enumerate(zip(heat, inside[part, 0].numpy() > 0.5, strict=True), first):
+    sigma = smooth_um / float(entry.about["cell_um"])
+    parts = zip(entry.chunks(), entry.inside.split(entry.chunk), masks.split(entry.chunk), strict=True)
+    for features, inside, found in parts:
+        heat = head.heatmap(features, inside).numpy()
+        for one, tissue, mask in zip(heat, inside[:, 0].numpy() > 0.5, found, strict=True):
             smoothed = smooth_cells(one, tissue, sigma, np.zeros_like(one)) if sigma > 0 else one
-            masks[tile] = torch.from_numpy((smoothed > limits) & present & tissue)
+            mask.copy_(torch.from_numpy((smoothed > limits) & present & tissue))
     return masks
 
 

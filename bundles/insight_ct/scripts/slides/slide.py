@@ -63,6 +63,8 @@ class Slide:
         with self._named_errors():
             self._wsi = self._reader.read(self.path)
             if backend == "tifffile":
+                if (kind := self._wsi.series[0].dtype) != np.uint8:  # MONAI's reader would wrap 16 bits modulo 256
+                    raise ValueError(f"its pixels are {kind}")
                 self._whole = np.moveaxis(self._reader.get_data(self._wsi, level=0)[0], 0, -1).astype(np.uint8)
             levels = range(self._reader.get_level_count(self._wsi) if backend == "openslide" else 1)
             height, width = self._reader.get_size(self._wsi, 0)
@@ -180,6 +182,8 @@ def _advice(error: Exception, backend: str) -> str:
         return "it is no slide, or of a format that OpenSlide does not know: use backend tifffile for a small TIFF file"
     if "not a TIFF file" in str(error):
         return f"backend {backend} reads TIFF files alone: use backend openslide"
+    if any(words in str(error) for words in ("its pixels are", "color channel")):
+        return "save it as one RGB page with 8 bits a color, channels last"
     return "it is damaged or cut off: copy it anew, or leave it out"
 
 

@@ -16,13 +16,15 @@ from common.handlers import CaseHandler
 from common.metrics import bootstrap_by_patient, component_scores, dice, iou, roc_auc, summarize
 
 EXCLUDED = ("_2", "Exclusion")
+POINTS = ("Dot", "PointSet")  # types of annotations that outline nothing
 
 
 def read_polygons(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
     """Polygons of an ASAP annotation file, each with the name of its group.
 
     Returns:
-        `(group, [M, 2])`, x and y in pixels of the slide's finest level. Points and lines (M < 3) are left out.
+        `(group, [M, 2])`, x and y in pixels of the slide's finest level. Points (however many) and lines (M < 3) are
+        left out.
 
     Raises:
         ValueError: no such XML, or a coordinate is missing.
@@ -31,6 +33,8 @@ def read_polygons(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
         annotations = ElementTree.parse(path).getroot().iter("Annotation")
         found = []
         for annotation in annotations:
+            if annotation.get("Type") in POINTS:
+                continue
             points = annotation.iter("Coordinate")
             corners = sorted((float(p.attrib["Order"]), float(p.attrib["X"]), float(p.attrib["Y"])) for p in points)
             found.append((annotation.get("PartOfGroup", ""), np.array([corner[1:] for corner in corners])))

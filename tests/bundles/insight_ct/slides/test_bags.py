@@ -51,6 +51,21 @@ class TestStore:
         slide_bags.slide_bags(cases[1:], store, slide_tiles.Tiler(stride=112), network, **options)
         assert network.calls > calls
 
+    def test_features_are_of_all_files_of_a_slide(self, tmp_path):
+        case = slide_case(tmp_path) | {"image": str(tmp_path / "a.mrxs")}
+        (tmp_path / "a.tif").rename(case["image"])
+        (tmp_path / "a").mkdir()
+        store, network, calls = FeatureStore(tmp_path / "store"), color_network(), []
+        for content in ("pixels", "pixels", "others"):
+            (tmp_path / "a" / "Data0000.dat").write_text(content)
+            slide_bags.slide_bags(
+                [case], store, slide_tiles.Tiler(), network.encoder, classes=("none", "tumor"), progress=False
+            )
+            calls.append(network.encoder.calls)
+            run_slides([case], tmp_path / "out", network=network, store=store)
+            assert network.encoder.calls == calls[-1]
+        assert calls == [calls[0], calls[0], 2 * calls[0]]
+
     def test_comes_back_to_slides_that_another_process_is_at(self, tmp_path, monkeypatch):
         cases = [slide_case(tmp_path, "a"), slide_case(tmp_path, "b", cls=0)]
         store, done = FeatureStore(tmp_path / "store"), []

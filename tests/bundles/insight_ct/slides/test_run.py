@@ -174,6 +174,15 @@ class TestRun:
         assert (row["ADH_dice"], summary["labels"]["ADH"]["dice"]["count"]) == ("0.0", 1)
         assert float(row["dice"]) > 0.9
 
+    def test_a_slide_coarser_than_its_tiles_is_said_in_the_console_and_in_the_table(self, tmp_path, caplog):
+        cases = [slide_case(tmp_path, name, side=side) for name, side in (("fine", 500), ("coarse", 250))]
+        run_slides(cases, tmp_path / "out", tiler={"mpp": 2.0})
+        said = "pixels of 5 µm enlarged 2.5 times to 2: --mpp, or a finer scan"
+        assert [row["warnings"] for row in rows_of(tmp_path / "out" / "predictions.csv")] == ["", said]
+        assert [r.getMessage() for r in caplog.records if "enlarged" in r.msg % r.args] == [
+            f"{cases[1]['image']}: {said}"
+        ]
+
     def test_temporary_files_are_gone_after_the_run(self, tmp_path):
         (tmp_path / "work").mkdir()
         run_slides([slide_case(tmp_path)], tmp_path / "out", work_dir=tmp_path / "work")

@@ -138,6 +138,26 @@ class TestBadSlides:
         with pytest.raises(ValueError, match=r"a.tif: .*needs imagecodecs: pip install 'weakseg-bundles\[wsi\]'"):
             Slide(path, backend="tifffile")
 
+    @pytest.mark.parametrize("kind", ["uint16", "int8", "float32"])
+    def test_refuses_pixels_of_other_than_8_bits_in_place_of_wrapping_them(self, tmp_path, kind):
+        tifffile.imwrite(tmp_path / "a.tif", noise((64, 64)).astype(kind), photometric="rgb")
+        with pytest.raises(
+            ValueError, match=rf"a.tif: .*its pixels are {kind}\); save it as one .* with 8 bits a color"
+        ):
+            Slide(tmp_path / "a.tif", backend="tifffile", mpp_of_file=0.5)
+
+    @pytest.mark.parametrize("kind", ["gray", "planes", "pages"])
+    def test_says_how_to_save_what_is_no_picture_in_color(self, tmp_path, kind):
+        picture = noise((64, 64))
+        pixels, options = {
+            "gray": (picture[..., 0], {"photometric": "minisblack"}),
+            "planes": (np.moveaxis(picture, -1, 0), {"photometric": "rgb", "planarconfig": "separate"}),
+            "pages": (np.stack([picture, picture]), {"photometric": "rgb"}),
+        }[kind]
+        tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+        with pytest.raises(ValueError, match=r"a.tif: .*; save it as one RGB page with 8 bits a color, channels last"):
+            Slide(tmp_path / "a.tif", backend="tifffile", mpp_of_file=0.5)
+
     @pytest.mark.parametrize("backend", ["openslide", "tifffile"])
     def test_reads_tiles_in_jpeg(self, tmp_path, backend):
         picture, jpeg = waves(256, 400), io.BytesIO()

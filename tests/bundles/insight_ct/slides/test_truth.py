@@ -48,6 +48,13 @@ class TestTruth:
         assert cells[10:50, 10:50].all()
         assert cells.sum() == 1600
 
+    @pytest.mark.parametrize("kind", ["Dot", "PointSet"])
+    def test_points_outline_nothing_however_many_there_are(self, tmp_path, kind):
+        path = write_annotation(tmp_path / "a.xml", [("_0", corners_of((140, 140, 700, 700)))])
+        assert len(truth.read_polygons(path)) == 1
+        path.write_text(path.read_text().replace('Type="Polygon"', f'Type="{kind}"'))
+        assert truth.read_polygons(path) == []
+
     @pytest.mark.parametrize("text", ["no xml", '<A><Annotation><Coordinate Order="0" X="1"/></Annotation></A>'])
     def test_names_a_file_that_is_no_annotation(self, tmp_path, text):
         (tmp_path / "a.xml").write_text(text)

@@ -1,0 +1,69 @@
+"""`fit` from weights that there are, in place of a first training: of this project, or of a `fit` elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import read_beside
+from ..engines.weights import unlike_training
+from ..files import atomic_path, file_digest, read_json, write_json
+
+# What the second training of a bundle has otherwise than its first, whatever the weights before it had.
+OF_SECOND_TRAINING = ("map_width", "by_slice")
+
+
+def settings_of_start(
+    ckpt: Path, root: Path, settings: Mapping[str, Any], content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings of `fit` with those that the weights depend on: spacing, normalization, network …
+
+    Args:
+        ckpt: the weights, with their `.json` beside them.
+        root: of the bundle.
+        settings: as the user gave them.
+        content: of the datalist.
+
+    Raises:
+        FileNotFoundError: no such weights.
+        ValueError: nothing beside them says how they were trained, they have other channels or as many classes as
+            the data have not, or a setting contradicts them.
+    """
+    if not ckpt.is_file():
+        raise FileNotFoundError(f"--start_ckpt: there is no {ckpt}")
+    trained = read_beside(ckpt).get("trained", {})
+    if "classes" not in trained:
+        raise ValueError(f"--start_ckpt: {ckpt.with_suffix('.json')} does not say how {ckpt.name} was trained")
+    for key, name in (("classes", "classes"), ("modalities", "channels")):
+        of_weights = trained.get(name, len(content[key]))
+        count = of_weights if isinstance(of_weights, int) else len(of_weights)
+        if count != len(content[key]):
+            raise ValueError(f"--start_ckpt: {ckpt} has {count} {name}, the data {len(content[key])}: {content[key]}")
+    keys = read_json(root / "configs" / "train.json").keys() - {"classes", *OF_SECOND_TRAINING}
+    if contrary := unlike_training(ckpt, {key: settings[key] for key in settings.keys() & keys}):
+        raise ValueError(f"--start_ckpt: {'; '.join(contrary)}; leave that out, or begin without these weights")
+    return {**{key: value for key, value in trained.items() if key in keys}, **settings}
+
+
+def draws(ckpt: Path) -> bool:
+    """Whether weights learned to draw masks, so that their maps have a natural threshold."""
+    told = read_beside(ckpt).get("trained_on", {})
+    return "teacher" in told or told.get("masks", "none") != "none"
+
+
+def begin_with(ckpt: Path, place: Path) -> Path:
+    """Copy weights, and what lies beside them but for what was chosen elsewhere, into a folder; once.
+
+    Returns:
+        The copy, `model.pt`.
+    """
+    copy = place / "model.pt"
+    if not copy.is_file() or file_digest(copy) != file_digest(ckpt):
+        place.mkdir(parents=True, exist_ok=True)
+        beside = {key: value for key, value in read_beside(ckpt).items() if not key.startswith("chosen")}
+        write_json(copy.with_suffix(".json"), beside)
+        with atomic_path(copy) as temporary:
+            shutil.copyfile(ckpt, temporary)
+    return copy

@@ -1,0 +1,115 @@
+"""`fit --start_ckpt`: weights that there are, in place of a first training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import common.commands.fit_runs
+from common.commands.fit_runs import VOLUMES, learn
+from common.commands.fit_start import draws, settings_of_start
+from common.commands.run import BUNDLES, bundle_root
+from common.files import read_json, write_json
+
+DATA = {"classes": ["none", "tumor"], "modalities": ["flair"]}
+TRAINED = {"classes": ["none", "lesion"], "channels": 1, "spacing": [2.0, 2.0, -1.0], "map_width": 32, "by_slice": True}
+DREW = {"labels": "slices", "masks": "none", "teacher": {"sha256": "0"}}
+
+
+def weights(folder: Path, *, content: str = "theirs", trained: dict | None = None, **beside) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "theirs.pt").write_text(content)
+    write_json(folder / "theirs.json", {"trained": TRAINED if trained is None else trained, **beside})
+    return folder / "theirs.pt"
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A made bundle that learns twice."""
+    configs = {"train": {}, "train_refine": {"natural_threshold": 0.5, "start_ckpt": None}}
+    for name, keys in (configs | {"calibrate_labels": {"natural_threshold": None}, "inference": {}}).items():
+        write_json(tmp_path / "own" / "configs" / f"{name}.json", keys)
+    return tmp_path / "own"
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[dict]:
+    """Calls of `run_bundle`, each of which leaves weights and thresholds."""
+    calls: list[dict] = []
+
+    def run(own, configs, *, output_dir, **settings):
+        calls.append({"configs": configs, "place": Path(output_dir).name, **settings})
+        name = "model.pt" if configs[0] == "train.json" else "calibrated.json"
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(output_dir) / name).write_text(f"of {Path(output_dir).name}")
+
+    monkeypatch.setattr(common.commands.fit_runs, "run_bundle", run)
+    monkeypatch.setattr(common.commands.fit_runs, "for_configs", lambda own, configs, settings: settings)
+    return calls
+
+
+def test_thresholds_are_chosen_for_them_and_the_training_on_masks_begins_with_them(own, runs, tmp_path):
+    start = weights(tmp_path, trained_on=DREW, chosen={"gate": 0.9}, chosen_from={"masks": "none"}, seen={"x": 1})
+    best = learn(own, tmp_path / "out", 2, "validation", {}, VOLUMES, start=start)
+    assert [(call["place"], call["configs"][-1]) for call in runs] == [
+        ("start", "calibrate_labels.json"),
+        *(("round1", name) for name in ("train_refine.json", "calibrate_labels.json")),
+        *(("round2", name) for name in ("train_refine.json", "calibrate_labels.json")),
+    ]
+    copy = tmp_path / "out" / "start" / "model.pt"
+    assert copy.read_text() == "theirs"
+    assert read_json(copy.with_suffix(".json")) == {"trained": TRAINED, "trained_on": DREW, "seen": {"x": 1}}
+    begun_with = [Path(call["start_ckpt"]).parent.name for call in runs if "start_ckpt" in call]
+    assert begun_with == ["start", "round1"]
+    assert runs[1]["teacher_ckpt"] == str(copy)
+    assert {call.get("natural_threshold") for call in runs if "section" in call} == {0.5}  # their maps were drawn, too
+    assert best.parent.name == "round2"
+    runs.clear()
+    learn(own, tmp_path / "out", 2, "validation", {}, VOLUMES, start=start)
+    assert not runs
+
+
+def test_maps_of_a_first_training_have_no_natural_threshold(own, runs, tmp_path):
+    start = weights(tmp_path, trained_on={"labels": "slices", "masks": "none"})
+    best = learn(own, tmp_path / "out", 0, "validation", {}, VOLUMES, start=start)
+    assert best == tmp_path / "out" / "start" / "model.pt"
+    assert [call.get("natural_threshold") for call in runs] == [None]
+
+
+def test_what_they_depend_on_is_taken_from_them_but_for_what_is_the_datas_or_of_the_second_training(tmp_path):
+    root = bundle_root("gp_unet_brats")
+    settings = settings_of_start(weights(tmp_path), root, {"max_epochs": 3, "spacing": [2.0, 2.0, -1.0]}, DATA)
+    assert settings == {"channels": 1, "spacing": [2.0, 2.0, -1.0], "max_epochs": 3}
+
+
+@pytest.mark.parametrize(
+    ("trained", "settings", "data", "error"),
+    [
+        ({}, {}, {}, r"theirs\.json does not say how theirs\.pt was trained"),
+        (
+            TRAINED,
+            {"spacing": [1.0, 1.0, -1.0]},
+            {},
+            r"spacing is \[1\.0, 1\.0, -1\.0\], but theirs\.pt was trained with",
+        ),
+        (TRAINED, {}, {"modalities": ["t1", "t2"]}, "has 1 channels, the data 2"),
+        (TRAINED, {}, {"classes": ["none", "a", "b"]}, r"has 2 classes, the data 3: \['none', 'a', 'b'\]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, trained, settings, data, error):
+    with pytest.raises(ValueError, match=f"--start_ckpt: .*{error}"):
+        settings_of_start(weights(tmp_path, trained=trained), bundle_root("gp_unet_brats"), settings, DATA | data)
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        settings_of_start(tmp_path / "gone.pt", bundle_root("gp_unet_brats"), settings, DATA)
+
+
+@pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir() if (path / "models").is_dir()))
+def test_shipped_weights_fit_the_training_on_masks_of_their_bundle(bundle):
+    root = bundle_root(bundle)
+    ckpt = root / "models" / "model.pt"
+    trained = read_json(ckpt.with_suffix(".json"))["trained"]
+    data = {"classes": trained["classes"], "modalities": ["image"] * trained["channels"]}
+    settings = settings_of_start(ckpt, root, {}, data)
+    assert settings["spacing"] == trained["spacing"]
+    assert draws(ckpt)
