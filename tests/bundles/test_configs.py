@@ -111,7 +111,7 @@ def runs(bundle: str) -> list[str]:
         content = read_json(path)
         if "run" in content:
             below = "train+" if "train" in path.stem else "inference+evaluate+"
-            found.append(path.stem if "imports" in content else f"{below}{path.stem}")
+            found.append(f"{'' if {'imports', 'network_def'} <= content.keys() else below}{path.stem}")
     return found
 
 
