@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,7 @@ def verify(name: str, *, schema_file: str = "", quick: bool = False) -> None:
     root = bundle_root(name)
     rules, slow = list(QUICK), () if quick else SLOW
     if schema_file:
-        rules[rules.index(schema)] = lambda root: schema(root, schema_file)
+        rules[rules.index(schema)] = partial(schema, file=schema_file)
     found = problems(root, rules, slow)
     if found:
         raise SystemExit("\n".join([f"{root.name}: {len(found)} failure(s)", *found]))

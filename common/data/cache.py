@@ -135,7 +135,7 @@ class VolumeCache:
 
     def report(self) -> str:
         """One line for the console."""
-        return f"{self.root}: {self.entries} volumes, {self.made} of them made now, {self.bytes / 2**30:.2f} GB"
+        return f"{self.root}: {self.entries} volumes, {self.made} of them made now, {self.bytes / 2**30:.2f} GiB"
 
 
 def _found(folder: Path) -> CacheEntry | None:
@@ -171,8 +171,8 @@ def warn_of_memory(tensors: Iterable[Tensor | Slices], count: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if volume * count > memory:
         logger.warning(
-            "%d volumes like the first are %.1f GB, this machine has %.1f GB of memory: keep them on disk with "
-            "--cache_dir DIR",
+            "%d volumes like the first are %.1f GiB, this machine has %.1f GiB of memory: keep them on disk "
+            "with --cache_dir DIR",
             count,
             volume * count / 2**30,
             memory / 2**30,

@@ -219,6 +219,8 @@ def write_datalist(path: PathLike, datalist: dict[str, Any]) -> None:
 def slice_labels(mask: PathLike, image: PathLike | Sequence[PathLike], *, class_if_positive: int = 1) -> list[int]:
     """One label per axial slice of an image, inferior→superior, from its mask.
 
+    DICOM series without positions count from feet to head, as `dicom_geometry` `assume_axial` has them.
+
     Args:
         mask: a 3D file on the image's grid, its axes in any order; voxels > 0 are the finding.
         image: the file that is trained on, or the files of its modalities: the slices are those of the first.
@@ -228,7 +230,8 @@ def slice_labels(mask: PathLike, image: PathLike | Sequence[PathLike], *, class_
         ValueError: a file cannot be decoded, the mask is not 3D, or both do not lie on one grid.
     """
     first = image if isinstance(image, str | os.PathLike) else image[0]
-    volume = read_mask(mask, first)
+    # Of series without positions the slices have an order at least; to train on them, `dicom_geometry` must say so.
+    volume = read_mask(mask, first, dicom_geometry="assume_axial")
     upright, _ = in_axes_of(volume.array, volume.affine, np.eye(4))
     positive: np.ndarray = np.any(upright > 0, axis=(0, 1))
     return [class_if_positive * int(z) for z in positive]

@@ -55,7 +55,7 @@ def find_cases(
 
     Raises:
         FileNotFoundError: nothing matches, or a case lacks a modality or its organ.
-        ValueError: two files fit one case, two cases get one name, a case is its own mask, or a pattern matches single
+        ValueError: two files fit one case, two cases get one name, a mask is a case, too, or a pattern matches single
             DICOM slices, or is none.
     """
     root = Path(dataset_dir).absolute()
@@ -73,9 +73,13 @@ def find_cases(
     for key, wanted in (("label", label_pattern), ("organ", organ_pattern)):
         if wanted:
             masks[key], alone = pair(found[0], matches(root, wanted, f"{key}_pattern"), wanted)
-            own = next((match for match, mask in masks[key].items() if match.name == mask.name), None)
+            taken = {mask.name for mask in masks[key].values()}.union(alone)
+            own = next((match for match in found[0] if match.name in taken), None)
             if own is not None:
-                raise ValueError(f"{own.name} is matched as image and as {key}, by {patterns[0]!r} and {wanted!r}")
+                raise ValueError(
+                    f"{own.name} is matched as image and as {key}, by {patterns[0]!r} and {wanted!r}; make one of them "
+                    "narrower"
+                )
             if key == "label" and alone and 0 < len(masks[key]) < len(found[0]):
                 lacking = next(match.name for match in found[0] if match not in masks[key])
                 logger.warning(

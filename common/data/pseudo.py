@@ -104,7 +104,8 @@ def _heat(
 
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
     """`pseudo` and `counts`, as of `pseudo_masks`, from the case's mask, resampled; nothing in slices labeled 0."""
-    mask = meta_tensor(read_mask(case["label"], file_of(image)))
+    # The image has been read: where its series has no positions, somebody has said that it is axial.
+    mask = meta_tensor(read_mask(case["label"], file_of(image), dicom_geometry="assume_axial"))
     mask = ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0
     negative = torch.tensor(slice_classes(case, mask.shape[-1])) == 0
     return _targets(mask & ~negative, negative)

@@ -7,6 +7,7 @@ of the config, which those who look for features do not hold.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def describe(value: Any) -> str:
     """Everything that a transform's result depends on: class names with their versions, and all attributes, nested.
 
     Of packages with a `__version__` (MONAI) that number counts, of others (`common`, a bundle's `scripts`) the source
-    of the module and of what it imports from its own package.
+    of the module and of what it imports from its own package, within functions, too.
 
     Args:
         value: a transform, `Compose` included, or anything that is an option of one.
@@ -106,13 +107,60 @@ def _version(name: str) -> str:
 
 
 def _collect(name: str, package: str, sources: dict[str, bytes]) -> None:
-    """Sources of a module and, in turn, of the modules of the same package that it imports from."""
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if module is None or file is None or name in sources:
+    """Sources of a module and, in turn, of the modules of the same package that it imports from.
+
+    The text tells them and not what is loaded: what a function imports counts before its first call as after it.
+    """
+    file = _file_of(name)
+    if file is None or name in sources:
         return
-    sources[name] = Path(file).read_bytes()
-    for value in list(vars(module).values()):
-        other = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        if isinstance(other, str) and other.partition(".")[0] == package:
-            _collect(other, package, sources)
+    sources[name] = file.read_bytes()
+    for _, other, imported in _imports(file, name):
+        if other.partition(".")[0] == package:
+            _collect(_home(other, imported), package, sources)
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of a module, loaded or not; None where there is none."""
+    if loaded := getattr(sys.modules.get(name), "__file__", None):
+        return Path(loaded)
+    top, *rest = name.split(".")
+    folders = [Path(folder, *rest) for folder in getattr(sys.modules.get(top), "__path__", ()) if rest]
+    files = [file for folder in folders for file in (folder / "__init__.py", folder.with_name(f"{folder.name}.py"))]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _imports(file: Path, name: str) -> list[tuple[str, str, str]]:
+    """The name that each import of a module gives, the module imported from, and what: empty for all of it."""
+    if file.suffix != ".py":
+        return []
+    parents = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+    within = {level: ".".join(parents[: len(parents) + 1 - level]) for level in range(1, len(parents) + 1)}
+    return [
+        (own, f"{within.get(level, '')}.{module}".strip("."), imported)
+        for own, level, module, imported in _parsed(file.read_bytes())
+    ]
+
+
+@functools.cache
+def _parsed(source: bytes) -> list[tuple[str, int, str, str]]:
+    """Of each import: the name that it gives, the number of dots, the module, and what is imported."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            found += [(one.asname or one.name, node.level, node.module or "", one.name) for one in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(one.asname or one.name, 0, one.name, "") for one in node.names]
+    return found
+
+
+def _home(name: str, imported: str) -> str:
+    """The module that something lies in which is imported from a module, or from a package that passes it on."""
+    file = _file_of(name)
+    if file is None or file.name != "__init__.py" or not imported:
+        return name
+    for own, *other in _imports(file, name):
+        if own == imported and other != [name, imported]:
+            return _home(*other)
+    inner = f"{name}.{imported}"
+    return name if _file_of(inner) is None else inner

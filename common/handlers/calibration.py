@@ -38,7 +38,8 @@ class Calibration(CaseHandler):
         output_dir: where the files go.
         ckpt: the weights.
         start: options to begin with, as `MapsToMaskd` takes them.
-        candidates: values to try by option; `refine.dilate_mm` reaches into `refine`.
+        candidates: values to try by option; `refine.dilate_mm` reaches into `refine`, and is left
+            out while that is null.
         raw_thresholds: candidates of `raw_threshold`.
         passes: over all options.
         label_gate: gate the slices by their true label in place of the probability. So pseudo-masks are made, whose
@@ -101,7 +102,8 @@ class Calibration(CaseHandler):
         best, score = dict(self.start), self._score(self.start)
         for _ in range(self.passes):
             for name, values in tqdm(self.candidates.items(), desc="calibrating", unit="option"):
-                for value in values:
+                outer, _, inner = name.partition(".")
+                for value in () if inner and best.get(outer) is None else values:
                     trial = _with(best, name, value)
                     if trial != best and (new := self._score(trial)) > score:
                         best, score = trial, new

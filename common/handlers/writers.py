@@ -217,7 +217,12 @@ class CaseWriter(PredictionWriter):
         if self.dicom is None or not is_dicom(path):
             return ""
         codes = DicomCodes(**self.dicom)
-        results, unwritten = dicom_results(path, affine, mask, heatmap, classes=self.classes, codes=codes)
+        try:
+            results, unwritten = dicom_results(path, affine, mask, heatmap, classes=self.classes, codes=codes)
+        except ImportError:
+            raise
+        except Exception as error:  # highdicom has many, and what is written as NIfTI is no worse for them
+            return f"no DICOM results: {type(error).__name__}: {' '.join(str(error).split())}"
         for suffix, wanted in (("seg.dcm", self.save_mask), ("heatmap.dcm", self.save_heatmap)):
             if wanted and suffix in results:
                 write_dicom(file(suffix), results[suffix])

@@ -117,9 +117,10 @@ def _apart(frames: Sequence[Frame], what: str) -> str:
 
 def _check_alike(frames: Sequence[Frame], names: Sequence[str], tolerance: float = 0.0) -> None:
     for name in names:
-        first = np.asarray(getattr(frames[0], name), dtype=np.float64)
+        first = np.asarray(getattr(frames[0], name), dtype=np.float64)  # NaN where a frame does not say
         for frame in frames:
-            if np.abs(np.asarray(getattr(frame, name), dtype=np.float64) - first).max() > tolerance:
+            own = np.asarray(getattr(frame, name), dtype=np.float64)
+            if not np.allclose(own, first, rtol=0, atol=tolerance, equal_nan=True):
                 raise ValueError(
                     f"two kinds of images in one series: {name} {getattr(frames[0], name)} in {frames[0].name}, but "
                     f"{getattr(frame, name)} in {frame.name}; {_apart(frames, 'kind')}"
@@ -285,6 +286,9 @@ def _assumed(frames: Sequence[Frame], dicom_geometry: str | None) -> tuple[np.nd
     if None in numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"the images{kind} have no InstanceNumber, or two have the same, so that nothing orders them")
     spacing, between = frames[0].spacing or (1.0, 1.0), frames[0].between or frames[0].thickness or 1.0
+    _check_alike(
+        frames, ("spacing", "between" if frames[0].between else "thickness"), 1e-3 * min(*spacing, abs(between))
+    )
     order = np.argsort(np.array(numbers, dtype=np.int64))
     affine = LPS_TO_RAS @ np.diag([spacing[1], spacing[0], between, 1.0])
     size = f"{spacing[1]:g} × {spacing[0]:g} × {between:g} mm"

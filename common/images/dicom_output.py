@@ -115,9 +115,10 @@ def segmentation(
         category, kind = (hd.sr.CodedConcept(*code) for code in codes.finding(name))
         described = (number, name[:64], category, kind, "AUTOMATIC", algorithm)
         descriptions.append(hd.seg.SegmentDescription(*described, anatomic_regions=regions))
+    placed = _placed(headers, mask.astype(np.uint8), affine)
     result = hd.seg.Segmentation(
-        _anonymous(headers),
-        **_placed(headers, mask.astype(np.uint8), affine),
+        _anonymous(headers, placed),
+        **placed,
         segmentation_type="BINARY",
         segment_descriptions=descriptions,
         **_common(codes, number=9001, description="Segmentation"),
@@ -154,9 +155,10 @@ def parametric_map(
     window = hd.VOILUTTransformation(
         window_center=(low + high) / 2, window_width=max(high - low, 1e-6), voi_lut_function="LINEAR_EXACT"
     )
+    placed = _placed(headers, heatmap.astype(np.float32), affine)
     result = hd.pm.ParametricMap(
-        _anonymous(headers),
-        **_placed(headers, heatmap.astype(np.float32), affine),
+        _anonymous(headers, placed),
+        **placed,
         **_common(codes, number=9002, description="Heatmap"),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
@@ -230,16 +232,22 @@ def _common(codes: DicomCodes, *, number: int, description: str) -> dict[str, An
     }
 
 
-def _anonymous(headers: Sequence[Dataset]) -> list[Dataset]:
-    """The headers without patient and study: highdicom's messages would show their values."""
+def _anonymous(headers: Sequence[Dataset], placed: dict[str, Any]) -> list[Dataset]:
+    """The headers without patient and study: highdicom's messages would show their values.
+
+    Those of slices have a thickness, which highdicom takes for granted and not every MR has: that of `_placed`.
+    """
     from pydicom import Dataset
 
+    measures = placed.get("pixel_measures")
     without = []
     for header in headers:
         one = Dataset()
         for name in (*_PLACE, *_REST):
             if name in header:
                 one.add(header[name])
+        if measures is not None and not one.get("SliceThickness"):
+            one.SliceThickness = measures[0].SliceThickness
         for name in (*_PATIENT, *_STUDY):
             setattr(one, name, None)
         without.append(one)

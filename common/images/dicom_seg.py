@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..files import PathLike
+from .dicom import PLACE
 from .dicom_files import find_series, pydicom
 from .geometry import LPS_TO_RAS, TOLERANCE, check_one_grid, corners, in_axes_of
 from .volume import Volume
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 
 def read_segmentation(path: str) -> Volume:
@@ -26,11 +31,13 @@ def read_segmentation(path: str) -> Volume:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist, or is no file")
     try:
-        from highdicom.seg import segread
+        from highdicom.seg import Segmentation, segread
     except ImportError:
         raise ImportError("a mask in DICOM is read by highdicom: pip install 'weakseg-bundles[dicom]'") from None
     try:
         segments = segread(path)
+        if segments.get_volume_geometry(allow_missing_positions=True) is None:
+            segments = Segmentation.from_dataset(_evened(pydicom().dcmread(path)), copy=False)
         several = len(segments.segment_numbers) > 1  # fractions of several cannot be combined, of one need not
         volume = segments.get_volume(combine_segments=several)
         array = volume.array if several else volume.array[..., 0]
@@ -40,6 +47,34 @@ def read_segmentation(path: str) -> Volume:
             "not overlap"
         ) from error
     return Volume(np.asarray(array), LPS_TO_RAS @ np.asarray(volume.affine, dtype=float), str(path))
+
+
+def _evened(data: Dataset) -> Dataset:
+    """A Segmentation with its frames moved to their places in an even stack, which highdicom asks for.
+
+    It allows 0.01 of their distance where `read_series` takes 0.1, since many series round their positions; and it
+    writes no SpacingBetweenSlices for such a series.
+
+    Raises:
+        ValueError: they lie less evenly than the slices of a series may.
+    """
+    shared = data.SharedFunctionalGroupsSequence[0]
+    planes = [frame.PlanePositionSequence[0] for frame in data.PerFrameFunctionalGroupsSequence]
+    positions = np.array([plane.ImagePositionPatient for plane in planes], dtype=np.float64)
+    directions = np.asarray(shared.PlaneOrientationSequence[0].ImageOrientationPatient, dtype=np.float64)
+    along = positions @ np.cross(directions[:3], directions[3:])
+    heights, of_frame = np.unique(along.round(4), return_inverse=True)
+    gaps = np.diff(heights)
+    # Each gap by itself, since what they are off adds up; those of a slice's distance tell it.
+    places = np.concatenate([[0], np.rint(gaps / gaps[gaps < 1.5 * gaps.min()].mean()).cumsum()])
+    first, last = positions[along.argmin()], positions[along.argmax()]
+    distance = float(heights[-1] - heights[0]) / places[-1]
+    if np.abs(heights - heights[0] - places * distance).max() > 2 * PLACE * distance:  # between two that are off
+        raise ValueError("its frames are unevenly spaced: convert it to NIfTI on the image's grid")
+    for plane, place in zip(planes, places[of_frame], strict=True):
+        plane.ImagePositionPatient = (first + (last - first) * place / places[-1]).round(6).tolist()
+    shared.PixelMeasuresSequence[0].SpacingBetweenSlices = round(distance, 6)
+    return data
 
 
 def on_image(mask: Volume, shape: Sequence[int], affine: np.ndarray, *, image: str, of_series: bool) -> Volume:

@@ -48,14 +48,14 @@ def read_picture(path: PathLike) -> Volume:
     turning it for display (EXIF) is not done, so that results lie on its pixels as they are stored.
 
     Args:
-        path: PNG, JPEG or TIFF; gray or in color, 8 or 16 bits, or floating point.
+        path: PNG, JPEG or TIFF; gray or in color, 8 or 16 bits (in color as TIFF alone), or floating point.
 
     Returns:
         `[W, H, 1]`, or `[W, H, 1, 3]` in color.
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it cannot be decoded, or holds several pages.
+        ValueError: it cannot be decoded, holds several pages, or is a PNG of 16 bits in color or with transparency.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist, or is no file")
@@ -82,6 +82,10 @@ def _pixels(path: str) -> np.ndarray:
             return deep
         with Image.open(path) as picture:
             _check_pages(getattr(picture, "n_frames", 1))
+            if picture.mode in ("RGB", "RGBA") and any(";16" in str(part[3]) for part in picture.tile):
+                raise ValueError(
+                    "16 bits in color or with transparency, of which 8 would be left: save it as gray, or as TIFF"
+                )
             return np.asarray(picture.convert(_MODES[picture.mode]) if picture.mode in _MODES else picture)
     except (OSError, ValueError, SyntaxError, tifffile.TiffFileError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); expected one whole PNG, JPEG or TIFF picture") from error

@@ -80,7 +80,7 @@ def test_a_second_run_reads_no_scan_and_says_the_size(cases, tmp_path, capsys):
     assert Preprocessing.read == ["c0", "c1", "c2"]
     size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.npy"))
     assert size > 3 * 2 * 2 * np.prod(SHAPE)
-    assert f"{tmp_path / 'cache'}: 3 volumes, 3 of them made now, {size / 2**30:.2f} GB" in capsys.readouterr().out
+    assert f"{tmp_path / 'cache'}: 3 volumes, 3 of them made now, {size / 2**30:.2f} GiB" in capsys.readouterr().out
     read(cases, tmp_path / "cache", progress=True)
     assert Preprocessing.read == []
     assert "3 volumes, 0 of them made now" in capsys.readouterr().out
@@ -219,4 +219,4 @@ def test_volumes_that_do_not_fit_into_memory_are_told_where_to_go(caplog, count,
     with caplog.at_level(logging.WARNING):
         warn_of_memory([volume], count)
     assert ("keep them on disk with --cache_dir DIR" in caplog.text) == warned
-    assert ("1048576 volumes like the first are 32768.0 GB" in caplog.text) == warned
+    assert ("1048576 volumes like the first are 32768.0 GiB, this machine has" in caplog.text) == warned

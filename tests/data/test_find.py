@@ -102,6 +102,19 @@ def test_an_image_is_not_its_own_mask(tmp_path, pattern):
             find_cases(tmp_path, "*/flair.nii", **{f"{key}_pattern": pattern})
 
 
+@pytest.mark.parametrize("image", [["a.nii.gz"], []])
+def test_masks_that_the_pattern_of_images_matches_are_no_cases(tmp_path, image):
+    touch(tmp_path, *image, "b.nii.gz", "b_seg.nii.gz", "a_seg.nii.gz")
+    with pytest.raises(
+        ValueError, match=r"a_seg\.nii\.gz is matched as image and as label, .*make one of them narrower"
+    ):
+        find_cases(tmp_path, "*.nii.gz", label_pattern="*_seg.nii.gz")
+    found = find_cases(tmp_path, "?.nii.gz", label_pattern="*_seg.nii.gz")
+    assert [(case["case"], Path(case["label"]).name[0]) for case in found] == [
+        (n, n) for n in "ab" if n == "b" or image
+    ]
+
+
 def test_masks_that_fit_no_case_are_told_where_a_case_has_none(tmp_path, caplog):
     touch(tmp_path, "a/ct.nii", "a/m.nii", "x/ct.nii", "masks/x/m.nii")
     find_cases(tmp_path, "a/ct.nii", label_pattern="**/m.nii")
@@ -217,8 +230,9 @@ class TestResultsOfRuns:
         touch(tmp_path / out, *self.RESULTS, "p1_seg.dcm", "p1_heatmap_tumor.tif", "p1_heatmap.ome.tif")
         (tmp_path / out / "p1_montage.png").unlink()
         self.run_of(tmp_path / out, "p1", "p1_b")
-        found = find_cases(tmp_path, "**/*.nii.gz", label_pattern="**/*_seg.nii.gz")
-        assert [(c["case"], "label" in c) for c in found] == [("p1", False), ("p2_seg", False)]
+        found = find_cases(tmp_path, "**/p?.nii.gz", label_pattern="**/*_seg.nii.gz")
+        assert [(c["case"], "label" in c) for c in found] == [("p1", False)]
+        assert [c["case"] for c in find_cases(tmp_path, "**/*.nii.gz")] == ["p1", "p2_seg"]
         assert "2 file(s) that match '**/*.nii.gz' are results of an earlier run and left out: " in caplog.text
         assert [c["case"] for c in find_cases(tmp_path, "**/p[12]*")] == ["p1", "p2_seg"]
 

@@ -109,6 +109,49 @@ def test_versions_and_own_sources_count(monkeypatch, tmp_path):
     assert describe(Step()) != before
 
 
+def test_what_functions_import_counts_wherever_it_is_passed_on_and_whether_it_is_loaded_or_not(monkeypatch, tmp_path):
+    package = tmp_path / "homespun"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "inner" / "__init__.py").write_text("from .apart import *\nfrom .numbers import twice as double\n")
+    (package / "inner" / "numbers.py").write_text(
+        "from ..limits import LIMIT\n\n\ndef twice(x):\n    return LIMIT * x\n"
+    )
+    (package / "inner" / "apart.py").write_text("pass\n")
+    (package / "limits.py").write_text("LIMIT = 2\n")
+    (package / "whole.py").write_text("pass\n")
+    (package / "steps.py").write_text(
+        "class Step:\n"
+        "    def __call__(self, x):\n"
+        "        import homespun.whole\n"
+        "        from .inner import double\n"
+        "        return double(x)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from homespun.steps import Step  # type: ignore[import-not-found]
+
+    before = describe(Step())
+    assert Step()(2) == 4
+    assert describe(Step()) == before
+    (package / "inner" / "apart.py").write_text("pass  # passed on by the same package, and not imported\n")
+    assert describe(Step()) == before
+    texts = {before}
+    for name in ("inner/numbers.py", "limits.py", "whole.py"):
+        (package / name).write_text((package / name).read_text() + "# changed\n")
+        texts.add(describe(Step()))
+    assert len(texts) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("dicom.py", True), ("dicom_frames.py", True), ("dicom_seg.py", True), ("dicom_output.py", False)],
+)
+def test_code_that_reads_dicom_counts_and_code_that_writes_it_does_not(monkeypatch, name, counts):
+    before, read = describe(LoadCased(channels=1)), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"# mended" * (path.name == name))
+    assert (describe(LoadCased(channels=1)) != before) == counts
+
+
 @pytest.mark.parametrize(
     ("value", "other"),
     [

@@ -32,8 +32,8 @@ def a_case(shape: str, seed: int = 0) -> dict:
 
 
 def calibrate(tmp_path, shape: str, **options) -> dict:
-    start = {"gate": 0.5, "threshold": 0.3, "refine": REFINE}
     settings = {
+        "start": {"gate": 0.5, "threshold": 0.3, "refine": REFINE},
         "candidates": {"refine.intensity": [0.0, 1.3]},
         "raw_thresholds": [0.2, 0.65, 0.9],
         "passes": 1,
@@ -44,7 +44,7 @@ def calibrate(tmp_path, shape: str, **options) -> dict:
         label = MetaTensor(torch.as_tensor(case["truth"][None].astype(np.uint8)))
         batch = {"case": str(seed), "image": MetaTensor(case["image"].float()), "label": label}
         items.append((batch, {"pred": case["pred"]}))
-    run_handler(Calibration(tmp_path, ckpt=tmp_path / "model.pt", start=start, **settings), items)
+    run_handler(Calibration(tmp_path, ckpt=tmp_path / "model.pt", **settings), items)
     return json.loads((tmp_path / "calibrated.json").read_text())
 
 
@@ -73,6 +73,22 @@ def test_without_thresholds_of_the_raw_map_the_refinement_stays(tmp_path):
     chosen = calibrate(tmp_path, "even", raw_thresholds=[])
     assert chosen["refine"] == REFINE
     assert chosen["raw_threshold"] == chosen["threshold"] == 0.3
+
+
+@pytest.mark.parametrize("start", [{"gate": 0.5, "threshold": 0.3, "refine": None}, {"gate": 0.5, "threshold": 0.3}])
+def test_where_nothing_is_refined_the_other_options_are_tried(tmp_path, start):
+    candidates = {"refine.intensity": [0.0, 1.3], "threshold": [0.3, 0.65]}
+    chosen = calibrate(tmp_path, "even", start=start, candidates=candidates)
+    assert chosen == start | {"threshold": 0.65, "raw_threshold": 0.65}
+
+
+def test_options_of_a_refinement_are_tried_once_it_is_chosen(tmp_path):
+    better = REFINE | {"intensity": 1.2}
+    candidates = {"refine": [better], "refine.intensity": [1.3]}
+    chosen = calibrate(tmp_path, "bright", start={"gate": 0.5, "threshold": 0.3, "refine": None}, candidates=candidates)
+    assert chosen["refine"] == better
+    with open(tmp_path / "calibration.csv", encoding="utf-8", newline="") as file:
+        assert [row["refine.intensity"] for row in csv.DictReader(file)] == ["", "1.2", "1.3", "", ""]
 
 
 @pytest.mark.parametrize("label_gate", [True, False])

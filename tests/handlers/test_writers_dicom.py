@@ -100,6 +100,24 @@ def test_a_series_without_frame_of_reference_gets_nifti_alone_and_a_warning(tmp_
     assert said in caplog.text
 
 
+def test_what_highdicom_refuses_costs_a_case_its_dicom_results_alone(tmp_path, dicom, bright, monkeypatch):
+    def refused(*_: Any, **__: Any) -> None:
+        raise AttributeError("no attribute\n'Something'")
+
+    monkeypatch.setattr(hd.seg, "Segmentation", refused)
+    out = run(tmp_path / "out", [scan(tmp_path / "a", bright)], dicom=dicom)
+    assert {path.name for path in out.glob("a_*")} == {"a_seg.nii.gz", "a_heatmap.nii.gz", "a_montage.png"}
+    with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
+        assert "no DICOM results: AttributeError: no attribute 'Something'" in next(csv.DictReader(file))["warnings"]
+    monkeypatch.setattr("common.images.dicom_output._highdicom", _not_installed)
+    with pytest.raises(RuntimeError, match="needs highdicom"):
+        run(tmp_path / "without", [scan(tmp_path / "b", bright)], dicom=dicom)
+
+
+def _not_installed() -> None:
+    raise ImportError("writing DICOM results needs highdicom")
+
+
 def test_nothing_of_a_case_is_left_where_its_dicom_cannot_be_written(tmp_path, dicom, bright, monkeypatch):
     def full(path: Path, result: Any) -> None:
         write_dicom(path, result)

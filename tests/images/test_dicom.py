@@ -137,6 +137,28 @@ class TestAssumeAxial:
         with pytest.raises(ValueError, match="nothing orders them"):
             read_volume(tmp_path / "p1", dicom_geometry="assume_axial")
 
+    @pytest.mark.parametrize(
+        ("attributes", "message"),
+        [
+            ({"PixelSpacing": [0.8, 0.6]}, r"spacing \(0\.8, 0\.5\) in 000\.dcm, but \(0\.8, 0\.6\) in 002\.dcm"),
+            ({"PixelSpacing": None}, r"spacing \(0\.8, 0\.5\) in 000\.dcm, but None in 002\.dcm"),
+            ({"SpacingBetweenSlices": 3.0}, r"between 77\.0 in 000\.dcm, but 3\.0 in 002\.dcm"),
+            ({"SliceThickness": 3.0}, ""),  # SpacingBetweenSlices counts
+        ],
+    )
+    def test_compares_what_stands_for_the_positions_in_all_slices(self, tmp_path, attributes, message):
+        slices = changed(datasets(stack(), SOPClassUID=pydicom.uid.NuclearMedicineImageStorage), 2, **attributes)
+        for one in slices:
+            del one.ImagePositionPatient, one.ImageOrientationPatient
+        folder = save(tmp_path / "p1", slices)
+        if message:
+            with pytest.raises(ValueError, match=f"two kinds of images in one series: {message}"):
+                read_series(folder, dicom_geometry="assume_axial")
+        else:
+            assert read_series(folder, dicom_geometry="assume_axial").affine[2, 2] == 77.0
+        save(folder, changed(slices, *range(4), PixelSpacing=[0.8, 0.5], SpacingBetweenSlices=-2.0))  # as NM has it
+        assert read_series(folder, dicom_geometry="assume_axial").affine[2, 2] == -2.0
+
     def test_changes_nothing_where_there_are_positions(self, tmp_path):
         folder = save(tmp_path / "p1", datasets(stack()))
         assert np.array_equal(read_series(folder, dicom_geometry="assume_axial").affine, read_series(folder).affine)

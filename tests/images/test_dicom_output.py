@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.images import dicom_output, read_volume
+from common.images import dicom_output, read_mask, read_volume
 from common.images.dicom_codes import ABNORMAL, LESION, DicomCodes
 
 hd = pytest.importorskip("highdicom", reason="the extra [dicom] is not installed")
@@ -116,6 +116,30 @@ class TestSeries:
         dicom_output.write_dicom(tmp_path / "seg.dcm", results["seg.dcm"])
         volume = hd.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
         assert in_the_world(volume) == expected(mask, "sagittal")
+
+    @pytest.mark.parametrize("slices", [SHAPE[2], 1])
+    @pytest.mark.parametrize("thickness", [None, 0, "absent"])
+    def test_slices_without_a_thickness_are_as_thick_as_they_are_apart(self, tmp_path, thickness, slices):
+        (tmp_path / "scan").mkdir()
+        for file in series(tmp_path / "scan", "axial", **PIXELS, SliceThickness=thickness if thickness == 0 else None):
+            one = pydicom.dcmread(file)
+            if thickness == "absent":
+                del one.SliceThickness
+            one.save_as(file)
+            if one.InstanceNumber > slices:
+                file.unlink()
+        mask, heatmap = (array[..., :slices] for array in mask_and_heatmap())
+        mask[1:3, 1:3] = 1
+        image = read_volume(tmp_path / "scan")
+        results, warning = dicom_output.dicom_results(
+            str(tmp_path / "scan"), image.affine, mask, heatmap, classes=("none", "a", "b"), codes=CODES
+        )
+        assert warning == ""
+        for name, result in results.items():
+            dicom_output.write_dicom(tmp_path / name, result)
+            measures = pydicom.dcmread(tmp_path / name).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+            assert measures.SliceThickness == (2.5 if slices > 1 else 1.0)
+        np.testing.assert_array_equal(read_mask(tmp_path / "seg.dcm", tmp_path / "scan").array, mask)
 
     @pytest.mark.parametrize("name", ["ImagePositionPatient", "FrameOfReferenceUID"])
     def test_a_series_without_place_gets_none_and_a_warning(self, tmp_path, name):

@@ -14,7 +14,7 @@ from common.preprocessing import LoadCased
 hd = pytest.importorskip("highdicom", reason="the extra [dicom] is not installed")
 import pydicom  # noqa: E402
 
-from tests.images.placed_series import ORIENTATIONS, PIXELS, SHAPE, affine_of, series  # noqa: E402
+from tests.images.placed_series import ORIENTATIONS, PIXELS, SHAPE, affine_of, axes, series  # noqa: E402
 
 CODES = DicomCodes("gp_unet_brats", "0.1.0", ("12738006", "SCT", "Brain"), {"tumor": ("108369006", "SCT", "Neoplasm")})
 VALUES = np.random.default_rng(0).integers(1, 500, SHAPE).astype("<u2")
@@ -59,6 +59,32 @@ def test_a_segmentation_is_the_mask_of_its_series_with_all_frames_or_those_that_
     np.testing.assert_array_equal(data["label"][0].numpy(), marked())
     np.testing.assert_allclose(data["label"].affine, data["image"].affine)
     assert (hd.seg.segread(path).NumberOfFrames < 10) == sparse
+
+
+@pytest.mark.parametrize("orientation", ["axial", "oblique", "feet first"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_frames_may_lie_as_unevenly_as_slices_of_a_series(tmp_path, orientation, sparse, monkeypatch):
+    image, whole = case(tmp_path, orientation), hd.seg.Segmentation
+    for file, off in zip(sorted(image.glob("*.dcm")), (0, 0.08, -0.08, 0.08, 0), strict=True):
+        one = pydicom.dcmread(file)
+        place = np.asarray(one.ImagePositionPatient, dtype=float) + off * axes(orientation)[:, 2]
+        one.ImagePositionPatient = place.round(4).tolist()
+        one.save_as(file)
+    monkeypatch.setattr(hd.seg, "Segmentation", lambda *a, **k: whole(*a, **{**k, "omit_empty_frames": sparse}))
+    path = write_seg(image, marked(), orientation)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read_mask(path, image).array, marked())  # of slices that are off, if sparse
+
+
+def test_frames_that_lie_less_evenly_are_refused_with_the_way_out(tmp_path):
+    path = write_seg(case(tmp_path), marked())
+    data = pydicom.dcmread(path)
+    for frame in data.PerFrameFunctionalGroupsSequence:
+        place = frame.PlanePositionSequence[0].ImagePositionPatient
+        place[2] += 0.8 * (place[2] == 36)
+    data.save_as(path)
+    with pytest.raises(ValueError, match=r"reader\.dcm: .*unevenly spaced: convert it to NIfTI on the image's grid"):
+        read_mask(path, tmp_path / "ct")
 
 
 def test_a_segmentation_is_a_mask_of_the_series_as_nifti_in_other_axes_too(tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,28 @@ def test_other_ways_to_store_gray_give_gray(tmp_path, mode):
 def test_deep_tiff_keeps_its_values(tmp_path, pixels):
     tifffile.imwrite(tmp_path / "a.tif", pixels)
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").array[:, :, 0], pixels.swapaxes(0, 1))
+
+
+def png_of_16_bits(path: Path, pixels: np.ndarray) -> None:
+    """A PNG, written by hand: Pillow writes none of 16 bits but gray."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows))
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in (*chunks, (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_png_of_16_bits_keeps_all_of_them_or_is_refused(tmp_path, channels):
+    deep = np.repeat(GRAY.astype(np.uint16)[..., None] * 250 + 3, channels, axis=-1)
+    png_of_16_bits(tmp_path / "a.png", deep)
+    if channels == 1:
+        np.testing.assert_array_equal(read_picture(tmp_path / "a.png").array[..., 0], deep[..., 0].T)
+    else:
+        with pytest.raises(ValueError, match=r"a\.png.*16 bits in color or with transparency.* save it as gray"):
+            read_picture(tmp_path / "a.png")
 
 
 def test_what_is_no_single_picture_is_refused_by_name(tmp_path):
