@@ -56,3 +56,8 @@ def test_what_this_project_or_the_system_refuses_is_said_in_a_line(tmp_path):
 def test_an_error_from_elsewhere_keeps_its_traceback():
     with pytest.raises(ValueError, match="invalid literal"), ending_in_words():
         int("many")
+
+
+def test_an_interrupted_command_ends_in_words():
+    with pytest.raises(SystemExit, match="^interrupted; what trains or scores goes on"), ending_in_words():
+        raise KeyboardInterrupt

@@ -57,6 +57,15 @@ class TestSplits:
         with pytest.raises(ValueError, match=r"2 patient\(s\) cannot fill 3 parts"):
             stratified_split({"a": True, "b": False})
 
+    def test_where_few_have_none_each_part_has_one_with_a_finding_if_that_can_be(self):
+        few = {**dict.fromkeys("abcd", True), "z": False}
+        for seed in range(20):
+            parts = stratified_split(few, seed=seed)
+            assert [len(part) for part in parts] == [3, 1, 1]
+            assert all(any(few[patient] for patient in part) for part in parts)
+        two = {**dict.fromkeys("ab", True), "y": False, "z": False}  # one part must do without
+        assert sorted(chain(*stratified_split(two))) == sorted(two)
+
     def test_drawn_patients_fill_up_what_fixed_ones_leave(self):
         positive = {f"P{i:02d}": i % 2 == 0 for i in range(40)}
         fixed = {f"P{i:02d}": 2 for i in range(8)} | {"P10": 0, "P13": 1}
