@@ -225,14 +225,13 @@ class TrainingLog:
             return [row for row in csv.DictReader(file) if int(row["epoch"]) < first]
 
 
-def start_from(network: torch.nn.Module, ckpt: PathLike | None) -> None:
-    """Give a network the weights that its training begins with; None: it begins as it was made.
+def start_from(network: torch.nn.Module, ckpt: PathLike | None) -> torch.nn.Module:
+    """The network, with the weights that its training begins with; None: it begins as it was made.
 
     Raises:
         FileNotFoundError, ValueError: as of `common.checkpoint.load_weights`.
     """
-    if ckpt is not None:
-        load_weights(network, ckpt)
+    return network if ckpt is None else load_weights(network, ckpt)
 
 
 def prepare_batch(

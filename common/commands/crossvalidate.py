@@ -16,7 +16,7 @@ from ..files import PathLike, file_digest, json_text, read_json, write_csv, writ
 from .console import logged, step
 from .fit import check_same
 from .fit_checks import IMAGES, MASKS, data_digests
-from .fit_runs import Recipe, done_before, merged, refining, say_done
+from .fit_runs import Recipe, done_before, merged, natural_threshold, refining, say_done
 from .folds import scans_of_fold, write_folds
 from .run import BUNDLES, config_files, for_configs, names, run_bundle
 
@@ -101,7 +101,8 @@ def crossvalidate(
     whole = [scans_of_fold(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
     root, recipe = BUNDLES / bundle, Recipe(train=tuple(train), refine=tuple(refine))
-    student = merged(root, recipe.refine)
+    refined = [*train, *(refining(root, recipe, **overrides) if rounds else ())]
+    maps_first = "pseudo_dir" in merged(root, recipe.refine)
     shown = [name for name in evaluate if Path(name).name != "evaluate.json"]  # as new scans are
     if rounds and not choose:
         raise ValueError("--rounds: pseudo-masks are cut at what --choose chooses for the teacher, and it is empty")
@@ -120,21 +121,19 @@ def crossvalidate(
                 configs, further = train, {}
                 learned: dict[str, Any] = {**data}
                 if number:
-                    configs = [*train, *refining(root, recipe, **overrides)]
+                    configs, further = refined, {"teacher_ckpt": str(ckpt)}
                     learned |= {"thresholds of its teacher": read_beside(ckpt).get("chosen")}
-                    further = {"teacher_ckpt": str(ckpt)}
-                    if "pseudo_dir" in student:
+                    if maps_first:
                         maps, by = place / "maps" / "predictions.csv", {"section": "training", "ckpt": str(ckpt)}
                         _once(maps, f"{title}: maps that teach", bundle, shown, learned, **on_parts, **by)
                         further["pseudo_dir"] = str(maps.parent)
                 ckpt = place / "training" / "model.pt"
                 _train(ckpt.parent, f"{title}: training", bundle, configs, learned, **on_parts, **further)
                 on_scans |= {"ckpt": str(ckpt)}
-                natural = {"natural_threshold": student.get("natural_threshold")} if number else {}
                 chosen = []
                 for choice in choose:
                     result = place / Path(choice).stem / "calibrated.json"
-                    by = on_scans | (natural if "natural_threshold" in merged(root, (choice,)) else {})
+                    by = on_scans | (natural_threshold(root, recipe, choice) if number else {})
                     _once(result, f"{title}: {choice}", bundle, [*evaluate, *chosen, choice], data, **by)
                     chosen.append(str(result))
             configs = [*evaluate, *chosen]

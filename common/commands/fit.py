@@ -144,12 +144,12 @@ def fit(
         rounds = 0 if apart else usual_rounds(content["training"], recipe)
         if not (rounds or apart):
             print("one training, as a label stands for a volume; of stacks all of whose slices are alike, --rounds 1")
+    runs = steps(own, rounds, recipe) - bool(start)
     if recipe is VOLUMES:
         grids = read_grids(content, Path(dataset_dir))
         of = f" (of the first {LOOKED_AT} cases)" if len(cases_of(content)) > LOOKED_AT else ""
         print(f"images: {', '.join(content['modalities'])}; {grids.in_words()}{of}")
         settings_of_all = merged(own, (recipe.inference, *recipe.train))
-        runs = steps(own, rounds, recipe) - bool(start)
         drawing = merged(own, (DRAW,)) if DRAW in refining(own, recipe) else None
         trainings: dict[str, Any] = {"rounds": rounds - bool(start), "runs": runs, "drawing": drawing}
         guess = minutes(root.name, content, settings_of_all, grids, **trainings)
@@ -164,7 +164,7 @@ def fit(
     scored = "test" if content.get("test") else "validation"
     everything = "+".join(section for section in SECTIONS if content.get(section))
     scores, masks = home / "evaluation" / recipe.scores, home / "masks" / "predictions.csv"
-    with alone(home, "fit"), logged(home / "log.txt", verbose=verbose, steps=steps(own, rounds, recipe) - bool(start)):
+    with alone(home, "fit"), logged(home / "log.txt", verbose=verbose, steps=runs):
         best = learn(own, home, rounds, calibration_section(content), shared, recipe, start=start)
         weights = own / "models" / recipe.weights
         for end in (".pt", ".json"):

@@ -87,6 +87,12 @@ def refining(own: Path, recipe: Recipe, **over: Any) -> tuple[str, ...]:
     return (*recipe.refine, DRAW) if draws and DRAW not in recipe.refine else recipe.refine
 
 
+def natural_threshold(own: Path, recipe: Recipe, choice: str) -> dict[str, Any]:
+    """The threshold that maps have by themselves once they were trained against masks, for a config that takes it."""
+    takes = "natural_threshold" in merged(own, (choice,))
+    return {"natural_threshold": merged(own, recipe.refine).get("natural_threshold")} if takes else {}
+
+
 def usual_rounds(training: Sequence[Case], recipe: Recipe) -> int:
     """Trainings on masks of the training before: one of slices, halves of scans, parts or slides; none of volumes.
 
@@ -126,24 +132,21 @@ def learn(
         start: weights in place of the first training, with which the next one begins.
     """
     title = f"gate and thresholds from the labels of {section.replace('+', ' and ')}"
-    natural = merged(own, recipe.refine).get("natural_threshold")
-    takes_natural = "natural_threshold" in merged(own, (recipe.calibrate,))
     best: Path | None = None
     for number in range(rounds + 1):
         if number and not has_refine(own, recipe):
             print(f"{own.name} has no second training")
             break
         place = home / (f"round{number}" if number else "start" if start else "training")
-        # The threshold that maps have by themselves once they were trained against masks.
         drawn = number or (start and draws(start))
-        more = {"natural_threshold": natural} if drawn and takes_natural else {}
+        more = natural_threshold(own, recipe, recipe.calibrate) if drawn else {}
         chosen = {**shared, "ckpt": str(place / "model.pt"), "section": section, **more}
         try:
             if start and not number:
                 begin_with(start, place)
             else:
-                begin = {"start_ckpt": str(best)} if start else {}
-                _train(own, place, best, f"round {number}" if number else "training", shared, recipe, **begin)
+                step_title = f"round {number}" if number else "training"
+                _train(own, place, best, step_title, shared, recipe, goes_on=start is not None)
             once(place / "calibrated.json", title, own, recipe, recipe.calibrate, **chosen)
         except subprocess.CalledProcessError:
             if best is None:
@@ -168,11 +171,18 @@ def best_auc(place: Path) -> float:
 
 
 def _train(
-    own: Path, place: Path, teacher: Path | None, title: str, shared: Mapping[str, Any], recipe: Recipe, **begin: str
+    own: Path,
+    place: Path,
+    teacher: Path | None,
+    title: str,
+    shared: Mapping[str, Any],
+    recipe: Recipe,
+    *,
+    goes_on: bool = False,
 ) -> None:
     """Train into a folder, on the masks of a teacher if there is one; once.
 
-    `begin`: the key of weights to begin with, for configs that have it; others begin with those of the teacher anyway.
+    With `goes_on` it begins with the teacher's weights; where configs have no key for that, it does so anyway.
     """
     finished = place / "finished"
     if finished.is_file():
@@ -182,12 +192,13 @@ def _train(
     if teacher:
         configs += refining(own, recipe)
         more["teacher_ckpt"] = str(teacher)
+        if goes_on and "start_ckpt" in merged(own, tuple(configs)):
+            more["start_ckpt"] = str(teacher)
         if "pseudo_dir" in merged(own, recipe.refine):  # its maps are made before
             more["pseudo_dir"] = str(place / "maps")
             maps = {**shared, "section": "training", "ckpt": str(teacher)}
             once(place / "maps" / "predictions.csv", "maps of the training section", own, recipe, **maps)
     step(title)
-    more |= {key: value for key, value in begin.items() if key in merged(own, tuple(configs))}
     run_bundle(own, configs, output_dir=str(place), **for_configs(own, configs, shared), **more)
     finished.touch()
 

@@ -87,6 +87,8 @@ def prepare(
             raise ValueError(f"--at_most is a number a class, e.g. \"{{'tumor': 60}}\"; got {at_most!r}")
         if split not in ("patients", "paper") and not Path(split).is_file():
             raise ValueError(f"--split is 'patients', 'paper' or a datalist whose sections are kept; no file {split!r}")
+        if halves and split == "paper":
+            raise ValueError("--split paper cuts scans into slices, --halves into halves: choose one of them")
         if seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {seed}")
         cases, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
@@ -102,9 +104,11 @@ def prepare(
         path = Path(datalist) if datalist else home / "datalist.json"
         whole = cases
         if halves:
-            cases = _halves(
-                cases, home / f"halves{'' if path.stem == 'datalist' else '_' + path.stem}", halves, adapter, split
-            )
+            if adapter == "table":  # whose masks score, and say nothing else
+                cases = [{key: value for key, value in case.items() if key != "label"} for case in cases]
+            # Each datalist has a folder of its own: its halves stay as they are when another one is written.
+            folder = "halves" if path.stem == "datalist" else f"halves_{path.stem}"
+            cases = halves_of(cases, home / folder, organ=halves)
         elif for_scoring:
             cases = [{key: value for key, value in case.items() if key != "finding_side"} for case in cases]
         elif any("finding_side" in case for case in cases):
@@ -145,18 +149,6 @@ def prepare(
     for section in SECTIONS:
         print(f"{section}: {labels_in_words(content[section], content['classes'])}")
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
-
-
-def _halves(cases: list[Case], out_dir: Path, organ: str, adapter: str, split: str) -> list[Case]:
-    """The halves of scans; of a table by its column `side` alone, of other data by their masks.
-
-    Each datalist has a folder of its own: its halves stay as they are when another one is written.
-    """
-    if split == "paper":
-        raise ValueError("--split paper cuts scans into slices, --halves into halves: choose one of them")
-    if adapter == "table":  # whose masks score, and say nothing else
-        cases = [{key: value for key, value in case.items() if key != "label"} for case in cases]
-    return halves_of(cases, out_dir, organ=organ)
 
 
 def _whatever_patient(cases: list[Case]) -> list[Case]:

@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 from torch import Tensor
 
+from ..files import PathLike
 from ..images import file_of, meta_tensor, read_mask, spacing_of
 from ..masks import NO_EVIDENCE, hottest_component, refine_by_intensity
 from .slices import case_label, slice_classes
@@ -102,11 +103,16 @@ def _heat(
     return np.select([named == k for k in networks], shown), 1 - first[len(first) // 2, 0, 0]
 
 
+def mask_of(label: PathLike, image: MetaTensor) -> Tensor:
+    """A mask from its file, bool `[H, W, Z]` on the grid that an image was preprocessed to."""
+    # The image has been read: where its series has no positions, somebody has said that it is axial.
+    mask = meta_tensor(read_mask(label, file_of(image), dicom_geometry="assume_axial"))
+    return ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0
+
+
 def true_masks(case: dict, image: MetaTensor) -> dict[str, Tensor]:
     """`pseudo` and `counts`, as of `pseudo_masks`, from the case's mask, resampled; nothing in slices labeled 0."""
-    # The image has been read: where its series has no positions, somebody has said that it is axial.
-    mask = meta_tensor(read_mask(case["label"], file_of(image), dicom_geometry="assume_axial"))
-    mask = ResampleToMatch(mode="nearest")(mask, image)[0].as_tensor() > 0
+    mask = mask_of(case["label"], image)
     negative = torch.tensor(slice_classes(case, mask.shape[-1])) == 0
     return _targets(mask & ~negative, negative)
 

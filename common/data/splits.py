@@ -69,11 +69,9 @@ def stratified_split(
         held = np.bincount([fixed[p] for p in ids if p in fixed], minlength=len(share))
         missing = np.maximum(_sizes(len(ids), share) - held, 0)
         sizes = _sizes(len(free), missing / max(missing.sum(), 1))
-        drawn = _draw(free, sizes, seed)
-        if len(kinds) == 1:  # too few of one kind: of a hundred draws the first that leaves no part without a finding
-            dealt = (_draw(free, sizes, seed + k) for k in range(100))
-            with_finding = (draw for draw in dealt if all(any(positive[p] for p in part) for part in draw if part))
-            drawn = next(with_finding, drawn)
+        # Where there are too few of one kind: of a hundred draws the first that leaves no part without a finding.
+        draws = [_draw(free, sizes, seed + k) for k in range(100 if len(kinds) == 1 else 1)]
+        drawn = next((d for d in draws if all(any(positive[p] for p in part) for part in d if part)), draws[0])
         for k, part in enumerate(parts):
             part += drawn[k] + [p for p in ids if fixed.get(p) == k]
     return [sorted(part) for part in parts]

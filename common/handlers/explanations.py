@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, ResampleToMatch
+from monai.transforms import Compose, Invertd
 from PIL import Image
 from tqdm import tqdm
 
@@ -26,8 +26,9 @@ from ..cam import (
     occlusion_map,
     whole_slices,
 )
+from ..data.pseudo import mask_of
 from ..files import atomic_path, write_csv, write_json
-from ..images import as_array, file_of, meta_tensor, read_mask
+from ..images import as_array
 from ..masks import MapsToMaskd
 from ..masks.refine import shown_classes
 from ..metrics import area_under, bootstrap_by_patient, perturbation_curve, points_at, rank_correlation, top_region
@@ -167,10 +168,7 @@ class Explanations:
         image = case["image"]
         heat, probability = self._own(image)
         shown = [None] * image.shape[-1] if self.to_mask.evidence == "sum" else self._shown(probability)
-        truth = None
-        if label:
-            mask = meta_tensor(read_mask(label, file_of(image)))
-            truth = as_array(ResampleToMatch(mode="nearest")(mask, image))[0] > 0
+        truth = mask_of(label, image).numpy() if label else None
         volume = as_array(image)
         image = image.to(self._device)
         filled = [z for z in range(volume.shape[-1]) if (volume[-1, ..., z] > 0.5).any()]

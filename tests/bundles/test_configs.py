@@ -111,7 +111,7 @@ def runs(bundle: str) -> list[str]:
         content = read_json(path)
         if "run" in content:
             below = "train+" if "train" in path.stem else "inference+evaluate+"
-            found.append(f"{'' if {'imports', 'network_def'} <= content.keys() else below}{path.stem}")
+            found.append(path.stem if "network_def" in content else f"{below}{path.stem}")
     return found
 
 
