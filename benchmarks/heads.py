@@ -14,8 +14,9 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from common.checkpoint import load_weights
-from common.commands.fit import calibration_section, check_data, check_same
-from common.commands.fit_checks import IMAGES, MASKS, data_digests
+from common.commands.fit import calibration_section
+from common.commands.fit_checks import IMAGES, MASKS, check_data, data_digests
+from common.commands.fit_request import check_same
 from common.commands.own_bundle import slide_settings
 from common.commands.run import BUNDLES, names
 from common.data import cases, multi_hot

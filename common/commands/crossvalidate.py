@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from ..checkpoint import read_beside
 from ..data import SECTIONS, write_datalist
 from ..files import PathLike, file_digest, json_text, read_json, write_csv, write_json
 from .console import logged, step
-from .fit import check_same
 from .fit_checks import IMAGES, MASKS, data_digests
+from .fit_request import check_same
 from .fit_runs import Recipe, done_before, merged, natural_threshold, refining, say_done
 from .folds import scans_of_fold, write_folds
 from .run import BUNDLES, config_files, for_configs, names, run_bundle
@@ -100,58 +101,30 @@ def crossvalidate(
         choose = "calibrate.json" if _all_have_masks(scans or source, but=keep) else "calibrate_labels.json"
     whole = [scans_of_fold(scans, fold) for fold in lists] if scans else lists
     train, choose, evaluate, refine = (names(x) for x in (train, choose, evaluate, refine))
-    root, recipe = BUNDLES / bundle, Recipe(train=tuple(train), refine=tuple(refine))
-    refined = [*train, *(refining(root, recipe, **overrides) if rounds else ())]
-    maps_first = "pseudo_dir" in merged(root, recipe.refine)
-    shown = [name for name in evaluate if Path(name).name != "evaluate.json"]  # as new scans are
     if rounds and not choose:
         raise ValueError("--rounds: pseudo-masks are cut at what --choose chooses for the teacher, and it is empty")
+    recipe = Recipe(train=tuple(train), refine=tuple(refine))
+    shared = {"dataset_dir": str(Path(dataset_dir).resolve()), **overrides}
+    protocol = _Protocol(bundle, recipe, choose, evaluate, rounds, data, shared)
     summaries: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     kept_rows: list[dict[str, Any]] = []
     with logged(home / "log.txt", verbose=verbose):
         for k, (part_list, fold_list) in enumerate(zip(lists, whole, strict=True)):
-            fold = home / f"fold{k}"
-            shared = {"dataset_dir": str(Path(dataset_dir).resolve()), **overrides}
-            on_parts, on_scans = ({**shared, "datalist": str(path)} for path in (part_list, fold_list))
-            ckpt, chosen = Path(), list[str]()
-            for number in range(rounds + 1):
-                place = fold / f"round{number}" if number else fold
-                title = f"fold {k}, round {number}" if rounds else f"fold {k}"
-                configs, further = train, {}
-                learned: dict[str, Any] = {**data}
-                if number:
-                    configs, further = refined, {"teacher_ckpt": str(ckpt)}
-                    learned |= {"thresholds of its teacher": read_beside(ckpt).get("chosen")}
-                    if maps_first:
-                        maps, by = place / "maps" / "predictions.csv", {"section": "training", "ckpt": str(ckpt)}
-                        _once(maps, f"{title}: maps that teach", bundle, shown, learned, **on_parts, **by)
-                        further["pseudo_dir"] = str(maps.parent)
-                ckpt = place / "training" / "model.pt"
-                _train(ckpt.parent, f"{title}: training", bundle, configs, learned, **on_parts, **further)
-                on_scans |= {"ckpt": str(ckpt)}
-                chosen = []
-                for choice in choose:
-                    result = place / Path(choice).stem / "calibrated.json"
-                    by = on_scans | (natural_threshold(root, recipe, choice) if number else {})
-                    _once(result, f"{title}: {choice}", bundle, [*evaluate, *chosen, choice], data, **by)
-                    chosen.append(str(result))
-            configs = [*evaluate, *chosen]
-            summary = _result(place / "evaluation", fold_list)
-            _once(summary, f"fold {k}: evaluation", bundle, configs, data, **on_scans)
-            summaries.append(_scores(summary.parent))
-            rows += _cases_of(summary.parent, k)
+            network = protocol.learn(home / f"fold{k}", f"fold {k}", part_list, fold_list)
+            folder = network.place / "evaluation"
+            protocol.score(network, folder, f"fold {k}: evaluation", fold_list)
+            summaries.append(_scores(folder))
+            rows += _cases_of(folder, k)
             if scans:
-                parts = place / "parts" / "summary.json"
-                _once(parts, f"fold {k}: evaluation of the parts", bundle, configs, data, **on_parts, ckpt=str(ckpt))
-                summaries[-1]["parts"] = _scores(parts.parent)
+                folder = network.place / "parts"
+                protocol.score(network, folder, f"fold {k}: evaluation of the parts", part_list)
+                summaries[-1]["parts"] = _scores(folder)
             if keep:
-                kept = _with_test(source, keep, fold_list)
-                result = _result(place / "kept", kept)
-                on_kept = {**on_scans, "datalist": str(kept)}
-                _once(result, f"fold {k}: evaluation of the kept section", bundle, configs, data, **on_kept)
-                summaries[-1]["kept"] = _scores(result.parent)
-                kept_rows += _cases_of(result.parent, k)
+                kept, folder = _with_test(source, keep, fold_list), network.place / "kept"
+                protocol.score(network, folder, f"fold {k}: evaluation of the kept section", kept)
+                summaries[-1]["kept"] = _scores(folder)
+                kept_rows += _cases_of(folder, k)
     for name, found in (("metrics.csv", rows), ("kept_metrics.csv", kept_rows)):
         if found:
             write_csv(home / name, found)
@@ -160,6 +133,75 @@ def crossvalidate(
     for name, score in scores.items():
         if name.endswith((".mean", ".auc", ".miou", ".paper_dsc")):
             print(f"{name:44} {score['mean']:.4f} ± {score['std']:.4f}")
+
+
+class _Network(NamedTuple):
+    """The last network of a fold: the folder of its training, its weights, configs with what was chosen for it."""
+
+    place: Path
+    ckpt: Path
+    chosen: list[str]
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """How the network of each fold is trained, its thresholds are chosen, and it is scored.
+
+    Attributes:
+        recipe: configs of the first training, and those laid over them in a training on pseudo-masks.
+        choose: configs that write `calibrated.json`.
+        evaluate: configs of the evaluation, over which those of `choose` lie.
+        rounds: of training on pseudo-masks.
+        data: of `_data`.
+        shared: settings of all runs.
+    """
+
+    bundle: str
+    recipe: Recipe
+    choose: list[str]
+    evaluate: list[str]
+    rounds: int
+    data: dict[str, list[str]]
+    shared: dict[str, Any]
+
+    def learn(self, fold: Path, title: str, parts: Path, scans: Path) -> _Network:
+        """Train on one datalist, each further network on the masks of the one before, and choose on the other."""
+        place, ckpt, chosen = fold, Path(), list[str]()
+        for number in range(self.rounds + 1):
+            teacher, place = ckpt, fold / f"round{number}" if number else fold
+            called = f"{title}, round {number}" if self.rounds else title
+            ckpt = self._train(place, called, teacher if number else None, {**self.shared, "datalist": str(parts)})
+            chosen = []
+            for choice in self.choose:
+                on = {**self.shared, "datalist": str(scans), "ckpt": str(ckpt)}
+                on |= natural_threshold(BUNDLES / self.bundle, self.recipe, choice) if number else {}
+                result = place / Path(choice).stem / "calibrated.json"
+                configs = [*self.evaluate, *chosen, choice]
+                _once(result, f"{called}: {choice}", self.bundle, configs, self.data, **on)
+                chosen.append(str(result))
+        return _Network(place, ckpt, chosen)
+
+    def score(self, network: _Network, folder: Path, title: str, listed: Path) -> None:
+        """Score a network, with what was chosen for it, on the test section of a datalist."""
+        on = {**self.shared, "datalist": str(listed), "ckpt": str(network.ckpt)}
+        configs = [*self.evaluate, *network.chosen]
+        _once(_result(folder, listed), title, self.bundle, configs, self.data, **on)
+
+    def _train(self, place: Path, called: str, teacher: Path | None, on: dict[str, Any]) -> Path:
+        """Train into `place/training`, on masks of a teacher where there is one; returns the weights."""
+        root, configs, further = BUNDLES / self.bundle, list(self.recipe.train), dict[str, str]()
+        learned: dict[str, Any] = {**self.data}
+        if teacher:
+            configs += refining(root, self.recipe, **self.shared)
+            learned |= {"thresholds of its teacher": read_beside(teacher).get("chosen")}
+            further["teacher_ckpt"] = str(teacher)
+            if "pseudo_dir" in merged(root, self.recipe.refine):
+                as_new_scans = [name for name in self.evaluate if Path(name).name != "evaluate.json"]
+                maps, by = place / "maps" / "predictions.csv", {**on, "section": "training", "ckpt": str(teacher)}
+                _once(maps, f"{called}: maps that teach", self.bundle, as_new_scans, learned, **by)
+                further["pseudo_dir"] = str(maps.parent)
+        _train(place / "training", f"{called}: training", self.bundle, configs, learned, **on, **further)
+        return place / "training" / "model.pt"
 
 
 def _all_have_masks(datalist: PathLike, *, but: str | None) -> bool:

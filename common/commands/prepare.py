@@ -80,42 +80,27 @@ def prepare(
     if "modalities" in options:
         options["modalities"] = names(options["modalities"])
     named = names(classes) if classes else None
-    if named and adapter == "table" and not kinds:
+    of_table = adapter == "table"
+    if named and of_table and not kinds:
         options["classes"] = named
+    home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
+    path = Path(datalist) if datalist else home / "datalist.json"
     try:
-        if at_most and not isinstance(at_most, dict):
-            raise ValueError(f"--at_most is a number a class, e.g. \"{{'tumor': 60}}\"; got {at_most!r}")
-        if split not in ("patients", "paper") and not Path(split).is_file():
-            raise ValueError(f"--split is 'patients', 'paper' or a datalist whose sections are kept; no file {split!r}")
-        if halves and split == "paper":
-            raise ValueError("--split paper cuts scans into slices, --halves into halves: choose one of them")
-        if seed < 0:
-            raise ValueError(f"--seed: expected 0 or more, got {seed}")
-        cases, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
-        if adapter != "table":  # which has looked
-            cases = with_copies_together(cases)
+        _check(at_most=at_most, split=split, halves=halves, seed=seed)
+        whole, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
+        if not of_table:  # which has looked
+            whole = with_copies_together(whole)
         if same_patient:
-            cases = of_one_patient(cases, names(same_patient))
+            whole = of_one_patient(whole, names(same_patient))
         if kinds:
-            cases, found_classes = with_kinds(cases, kinds, column=kind, classes=named, root=root)
+            whole, found_classes = with_kinds(whole, kinds, column=kind, classes=named, root=root)
         if masks_of:
-            cases = with_masks_of(cases, masks_of)
-        home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
-        path = Path(datalist) if datalist else home / "datalist.json"
-        whole = cases
+            whole = with_masks_of(whole, masks_of)
         if halves:
-            if adapter == "table":  # whose masks score, and say nothing else
-                cases = [{key: value for key, value in case.items() if key != "label"} for case in cases]
-            # Each datalist has a folder of its own: its halves stay as they are when another one is written.
-            folder = "halves" if path.stem == "datalist" else f"halves_{path.stem}"
-            cases = halves_of(cases, home / folder, organ=halves)
-        elif for_scoring:
-            cases = [{key: value for key, value in case.items() if key != "finding_side"} for case in cases]
-        elif any("finding_side" in case for case in cases):
-            raise ValueError(
-                f"{root}: the column 'side' says which half of an organ is ill: --halves brain, or --halves lung "
-                "(--for_scoring true lists the whole scans); if it says something else, rename it"
-            )
+            told = _without("label", whole) if of_table else whole  # a table's masks score, and say nothing else
+            cases = halves_of(told, _home_of_halves(path, home), organ=halves)
+        else:
+            cases = _whole(whole, root, for_scoring=for_scoring)
         if split == "paper":
             cases = single_slices(cases, home / "slices", modalities=modalities)
         elif split != "patients":
@@ -124,19 +109,18 @@ def prepare(
         content = make_datalist(
             _whatever_patient(cases) if split == "paper" else cases,
             name=home.name,
-            classes=named if named and not (kinds or adapter == "table") else found_classes,
+            classes=named if named and not (kinds or of_table) else found_classes,
             modalities=modalities,
             dataset_dir=home,
             fractions=fractions,
             seed=seed,
             for_scoring=for_scoring,
-            stratify=bool(adapter == "table" or kinds) if stratify is None else stratify,
+            stratify=bool(of_table or kinds) if stratify is None else stratify,
         )
         if halves:
             content = whole_in_test(content, whole, home)
         if masks_of:  # what a network marked is no truth to score another one by
-            content["test"] = [{k: v for k, v in case.items() if k != "label"} for case in content["test"]]
-            content["masks_of"] = Path(masks_of).name
+            content |= {"test": _without("label", content["test"]), "masks_of": Path(masks_of).name}
         if at_most:
             content["training"] = fewer(content["training"], at_most, content["classes"], seed=seed)
         if split == "paper":
@@ -149,6 +133,39 @@ def prepare(
     for section in SECTIONS:
         print(f"{section}: {labels_in_words(content[section], content['classes'])}")
     print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
+
+
+def _check(*, at_most: Any, split: str, halves: str | None, seed: int) -> None:
+    """Refuse options that contradict each other or make no sense, before any file is read."""
+    if at_most and not isinstance(at_most, dict):
+        raise ValueError(f"--at_most is a number a class, e.g. \"{{'tumor': 60}}\"; got {at_most!r}")
+    if split not in ("patients", "paper") and not Path(split).is_file():
+        raise ValueError(f"--split is 'patients', 'paper' or a datalist whose sections are kept; no file {split!r}")
+    if halves and split == "paper":
+        raise ValueError("--split paper cuts scans into slices, --halves into halves: choose one of them")
+    if seed < 0:
+        raise ValueError(f"--seed: expected 0 or more, got {seed}")
+
+
+def _without(key: str, cases: list[Case]) -> list[Case]:
+    return [{name: value for name, value in case.items() if name != key} for case in cases]
+
+
+def _home_of_halves(datalist: Path, home: Path) -> Path:
+    """A folder for each datalist, so that its halves stay as they are when another one is written."""
+    return home / ("halves" if datalist.stem == "datalist" else f"halves_{datalist.stem}")
+
+
+def _whole(cases: list[Case], root: str, *, for_scoring: bool) -> list[Case]:
+    """Cases that stay whole, of which a side says nothing."""
+    if for_scoring:
+        return _without("finding_side", cases)
+    if any("finding_side" in case for case in cases):
+        raise ValueError(
+            f"{root}: the column 'side' says which half of an organ is ill: --halves brain, or --halves lung "
+            "(--for_scoring true lists the whole scans); if it says something else, rename it"
+        )
+    return cases
 
 
 def _whatever_patient(cases: list[Case]) -> list[Case]:

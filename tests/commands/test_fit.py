@@ -13,20 +13,14 @@ import pytest
 import tifffile
 
 import common.commands.fit_runs
-from common.commands.fit import (
-    calibration_section,
-    check_same,
-    check_settings,
-    described,
-    fit,
-    labels_slices,
-    with_volumes,
-)
+from common.commands.fit import calibration_section, described, fit, with_volumes
 from common.commands.fit_checks import recipe_of
+from common.commands.fit_request import check_same, check_settings
 from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, refining, steps, usual_rounds
 from common.commands.fit_slides import summary_of_slides
 from common.commands.fit_summary import summary, summary_of_classes
 from common.commands.run import bundle_root
+from common.data import labels_slices
 from common.files import write_json
 from tests.bundles.insight_ct.slides.helpers import write_slide
 

@@ -95,7 +95,7 @@ def test_a_fit_of_other_images_is_refused_in_the_folder_of_a_finished_one(tmp_pa
     def stop(*_, **__):
         raise InterruptedError("all that is checked before anything is written")
 
-    monkeypatch.setattr(common.commands.fit, "settings_of", stop)
+    monkeypatch.setattr(common.commands.fit, "with_shown_cases", stop)
     for _ in range(2):
         with pytest.raises(InterruptedError):
             fit("gp_unet_brats", str(tmp_path), str(tmp_path / "out"))
@@ -115,9 +115,9 @@ def test_after_a_change_of_masks_all_is_scored_and_drawn_anew_and_nothing_is_ref
     best, made_from = tmp_path / "best.pt", []
     for file in (best, best.with_suffix(".json"), tmp_path / "mask.nii.gz"):
         file.touch()
-    returned = {"settings_of": {}, "make_bundle": tmp_path / "own", "merged": {}, "learn": best, "steps": 1}
+    returned = {"make_bundle": tmp_path / "own", "merged": {}, "learn": best, "steps": 1}
     returned |= {"read_grids": SimpleNamespace(in_words=str)}
-    returned |= dict.fromkeys(("minutes", "_as_trained", "write_report", "summary"))
+    returned |= dict.fromkeys(("minutes", "_keep", "write_report", "summary"))
     for name, result in returned.items():
         monkeypatch.setattr(common.commands.fit, name, lambda *_, result=result, **__: result)
     monkeypatch.setattr(common.commands.fit, "once", lambda *_, **told: made_from.append(told["made_from"]))

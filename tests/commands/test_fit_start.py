@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 import common.commands.fit_runs
+from common.commands.fit_request import requested
 from common.commands.fit_runs import VOLUMES, learn
 from common.commands.fit_start import draws, settings_of_start
 from common.commands.run import BUNDLES, bundle_root
+from common.data import SECTIONS
 from common.files import read_json, write_json
 
 DATA = {"classes": ["none", "tumor"], "modalities": ["flair"]}
@@ -102,6 +106,26 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, trained, settings, data, 
         settings_of_start(weights(tmp_path, trained=trained), bundle_root("gp_unet_brats"), settings, DATA | data)
     with pytest.raises(FileNotFoundError, match="there is no"):
         settings_of_start(tmp_path / "gone.pt", bundle_root("gp_unet_brats"), settings, DATA)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "ending", "labels"), [("insight_ct", "svs", [0, 1]), ("gp_unet_brats", "png", [1, 2])]
+)
+def test_slides_and_classes_without_negatives_begin_with_no_weights(tmp_path, bundle, ending, labels):
+    content: dict[str, Any] = {"name": "x", "classes": ["none", "a", "b"][: max(labels) + 1], "modalities": ["x"]}
+    for section in SECTIONS[:2]:
+        names = [f"{section}{label}" for label in labels]
+        content[section] = [
+            {"case": name, "patient": name, "image": f"{name}.{ending}", "cls": label}
+            for name, label in zip(names, labels, strict=True)
+        ]
+        for name in names:
+            Image.new("L", (8, 8)).save(tmp_path / f"{name}.{ending}", format="PNG")
+    write_json(tmp_path / "datalist.json", content)
+    how: dict[str, Any] = {"datalist": None, "configs": "", "rounds": None, "settings": {}}
+    with pytest.raises(ValueError, match="--start_ckpt: of volumes with negatives alone"):
+        requested(bundle, str(tmp_path), str(tmp_path / "out"), start_ckpt=str(weights(tmp_path)), **how)
+    requested(bundle, str(tmp_path), str(tmp_path / "out"), start_ckpt=None, **how)
 
 
 @pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir() if (path / "models").is_dir()))

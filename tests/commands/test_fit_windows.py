@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from common.commands.fit import check_settings
+from common.commands.fit_request import check_settings
 from common.commands.fit_runs import SLIDES
 from common.commands.fit_windows import shown_datalist
 from common.commands.run import bundle_root

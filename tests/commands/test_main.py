@@ -17,6 +17,7 @@ HELPERS |= {
     "fit_checks",
     "fit_minutes",
     "fit_patterns",
+    "fit_request",
     "fit_runs",
     "fit_slides",
     "fit_start",
