@@ -104,13 +104,18 @@ def at_most(cases: Sequence[Case], counts: Mapping[str, int], classes: Sequence[
     for name, count in counts.items():
         if name not in classes or isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise ValueError(f"at_most: {name!r}: {count!r}; expected a number for each of {', '.join(classes)}.")
-    of_class: dict[str, list[str]] = {name: [] for name in counts}
+    of_class: dict[str, list[str]] = {name: [] for name in classes}
     for case in sorted((case for case in cases if "cls" in case), key=lambda case: str(case["case"])):
-        if isinstance(case["cls"], list) and not labels_slices(case):
-            raise ValueError(f"at_most: case {case['case']!r} has several labels at once: {case['cls']}.")
-        of_class.setdefault(classes[int(np.max(case["cls"]))], []).append(str(case["case"]))
+        of_class[classes[_highest(case)]].append(str(case["case"]))
     dropped: set[str] = set()
     for name, count in counts.items():
         order = np.random.default_rng(seed).permutation(len(of_class[name]))
         dropped |= {of_class[name][k] for k in order[count:]}
     return [case for case in cases if case["case"] not in dropped]
+
+
+def _highest(case: Case) -> int:
+    """The class of a case: of its slices the highest."""
+    if isinstance(case["cls"], list) and not labels_slices(case):
+        raise ValueError(f"at_most: case {case['case']!r} has several labels at once: {case['cls']}.")
+    return int(np.max(case["cls"]))

@@ -76,6 +76,14 @@ def with_copies_together(cases: Sequence[Case]) -> list[Case]:
     Args:
         cases: as adapters return them.
     """
+    owner = _owners(cases)
+    found = [case | {"patient": owner[case["patient"]]} for case in cases]
+    _say_masks_of_others(found)
+    return found
+
+
+def _owners(cases: Sequence[Case]) -> dict[Hashable, Hashable]:
+    """By each patient the one whose its cases are: the first of those who share an image."""
     files = [[Path(one) for one in np.atleast_1d(case["image"])] for case in cases]
     owner = {case["patient"]: case["patient"] for case in cases}
     copies = []
@@ -86,9 +94,12 @@ def with_copies_together(cases: Sequence[Case]) -> list[Case]:
             owner |= {patient: other for patient, one in owner.items() if one == mine}
     if copies:
         logger.warning("%d image(s) are there twice, and their cases now of one patient: %s", len(copies), copies[0])
-    found = [case | {"patient": owner[case["patient"]]} for case in cases]
+    return owner
+
+
+def _say_masks_of_others(cases: Sequence[Case]) -> None:
     # Empty masks are all alike.
-    marked = [case for case in found if "label" in case and any(np.atleast_1d(case.get("cls", 0)))]
+    marked = [case for case in cases if "label" in case and any(np.atleast_1d(case.get("cls", 0)))]
     masks = [Path(case["label"]) for case in marked]
     pairs = [(n, k) for n, _, k, _ in find_copies([[mask] for mask in masks])]
     if others := [(n, k) for n, k in pairs if marked[n]["patient"] != marked[k]["patient"]]:
@@ -96,7 +107,6 @@ def with_copies_together(cases: Sequence[Case]) -> list[Case]:
         logger.warning(
             "%d mask(s) are those of other patients: %s holds the same as %s", len(others), masks[n], masks[k]
         )
-    return found
 
 
 def find_copies(images: Sequence[Sequence[Path]]) -> Iterator[tuple[int, int, int, int]]:

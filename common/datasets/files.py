@@ -124,6 +124,25 @@ def read_table(path: PathLike, columns: Sequence[str]) -> list[dict[str, str]]:
     return [{k: v for k, v in zip_longest(header, row[: len(header)], fillvalue="") if k} for row in rows]
 
 
+def told_by(path: PathLike, key: str, value: str) -> dict[str, str]:
+    """What a table says of each one, by two of its columns, see `read_table`; rows of nobody are left out.
+
+    Raises:
+        ValueError: a row says nothing of its one, or two rows say different things.
+
+    Example:
+        `told_by("registry.csv", "study_file", "category")`
+    """
+    told: dict[str, str] = {}
+    for row in read_table(path, (key, value)):
+        name, text = row[key], row[value]
+        if name and not text:
+            raise ValueError(f"{path}: {name} has no {value}; complete the table.")
+        if name and told.setdefault(name, text) != text:
+            raise ValueError(f"{path}: {name} is listed twice, with {value} {told[name]!r} and {text!r}.")
+    return told
+
+
 def one_file(path: Path, *patterns: str) -> str:
     """The file in `path` that matches a pattern: the first pattern that any file matches.
 

@@ -57,15 +57,21 @@ def folder(
     organs = pattern.format(organ) if organ else None
     first = patterns[0] if len(patterns) == 1 else patterns
     cases = find_cases(root, first, label_pattern=masks, organ_pattern=organs, skip_incomplete=skip_incomplete)
-    fixed = [part for part in patterns[0].split("/")[:-1] if not has_magic(part)]
     for case in tqdm(cases, desc="reading masks", unit="case", disable=None):
-        image = case["image"] if isinstance(case["image"], str) else case["image"][0]
-        below = Path(image).relative_to(Path(root).absolute()).parts
-        below = below[len(fixed) :] if below[: len(fixed)] == tuple(fixed) else below
-        name = below[0] if len(below) > 1 else Path(image).name.split(".")[0] if fixed else case["case"]
+        image = Path(case["image"] if isinstance(case["image"], str) else case["image"][0])
         if patient_separator or not is_dicom(image):  # a DICOM series says itself whose it is
+            name = _outermost(image.relative_to(Path(root).absolute()), patterns[0]) or case["case"]
             case["patient"] = name.split(patient_separator)[0] if patient_separator else name
         if "label" in case:
             labels = slice_labels(case["label"], case["image"])
             case["cls"] = labels if cls_per == "slice" else max(labels)
     return cases
+
+
+def _outermost(image: Path, pattern: str) -> str:
+    """The first folder that the pattern does not name itself, or the file where it names all; empty without folders."""
+    fixed = [part for part in pattern.split("/")[:-1] if not has_magic(part)]
+    folders = [part for part in image.parts[:-1] if part not in fixed]
+    if folders:
+        return folders[0]
+    return image.name.split(".")[0] if fixed else ""

@@ -54,40 +54,34 @@ def with_kinds(
     """
     path, column = Path(path), column.lower()
     columns, rows = read_labeled_rows(path, holds=f"a case and its {column}")
-    key = "patient" if "patient" in columns and "case" not in columns else "case"
-    lacking = [name for name in (key, column) if name not in columns]
-    if lacking:
-        other = "; --kind names another" if lacking[0] == column else ""
-        raise ValueError(f"{path}: the column {lacking[0]!r} is missing{other}; {held(columns, lacking[0])}")
-    refuse(path, [f"{row.at(key)}: empty" for row in rows if not row[key]])
-    refuse(path, [f"{r.at(column)}: {r[column]!r} is a spreadsheet's error" for r in rows if r[column] in ERRORS])
+    key = _key(columns, column, path)
     by_name = _by_name(rows, key, column, path)
     _check_there(by_name, key, {str(case[key]) for case in cases}, root, path)
-    chosen = [(case, row) for case in cases if (row := by_name.get(str(case[key]))) and row[column]]
-    names_of_chosen = {case["case"] for case, _ in chosen}
-    left = [str(case["case"]) for case in cases if case["case"] not in names_of_chosen]
-    if not chosen:
-        raise ValueError(f"{path}: no case of the data has a text in the column {column!r}.")
-    if left:
-        logger.warning("%s: %d case(s) left out, without a %s: %s", path, len(left), column, some(left))
-    known = {row.number: row for _, row in chosen}
-    labels, names = _classes(list(known.values()), column, classes, path)
+    chosen = _with_rows(cases, by_name, key, column, path)
+    known = [*{row.number: row for _, row in chosen}.values()]
+    labels, names = _classes(known, column, classes, path)
     if key == "case" and "patient" in columns:
-        check_people(list(known.values()), path)
+        check_people(known, path)
         chosen = [(case | {"patient": row["patient"]}, row) for case, row in chosen]
-    refuse(
-        path,
-        [
-            f"{row.at(column)}: {row[column]!r}, but case {case['case']!r} holds a finding"
-            for case, row in chosen
-            if labels[row.number] == 0 and "cls" in case and True in signs_of(case["cls"])
-        ],
-    )
+    wrong = [(c, r) for c, r in chosen if labels[r.number] == 0 and "cls" in c and True in signs_of(c["cls"])]
+    refuse(path, [f"{r.at(column)}: {r[column]!r}, but case {c['case']!r} holds a finding" for c, r in wrong])
     return [case | _label(case, labels[row.number]) for case, row in chosen], names
+
+
+def _key(columns: dict[str, str], column: str, path: Path) -> str:
+    """The column that says of whom a row is."""
+    key = "patient" if "patient" in columns and "case" not in columns else "case"
+    lacking = next((name for name in (key, column) if name not in columns), None)
+    if lacking is not None:
+        other = "; --kind names another" if lacking == column else ""
+        raise ValueError(f"{path}: the column {lacking!r} is missing{other}; {held(columns, lacking)}")
+    return key
 
 
 def _by_name(rows: Sequence[Row], key: str, column: str, path: Path) -> dict[str, Row]:
     """The row of each case, or patient."""
+    refuse(path, [f"{row.at(key)}: empty" for row in rows if not row[key]])
+    refuse(path, [f"{r.at(column)}: {r[column]!r} is a spreadsheet's error" for r in rows if r[column] in ERRORS])
     found: dict[str, Row] = {}
     problems = []
     for row in rows:
@@ -115,6 +109,20 @@ def _check_there(by_name: dict[str, Row], key: str, there: set[str], root: PathL
     refuse(path, problems)
     if unread:
         logger.warning("%s: %d row(s) of a %s without such images: %s", path, len(unread), key, some(unread))
+
+
+def _with_rows(
+    cases: Sequence[Case], by_name: dict[str, Row], key: str, column: str, path: Path
+) -> list[tuple[Case, Row]]:
+    """The cases whose kind is known, each with its row; a warning names the others."""
+    chosen = [(case, row) for case in cases if (row := by_name.get(str(case[key]))) and row[column]]
+    if not chosen:
+        raise ValueError(f"{path}: no case of the data has a text in the column {column!r}.")
+    known = {case["case"] for case, _ in chosen}
+    left = [str(case["case"]) for case in cases if case["case"] not in known]
+    if left:
+        logger.warning("%s: %d case(s) left out, without a %s: %s", path, len(left), column, some(left))
+    return chosen
 
 
 def _classes(

@@ -64,31 +64,35 @@ def parse_labels(
     Raises:
         ValueError: a text is empty, unknown or fits no other; the message says where, and what is accepted.
     """
-    refuse(
-        source,
-        [f"{place}: the label is empty; write no or none where nothing was found" for place, t in texts if not t],
-    )
-    classes = None if classes is None else [name.strip() for name in classes]
-    _check_classes(classes)
-    texts = [(place, text if text in (classes or ()) else whole_number(text)) for place, text in texts]
+    empty = "the label is empty; write no or none where nothing was found"
+    refuse(source, [f"{place}: {empty}" for place, text in texts if not text])
+    classes = _given_classes(classes)
+    texts = [(place, text if text in classes else whole_number(text)) for place, text in texts]
     if positive_from is not None:
         return _scores(texts, source, float(positive_from)), _two(classes)
-    parts = [[part.strip() for part in text.split(";") if part.strip()] or [""] for _, text in texts]
-    several = multi_label or any(len(names) > 1 for names in parts)
-    tokens = [(place, name) for (place, _), names in zip(texts, parts, strict=True) for name in names]
-    names = tuple(classes) if classes else _found_classes(tokens, source, several)
-    index = _numbers_by_text(names)
-    refuse(source, [f"{place}: {_unknown(text, names)}" for place, text in tokens if text.lower() not in index])
-    found = [sorted({index[name.lower()] for name in row}) for row in parts]
-    both = [
-        f"{place}: {text!r} says both {names[0]} and more"
-        for (place, text), row in zip(texts, found, strict=True)
-        if row[0] == 0 and len(row) > 1
-    ]
-    refuse(source, both)
+    tokens = [(place, part) for place, text in texts for part in _parts(text)]
+    several = multi_label or len(tokens) > len(texts)
+    names = tuple(classes) or _found_classes(tokens, source, several)
+    found = _numbers(texts, names, source)
     if several:
         return [[names[k] for k in row if k] for row in found], names
     return [row[0] for row in found], names
+
+
+def _parts(text: str) -> list[str]:
+    """The names in a text, at least one."""
+    return [part.strip() for part in text.split(";") if part.strip()] or [""]
+
+
+def _numbers(texts: Places, names: Sequence[str], source: PathLike) -> list[list[int]]:
+    """The classes that each text names, in their order."""
+    index = _numbers_by_text(names)
+    unknown = [(place, part) for place, text in texts for part in _parts(text) if part.lower() not in index]
+    refuse(source, [f"{place}: {_unknown(part, names)}" for place, part in unknown])
+    found = [sorted({index[part.lower()] for part in _parts(text)}) for _, text in texts]
+    both = [said for said, (first, *more) in zip(texts, found, strict=True) if first == 0 and more]
+    refuse(source, [f"{place}: {text!r} says both {names[0]} and more" for place, text in both])
+    return found
 
 
 def found_kinds(texts: Places, source: PathLike) -> tuple[str, ...]:
@@ -100,13 +104,9 @@ def found_kinds(texts: Places, source: PathLike) -> tuple[str, ...]:
     Raises:
         ValueError: a text means that nobody knows, is a number but no grade, or a date.
     """
-    wrong = {
-        "means that nobody knows; leave the cell empty, and the case is left out": is_doubtful,
-        "is a number or a date, and no kind": lambda t: not t.isdecimal() and t not in NO and _NO_NAME.fullmatch(t),
-    }
     texts = [(place, whole_number(text)) for place, text in texts]
-    for why, is_so in wrong.items():
-        refuse(source, [f"{place}: {text!r} {why}" for place, text in texts if is_so(text)])
+    doubtful = "means that nobody knows; leave the cell empty, and the case is left out"
+    _check_texts(texts, source, doubtful=doubtful, spoiled="is a number or a date, and no kind")
     names: dict[str, str] = {}
     for _, text in texts:
         names.setdefault(text.lower(), text)
@@ -114,16 +114,29 @@ def found_kinds(texts: Places, source: PathLike) -> tuple[str, ...]:
     return tuple(sorted(kinds, key=lambda t: (not t.isdecimal(), int(t) if t.isdecimal() else 0, t.lower())))
 
 
-def _check_classes(classes: Sequence[str] | None) -> None:
-    if classes is None:
-        return
+def _check_texts(texts: Places, source: PathLike, *, doubtful: str, spoiled: str) -> None:
+    """Refuse, in these words, what says that nobody knows, and numbers and dates that are no grades."""
+    refuse(source, [f"{place}: {text!r} {doubtful}" for place, text in texts if is_doubtful(text)])
+    changed = [(place, text) for place, text in texts if not text.isdecimal() and _NO_NAME.fullmatch(text)]
+    refuse(source, [f"{place}: {text!r} {spoiled}" for place, text in changed])
+
+
+def _given_classes(given: Sequence[str] | None) -> list[str]:
+    """The names without surrounding blanks, none where none were given."""
+    classes = [name.strip() for name in given or ()]
     lower = [name.lower() for name in classes]
-    if len(classes) < 2 or len({*lower}) < len(classes):
+    if given is not None and (len(classes) < 2 or len({*lower}) < len(classes)):
         raise ValueError(f"classes must be two or more names, the negative one first, all different; got {classes}.")
     words = [name for name in lower[1:] if name in NO] + [name for name in lower[:1] if name in YES]
     if words and not words[0].isdecimal():
-        swapped = ",".join(sorted(classes, key=lambda name: name.lower() not in NO))
-        raise ValueError(f"classes must begin with the negative one; got {classes}: --classes {swapped}")
+        swapped = sorted(classes, key=lambda name: name.lower() not in NO)
+        raise ValueError(f"classes must begin with the negative one; got {classes}: {_as_option(swapped)}")
+    return classes
+
+
+def _as_option(names: Sequence[str]) -> str:
+    """How the classes are named on a command line; quotes keep names of several words together."""
+    return f"--classes {shlex.quote(','.join(names))}"
 
 
 def whole_number(text: str) -> str:
@@ -131,10 +144,10 @@ def whole_number(text: str) -> str:
     return re.sub(r"^(\d+)(\.0+|,00?)$", r"\1", text)
 
 
-def _two(classes: Sequence[str] | None) -> tuple[str, ...]:
-    if classes is not None and len(classes) != 2:
+def _two(classes: Sequence[str]) -> tuple[str, ...]:
+    if len(classes) not in (0, 2):
         raise ValueError(f"with positive_from there are two classes, the negative one first; got {tuple(classes)}.")
-    return tuple(classes or ("none", "finding"))
+    return tuple(classes) or ("none", "finding")
 
 
 def _scores(texts: Places, source: PathLike, positive_from: float) -> list[int]:
@@ -181,28 +194,28 @@ def _unknown(text: str, names: Sequence[str]) -> str:
 def _found_classes(tokens: Places, source: PathLike, several: bool) -> tuple[str, ...]:
     """The classes of a column whose names were not given."""
     texts = {text.lower() for _, text in tokens}
-    unknown = [
-        f"{place}: {text!r} is no label; leave the row out, or name all classes by --classes"
-        for place, text in tokens
-        if is_doubtful(text)
-    ]
-    refuse(source, unknown)
-    changed = [(place, text) for place, text in tokens if not text.isdecimal() and _NO_NAME.fullmatch(text)]
+    doubtful = "is no label; leave the row out, or name all classes by --classes"
     advice = "has a spreadsheet changed it? If these are scores: --positive_from 1; else name all classes by --classes"
-    refuse(source, [f"{place}: {text!r} is a number or a date, and no label: {advice}" for place, text in changed])
+    _check_texts(tokens, source, doubtful=doubtful, spoiled=f"is a number or a date, and no label: {advice}")
     if texts <= {*YES, *NO}:
         return ("none", "finding")
     if not several and all(text.isdecimal() or text in NO for text in texts):
         return _grades(tokens, source)
+    _check_alike(tokens, source)
+    return _names(tokens, source)
+
+
+def _check_alike(tokens: Places, source: PathLike) -> None:
+    """Refuse names of classes beside yes, or beside numbers."""
     named = [(place, text) for place, text in tokens if text.lower() not in (*NO, *YES) and not text.isdecimal()]
     plain = [(place, text) for place, text in tokens if text.lower() in YES or (text.isdecimal() and text != "0")]
-    if named and plain:
-        (place, odd), (_, rest) = (named[0], plain[0]) if len(named) <= len(plain) else (plain[0], named[0])
+    few, many = sorted((named, plain), key=len)
+    if few:
+        (place, odd), (_, rest) = few[0], many[0]
         raise ValueError(
             f"{source}: {place}: {odd!r} does not go with {rest!r} of other rows; accepted are {_WORDS}; or grades 0, "
             "1, 2 …; or names of classes in all rows"
         )
-    return _names(tokens, source)
 
 
 def _grades(tokens: Places, source: PathLike) -> tuple[str, ...]:
@@ -243,47 +256,39 @@ def _names(tokens: Places, source: PathLike) -> tuple[str, ...]:
     held = ", ".join(f"{written[text]} ({n})" for text, n in count.most_common(10))
     if not any(text in NO for text in written):
         raise ValueError(f"{source}: the labels are {held}: {_without_negative([*written.values()][:10])}")
-    positive = [text for text in written if text not in NO]
-    _check_positive(tokens, source, {text: written[text] for text in positive})
-    for text in positive:
-        # Long names alike but for a letter are one name and a slip; names that differ by a number are not.
+    positive = {lower: text for lower, text in written.items() if lower not in NO}
+    _check_positive(tokens, source, positive)
+    _check_slips(tokens, source, positive, count)
+    names = [*positive.values()]
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
+    negative = next((written[text] for text in written if text in NO_NAMES), "none")
+    return (negative, *names)
+
+
+def _check_slips(tokens: Places, source: PathLike, positive: Mapping[str, str], count: Mapping[str, int]) -> None:
+    """Refuse a long name that is a more frequent one but for a letter; names that differ by a number are two."""
+    for text in (text for text in positive if len(text) > 5):
         others = [o for o in positive if count[o] > count[text] and re.sub(r"\D", "", o) == re.sub(r"\D", "", text)]
-        near = difflib.get_close_matches(text, others, 1, cutoff=0.85) if len(text) > 5 else []
-        if near:
+        if near := difflib.get_close_matches(text, others, 1, cutoff=0.85):
             place = next(place for place, t in tokens if t.lower() == text)
             raise ValueError(
-                f"{source}: {place}: {written[text]!r} looks like {written[near[0]]!r}; correct it, or name all "
-                f"classes: --classes {','.join(['none', *(written[t] for t in positive)])}"
+                f"{source}: {place}: {positive[text]!r} looks like {positive[near[0]]!r}; correct it, or name all "
+                f"classes: {_as_option(['none', *positive.values()])}"
             )
-    if all(text.isdecimal() for text in positive):
-        positive.sort(key=int)
-    negative = next((written[text] for text in written if text in NO_NAMES), "none")
-    return (negative, *(written[text] for text in positive))
 
 
 def _check_positive(tokens: Places, source: PathLike, positive: Mapping[str, str]) -> None:
     """Refuse names that would be classes, but say no in other words, or name several."""
     negative = next(text for _, text in tokens if text.lower() in NO)
-    option = f"--classes {shlex.quote(','.join(['none', *positive.values()]))}"
+    option = _as_option(["none", *positive.values()])
     places = {text.lower(): place for place, text in reversed(tokens)}
-    refuse(
-        source,
-        [
-            f"{places[lower]}: {text!r} seems to say {negative!r}: write one word for both; if it is a class, {option}"
-            for lower, text in positive.items()
-            if says_no(text)
-        ],
-    )
+    another = f"seems to say {negative!r}: write one word for both; if it is a class, {option}"
+    refuse(source, [f"{places[lower]}: {text!r} {another}" for lower, text in positive.items() if says_no(text)])
     parts = {lower: [part.strip() for part in re.split("[,/+&]", lower)] for lower in positive}
-    refuse(
-        source,
-        [
-            f"{places[lower]}: {positive[lower]!r} names classes of other rows; put ';' between several names; if it "
-            f"is a class, {option}"
-            for lower, names in parts.items()
-            if len(names) > 1 and all(name in positive for name in names)
-        ],
-    )
+    joined = [lower for lower, names in parts.items() if len(names) > 1 and all(name in positive for name in names)]
+    several = f"names classes of other rows; put ';' between several names; if it is a class, {option}"
+    refuse(source, [f"{places[lower]}: {positive[lower]!r} {several}" for lower in joined])
 
 
 def _without_negative(names: Sequence[str]) -> str:
@@ -293,7 +298,5 @@ def _without_negative(names: Sequence[str]) -> str:
     negations = [name for name in names if NEGATIONS.match(name)]
     orders = [shlex.quote(",".join([one, *(n for n in names if n != one)])) for one in (negations or names)[:2]]
     chosen = f"say which of them is the negative one by naming all, that one first: --classes {', or '.join(orders)}"
-    absent = (
-        f"if all are findings, name the class without one, too: --classes {shlex.quote(','.join(['none', *names]))}"
-    )
+    absent = f"if all are findings, name the class without one, too: {_as_option(['none', *names])}"
     return chosen if len(negations) == 1 else absent if len(names) == 1 else f"{chosen}; {absent}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data import Case, slice_labels
 from ..files import PathLike, read_json
-from .files import load_volume, one_file, read_table, save_volume
+from .files import load_volume, one_file, save_volume, told_by
 
 BRATS_MODALITIES = ("t1", "t2", "t1ce", "flair")
 KAGGLE_CHANNELS = ("pre", "flair", "post")
@@ -49,7 +49,7 @@ def brats2020(root: PathLike, *, modalities: Sequence[str] = BRATS_MODALITIES, b
     folders = sorted(path for path in root.glob("BraTS20_Training_*") if path.is_dir())
     if not folders:
         raise FileNotFoundError(f"no folder BraTS20_Training_* in {root}; give the folder of the training cases.")
-    grades = {} if binary else _grades_of(root / "name_mapping.csv")
+    grades = {} if binary else told_by(root / "name_mapping.csv", "BraTS_2020_subject_ID", "Grade")
     cases: list[Case] = []
     for path in tqdm(folders, desc="reading masks", unit="case", disable=None):
         name = path.name
@@ -61,21 +61,13 @@ def brats2020(root: PathLike, *, modalities: Sequence[str] = BRATS_MODALITIES, b
         label = one_file(path, f"{name}_seg.nii*", "*Segm.nii*")
         images = [one_file(path, f"{name}_{m}.nii*") for m in modalities]
         positive = 1 if binary else _GRADES[grades[name]]
-        cases.append(
-            {
-                "case": name,
-                "patient": name,
-                "image": images[0] if len(images) == 1 else images,
-                "label": label,
-                "cls": slice_labels(label, images, class_if_positive=positive),
-            }
-        )
+        cases.append(_case(name, name, images, label, slice_labels(label, images, class_if_positive=positive)))
     return cases
 
 
-def _grades_of(table: Path) -> dict[str, str]:
-    rows = read_table(table, ("Grade", "BraTS_2020_subject_ID"))
-    return {row["BraTS_2020_subject_ID"]: row["Grade"] for row in rows}
+def _case(name: str, patient: str, images: list[str], label: str, cls: int | list[int]) -> Case:
+    image = images[0] if len(images) == 1 else images
+    return {"case": name, "patient": patient, "image": image, "label": label, "cls": cls}
 
 
 def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = ("flair",)) -> list[Case]:
@@ -113,16 +105,9 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
             image, mask = _read_slices(path)
             for name, volume in zip(files, (*np.moveaxis(image, -1, 0), mask), strict=True):
                 save_volume(nib.Nifti1Image(np.ascontiguousarray(volume), _KAGGLE_AFFINE), files[name])
-        images = [str(files[modality]) for modality in modalities]
-        cases.append(
-            {
-                "case": path.name,
-                "patient": "_".join(path.name.split("_")[:3]),
-                "image": images[0] if len(images) == 1 else images,
-                "label": str(files["mask"]),
-                "cls": slice_labels(files["mask"], images),
-            }
-        )
+        images, label = [str(files[modality]) for modality in modalities], str(files["mask"])
+        patient = "_".join(path.name.split("_")[:3])
+        cases.append(_case(path.name, patient, images, label, slice_labels(label, images)))
     return cases
 
 
@@ -183,41 +168,43 @@ def decathlon(
         raise ValueError(f"cls_per must be 'slice' or 'volume'; got {cls_per!r}.")
     root, out_dir = Path(root).absolute(), Path(out_dir).absolute()
     path = root / "dataset.json"
+    names, pairs = _read_task(path)
+    if set(modalities) - set(names) or not modalities:
+        raise ValueError(f"{path}: modalities must be among {names}; got {list(modalities)}.")
+    cases: list[Case] = []
+    for pair in tqdm(pairs, desc="taking modalities", unit="case", disable=None):
+        image, truth = root / pair["image"], root / pair["label"]
+        for file in (image, truth):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} does not exist, but {path} lists it; complete the case.")
+        name = re.sub(r"\.nii(\.gz)?$", "", image.name)
+        files = {modality: out_dir / name / f"{modality}.nii.gz" for modality in modalities}
+        mask = out_dir / name / "mask.nii.gz"
+        if not all(file.is_file() for file in (*files.values(), mask)):
+            volume = _take_modalities(image, names, files)
+            save_volume(load_volume(truth, like=volume), mask)
+        images = [str(files[modality]) for modality in modalities]
+        labels = slice_labels(mask, images)
+        cases.append(_case(name, name, images, str(mask), labels if cls_per == "slice" else max(labels)))
+    return cases
+
+
+def _read_task(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The modalities of a task in their order, and its pairs of image and label."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the folder of one task, e.g. Task05_Prostate.")
     content = read_json(path)
     if not content.get("modality") or not content.get("training"):
         raise ValueError(f"{path}: 'modality' or 'training' is missing; expected the owners' file.")
-    names = [content["modality"][key] for key in sorted(content["modality"], key=int)]
-    unknown = [modality for modality in modalities if modality not in names]
-    if unknown or not modalities:
-        raise ValueError(f"{path}: modalities must be among {names}; got {list(modalities)}.")
-    cases: list[Case] = []
-    for pair in tqdm(content["training"], desc="taking modalities", unit="case", disable=None):
-        image, label = root / pair["image"], root / pair["label"]
-        for file in (image, label):
-            if not file.is_file():
-                raise FileNotFoundError(f"{file} does not exist, but {path} lists it; complete the case.")
-        name = re.sub(r"\.nii(\.gz)?$", "", image.name)
-        files = {modality: out_dir / name / f"{modality}.nii.gz" for modality in (*modalities, "mask")}
-        if not all(file.is_file() for file in files.values()):
-            volume = load_volume(image)
-            channels = volume.shape[3] if volume.ndim == 4 else 1
-            if channels != len(names):
-                raise ValueError(f"{image}: shape {volume.shape}; expected {len(names)} modalities {names}.")
-            for modality in modalities:
-                one = volume.slicer[..., names.index(modality)] if volume.ndim == 4 else volume
-                save_volume(one, files[modality])
-            save_volume(load_volume(label, like=volume), files["mask"])
-        images = [str(files[modality]) for modality in modalities]
-        labels = slice_labels(files["mask"], images)
-        cases.append(
-            {
-                "case": name,
-                "patient": name,
-                "image": images[0] if len(images) == 1 else images,
-                "label": str(files["mask"]),
-                "cls": labels if cls_per == "slice" else max(labels),
-            }
-        )
-    return cases
+    return [content["modality"][key] for key in sorted(content["modality"], key=int)], content["training"]
+
+
+def _take_modalities(image: Path, names: Sequence[str], files: Mapping[str, Path]) -> nib.Nifti1Image:
+    """Write those of the modalities along the fourth axis for which there is a file; returns all of them."""
+    volume = load_volume(image)
+    channels = volume.shape[3] if volume.ndim == 4 else 1
+    if channels != len(names):
+        raise ValueError(f"{image}: shape {volume.shape}; expected {len(names)} modalities {names}.")
+    for modality, file in files.items():
+        save_volume(volume.slicer[..., names.index(modality)] if volume.ndim == 4 else volume, file)
+    return volume

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,38 +68,39 @@ def read_labeled_rows(path: Path, *, holds: str = "an image and its label") -> t
     if len(rest) < len(lines):
         logger.warning("%s: %d row(s) that begin with # left out", path, len(lines) - len(rest))
     header = [name.lower() for name in written]
-    if not _names_columns(header):
-        below = next((n for n, cells in lines[:10] if _names_columns([cell.lower() for cell in cells])), None)
-        if below is not None:
-            raise ValueError(
-                f"{path}: row {first} does not name the columns, but row {below} does; take out the rows above it."
-            )
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path}: row {first}: the column {twice[0]!r} occurs more than once; rename one.")
-    long = [n for n, cells in rest if any(cells[len(header) :])]
+    _check_header(header, first, lines, path)
     wide = "more cells than the header has columns; a text that holds the separator needs quotes"
-    refuse(path, [f"row {n}: {wide}" for n in long])
+    refuse(path, [f"row {n}: {wide}" for n, cells in rest if any(cells[len(header) :])])
     rows = [Row(n, {k: v for k, v in zip(header, cells, strict=False) if k and v}) for n, cells in rest]
     if not rows:
         raise ValueError(f"{path}: no row with {holds} follows the header.")
-    columns = [name for name in header if name in COLUMNS or name.startswith("image_")]
-    refuse(path, [slip for row in rows for column in columns if (slip := _slip(row, column))])
+    refuse(path, [slip for row in rows for slip in _slips(row)])
     return {k: v for k, v in zip(header, written, strict=True) if any(row[k] for row in rows)}, rows
 
 
-def _names_columns(cells: Sequence[str]) -> bool:
-    return any(cell in COLUMNS or cell.startswith("image_") for cell in cells)
+def _check_header(header: Sequence[str], first: int, lines: Sequence[tuple[int, list[str]]], path: Path) -> None:
+    """Refuse a title where the columns' names are expected, and a column that is there twice."""
+    below = next((n for n, cells in lines[:10] if any(_is_known(cell.lower()) for cell in cells)), None)
+    if below is not None and not any(map(_is_known, header)):
+        raise ValueError(
+            f"{path}: row {first} does not name the columns, but row {below} does; take out the rows above it."
+        )
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: row {first}: the column {twice[0]!r} occurs more than once; rename one.")
 
 
-def _slip(row: Row, column: str) -> str:
-    """What a spreadsheet has done to a text; empty where nothing."""
-    text = row[column]
-    if text in ERRORS:
-        return f"{row.at(column)}: {text!r} is a spreadsheet's error"
-    if column in ("patient", "case") and _CUT.fullmatch(text):
-        return f"{row.at(column)}: {text!r}, from which a spreadsheet has cut digits; format the column as text"
-    return ""
+def _is_known(column: str) -> bool:
+    return column in COLUMNS or column.startswith("image_")
+
+
+def _slips(row: Row) -> Iterator[str]:
+    """What a spreadsheet has done to texts of a row."""
+    for column, text in row.texts.items():
+        if text in ERRORS and _is_known(column):
+            yield f"{row.at(column)}: {text!r} is a spreadsheet's error"
+        elif column in ("patient", "case") and _CUT.fullmatch(text):
+            yield f"{row.at(column)}: {text!r}, from which a spreadsheet has cut digits; format the column as text"
 
 
 def image_columns(columns: dict[str, str], modalities: Sequence[str] | None, path: Path) -> dict[str, str]:
@@ -108,30 +109,32 @@ def image_columns(columns: dict[str, str], modalities: Sequence[str] | None, pat
     Raises:
         ValueError: there is no such column, or it is unclear which ones are.
     """
-    prefix = "image_"
-    prefixed = [name for name in columns if name.startswith(prefix)]
     if modalities:
-        found = {}
-        for modality in modalities:
-            fitting = [name for name in (prefix + modality.lower(), modality.lower()) if name in columns]
-            if not fitting and len(modalities) == 1 and "image" in columns:
-                fitting = ["image"]
-            if not fitting:
-                raise ValueError(
-                    f"{path}: no column {prefix}{modality} or {modality}; {held(columns, prefix + modality)}"
-                )
-            found[fitting[0]] = modality
-        return found
+        return _columns_of(modalities, columns, path)
+    prefixed = {name: written[len("image_") :] for name, written in columns.items() if name.startswith("image_")}
     if "image" in columns and prefixed:
         raise ValueError(
             f"{path}: image and {', '.join(prefixed)} are both columns of images; say which are the modalities: "
-            f"--modalities {','.join(columns[name][len(prefix) :] for name in prefixed)}"
+            f"--modalities {','.join(prefixed.values())}"
         )
-    if prefixed:
-        return {name: columns[name][len(prefix) :] for name in prefixed}
-    if "image" not in columns:
+    if "image" not in columns and not prefixed:
         raise ValueError(f"{path}: the column 'image' (or 'image_<modality>') is missing; {held(columns, 'image')}")
-    return {"image": "image"}
+    return prefixed or {"image": "image"}
+
+
+def _columns_of(modalities: Sequence[str], columns: dict[str, str], path: Path) -> dict[str, str]:
+    """The modalities asked for, by column: `image_<modality>`, `<modality>`, or `image` where there is only one."""
+    if len({modality.lower() for modality in modalities}) < len(modalities):
+        raise ValueError(f"--modalities {','.join(modalities)}: a modality is named twice.")
+    found = {}
+    others = ["image"] if len(modalities) == 1 else []
+    for modality in modalities:
+        names = [f"image_{modality}".lower(), modality.lower(), *others]
+        fitting = next((name for name in names if name in columns), None)
+        if fitting is None:
+            raise ValueError(f"{path}: no column image_{modality} or {modality}; {held(columns, f'image_{modality}')}")
+        found[fitting] = modality
+    return found
 
 
 def held(columns: dict[str, str], wanted: str) -> str:
@@ -152,16 +155,22 @@ def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -
     absent = [name for name in COLUMNS if name not in columns]
     others = []
     for name in [name for name in columns if name not in (*COLUMNS[1:], *images)]:
-        words = set(re.findall("[a-z]+", name))
-        same = {one: words & set(others_say.split()) for one, others_say in SAME.items()}
-        near = [one for one in SAME if one in absent and same[one] and not words & set(NOT_WHO.split())]
-        if not near and not same["patient"]:
-            near = difflib.get_close_matches(name, absent, 1, cutoff=0.75)
-        if near and near[0] in ("patient", "split"):  # left out, they would change who is in which section
-            raise ValueError(f"{path}: the column {columns[name]!r} looks like {near[0]!r}; rename it, or take it out.")
-        others.append(repr(columns[name]) + (f" (is {near[0]!r} meant?)" if near else ""))
+        near = _meant(name, absent)
+        if near in SAME:
+            raise ValueError(f"{path}: the column {columns[name]!r} looks like {near!r}; rename it, or take it out.")
+        others.append(repr(columns[name]) + (f" (is {near!r} meant?)" if near else ""))
     if others:
         logger.warning("%s: columns left out: %s", path, ", ".join(others))
+
+
+def _meant(name: str, absent: Sequence[str]) -> str:
+    """Which of the absent columns one of another name may be; empty where it is none."""
+    words = {*re.findall("[a-z]+", name)}
+    alike = [one for one, theirs in SAME.items() if words & {*theirs.split()}]
+    near = [one for one in alike if one in absent and not words & {*NOT_WHO.split()}]
+    if not near and "patient" not in alike:
+        near = difflib.get_close_matches(name, absent, 1, cutoff=0.75)
+    return near[0] if near else ""
 
 
 def find_files(rows: Sequence[Row], images: Sequence[str], root: Path, path: Path) -> None:
@@ -178,8 +187,13 @@ def find_files(rows: Sequence[Row], images: Sequence[str], root: Path, path: Pat
             if row[column]:
                 row.files[column] = _place(row[column], root)
                 named.setdefault(row.files[column], row.at(column))
-    there = dict.fromkeys([file for file in named if file.exists()])
-    absent = [file for file in named if file not in there]
+    _check_there(named, root, path)
+    scans = {row.files[column] for row in rows for column in images}
+    refuse(path, [f"{named[file]}: {file} {why}" for file in named if file in scans and (why := _no_image(file))])
+
+
+def _check_there(named: Mapping[Path, str], root: Path, path: Path) -> None:
+    absent = [file for file in named if not file.exists()]
     missing = [file for file, found in zip(absent, has_series(absent), strict=True) if not found]
     if missing:
         shown = "; ".join(f"{named[file]}: {file}" for file in missing[:3])
@@ -187,8 +201,6 @@ def find_files(rows: Sequence[Row], images: Sequence[str], root: Path, path: Pat
             f"{path}: {len(missing)} of {len(named)} files do not exist: {shown}{'; …' if len(missing) > 3 else ''}. "
             f"Paths are relative to {root}: is it the right --dataset_dir?"
         )
-    scans = {row.files[column] for row in rows for column in images}
-    refuse(path, [f"{named[file]}: {file} {why}" for file in there if file in scans and (why := _no_image(file))])
 
 
 def _place(text: str, root: Path) -> Path:

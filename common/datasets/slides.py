@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..data import Case, split_patients
 from ..files import PathLike
-from .files import read_table
+from .files import told_by
 
 BRACS_CLASSES = ("none", "ADH", "FEA", "DCIS", "Invasive")
 _BRACS_TYPES = {"N": None, "PB": None, "UDH": None, "ADH": "ADH", "FEA": "FEA", "DCIS": "DCIS", "IC": "Invasive"}
@@ -114,12 +114,7 @@ def bracs(root: PathLike, *, regions: str | None = "BRACS_RoI", table: str | Non
         parts = re.fullmatch(r"(BRACS_\d+)_([A-Z]+)_\d+", region.stem)
         if parts and parts[1] in found:
             found[parts[1]].add(_bracs_label(parts[2], region))
-    patients = {}
-    if table is not None:
-        rows = read_table(root / table, ("WSI Filename", "Patient Id"))
-        patients = {Path(row["WSI Filename"].strip()).stem: f"patient_{row['Patient Id'].strip()}" for row in rows}
-        if missing := sorted(set(found) - set(patients)):
-            raise FileNotFoundError(f"{root / table}: {missing[0]} is not listed; complete the table.")
+    patients = {} if table is None else _bracs_patients(root / table, slides)
     return [
         {
             "case": path.stem,
@@ -130,6 +125,14 @@ def bracs(root: PathLike, *, regions: str | None = "BRACS_RoI", table: str | Non
         }
         for path in slides
     ]
+
+
+def _bracs_patients(table: Path, slides: Sequence[Path]) -> dict[str, str]:
+    told = told_by(table, "WSI Filename", "Patient Id")
+    patients = {Path(name).stem: f"patient_{patient}" for name, patient in told.items()}
+    if missing := sorted({path.stem for path in slides} - set(patients)):
+        raise FileNotFoundError(f"{table}: {missing[0]} is not listed; complete the table.")
+    return patients
 
 
 def _bracs_label(kind: str, path: Path) -> str | None:

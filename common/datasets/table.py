@@ -128,19 +128,28 @@ def _groups(rows: Sequence[Row], images: Sequence[str], path: Path) -> list[list
             first, of = owner.setdefault(os.path.realpath(row.files[column]), (row, column))
             if (first, of) != (row, column):
                 problems.append(f"{row.at(column)}: {row[column]} is the image of {first.at(of)} as well")
-        for column in _SHARED:
-            given = [other for other in group if other[column]]
-            problems += [
-                f"{other.at(column)}: {other[column]!r}, but {given[0][column]!r} in row {given[0].number}; rows of "
-                "one image must agree"
-                for other in given
-                if other[column] != given[0][column]
-            ]
-            for other in given[:1]:
-                row.texts.setdefault(column, other[column])
-                row.files |= {column: other.files[column]} if column in other.files else {}
+        problems += _join(group)
     refuse(path, problems)
     return list(groups.values())
+
+
+def _join(group: Sequence[Row]) -> list[str]:
+    """Give a case's first row what any row says of the whole case; returns where two contradict each other."""
+    problems = []
+    for column in _SHARED:
+        first = next((row for row in group if row[column]), None)
+        if first is None:
+            continue
+        problems += [
+            f"{row.at(column)}: {row[column]!r}, but {first[column]!r} in row {first.number}; rows of one image must "
+            "agree"
+            for row in group
+            if row[column] not in ("", first[column])
+        ]
+        group[0].texts.setdefault(column, first[column])
+        if column in first.files:
+            group[0].files[column] = first.files[column]
+    return problems
 
 
 def _names(rows: Sequence[Row], found: Sequence[Match], path: Path) -> list[str]:
@@ -165,15 +174,7 @@ def _names(rows: Sequence[Row], found: Sequence[Match], path: Path) -> list[str]
 
 def _by_slice(group: Sequence[Row], image: str, first: int, from_top: bool, path: Path) -> list[int]:
     """Labels of all slices of a case, from bottom to top."""
-    numbers: dict[int, Row] = {}
-    problems = []
-    for row in group:
-        slice_number = re.fullmatch(r"(\d+)([.,]0+)?", row["slice"])
-        if not slice_number:
-            problems.append(f"{row.at('slice')}: {row['slice']!r} is no whole number")
-        elif (other := numbers.setdefault(int(slice_number[1]), row)) is not row:
-            problems.append(f"{row.at('slice')}: {row['slice']} is in row {other.number} as well")
-    refuse(path, problems)
+    numbers = _by_number(group, path)
     try:
         shape, affine = read_grid(image)
     except ValueError as error:
@@ -190,6 +191,20 @@ def _by_slice(group: Sequence[Row], image: str, first: int, from_top: bool, path
         raise ValueError(f"{path}: {rows}: {image} has slices {first} to {wanted[-1]}; {', '.join(what)}{hint}")
     labels = [row.cls for _, row in sorted(numbers.items(), reverse=from_top)]
     return [cls for cls in labels if isinstance(cls, int)]
+
+
+def _by_number(group: Sequence[Row], path: Path) -> dict[int, Row]:
+    """The row of each slice."""
+    numbers: dict[int, Row] = {}
+    problems = []
+    for row in group:
+        slice_number = re.fullmatch(r"(\d+)([.,]0+)?", row["slice"])
+        if not slice_number:
+            problems.append(f"{row.at('slice')}: {row['slice']!r} is no whole number")
+        elif (other := numbers.setdefault(int(slice_number[1]), row)) is not row:
+            problems.append(f"{row.at('slice')}: {row['slice']} is in row {other.number} as well")
+    refuse(path, problems)
+    return numbers
 
 
 def _some(numbers: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..data import SECTIONS, Case, find_cases, slice_labels
 from ..files import PathLike
 from ..images import read_grid
-from .files import load_volume, one_file, only, output_folder, read_table, save_volume
+from .files import load_volume, one_file, only, output_folder, read_table, save_volume, told_by
 
 MOSMED_CATEGORIES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
 _BOX_COLUMNS = ("Start Column", "End Column", "Start Row", "End Row", "Start Slice", "End Slice")
@@ -55,18 +55,12 @@ def mosmed(
     if not studies:
         raise FileNotFoundError(f"no file studies/CT-*/study_*.nii.gz in {root}; give the folder COVID19_1110.")
     masks = {stem.removesuffix("_mask"): path for stem, path in _by_stem(root.glob("masks/study_*_mask.nii*")).items()}
-    if set(masks) - set(studies):
-        lone = masks[min(set(masks) - set(studies))]
+    if alone := sorted(set(masks) - set(studies)):
+        lone = masks[alone[0]]
         raise FileNotFoundError(f"{lone}: there is no study of that name below {root / 'studies'}; complete the case.")
     categories = {name: path.parent.name for name, path in studies.items()}
     if registry is not None:
-        listed = {_stem(Path(r["study_file"])): r for r in read_table(root / registry, ("category", "study_file"))}
-        for name, row in listed.items():
-            if name not in studies:
-                raise FileNotFoundError(f"{root}{row['study_file']} does not exist, but {registry} lists it.")
-        if set(studies) - set(listed):
-            raise ValueError(f"{root / registry}: {min(set(studies) - set(listed))} is not listed; complete the table.")
-        categories = {name: listed[name]["category"].strip() for name in studies}
+        categories = _listed_categories(root, registry, studies)
     cases: list[Case] = []
     for name, path in studies.items():
         if categories[name] not in MOSMED_CATEGORIES:
@@ -86,6 +80,18 @@ def _by_stem(files: Iterable[Path]) -> dict[str, Path]:
     for path in sorted(files):
         found.setdefault(_stem(path), []).append(path)
     return {stem: only(paths) for stem, paths in found.items()}
+
+
+def _listed_categories(root: Path, registry: str, studies: Collection[str]) -> dict[str, str]:
+    """Categories from the table, which must list these studies, and no others."""
+    by_file = told_by(root / registry, "study_file", "category")
+    absent = next((file for file in by_file if _stem(Path(file)) not in studies), None)
+    if absent is not None:
+        raise FileNotFoundError(f"{root}{absent} does not exist, but {registry} lists it.")
+    listed = {_stem(Path(file)): category for file, category in by_file.items()}
+    if unlisted := set(studies) - set(listed):
+        raise ValueError(f"{root / registry}: {min(unlisted)} is not listed; complete the table.")
+    return listed
 
 
 def _stem(path: Path) -> str:
@@ -215,25 +221,27 @@ def duke(
         images = [first, *(load_volume(path, like=first) for path in case["image"][1:])]
         if any(image.ndim != 3 for image in images):
             raise ValueError(f"{patient}: shapes {[image.shape for image in images]}; expected 3D.")
-        corners = _canonical_box(rows[patient], case["image"][0], images[0], first_index, root / boxes)
-        middle = images[0].shape[0] // 2
-        for side, low, high in (("left", 0, middle), ("right", middle, images[0].shape[0])):  # RAS: x grows rightwards
-            start, stop = np.clip(corners[:, 0], low, high)
-            positive = low <= corners[:, 0].mean() < high
-            if start < stop and not positive:
-                continue
+        corners = _canonical_box(rows[patient], case["image"][0], first, first_index, root / boxes)
+        for side, (low, high), labels in _breasts(corners, first.shape[0]):
             name = f"{patient}_{side}"
             paths = [
                 save_volume(image.slicer[low:high], out_dir / name / f"{modality}.nii.gz")
                 for modality, image in zip(modalities, images, strict=True)
             ]
-            breast: Case = {"case": name, "patient": patient, "image": paths[0] if len(paths) == 1 else paths}
-            breast["cls"] = int(positive)
-            if positive:
-                ends = corners.tolist()
-                breast["box"] = [int(start) - low, *ends[0][1:], int(stop) - low, *ends[1][1:]]
-            cases.append(breast)
+            cases.append({"case": name, "patient": patient, "image": paths[0] if len(paths) == 1 else paths} | labels)
     return cases
+
+
+def _breasts(corners: np.ndarray, width: int) -> Iterator[tuple[str, tuple[int, int], dict[str, Any]]]:
+    """Side, columns and labels of each breast; the one into which a box of the other only reaches is left out."""
+    middle = width // 2
+    for side, low, high in (("left", 0, middle), ("right", middle, width)):  # RAS: x grows rightwards
+        inside = corners - [low, 0, 0]
+        inside[:, 0] = inside[:, 0].clip(0, high - low)
+        if low <= corners[:, 0].mean() < high:
+            yield side, (low, high), {"cls": 1, "box": inside.ravel().tolist()}
+        elif inside[0, 0] == inside[1, 0]:
+            yield side, (low, high), {"cls": 0}
 
 
 def _canonical_box(row: dict[str, str], path: str, image: Any, first_index: int, source: Path) -> np.ndarray:

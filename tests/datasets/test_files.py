@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.datasets.files import _text, load_volume, one_file, read_rows, read_table
+from common.datasets.files import _text, load_volume, one_file, read_rows, read_table, told_by
 from tests.pipeline import affine_of, save, world
 
 
@@ -127,3 +127,17 @@ def test_a_file_of_the_first_pattern_that_any_matches_is_taken_if_it_is_alone(tm
     (tmp_path / "b.nii.gz").touch()
     with pytest.raises(ValueError, match=r"b.nii and .*b.nii.gz are one file of one case; .*keep the right one"):
         one_file(tmp_path, "b.nii*", "*Segm.nii*")
+
+
+def test_a_table_says_one_thing_of_each(tmp_path: Path):
+    table = tmp_path / "registry.csv"
+
+    def told(*rows: str) -> dict[str, str]:
+        table.write_text("\n".join(["file,grade,more", *rows]) + "\n")
+        return told_by(table, "file", "grade")
+
+    assert told("a,1,x", "b,2,x", "a,1,y", ",,z") == {"a": "1", "b": "2"}
+    with pytest.raises(ValueError, match=r"registry.csv: a is listed twice, with grade '1' and '2'"):
+        told("a,1,x", "a,2,x")
+    with pytest.raises(ValueError, match=r"registry.csv: b has no grade; complete the table"):
+        told("a,1,x", "b,,x")

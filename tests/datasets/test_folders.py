@@ -116,3 +116,16 @@ def test_files_of_one_folder_are_patients_of_their_own_name(tmp_path):
     cases = folder(tmp_path, **layout)
     assert [(c["patient"], c["cls"]) for c in cases] == [("P1_a", [1]), ("P1_b", [0]), ("P2_a", [1])]
     assert [c["patient"] for c in folder(tmp_path, **layout, patient_separator="_")] == ["P1", "P1", "P2"]
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "patients"),
+    [
+        (("data/P1/scans/flair", "data/P2/scans/flair"), "data/*/scans/{}.nii.gz", ["P1", "P2"]),
+        (("P1.2_flair", "P1.3_flair"), "*_{}.nii.gz", ["P1.2_flair", "P1.3_flair"]),
+    ],
+)
+def test_folders_that_the_pattern_names_are_nobodys(tmp_path, files, pattern, patients):
+    for name in files:
+        save(tmp_path / f"{name}.nii.gz", np.ones((5, 6, 4)))
+    assert [case["patient"] for case in folder(tmp_path, pattern=pattern, label=None)] == patients

@@ -81,11 +81,13 @@ def test_cases_that_were_not_read_are_told_where_they_have_a_folder(tmp_path, ca
     path = table(tmp_path, "case,kind", "a,low", "b,low", "c,low", "d,low")
     assert len(with_kinds(CASES, path, root=tmp_path)[0]) == 3
     assert "kinds.csv: 1 row(s) of a case without such images: d" in caplog.text
+    with pytest.raises(ValueError, match="no case of the data has a text in the column 'kind'"):
+        with_kinds(CASES, table(tmp_path, "case,kind", "a,", "d,low"), root=tmp_path)
 
 
 def test_cases_without_labels_stay_without(tmp_path):
-    cases, _ = with_kinds([{"case": "a", "patient": "a"}], table(tmp_path, "case,kind", "a,low"))
-    assert cases == [{"case": "a", "patient": "a"}]
+    plain = [{"case": name, "patient": name} for name in "ab"]
+    assert with_kinds(plain, table(tmp_path, "case,kind", "a,low", "b,no"))[0] == plain
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ class TestParseLabels:
             ("no pneumonia", [0, 1], ("none", "pneumonia")),
             ("none CT-1 CT-2 CT-2", [0, 1, 2, 2], ("none", "CT-1", "CT-2")),
             ("normal benign abnormal", [0, 1, 2], ("normal", "benign", "abnormal")),
+            ("no tumor-L1 tumor-L1 tumor-L2", [0, 1, 1, 2], ("none", "tumor-L1", "tumor-L2")),
+            ("no cyst cyst cysts", [0, 1, 1, 2], ("none", "cyst", "cysts")),
             ("none native anormal", [0, 1, 2], ("none", "native", "anormal")),
         ],
     )
@@ -111,6 +113,11 @@ class TestParseLabels:
                 r"--classes red,blue,green, or blue,red,green; if all .*: --classes none,red,blue,green$",
             ),
             ("x|healthy", {"classes": ["x", "healthy"]}, r"must begin with the negative one; .* --classes healthy,x"),
+            (
+                "a",
+                {"classes": ["big tumor", "none"]},
+                r"must begin with the negative one; .* --classes 'none,big tumor'",
+            ),
             ("yes|no", {"classes": ["yes", "no"]}, r"must begin with the negative one; .* --classes no,yes"),
             ("1", {"positive_from": float("nan")}, r"positive_from must be a finite number"),
             (
@@ -118,6 +125,7 @@ class TestParseLabels:
                 {},
                 r"row 5: 'infecton' looks like 'infection'; .* --classes none,infection,infecton",
             ),
+            ("no|big tumor|big tumor|big tumur", {}, r"row 5: 'big tumur' looks .* 'none,big tumor,big tumur'$"),
             (
                 "none|infecton",
                 {"classes": ["none", "infection"]},

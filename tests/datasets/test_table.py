@@ -73,6 +73,10 @@ class TestCases:
         plain = write(tmp_path, "flair,image,label", "c/f.nii.gz,d/g.nii.gz,yes", name="b.csv")
         assert labeled_table(plain, modalities=["flair"])[0][0]["image"] == str(tmp_path / "c" / "f.nii.gz")
         assert labeled_table(plain, modalities=["ct"])[0][0]["image"] == str(tmp_path / "d" / "g.nii.gz")
+        with pytest.raises(ValueError, match=r"no column image_ct or ct; columns with texts are flair, image, label"):
+            labeled_table(plain, modalities=["flair", "ct"])
+        with pytest.raises(ValueError, match="--modalities flair,FLAIR: a modality is named twice"):
+            labeled_table(plain, modalities=["flair", "FLAIR"])
 
     def test_labels_may_be_grades_scores_or_several_names(self, tmp_path):
         graded = write(tmp_path, "image,label", *(f"{n}.tif,{n}" for n in range(4)))
@@ -187,7 +191,7 @@ class TestErrors:
             (("My study;;", "image;label;mask", "a.tif;1;"), r"a.csv: row 1 does not name the columns, but row 2 does"),
             (("image,lable", "a.tif,1"), r"the column 'label' is missing; .* are image, lable; is 'lable' "),
             (("images,label", "a.tif,1"), r"the column 'image' \(or 'image_<modality>'\) is missing; .*is 'images' "),
-            (("image,label,Label", "a.tif,1,1"), r"row 1: the column 'label' occurs more than once"),
+            (("image,label,Label", "a.tif,1,mask"), r"row 1: the column 'label' occurs more than once"),
             (("image,label", "a.tif,1,b"), r"row 2: more cells than the header has columns; .* needs quotes"),
             (("image,label", "a.tif,", ",1"), r"row 2, column 'label': the label is empty"),
             (("image,label", "a.tif,1", ",1"), r"row 3, column 'image': empty"),
@@ -255,9 +259,10 @@ class TestErrors:
             labeled_table(tmp_path / "b.csv")
 
     def test_unknown_columns_are_left_out_and_named(self, tmp_path, caplog):
-        labeled_table(write(tmp_path, "image,label,age,masks,empty", "a.tif,1,50,m.tif,", "b.tif,1,51,n.tif,"))
+        rows = ("image,label,Patient Age,masks,empty", "a.tif,1,50,m.tif,", "b.tif,1,#N/A,n.tif,")
+        labeled_table(write(tmp_path, *rows))
         left_out, no_patient = caplog.messages
-        assert left_out.endswith("a.csv: columns left out: 'age', 'masks' (is 'mask' meant?)")
+        assert left_out.endswith("a.csv: columns left out: 'Patient Age', 'masks' (is 'mask' meant?)")
         assert no_patient.endswith("a.csv: no column 'patient', so each case counts as a patient of its own")
 
 
