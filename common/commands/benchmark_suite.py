@@ -102,6 +102,8 @@ def benchmark_suite(
         raise RuntimeError(f"all bundles failed ({', '.join(failed)}), see above; the same command goes on from there")
     content = read_json(source)
     data = labels_in_words(cases_of(content), content["classes"])
+    if scans:
+        data = f"{len(cases_of(read_json(scans)))} scans are scored; parts of them teach: {data}"
     path = Path(page or Path("docs") / "results" / f"{suite}.md")
     write(path, page_of(suite, methods, data, folds=folds, seed=seed))
     print(f"{path}: {', '.join(f'{method.name} {method.headline()}' for method in methods)}")

@@ -7,24 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json
+from ..report.scores import BASELINES
 from .fit import fit
 from .phantom import phantom_dataset
 from .run import bundle_root
 
 # Masks reach at least so far beyond what a map marks: two voxels of the phantom; the rule itself is for finer scans.
 REACH_MM = 6.0
-# What is compared, by its key in `summary.json`, and whether its slice AUC is that of the method.
-LEARNED = {
-    "method (mask)": "dice",
-    "method (raw map)": "dice_raw",
-    "threshold in slices the method marks": "dice_baseline_gated",
-    "the same without thin parts": "dice_baseline_opened_gated",
-}
-NOT_LEARNED = {
-    "empty mask": "dice_empty",
-    "intensity threshold": "dice_baseline_threshold",
-    "threshold without thin parts": "dice_baseline_opened",
-}
+# What is compared, by its key in `summary.json`; what was learned has the slice AUC of the method.
+LEARNED = {"dice": "method (mask)", "dice_raw": "method (raw map)"}
+LEARNED |= {key: name for key, (name, learned) in BASELINES.items() if learned}
+NOT_LEARNED = {key: name for key, (name, learned) in BASELINES.items() if not learned}
+LINE = "{:47}{:>8}  {:13}{:>10}"
 
 
 def demo(
@@ -85,13 +79,13 @@ def reach_of(bundle: str) -> dict[str, float]:
 def table(summary: Mapping[str, Any]) -> str:
     """The comparison of a `summary.json` as text: Dice of the method and of its baselines, AUC where one exists."""
     slices = summary["slices"]
-    lines = [f"{'':38}{'3D Dice':>9}  {'95 % interval':16}{'slice AUC':>9}", "learned from yes/no labels"]
-    lines += [_row(name, summary[key], _number(slices["auc"])) for name, key in LEARNED.items() if key in summary]
+    lines = [LINE.format("", "3D Dice", "95 % interval", "slice AUC"), "learned from yes/no labels"]
+    lines += [_row(name, summary[key], _number(slices["auc"])) for key, name in LEARNED.items() if key in summary]
     lines.append("not learned (thresholds fitted with the masks of the training cases)")
-    lines += [_row(name, summary[key], "-") for name, key in NOT_LEARNED.items() if key in summary]
+    lines += [_row(name, summary[key], "-") for key, name in NOT_LEARNED.items() if key in summary]
     if slices.get("auc_position_alone") is not None:
-        lines.append(f"  {'slice position alone':36}{'-':>9}  {'-':16}{slices['auc_position_alone']:>9.3f}")
-    best = max((summary[key]["mean"] or 0.0 for key in NOT_LEARNED.values() if key in summary), default=0.0)
+        lines.append(LINE.format("  slice position alone", "-", "-", _number(slices["auc_position_alone"])))
+    best = max((summary[key]["mean"] or 0.0 for key in NOT_LEARNED if key in summary), default=0.0)
     if summary["dice"]["mean"] is not None:
         lines.append(f"learning gained {summary['dice']['mean'] - best:+.3f} Dice over the best that is not learned")
     return "\n".join(lines)
@@ -99,7 +93,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def _row(name: str, score: Mapping[str, Any], auc: str) -> str:
     interval = f"{_number(score['low'])} - {_number(score['high'])}"
-    return f"  {name:36}{_number(score['mean']):>9}  {interval:16}{auc:>9}"
+    return LINE.format(f"  {name}", _number(score["mean"]), interval, auc)
 
 
 def _number(value: float | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data import SECTIONS, kinds_of_patients, patient_folds, stratified_split, write_datalist
 from ..data.checks import check_cases
-from ..data.splits import signs_of_patients
+from ..data.splits import first_that, signs_of_patients
 from ..files import PathLike, read_json
 from .fit_minutes import cases_of
 
@@ -87,15 +87,15 @@ def write_folds(
 
 
 def _with_both_labels(kinds: Mapping[str, int], signs: Mapping[str, set[bool]], *, seed: int) -> list[list[str]]:
-    """Patients for training and validation: of the first hundred draws the first whose parts both have yes and no.
+    """Patients for training and validation, with yes and no in both where a draw has that.
 
-    Few patients validate, and there may be some whose labels are all alike; where no draw will do, it is the first.
+    Few patients validate, and there may be some whose labels are all alike.
     """
-    for k in range(100):
-        parts = stratified_split(kinds, fractions=(5 / 6, 1 / 6), seed=seed + k)
-        if all(len(set().union(*(signs[patient] for patient in part))) == 2 for part in parts):
-            return parts
-    return stratified_split(kinds, fractions=(5 / 6, 1 / 6), seed=seed)
+    return first_that(
+        lambda parts: all(len(set().union(*(signs[patient] for patient in part))) == 2 for part in parts),
+        lambda number: stratified_split(kinds, fractions=(5 / 6, 1 / 6), seed=number),
+        seed=seed,
+    )
 
 
 def scans_of_fold(scans: PathLike, fold: Path, *, sections: Sequence[str] = SECTIONS) -> Path:

@@ -13,15 +13,8 @@ import numpy as np
 from ..files import read_json
 from ..metrics import bootstrap_by_patient, bootstrap_interval, roc_auc, summarize
 from ..metrics.bootstrap import FEW_PATIENTS
+from ..report.scores import BASELINES
 from ..report.tables import read_rows
-
-BASELINES = {
-    "dice_empty": "empty mask",
-    "dice_baseline_threshold": "intensity threshold",
-    "dice_baseline_opened": "the same without thin parts",
-    "dice_baseline_gated": "intensity threshold in the slices that the network takes for positive",
-    "dice_baseline_opened_gated": "the same without thin parts",
-}
 
 LABELS = (
     "AUC of each fold, and the mean over folds, since networks of different folds have scales of their own; a patient "
@@ -123,7 +116,8 @@ def page_of(suite: str, methods: Sequence[Method], data: str, *, folds: int, see
         ]
     parts += [
         "## Beside them\n",
-        "Dice of what needs no learned mask, and of the same network trained and calibrated with masks.\n",
+        "Dice of what needs no learned mask (marked slices: those that the network takes for positive), and of the "
+        "same network trained and calibrated with masks.\n",
         _table(["", *(method.name for method in methods)], _beside(methods)),
         "## Cost\n",
         _table(["method", "minutes of training, a fold", "seconds a volume", "peak memory, MiB"], map(_costs, methods)),
@@ -261,7 +255,7 @@ def _difference(one: Method, other: Method) -> list[str]:
 
 def _beside(methods: Sequence[Method]) -> list[list[str]]:
     there = [name for name in BASELINES if any(name in row for method in methods for row in method.cases)]
-    rows = [[BASELINES[name], *(_interval(_ill(method.cases, name)) for method in methods)] for name in there]
+    rows = [[BASELINES[name][0], *(_interval(_ill(method.cases, name)) for method in methods)] for name in there]
     if any(method.bound for method in methods):
         rows.append(["upper bound: trained with masks", *(_interval(_ill(method.bound)) for method in methods)])
     return [*rows, ["**from yes/no labels**", *(f"**{method.headline()}**" for method in methods)]]

@@ -59,47 +59,14 @@ def find_cases(
             DICOM slices, or is none.
     """
     root = Path(dataset_dir).absolute()
-    if not image_pattern or not all(isinstance(p, str) for p in image_pattern):
-        raise ValueError(f"image_pattern must be a pattern, or a list of one per modality; got {image_pattern!r}")
-    patterns = [image_pattern] if isinstance(image_pattern, str) else list(image_pattern)
-    if DICOM in patterns and len(patterns) > 1:
-        raise ValueError(f"image_pattern {patterns}: 'dicom' is a case a series; give folders instead, as '*/flair/'")
-    found = [series_of_tree(root) if p == DICOM else matches(root, p, "image_pattern") for p in patterns]
-    for pattern, files in zip(patterns, found, strict=True):
-        if not files:
-            what = "DICOM scan" if pattern == DICOM else "folder with a DICOM scan" if pattern[-1:] == "/" else "file"
-            raise FileNotFoundError(f"no {what} matches {pattern!r} in {root}; check dataset_dir and the pattern.")
-    masks: dict[str, dict[Match, Match]] = {}
-    for key, wanted in (("label", label_pattern), ("organ", organ_pattern)):
-        if wanted:
-            masks[key], alone = pair(found[0], matches(root, wanted, f"{key}_pattern"), wanted)
-            taken = {mask.name for mask in masks[key].values()}.union(alone)
-            own = next((match for match in found[0] if match.name in taken), None)
-            if own is not None:
-                raise ValueError(
-                    f"{own.name} is matched as image and as {key}, by {patterns[0]!r} and {wanted!r}; make one of them "
-                    "narrower"
-                )
-            if key == "label" and alone and 0 < len(masks[key]) < len(found[0]):
-                lacking = next(match.name for match in found[0] if match not in masks[key])
-                logger.warning(
-                    "%s: %d mask(s) of %r fit no case, e.g. %s, while %s has none",
-                    root,
-                    len(alone),
-                    wanted,
-                    alone[0],
-                    lacking,
-                )
-    rows: dict[Match, list[Match]] = {match: [match] for match in found[0]}
-    lacking_organ = [match for match in rows if organ_pattern and match not in masks["organ"]]
-    missing = [f"{organ_pattern!r} beside {match.name}" for match in lacking_organ]
-    for pattern, files in zip(patterns[1:], found[1:], strict=True):
-        pairs, alone = pair(found[0], files, pattern)
-        missing += [f"{pattern!r} beside {match.name}" for match in rows if match not in pairs]
-        missing += [f"{patterns[0]!r} beside {name}" for name in alone]
-        for match, partner in pairs.items():
-            rows[match].append(partner)
-    complete = [m for m in rows if len(rows[m]) == len(patterns) and m not in lacking_organ]
+    patterns = _patterns(image_pattern)
+    found = _images(root, patterns)
+    wanted = {"label": label_pattern, "organ": organ_pattern}
+    masks = {key: _masks(root, found[0], key, pattern, patterns[0]) for key, pattern in wanted.items() if pattern}
+    rows, lacking = _rows(found, patterns)
+    with_organ = masks.get("organ", rows)
+    missing = [f"{organ_pattern!r} beside {match.name}" for match in rows if match not in with_organ] + lacking
+    complete = [match for match, row in rows.items() if len(row) == len(patterns) and match in with_organ]
     if missing and skip_incomplete and complete:
         logger.warning("%s: cases left out, of which %d image(s) are missing: %s", root, len(missing), some(missing))
     elif missing:
@@ -108,20 +75,64 @@ def find_cases(
             "modality, and one of the organ where a pattern asks for it: add the files, or leave the case out."
         )
     names = case_names(found[0])
+    first_of: dict[str, str] = {}  # the name of a patient's first case, by PatientID
     cases: list[Case] = []
     for match in sorted(complete, key=names.__getitem__):
-        case: Case = {"case": names[match], "patient": names[match]}
+        name = names[match]
+        case: Case = {"case": name, "patient": first_of.setdefault(match.patient, name) if match.patient else name}
         paths = [str(root / image.name) for image in rows[match]]
         case["image"] = paths[0] if isinstance(image_pattern, str) else paths
         case |= {key: str(root / pairs[match].name) for key, pairs in masks.items() if match in pairs}
         cases.append(case)
     check_names(cases, str(root))
-    first: dict[str, str] = {}
-    ids = {names[match]: match.patient for match in found[0]}
-    for case in cases:
-        if ids[case["case"]]:
-            case["patient"] = first.setdefault(ids[case["case"]], case["case"])
     return cases
+
+
+def _patterns(image_pattern: str | Sequence[str]) -> list[str]:
+    if not image_pattern or not all(isinstance(p, str) for p in image_pattern):
+        raise ValueError(f"image_pattern must be a pattern, or a list of one per modality; got {image_pattern!r}")
+    patterns = [image_pattern] if isinstance(image_pattern, str) else list(image_pattern)
+    if DICOM in patterns and len(patterns) > 1:
+        raise ValueError(f"image_pattern {patterns}: 'dicom' is a case a series; give folders instead, as '*/flair/'")
+    return patterns
+
+
+def _images(root: Path, patterns: Sequence[str]) -> list[list[Match]]:
+    found = [series_of_tree(root) if p == DICOM else matches(root, p, "image_pattern") for p in patterns]
+    for pattern, files in zip(patterns, found, strict=True):
+        if not files:
+            what = "DICOM scan" if pattern == DICOM else "folder with a DICOM scan" if pattern[-1:] == "/" else "file"
+            raise FileNotFoundError(f"no {what} matches {pattern!r} in {root}; check dataset_dir and the pattern.")
+    return found
+
+
+def _masks(root: Path, images: Sequence[Match], key: str, pattern: str, image_pattern: str) -> dict[Match, Match]:
+    """The masks of images; those that fit none are told, and those that are images refused."""
+    masks, alone = pair(images, matches(root, pattern, f"{key}_pattern"), pattern)
+    taken = {mask.name for mask in masks.values()}.union(alone)
+    if own := next((match for match in images if match.name in taken), None):
+        raise ValueError(
+            f"{own.name} is matched as image and as {key}, by {image_pattern!r} and {pattern!r}; make one of them "
+            "narrower"
+        )
+    if key == "label" and alone and 0 < len(masks) < len(images):
+        lacking = next(match.name for match in images if match not in masks)
+        told = "%s: %d mask(s) of %r fit no case, e.g. %s, while %s has none"
+        logger.warning(told, root, len(alone), pattern, alone[0], lacking)
+    return masks
+
+
+def _rows(found: Sequence[Sequence[Match]], patterns: Sequence[str]) -> tuple[dict[Match, list[Match]], list[str]]:
+    """The modalities of each case, by the first of them, as far as they are there; and what lacks beside what."""
+    rows = {match: [match] for match in found[0]}
+    lacking = []
+    for pattern, files in zip(patterns[1:], found[1:], strict=True):
+        pairs, alone = pair(found[0], files, pattern)
+        lacking += [f"{pattern!r} beside {match.name}" for match in rows if match not in pairs]
+        lacking += [f"{patterns[0]!r} beside {name}" for name in alone]
+        for match, partner in pairs.items():
+            rows[match].append(partner)
+    return rows, lacking
 
 
 def pair(first: Sequence[Match], other: Sequence[Match], pattern: str) -> tuple[dict[Match, Match], list[str]]:

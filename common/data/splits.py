@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from monai.data import partition_dataset
+
+Parts = list[list[str]]  # patients of each
 
 
 def split_patients(
@@ -66,15 +69,27 @@ def stratified_split(
         free = [p for p in ids if p not in fixed]
         if free and len(ids) < np.count_nonzero(share):
             raise ValueError(f"{len(ids)} patient(s) cannot fill {np.count_nonzero(share)} parts; add patients.")
-        held = np.bincount([fixed[p] for p in ids if p in fixed], minlength=len(share))
-        missing = np.maximum(_sizes(len(ids), share) - held, 0)
-        sizes = _sizes(len(free), missing / max(missing.sum(), 1))
-        # Where there are too few of one kind: of a hundred draws the first that leaves no part without a finding.
-        draws = [_draw(free, sizes, seed + k) for k in range(100 if len(kinds) == 1 else 1)]
-        drawn = next((d for d in draws if all(any(positive[p] for p in part) for part in d if part)), draws[0])
+        held = [[p for p in ids if fixed.get(p) == k] for k in range(len(share))]
+        missing = np.maximum(_sizes(len(ids), share) - [len(some) for some in held], 0)
+        draw = partial(_draw, free, _sizes(len(free), missing / max(missing.sum(), 1)))
+        suits = partial(_have_findings, held=held, positive=positive)
+        drawn = first_that(suits, draw, seed=seed) if len(kinds) == 1 else draw(seed)
         for k, part in enumerate(parts):
-            part += drawn[k] + [p for p in ids if fixed.get(p) == k]
+            part += drawn[k] + held[k]
     return [sorted(part) for part in parts]
+
+
+def _have_findings(drawn: Parts, *, held: Parts, positive: Mapping[str, int]) -> bool:
+    """Whether each part has someone with a finding, drawn or held; one that nobody is drawn into cannot be helped."""
+    return all(any(positive[p] for p in (*part, *held[k])) for k, part in enumerate(drawn) if part)
+
+
+def first_that(suits: Callable[[Parts], bool], draw: Callable[[int], Parts], *, seed: int) -> Parts:
+    """Parts of the first of a hundred seeds, `seed` on, whose draw suits; where none does, those of `seed`."""
+    for k in range(100):
+        if suits(parts := draw(seed + k)):
+            return parts
+    return draw(seed)
 
 
 def class_against_class(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:

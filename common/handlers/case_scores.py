@@ -82,52 +82,36 @@ class CaseScores(CaseHandler):
         if "label" not in batch:
             return
         truth = axial(batch["label"])[0].numpy() > 0
-        positive: np.ndarray = np.asarray(truth.any(axis=(0, 1)))
         pred = axial(output["pred"])[0].numpy() > 0
-        probability = _at_slices(np.asarray(output["slice_probability"]), len(positive))
+        probability = _at_slices(np.asarray(output["slice_probability"]), truth.shape[-1])
         heat = axial(output["heatmap"])[0].numpy()
-        raw = heat > self.raw_threshold
-        on_positive = slice_dice(pred, truth)
+        raw, empty = heat > self.raw_threshold, np.zeros_like(truth)
+        shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
         row: dict[str, Any] = {
-            "case": batch["case"],
-            "patient": batch.get("patient", batch["case"]),
+            **shared,
             "dice": dice(pred, truth),
-            "dice_positive": dice(pred, truth) if len(on_positive) else float("nan"),
+            "dice_positive": dice(pred, truth) if truth.any() else float("nan"),
             "iou": iou(pred, truth),
             "dice_raw": dice(raw, truth),
-            "slice_dice": float(on_positive.mean()) if len(on_positive) else float("nan"),
-            "slice_dice_raw": float(slice_dice(raw, truth).mean()) if len(on_positive) else float("nan"),
+            "slice_dice": _mean_slice_dice(pred, truth),
+            "slice_dice_raw": _mean_slice_dice(raw, truth),
             "healthy_fpr": healthy_false_positive_rate(pred, truth),
             "heat_outside": float(output["heat_outside"]),
-            "dice_empty": dice(np.zeros_like(truth), truth),
+            "dice_empty": dice(empty, truth),
         }
         baselines = {k: axial(output[k])[0].numpy() > 0 for k in output if str(k).startswith("baseline_")}
         for name, mask in baselines.items():
-            row[f"dice_{name}"] = dice(mask, truth)
-            row[f"slice_dice_{name}"] = float(slice_dice(mask, truth).mean()) if len(on_positive) else float("nan")
+            row |= {f"dice_{name}": dice(mask, truth), f"slice_dice_{name}": _mean_slice_dice(mask, truth)}
         organ = np.ones_like(truth)
         if "organ" in batch:  # of the input, so that MONAI leaves it there when it is brought back to the scan's grid
             organ = axial(batch["organ"])[0].numpy() > 0.5
         counted = organ if self.pooled_within == "organ" else np.ones_like(truth)
-        for name, mask in {"method": pred, "empty": np.zeros_like(truth), **baselines}.items():
+        for name, mask in {"method": pred, "empty": empty, **baselines}.items():
             self.voxels[name] = self.voxels.get(name, 0) + voxel_counts(mask[counted], truth[counted])
         self.rows.append(row)
         if self.sweep:
             self.swept.append(np.array([dice(heat > t, truth) for t in self.sweep]))
-        shown = np.asarray(organ.any(axis=(0, 1)))
-        for z, (p, y) in enumerate(zip(1 - probability[0], positive, strict=True)):
-            if not shown[z] and not y:  # else what needs no network is scored
-                continue
-            self.slices.append(
-                {
-                    "case": batch["case"],
-                    "patient": row["patient"],
-                    "slice": z,
-                    "position": z / max(len(positive) - 1, 1),
-                    "probability": float(p),
-                    "positive": int(y),
-                }
-            )
+        self.slices += [shared | found for found in _scored_slices(1 - probability[0], truth, organ)]
 
     def _gather(self, cases: Sequence[str]) -> None:
         super()._gather(cases)
@@ -156,28 +140,42 @@ class CaseScores(CaseHandler):
         `pooled` holds the mIoU over the voxels of all cases and the "DSC" made of it: flattering figures that some
         papers report, see `common.metrics.pooled_miou`. A `note` says where `prepare --split paper` drew the slices.
         """
-        numbers = [k for k in self.rows[0] if k not in ("case", "patient")]
         result: dict[str, Any] = {"cases": len(self.rows)}
-        for name in numbers:
+        for name in (key for key in self.rows[0] if key not in ("case", "patient")):
             result[name] = {k: _round(v) for k, v in summarize([row.get(name, np.nan) for row in self.rows]).items()}
-        labels = np.array([row["positive"] for row in self.slices])
-        probabilities = np.array([row["probability"] for row in self.slices])
-        patients = np.array([row["patient"] for row in self.slices])
-        scores: dict[str, Any] = {k: _round(v) for k, v in classification_scores(probabilities, labels).items()}
-        scores["auc_interval"] = self._auc_interval(patients, probabilities, labels)
-        if self.position_prior is not None:
-            prior = np.asarray(self.position_prior)
-            bins = _bins(np.array([row["position"] for row in self.slices]), len(prior))
-            scores["auc_position_alone"] = _round(classification_scores(prior[bins], labels)["auc"])
-        result["slices"] = scores
+        result["slices"] = self._slice_scores()
         pooled = {name: float(miou_from_counts(*counts)) for name, counts in self.voxels.items()}
         result["pooled"] = {n: {"miou": _round(m), "paper_dsc": _round(paper_dsc(m))} for n, m in pooled.items()}
         return result | ({"note": OF_MEMORY} if self.of_memory else {})
 
-    def _auc_interval(self, patients: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> list[float]:
+    def _slice_scores(self) -> dict[str, Any]:
+        """How well slices with and without a finding are told apart, by the network and by position alone."""
+        columns = ("patient", "probability", "positive", "position")
+        patients, probabilities, labels, positions = (np.array([row[key] for row in self.slices]) for key in columns)
+        scores: dict[str, Any] = {k: _round(v) for k, v in classification_scores(probabilities, labels).items()}
         drawn: dict[str, Any] = {"labels": labels, "resamples": self.resamples}
-        low, high = bootstrap_by_patient(patients, roc_auc, probabilities, labels, **drawn)
-        return [_round(low), _round(high)]
+        interval = bootstrap_by_patient(patients, roc_auc, probabilities, labels, **drawn)
+        scores["auc_interval"] = [_round(bound) for bound in interval]
+        if self.position_prior is not None:
+            prior = np.asarray(self.position_prior)
+            scores["auc_position_alone"] = _round(roc_auc(prior[_bins(positions, len(prior))], labels))
+        return scores
+
+
+def _mean_slice_dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Of the slices that hold a finding; NaN where none does."""
+    scores = slice_dice(mask, truth)
+    return float(scores.mean()) if len(scores) else float("nan")
+
+
+def _scored_slices(probability: np.ndarray, truth: np.ndarray, organ: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of the slices with organ or a finding: of the others, what needs no network would be scored."""
+    positive, shown = (np.any(mask, axis=(0, 1)) for mask in (truth, organ))
+    last = max(len(positive) - 1, 1)
+    return [
+        {"slice": z, "position": z / last, "probability": float(probability[z]), "positive": int(positive[z])}
+        for z in np.flatnonzero(positive | shown).tolist()
+    ]
 
 
 def _at_slices(probability: np.ndarray, depth: int) -> np.ndarray:

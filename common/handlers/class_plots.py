@@ -22,40 +22,32 @@ def draw_class_scores(
         classes: names.
     """
     figure = matplotlib.figure.Figure(figsize=(12, 7), layout="constrained")
-    axes = figure.subplots(2, 3)
-    labels = np.array([row["class"] for row in rows])
-    for name, scores in summary["classes"].items():
-        own = labels == list(classes).index(name)
-        probability = np.array([row[f"probability_{name}"] for row in rows])
-        false, true, _ = roc_curve(own, probability)
-        axes[0, 0].plot(false, true, label=f"{name} {_with_interval(scores, 'auc')}")
-        precision, recall, _ = precision_recall_curve(own, probability)
-        axes[0, 1].plot(recall, precision, label=f"{name} {_with_interval(scores, 'average_precision')}")
-    axes[0, 0].set(title="ROC, class against the rest", xlabel="false positive rate", ylabel="sensitivity")
-    axes[0, 1].set(title="Precision and recall", xlabel="recall", ylabel="precision")
-    for axis in axes[0, :2]:
-        if axis.lines:
-            axis.legend(fontsize=6)
-    _confusion(axes[0, 2], np.array(summary["confusion"]), classes)
+    (roc, precision, confusion), (dice, offsets, confidence) = figure.subplots(2, 3)
     masked = [row for row in rows if "dice_mask" in row]
-    groups = {name: [r for r in masked if r["class"] == k] for k, name in enumerate(classes)}
-    groups = {name: own for name, own in groups.items() if own}
-    if groups:
-        shown = [(f"{name}\n{kind}", [r[f"dice_{kind}"] for r in g]) for name, g in groups.items() for kind in _KINDS]
-        axes[1, 0].boxplot([values for _, values in shown], showfliers=False)
-        axes[1, 0].set_xticks(range(1, len(shown) + 1), [name for name, _ in shown], fontsize=5)
-        confident = [row[f"probability_{classes[row['called']]}"] for row in masked]
-        axes[1, 2].scatter(confident, [row["dice_mask"] for row in masked], s=4, alpha=0.5)
-    axes[1, 0].set(title="Dice of slices with a finding", ylim=(0, 1))
-    for key in ("dice_raw", "dice_cleaned") if sweep else ():
-        axes[1, 1].plot([row["offset"] for row in sweep], [row[key] for row in sweep], marker="o", label=key)
-        axes[1, 1].legend(fontsize=6)
-    axes[1, 1].set(title="Median Dice by offset", xlabel="offset", ylim=(0, 1))
-    axes[1, 2].set(title="Confidence against Dice", xlabel="probability of the called class", ylabel="Dice of the mask")
+    _roc_and_precision(roc, precision, rows, summary["classes"], classes)
+    _confusion(confusion, np.array(summary["confusion"]), classes)
+    _dice_by_class(dice, masked, classes)
+    _dice_by_offset(offsets, sweep)
+    _confidence(confidence, masked, classes)
     return figure
 
 
-_KINDS = ("raw", "cleaned", "fixed")
+def _roc_and_precision(
+    roc: Any, precision: Any, rows: Sequence[dict[str, Any]], scored: dict[str, Any], classes: Sequence[str]
+) -> None:
+    labels = np.array([row["class"] for row in rows])
+    for name, scores in scored.items():
+        own = labels == list(classes).index(name)
+        probability = np.array([row[f"probability_{name}"] for row in rows])
+        false, true, _ = roc_curve(own, probability)
+        roc.plot(false, true, label=f"{name} {_with_interval(scores, 'auc')}")
+        right, found, _ = precision_recall_curve(own, probability)
+        precision.plot(found, right, label=f"{name} {_with_interval(scores, 'average_precision')}")
+    roc.set(title="ROC, class against the rest", xlabel="false positive rate", ylabel="sensitivity")
+    precision.set(title="Precision and recall", xlabel="recall", ylabel="precision")
+    if scored:
+        roc.legend(fontsize=6)
+        precision.legend(fontsize=6)
 
 
 def _confusion(axis: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
@@ -65,6 +57,34 @@ def _confusion(axis: Any, counts: np.ndarray, classes: Sequence[str]) -> None:
     axis.set_xticks(range(len(classes)), classes, fontsize=6)
     axis.set_yticks(range(len(classes)), classes, fontsize=6)
     axis.set(title="Slices", xlabel="called", ylabel="true")
+
+
+def _dice_by_class(axis: Any, masked: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
+    boxes = {
+        f"{name}\n{kind}": [row[f"dice_{kind}"] for row in masked if row["class"] == k]
+        for k, name in enumerate(classes)
+        for kind in ("raw", "cleaned", "fixed")
+    }
+    boxes = {name: values for name, values in boxes.items() if values}
+    if boxes:
+        axis.boxplot([*boxes.values()], showfliers=False)
+        axis.set_xticks(range(1, len(boxes) + 1), [*boxes], fontsize=5)
+    axis.set(title="Dice of slices with a finding", ylim=(0, 1))
+
+
+def _dice_by_offset(axis: Any, sweep: Sequence[dict[str, Any]]) -> None:
+    if sweep:
+        for key in ("dice_raw", "dice_cleaned"):
+            axis.plot([row["offset"] for row in sweep], [row[key] for row in sweep], marker="o", label=key)
+        axis.legend(fontsize=6)
+    axis.set(title="Median Dice by offset", xlabel="offset", ylim=(0, 1))
+
+
+def _confidence(axis: Any, masked: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
+    if masked:
+        confident = [row[f"probability_{classes[row['called']]}"] for row in masked]
+        axis.scatter(confident, [row["dice_mask"] for row in masked], s=4, alpha=0.5)
+    axis.set(title="Confidence against Dice", xlabel="probability of the called class", ylabel="Dice of the mask")
 
 
 def _with_interval(scores: dict[str, Any], name: str) -> str:

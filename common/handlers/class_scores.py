@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class ClassScores(CaseHandler):
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         probability = as_array(output["slice_probability"])
-        heat, pred = (axial(output[key])[0].numpy() for key in ("heatmap", "pred"))
+        heat, pred = axial(output["heatmap"])[0].numpy(), axial(output["pred"])[0].numpy() > 0
         truth = axial(batch["label"])[0].numpy() > 0 if "label" in batch else None
         organ = axial(batch["organ"])[0].numpy() > 0.5 if "organ" in batch else np.ones(heat.shape, dtype=bool)
         depth = probability.shape[1]
@@ -86,12 +86,11 @@ class ClassScores(CaseHandler):
         for z in range(depth):
             if labels[z] is None or not (shown[z] or labels[z]):
                 continue
-            row = {**shared, "slice": z}
-            row |= {"class": labels[z], "called": int(probability[:, z].argmax())}
+            row = {**shared, "slice": z, "class": labels[z], "called": int(probability[:, z].argmax())}
             row |= {f"probability_{name}": float(p) for name, p in zip(self.classes, probability[:, z], strict=True)}
-            row["marked"] = int((pred[..., z] > 0).any())
+            row["marked"] = int(pred[..., z].any())
             if truth is not None and truth[..., z].any():
-                row |= self._mask_scores(heat[..., z], pred[..., z] > 0, truth[..., z], organ[..., z])
+                row |= self._mask_scores(heat[..., z], pred[..., z], truth[..., z], organ[..., z])
             self.rows.append(row)
 
     def _mask_scores(self, heat: np.ndarray, pred: np.ndarray, truth: np.ndarray, organ: np.ndarray) -> dict[str, Any]:
@@ -100,7 +99,7 @@ class ClassScores(CaseHandler):
         for suffix, offset in (("", self.offset), *((f"@{offset:g}", offset) for offset in self.offsets)):
             raw = (heat > max(0.0, highest - offset)) & organ  # nothing where nothing stands out
             masks[f"raw{suffix}"] = raw
-            masks[f"cleaned{suffix}"] = clean(masks[f"raw{suffix}"], **self.clean)
+            masks[f"cleaned{suffix}"] = clean(raw, **self.clean)
         found = {f"dice_{name}": dice(mask, truth) for name, mask in masks.items()}
         return found | {"jaccard_mask": iou(pred, truth), "jaccard_cleaned": iou(masks["cleaned"], truth)}
 
@@ -122,25 +121,31 @@ class ClassScores(CaseHandler):
 
     def summary(self) -> dict[str, Any]:
         """What `class_scores.json` holds."""
-        patients = [row["patient"] for row in self.rows]
-        labels = np.array([row["class"] for row in self.rows])
-        found = class_scores(self._probabilities(), labels, patients, resamples=self.resamples)
+        probabilities = np.array([[row[f"probability_{name}"] for name in self.classes] for row in self.rows])
+        patients, labels = ([row[key] for row in self.rows] for key in ("patient", "class"))
+        found = class_scores(probabilities, labels, patients, resamples=self.resamples)
         found["classes"] = {self.classes[k]: scores for k, scores in found["classes"].items()}
         healthy = [row["marked"] for row in self.rows if row["class"] == 0]
         found["healthy_marked"] = float(np.mean(healthy)) if healthy else float("nan")
-        masked = [row for row in self.rows if "dice_mask" in row]
-        found["masks"] = {"all": self._medians(masked)} if masked else {}
-        for k, name in enumerate(self.classes):
-            if own := [row for row in masked if row["class"] == k]:
-                found["masks"][name] = self._medians(own)
-        confident = [row[f"probability_{self.classes[row['called']]}"] for row in masked]
-        scores = [row["dice_mask"] for row in masked]
-        varied = len(set(confident)) > 1 and len(set(scores)) > 1
-        found["confidence_against_dice"] = float(spearmanr(confident, scores).statistic) if varied else float("nan")
+        found["masks"] = self._medians_by_class()
+        found["confidence_against_dice"] = self._confidence_against_dice()
         return found | ({"note": OF_MEMORY} if self.of_memory else {})
 
-    def _probabilities(self) -> np.ndarray:
-        return np.array([[row[f"probability_{name}"] for name in self.classes] for row in self.rows])
+    def _masked(self) -> list[dict[str, Any]]:
+        """Slices whose true mask holds something."""
+        return [row for row in self.rows if "dice_mask" in row]
+
+    def _medians_by_class(self) -> dict[str, Any]:
+        masked = self._masked()
+        groups = {name: [row for row in masked if row["class"] == k] for k, name in enumerate(self.classes)}
+        return {name: self._medians(rows) for name, rows in ({"all": masked} | groups).items() if rows}
+
+    def _confidence_against_dice(self) -> float:
+        """Rank correlation of the called class's probability with Dice; NaN where either is the same in all slices."""
+        confident = [row[f"probability_{self.classes[row['called']]}"] for row in self._masked()]
+        scores = [row["dice_mask"] for row in self._masked()]
+        varied = len(set(confident)) > 1 and len(set(scores)) > 1
+        return float(spearmanr(confident, scores).statistic) if varied else float("nan")
 
     def _medians(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         patients = [row["patient"] for row in rows]
@@ -157,17 +162,11 @@ class ClassScores(CaseHandler):
 
     def sweep(self) -> list[dict[str, Any]]:
         """Median Dice at each offset."""
-        masked = [row for row in self.rows if "dice_mask" in row]
-        if not masked:
-            return []
-        median: Callable[[str], float] = lambda key: float(np.median([row[key] for row in masked]))  # noqa: E731
+        masked, kinds = self._masked(), ("dice_raw", "dice_cleaned")
         return [
-            {
-                "offset": offset,
-                "dice_raw": median(f"dice_raw@{offset:g}"),
-                "dice_cleaned": median(f"dice_cleaned@{offset:g}"),
-            }
+            {"offset": offset, **{kind: _median([row[f"{kind}@{offset:g}"] for row in masked]) for kind in kinds}}
             for offset in self.offsets
+            if masked
         ]
 
 
@@ -182,7 +181,7 @@ def true_classes(case: dict[str, Any], truth: np.ndarray | None, depth: int) -> 
     return list(label)
 
 
-def _median(values: np.ndarray) -> float:
+def _median(values: Sequence[float] | np.ndarray) -> float:
     return float(np.median(values))
 
 

@@ -65,7 +65,7 @@ class LabelCalibration(CaseHandler):
         organ: `lung` takes `common.masks.OF_LUNGS` in place of entries of `start` and the quantile.
         normalize: mode of `common.preprocessing.NormalizeByOrgand`. In lungs, and where images are not in multiples of
             the organ's intensity, the refinement's `intensity` is that of `common.masks.healthy_intensity`.
-        sensitivity: of the gate; by default Youden's J chooses.
+        sensitivity: of the gate, a natural one or not; by default Youden's J chooses, or `common.masks.volume_gate`.
         for_volumes: what takes the place of `quantile` and of entries of `start` where volumes have one label.
         without_negatives: what takes the place of entries of `start` where no label of training and validation says
             that nothing is there, and several classes are told from one another: `binarize` (`otsu`), `refine` …;
@@ -174,29 +174,39 @@ class LabelCalibration(CaseHandler):
     def _from_negatives(self, of_slices: bool, probabilities: np.ndarray, labels: np.ndarray) -> tuple[dict, list]:
         """Options of `MapsToMaskd` by probabilities and heat where the label is no, and others, each with its name."""
         self._warn_of_few(of_slices, labels)
-        rule = {"quantile": self.quantile, **self.start}
-        rule |= {} if of_slices else self.for_volumes
-        rule |= OF_LUNGS if self.lungs else {}
-        quantile = rule.pop("quantile")
-        if of_slices:
-            gate = choose_gate(probabilities, labels, sensitivity=self.sensitivity)
-        else:
-            gate = volume_gate(probabilities, labels)
-        if self.natural_gate is not None:
-            gate = min(self.natural_gate, reached_level(probabilities[labels]))
-        if not self.relative and rule.get("refine"):
-            rule["refine"] = {**rule["refine"], "adaptive": 0.0, "intensity": self._intensity(rule["refine"])}
+        gate = self._gate(of_slices, probabilities, labels)
+        quantile, rule = self._rule(of_slices)
         heats = [case.heat_of_nothing(gate) for case in (self._unseen() if self.lungs else self.cases)]
         threshold = max(heat_threshold(heats, quantile), self._natural(of_slices))
         best = {**rule, "gate": gate, "threshold": threshold}
         whole = [case for case in self.cases if not case.half]  # what a healthy half has may reach over the middle
         sizes = [case.ml(case.mask(best)) for case in whole]
         best["min_volume_ml"] = smallest_volume(sizes, [case.positive for case in whole])
-        others = [("natural zero", {**best, "threshold": 0.0})]
-        others += [(f"quantile {q:g}", {**best, "threshold": heat_threshold(heats, q)}) for q in self.quantiles]
+        others = [("natural zero", 0.0), *((f"quantile {q:g}", heat_threshold(heats, q)) for q in self.quantiles)]
+        others.append(("Otsu", self._median_otsu()))
+        return best, [(name, {**best, "threshold": other}) for name, other in others]
+
+    def _gate(self, of_slices: bool, probabilities: np.ndarray, labels: np.ndarray) -> float:
+        """What the labels choose; of a network that has a natural gate that one, or what positives reach."""
+        asked = {} if self.sensitivity is None else {"sensitivity": self.sensitivity}
+        if asked or self.natural_gate is None:
+            return (choose_gate if of_slices else volume_gate)(probabilities, labels, **asked)
+        choose_gate(probabilities, labels)  # which refuses labels that probabilities do not rise with
+        return min(self.natural_gate, reached_level(probabilities[labels]))
+
+    def _rule(self, of_slices: bool) -> tuple[float, dict[str, Any]]:
+        """The quantile, and the options of `MapsToMaskd` that stay; of these the brightness is the data's own."""
+        rule = {"quantile": self.quantile, **self.start}
+        rule |= {} if of_slices else self.for_volumes
+        rule |= OF_LUNGS if self.lungs else {}
+        if not self.relative and rule.get("refine"):
+            rule["refine"] = {**rule["refine"], "adaptive": 0.0, "intensity": self._intensity(rule["refine"])}
+        return rule.pop("quantile"), rule
+
+    def _median_otsu(self) -> float:
+        """Of the cases whose heat has one; +∞ where none has."""
         cuts = np.array([otsu(case.heat, mask=case.organ) for case in self.cases])
-        median_otsu = float(np.median(cuts[np.isfinite(cuts)])) if np.isfinite(cuts).any() else np.inf
-        return best, [*others, ("Otsu", {**best, "threshold": median_otsu})]
+        return float(np.median(cuts[np.isfinite(cuts)])) if np.isfinite(cuts).any() else np.inf
 
     @staticmethod
     def _warn_of_few(of_slices: bool, labels: np.ndarray) -> None:

@@ -125,30 +125,29 @@ class LabelScores(CaseHandler):
         volumes, or of the slices, says then. That of all says where `prepare --split paper` drew the slices.
         `disagreeing` is there where labels and masks contradict each other, see the function of that name.
         """
-        healthy = [row["ml"] for row in self.rows if not row["positive"]]
-        ill = [row["ml"] for row in self.rows if row["positive"]]
-        parts: dict[str, Any] = {"gate": self.gate, "volumes": self._scores(self.rows)}
-        parts["volumes"] |= {
-            "positives_marked": _mean([ml > 0 for ml in ill]),
-            "negatives_empty": _mean([ml == 0 for ml in healthy]),
-            "ml_in_negatives": {k: _number(v) for k, v in summarize(healthy).items()},
-        }
+        volumes = self._scores(self.rows) | _marked_by_label(self.rows)
+        parts: dict[str, Any] = {"gate": self.gate, "volumes": volumes}
         if self.slices:
             negative = [not row["marked"] for row in self.slices if not row["positive"] and row["marked"] is not None]
             parts["slices"] = self._scores(self.slices) | {"negatives_empty": _mean(negative)}
         if self.of_memory:
             parts["note"] = OF_MEMORY
-        parts |= {"disagreeing": found} if (found := disagreeing(self.compared)) else {}
-        by_class = {name: self._class_auc(name) for name in self.classes[1:] if f"positive {name}" in self.rows[0]}
-        if by_class:
-            parts["classes"] = {name: {"auc": _number(auc)} for name, auc in by_class.items()}
-            defined = [auc for auc in by_class.values() if not np.isnan(auc)]
-            parts["macro"] = {"auc": _number(float(np.mean(defined))) if defined else None}
-        return parts
+        if found := disagreeing(self.compared):
+            parts["disagreeing"] = found
+        return parts | self._told_apart()
 
-    def _class_auc(self, name: str) -> float:
-        rows = [row for row in self.rows if f"positive {name}" in row]
-        return roc_auc(*([row[f"{what} {name}"] for row in rows] for what in ("probability", "positive")))
+    def _told_apart(self) -> dict[str, Any]:
+        """The AUC of each of several classes, and the mean of those that are defined; see `_by_class`."""
+        rows = [row for row in self.rows if any(key.startswith("positive ") for key in row)]
+        if not rows:
+            return {}
+        aucs = {}
+        for name in self.classes[1:]:
+            probabilities, labels = ([row[f"{what} {name}"] for row in rows] for what in ("probability", "positive"))
+            aucs[name] = roc_auc(probabilities, labels)
+        defined = [auc for auc in aucs.values() if not np.isnan(auc)]
+        macro = _number(float(np.mean(defined))) if defined else None
+        return {"classes": {name: {"auc": _number(auc)} for name, auc in aucs.items()}, "macro": {"auc": macro}}
 
     def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         labels = np.array([row["positive"] for row in rows])
@@ -205,6 +204,16 @@ def disagreement_in_words(found: dict[str, Any]) -> str:
         f"labels contradict masks in {' and in '.join(parts)}: one says yes where the other says no, so labels.json "
         f"and summary.json are of different truths. Are labels inverted, or of another scan{hint}?"
     )
+
+
+def _marked_by_label(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How often anything is marked in volumes with a finding, and nothing, or how much, in those without."""
+    healthy = [row["ml"] for row in rows if not row["positive"]]
+    return {
+        "positives_marked": _mean([row["ml"] > 0 for row in rows if row["positive"]]),
+        "negatives_empty": _mean([ml == 0 for ml in healthy]),
+        "ml_in_negatives": {k: _number(v) for k, v in summarize(healthy).items()},
+    }
 
 
 def _marked(label: Any) -> np.ndarray:

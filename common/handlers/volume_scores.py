@@ -13,6 +13,8 @@ from ..masks import volume_ml
 from ..metrics import balanced_accuracy, component_scores, dice, max_iou, roc_auc, summarize
 from .base import CaseHandler
 
+Rows = list[dict[str, Any]]
+
 
 class VolumeScores(CaseHandler):
     """Handler: precision, recall and F1 of 3D components, Dice, MaxIoU, balanced accuracy and AUC (ToNNO, Section 4.4).
@@ -69,25 +71,39 @@ class VolumeScores(CaseHandler):
         result = {}
         for name in dict.fromkeys(row["mask"] for row in self.rows):
             rows = [row for row in self.rows if row["mask"] == name]
-            scores: dict[str, Any] = {}
-            for key in ("dice", "precision", "recall", "f1", "max_iou"):
-                values = [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
-                if values:
-                    scores[key] = {k: round(float(v), 4) for k, v in summarize(values).items()}
-            negatives = [row for row in rows if row.get("positive") == 0]
-            if negatives:
-                scores["negatives_empty"] = round(float(np.mean([not row["predicted"] for row in negatives])), 4)
-                scores["ml_in_negatives"] = {
-                    k: round(float(v), 4) for k, v in summarize([row["ml"] for row in negatives]).items()
-                }
-            labeled = [(row["positive"], row["predicted"]) for row in rows if "positive" in row]
-            if len({truth for truth, _ in labeled}) == 2:
-                scores["balanced_accuracy"] = round(balanced_accuracy(*zip(*labeled, strict=True)), 4)
-                ranked = [
-                    (row["probability"], row["positive"]) for row in rows if {"probability", "positive"} <= set(row)
-                ]
-                if ranked:
-                    scores["auc"] = round(roc_auc(*map(np.array, zip(*ranked, strict=True))), 4)
-            lesions = sum(np.isfinite(row.get("dice", np.nan)) for row in rows)
-            result[name] = {"volumes": len(rows), "with_lesion": int(lesions), **scores}
+            counts = {"volumes": len(rows), "with_lesion": len(_defined(rows, "dice"))}
+            result[name] = counts | _means(rows) | _in_negatives(rows) | _told_apart(rows)
         return result
+
+
+def _defined(rows: Rows, key: str) -> list[float]:
+    """A score of the volumes that have it; Dice of healthy ones is NaN."""
+    return [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in summarize(values).items()}
+
+
+def _means(rows: Rows) -> dict[str, Any]:
+    found = {key: _defined(rows, key) for key in ("dice", "precision", "recall", "f1", "max_iou")}
+    return {key: _summary(values) for key, values in found.items() if values}
+
+
+def _in_negatives(rows: Rows) -> dict[str, Any]:
+    """How often nothing is marked where nothing is, and how much is."""
+    negatives = [row for row in rows if row.get("positive") == 0]
+    if not negatives:
+        return {}
+    empty = float(np.mean([not row["predicted"] for row in negatives]))
+    return {"negatives_empty": round(empty, 4), "ml_in_negatives": _summary([row["ml"] for row in negatives])}
+
+
+def _told_apart(rows: Rows) -> dict[str, Any]:
+    """Balanced accuracy by the mask and AUC by the probability, where volumes have both labels."""
+    labeled = [(row["positive"], row["predicted"]) for row in rows if "positive" in row]
+    if len({positive for positive, _ in labeled}) < 2:
+        return {}
+    found = {"balanced_accuracy": round(balanced_accuracy(*zip(*labeled, strict=True)), 4)}
+    ranked = [(row["probability"], row["positive"]) for row in rows if {"probability", "positive"} <= set(row)]
+    return found | ({"auc": round(roc_auc(*zip(*ranked, strict=True)), 4)} if ranked else {})

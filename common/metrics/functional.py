@@ -260,9 +260,35 @@ def classification_scores(probabilities: ArrayLike, labels: ArrayLike, *, thresh
     Raises:
         ValueError: if the shapes do not go together, a probability is NaN, or a label is not a class.
     """
+    scores, truth, classes = _predictions(probabilities, labels)
+    if scores.ndim == 1:  # one class against the rest: class 1, of which alone a probability is known
+        predicted, against_rest = (scores >= threshold).astype(np.int64), {1: scores}
+    else:
+        predicted, against_rest = scores.argmax(axis=1), dict(enumerate(scores.T))
+    scored = [*against_rest]
+
+    table = confusion_matrix(truth, predicted, labels=classes)
+    hits, total = np.diag(table), table.sum()
+    of_truth, of_pred = table.sum(axis=1), table.sum(axis=0)
+    specificity = _ratio(total - of_truth - of_pred + hits, total - of_truth)
+    f1_options: dict[str, Any] = {"labels": classes, "zero_division": np.nan}
+    return {
+        "auc": _nanmean([roc_auc(p, truth == c) for c, p in against_rest.items()]),
+        "average_precision": _nanmean([_average_precision(p, truth == c) for c, p in against_rest.items()]),
+        "f1": _nanmean(f1_score(truth, predicted, average=None, **f1_options)[scored]),
+        "weighted_f1": float(f1_score(truth, predicted, average="weighted", **f1_options)),
+        "balanced_accuracy": balanced_accuracy(truth, predicted),
+        "accuracy": float(hits.sum() / total),
+        "sensitivity": _nanmean(_ratio(hits, of_truth)[scored]),
+        "specificity": _nanmean(specificity[scored]),
+    }
+
+
+def _predictions(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return probabilities `[N]` or `[N, C]`, labels `[N]` as integers, and the classes, which go together."""
     scores, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
-    binary = scores.ndim == 1
-    if not (binary or (scores.ndim == 2 and scores.shape[1] > 1)) or truth.shape != scores.shape[:1] or not truth.size:
+    of_classes = scores.ndim == 2 and scores.shape[1] > 1
+    if not (scores.ndim == 1 or of_classes) or truth.shape != scores.shape[:1] or not truth.size:
         raise ValueError(
             "probabilities must be [N] or [N, C] with C > 1 and labels [N] with N > 0; "
             f"got {list(scores.shape)} and {list(truth.shape)}"
@@ -270,29 +296,12 @@ def classification_scores(probabilities: ArrayLike, labels: ArrayLike, *, thresh
     undefined = np.isnan(scores.reshape(len(truth), -1)).any(axis=1)
     if undefined.any():
         raise ValueError(f"probabilities must not be NaN; they are for the cases {np.flatnonzero(undefined).tolist()}")
-    classes = np.arange(2 if binary else scores.shape[1])
+    classes = np.arange(scores.shape[1] if of_classes else 2)
     if not np.isin(truth, classes).all():
         raise ValueError(f"labels must be classes 0 .. {classes[-1]}; got {np.setdiff1d(truth, classes).tolist()}")
-    truth = truth.astype(np.int64)
-    predicted = (scores >= threshold).astype(np.int64) if binary else scores.argmax(axis=1)
+    return scores, truth.astype(np.int64), classes
 
-    table = confusion_matrix(truth, predicted, labels=classes)
-    hits, total = np.diag(table), table.sum()
-    of_truth, of_pred = table.sum(axis=1), table.sum(axis=0)
-    recall = _ratio(hits, of_truth)
-    specificity = _ratio(total - of_truth - of_pred + hits, total - of_truth)
-    several = np.count_nonzero(of_truth) > 1
-    one_against_rest = [(truth == c, scores if binary else scores[:, c]) for c in (classes[1:] if binary else classes)]
-    precision = [average_precision_score(y, p) if y.any() and not y.all() else np.nan for y, p in one_against_rest]
-    f1_options: dict[str, Any] = {"labels": classes, "zero_division": np.nan}
-    f1 = f1_score(truth, predicted, average=None, **f1_options)
-    return {
-        "auc": _nanmean([roc_auc(p, y) for y, p in one_against_rest]),
-        "average_precision": _nanmean(precision),
-        "f1": float(f1[1]) if binary else _nanmean(f1),
-        "weighted_f1": float(f1_score(truth, predicted, average="weighted", **f1_options)),
-        "balanced_accuracy": _nanmean(recall) if several else np.nan,
-        "accuracy": float(hits.sum() / total),
-        "sensitivity": float(recall[1]) if binary else _nanmean(recall),
-        "specificity": float(specificity[1]) if binary else _nanmean(specificity),
-    }
+
+def _average_precision(probabilities: np.ndarray, positive: np.ndarray) -> float:
+    """NaN, without a warning, if only one class is present."""
+    return average_precision_score(positive, probabilities) if 0 < positive.sum() < positive.size else np.nan

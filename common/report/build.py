@@ -66,16 +66,9 @@ def training_report(folder: Path, training: Mapping[str, Any]) -> dict[str, Any]
     record = read_json(folder / TRAINING)
     pairs = [("weights (SHA-256)", f"{weights['file']} {weights['sha256']}" if weights else "not there")]
     if record:
-        pairs = [
-            ("bundle", f"{record.get('bundle')} {record.get('version') or ''}"),
-            ("began, seconds", f"{record.get('began')}, {record.get('seconds')} s on {record.get('device')}"),
-            ("config (SHA-256)", record.get("config_sha256") or "not recorded"),
-            *pairs,
-            ("datalist (SHA-256)", _datalist(record)),
-            ("settings of the command", _settings(record)),
-        ]
+        pairs = [*_began(record), *pairs, _datalist(record), _settings(record)]
     found = record.get("versions") or versions()
-    pairs += [("versions", ", ".join(f"{name} {number}" for name, number in found.items())), _made()]
+    pairs += [("versions", _listed(found, ", ")), _made()]
     run = {key: record.get(key) for key in ("bundle", "version", "task")} | {"date": record.get("began")}
     run |= {"kind": "training", "title": "Training", "seconds": training["seconds"], "failed": {}}
     report = {"kind": "training", "run": run, "training": dict(training), "provenance": pairs}
@@ -180,33 +173,45 @@ def described(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def provenance(run: Run) -> list[tuple[str, str]]:
     """What the figures stand on, as pairs of a name and a text; what is not recorded says so."""
-    record, weights, data = run.record, run.record.get("weights") or {}, run.record.get("data") or {}
+    record = run.record
     if not record:
         return [("record", "this folder has no run.json: it was written by an earlier version"), _made()]
-    chosen = {key: value for key, value in (record.get("chosen") or {}).items() if value is not None}
+    weights, data, chosen = (record.get(key) or {} for key in ("weights", "data", "chosen"))
     source = (weights.get("chosen_from") or {}).get("labels")
     pairs = [
-        ("bundle", f"{record.get('bundle')} {record.get('version') or ''}"),
+        *_began(record),
+        ("weights (SHA-256)", f"{weights['file']} {weights['sha256']}" if weights else None),
+        _datalist(record),
+        ("data: names and sizes (SHA-256)", data.get("names_and_sizes_sha256")),
+        ("gate, threshold, …", _listed({key: value for key, value in chosen.items() if value is not None})),
+        ("chosen from", f"labels of {source}" if source else None),
+        _settings(record),
+        ("versions", _listed(record.get("versions", {}), ", ")),
+        _made(),
+    ]
+    return [(name, text or "not recorded") for name, text in pairs]
+
+
+def _began(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a run and a training have in common."""
+    return [
+        ("bundle", " ".join(filter(None, (record.get("bundle"), record.get("version")))) or "not recorded"),
         ("began, seconds", f"{record.get('began')}, {record.get('seconds')} s on {record.get('device')}"),
         ("config (SHA-256)", record.get("config_sha256") or "not recorded"),
-        ("weights (SHA-256)", f"{weights['file']} {weights['sha256']}" if weights else "not recorded"),
-        ("datalist (SHA-256)", _datalist(record)),
-        ("data: names and sizes (SHA-256)", data.get("names_and_sizes_sha256") or "not recorded"),
-        ("gate, threshold, …", "; ".join(f"{key} {_short(value)}" for key, value in chosen.items()) or "not recorded"),
-        ("chosen from", f"labels of {source}" if source else "not recorded"),
-        ("settings of the command", _settings(record)),
-        ("versions", ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())),
     ]
-    return [*pairs, _made()]
 
 
-def _datalist(record: Mapping[str, Any]) -> str:
+def _datalist(record: Mapping[str, Any]) -> tuple[str, str]:
     data = record.get("data") or {}
-    return f"{data['datalist']} {data['datalist_sha256']}" if data.get("datalist") else "none"
+    return "datalist (SHA-256)", f"{data['datalist']} {data['datalist_sha256']}" if data.get("datalist") else "none"
 
 
-def _settings(record: Mapping[str, Any]) -> str:
-    return "; ".join(f"{key} {_short(value)}" for key, value in record.get("settings", {}).items()) or "none"
+def _settings(record: Mapping[str, Any]) -> tuple[str, str]:
+    return "settings of the command", _listed(record.get("settings", {})) or "none"
+
+
+def _listed(values: Mapping[str, Any], separator: str = "; ") -> str:
+    return separator.join(f"{key} {_short(value)}" for key, value in values.items())
 
 
 def _made() -> tuple[str, str]:
@@ -262,11 +267,11 @@ def without_paths(value: Any, folders: Collection[str] = ()) -> Any:
 
 def _folders(run: Run, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Folders of the run and of its files, the innermost first."""
-    paths = [path for case in files.values() for value in case.values() for path in _listed(value)]
+    paths = [path for case in files.values() for value in case.values() for path in _paths(value)]
     parents = {str(Path(path).parent) for path in paths} | {str(run.folder), str(run.folder.resolve())}
     return sorted((parent for parent in parents if len(parent) > 1), key=len, reverse=True)
 
 
-def _listed(value: Any) -> list[str]:
+def _paths(value: Any) -> list[str]:
     values = value if isinstance(value, list | tuple) else [value]
     return [part for part in values if isinstance(part, str) and Path(part).is_absolute()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,36 +15,44 @@ from .tables import Run
 
 GRID = np.linspace(0, 1, 51)
 RESAMPLES = 200
-AREAS = ("auc", "average_precision")
 
 
 def label_curves(run: Run) -> dict[str, list[dict[str, Any]]]:
     """ROC and precision-recall curves and the calibration of the probability, of volumes (or slides) and of slices.
 
-    Only of kinds that have both labels, and of two patients at least; bands need five patients with either.
+    Only of kinds that have both labels; bands need five patients with either.
 
     Returns:
         `roc`, `precision_recall`, `calibration`: a list with an entry for each kind.
     """
-    found: dict[str, list[dict[str, Any]]] = {"roc": [], "precision_recall": [], "calibration": []}
-    for kind, rows in ((run.unit, list(run.labels.values())), ("slices", run.slices)):
-        rows = [row for row in rows if row.get("positive") is not None and row.get("probability") is not None]
-        labels = np.array([row["positive"] for row in rows]) > 0
-        if len(rows) < 2 or labels.all() or not labels.any():
-            continue
-        probabilities = np.array([row["probability"] for row in rows], dtype=float)
-        patients = np.array([row.get("patient") or row["case"] for row in rows])
-        shared = {"kind": kind, "positives": int(labels.sum()), "negatives": int((~labels).sum())}
-        scores = run.label_summary.get(kind) or {}
-        same = all(scores.get(key) == shared[key] for key in ("positives", "negatives"))
-        # Tables hold four decimals, and so ties that the run did not see: its own areas count.
-        own = {key: {"area": scores[key]} if same and scores.get(key) is not None else {} for key in AREAS}
-        found["roc"].append(shared | roc(probabilities, labels, patients) | own["auc"])
-        found["precision_recall"].append(
-            shared | precision_recall(probabilities, labels, patients) | own["average_precision"]
-        )
-        found["calibration"].append(shared | calibration(probabilities, labels, patients))
-    return found
+    kinds = ((run.unit, [*run.labels.values()]), ("slices", run.slices))
+    found = [_curves_of(kind, rows, run.label_summary.get(kind) or {}) for kind, rows in kinds]
+    return {name: [curves[name] for curves in found if curves] for name in ("roc", "precision_recall", "calibration")}
+
+
+def _curves_of(
+    kind: str, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]
+) -> dict[str, dict[str, Any]] | None:
+    """The three curves of a kind, None where one label alone is there; `scores` are those that the run wrote."""
+    rows = [row for row in rows if row.get("positive") is not None and row.get("probability") is not None]
+    labels = np.array([row["positive"] for row in rows]) > 0
+    if labels.all() or not labels.any():
+        return None
+    probabilities = np.array([row["probability"] for row in rows], dtype=float)
+    patients = np.array([row.get("patient") or row["case"] for row in rows])
+    told = (probabilities, labels, patients)
+    shared = {"kind": kind, "positives": int(labels.sum()), "negatives": int((~labels).sum())}
+    # Tables hold four decimals, and so ties that the run did not see: its own areas of these labels count.
+    own = scores if all(scores.get(key) == shared[key] for key in ("positives", "negatives")) else {}
+    return {
+        "roc": shared | roc(*told) | _area(own.get("auc")),
+        "precision_recall": shared | precision_recall(*told) | _area(own.get("average_precision")),
+        "calibration": shared | calibration(*told),
+    }
+
+
+def _area(value: float | None) -> dict[str, float]:
+    return {} if value is None else {"area": value}
 
 
 def roc(probabilities: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ from .classes import class_table
 from .supervision import plural
 from .tables import Run
 
-# What each baseline is, and whether it uses anything that was learned; `common.masks.BaselineMasksd` makes them.
+# What each baseline is wherever it is named, and whether it uses anything that was learned: marked slices are those
+# that the network takes for positive. `common.masks.BaselineMasksd` makes them.
 BASELINES = {
     "dice_empty": ("empty mask", False),
     "dice_tissue": ("all tissue", False),
     "dice_baseline_threshold": ("intensity threshold", False),
     "dice_baseline_opened": ("threshold without thin parts", False),
-    "dice_baseline_gated": ("intensity threshold, in slices that the network chose", True),
-    "dice_baseline_opened_gated": ("threshold without thin parts, in slices that the network chose", True),
+    "dice_baseline_gated": ("threshold in marked slices", True),
+    "dice_baseline_opened_gated": ("threshold without thin parts in marked slices", True),
 }
 CHANCE = {"name": "chance", "value": 0.5, "low": None, "high": None, "learned": False}
 PAIRS = 2000  # resamples of paired differences
@@ -63,20 +64,27 @@ def headline(run: Run) -> dict[str, Any]:
     Returns:
         `measure`, `value`, `low`, `high`, `on` (whom), `note`; and `rival`, the strongest baseline, where one is known.
     """
+    known = (of_kind(run) for of_kind in (_mean_dice, _auc_of_labels, _class_accuracy, _auc_of_slides))
+    return next(filter(None, known), None) or _count_of_masks(run)
+
+
+def _mean_dice(run: Run) -> dict[str, Any] | None:
     rows = baselines(run)
     own = next((row for row in rows if row["key"] == "dice"), None)
-    if own is not None:
-        others = [row for row in rows if not row["own"]]
-        number = _count(run.summary["dice"].get("count"), len(run.metrics))
-        return {
-            "measure": "mean Dice",
-            **{key: own[key] for key in ("value", "low", "high", "median")},
-            "on": f"{plural(number, run.unit[:-1] if run.unit == 'slides' else 'case')} with a ground-truth mask",
-            "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over cases." + _healthy(run),
-            "rival": others[0] if others else None,
-        }
-    for kind in ("volumes", "slices"):
-        scores = run.label_summary.get(kind) or {}
+    if own is None:
+        return None
+    number = _count(run.summary["dice"].get("count"), len(run.metrics))
+    return {
+        "measure": "mean Dice",
+        **{key: own[key] for key in ("value", "low", "high", "median")},
+        "on": f"{plural(number, _noun(run))} with a ground-truth mask",
+        "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over cases." + _healthy(run),
+        "rival": next((row for row in rows if not row["own"]), None),
+    }
+
+
+def _auc_of_labels(run: Run) -> dict[str, Any] | None:
+    for kind, scores in _labels(run):
         if scores.get("auc") is not None:
             low, high = scores.get("auc_interval") or (None, None)
             counts = f"{scores['positives']} positive and {scores['negatives']} negative {kind}"
@@ -86,65 +94,78 @@ def headline(run: Run) -> dict[str, Any]:
                 "note": note + (f" {_sentence(scores['note'])}" if _lacks_interval(scores, low) else ""),
                 "rival": CHANCE,
             }
-    if classes := class_table(run):
-        name = "the most frequent class, for all slices"
-        return {
-            **{"measure": "class accuracy", "value": classes["accuracy"], "low": None, "high": None},
-            "on": plural(classes["slices"], "slice"),
-            "note": "No mask is known: scored is how often a slice is called by the name of its class.",
-            "rival": CHANCE | {"name": name, "value": classes["commonest"]},
-        }
-    if run.summary.get("auc_macro") is not None:
-        return {
-            **{"measure": "AUC of slides", "value": run.summary["auc_macro"], "low": None, "high": None},
-            "on": f"{len(run.labels)} slides, mean over the labels",
-            "note": "No outline is known: scored is how well yes/no labels are told apart. 0.5 is chance.",
-            "rival": CHANCE,
-        }
-    marked = sum(_marked(row) for row in run.predictions.values())
-    noun = "slide" if run.unit == "slides" else "case"
+    return None
+
+
+def _class_accuracy(run: Run) -> dict[str, Any] | None:
+    classes = class_table(run)
+    if classes is None:
+        return None
     return {
-        **{"measure": f"{noun}s with a mask", "value": marked, "low": None, "high": None, "rival": None},
-        "on": f"of {plural(len(run.predictions), noun)}",
+        **{"measure": "class accuracy", "value": classes["accuracy"], "low": None, "high": None},
+        "on": plural(classes["slices"], "slice"),
+        "note": "No mask is known: scored is how often a slice is called by the name of its class.",
+        "rival": CHANCE | {"name": "the most frequent class, for all slices", "value": classes["commonest"]},
+    }
+
+
+def _auc_of_slides(run: Run) -> dict[str, Any] | None:
+    if run.summary.get("auc_macro") is None:
+        return None
+    return {
+        **{"measure": "AUC of slides", "value": run.summary["auc_macro"], "low": None, "high": None},
+        "on": f"{len(run.labels)} slides, mean over the labels",
+        "note": "No outline is known: scored is how well yes/no labels are told apart. 0.5 is chance.",
+        "rival": CHANCE,
+    }
+
+
+def _count_of_masks(run: Run) -> dict[str, Any]:
+    marked = sum(_marked(row) for row in run.predictions.values())
+    return {
+        **{"measure": f"{_noun(run)}s with a mask", "value": marked, "low": None, "high": None, "rival": None},
+        "on": f"of {plural(len(run.predictions), _noun(run))}",
         "note": "Neither masks nor labels are known here: nothing can be scored.",
     }
 
 
 def facts(run: Run) -> list[dict[str, str]]:
     """Other numbers of the first screen, each `name`, `value` and `on` whom."""
-    found: list[dict[str, str]] = []
-    for kind in ("volumes", "slices"):
-        scores = run.label_summary.get(kind) or {}
-        counts = f"{scores.get('positives')} positive, {scores.get('negatives')} negative {kind}"
-        if scores.get("auc") is not None:
-            low, high = scores.get("auc_interval") or (None, None)
-            interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
-            on = f"{counts}; {scores['note']}" if _lacks_interval(scores, low) else counts
-            found.append({"name": f"AUC of {kind}", "value": f"{scores['auc']:.3f}{interval}", "on": on})
-        if scores.get("sensitivity") is not None and scores.get("specificity") is not None:
-            value = f"{scores['sensitivity']:.2f} / {scores['specificity']:.2f}"
-            found.append(
-                {"name": f"sensitivity / specificity of {kind}", "value": value, "on": f"{counts}, at the gate"}
-            )
+    found = [fact for kind, scores in _labels(run) for fact in _label_facts(kind, scores)]
     if classes := class_table(run):
-        found.append(
-            {
-                **{"name": "class accuracy", "value": f"{classes['accuracy']:.3f}"},
-                "on": f"{plural(classes['slices'], 'slice')}; the most frequent class alone {classes['commonest']:.3f}",
-            }
-        )
+        on = f"{plural(classes['slices'], 'slice')}; the most frequent class alone {classes['commonest']:.3f}"
+        found.append(("class accuracy", f"{classes['accuracy']:.3f}", on))
     position = (run.summary.get("slices") or {}).get("auc_position_alone")
     if position is not None:
-        found.append(
-            {"name": "AUC of a slice's position alone", "value": f"{position:.3f}", "on": "what needs no image"}
-        )
+        found.append(("AUC of a slice's position alone", f"{position:.3f}", "what needs no image"))
     for name, area in (run.summary.get("auc") or {}).items():
-        found.append({"name": f"AUC of {name}", "value": f"{area:.3f}", "on": f"{len(run.labels)} slides with a label"})
+        found.append((f"AUC of {name}", f"{area:.3f}", f"{len(run.labels)} slides with a label"))
     milliliters = [row["volume_ml"] for row in run.predictions.values() if row.get("volume_ml") is not None]
     if milliliters:
-        value = f"{np.median(milliliters):.1f} ml"
-        found.append({"name": "median volume of a mask", "value": value, "on": plural(len(milliliters), "case")})
-    return found
+        found.append(("median volume of a mask", f"{np.median(milliliters):.1f} ml", plural(len(milliliters), "case")))
+    return [{"name": name, "value": value, "on": on} for name, value, on in found]
+
+
+def _label_facts(kind: str, scores: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """How well labels are told apart by the probability, and at the gate."""
+    counts = f"{scores.get('positives')} positive, {scores.get('negatives')} negative {kind}"
+    if scores.get("auc") is not None:
+        low, high = scores.get("auc_interval") or (None, None)
+        interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
+        on = f"{counts}; {scores['note']}" if _lacks_interval(scores, low) else counts
+        yield f"AUC of {kind}", f"{scores['auc']:.3f}{interval}", on
+    if scores.get("sensitivity") is not None and scores.get("specificity") is not None:
+        value = f"{scores['sensitivity']:.2f} / {scores['specificity']:.2f}"
+        yield f"sensitivity / specificity of {kind}", value, f"{counts}, at the gate"
+
+
+def _labels(run: Run) -> list[tuple[str, Mapping[str, Any]]]:
+    """Scores of yes/no labels, of volumes first; empty where there are none."""
+    return [(kind, run.label_summary.get(kind) or {}) for kind in ("volumes", "slices")]
+
+
+def _noun(run: Run) -> str:
+    return "slide" if run.unit == "slides" else "case"
 
 
 def _lacks_interval(scores: Mapping[str, Any], low: float | None) -> bool:

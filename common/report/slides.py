@@ -100,11 +100,9 @@ def label_levels(
     levels = np.where(tissue, heat_levels(heat, stops), 0).astype(np.uint8)
     marked = voxels_above(levels)
     factors = reduction((*heat.shape, 1), (1.0, 1.0, 1e9), SMALL)[:2]
-    shown = [_coarser(array, factors) for array in (levels, mask, mask if truth is None else truth)]
-    edges = [outlined(array[..., None].astype(bool), 2)[..., 0] for array in shown[1:]]
-    channels = [shown[0], 255 * edges[0], 255 * edges[1] if truth is not None else 0 * edges[1]]
+    edges = [_edge(_coarser(part, factors)) for part in (mask, np.zeros_like(mask) if truth is None else truth)]
     result = {
-        "picture": _png(np.stack(channels, axis=-1).astype(np.uint8)),
+        "picture": _png(np.stack([_coarser(levels, factors), *edges], axis=-1)),
         "stops": [float(f"{stop:.5g}") for stop in stops],
         "stop": None if own is None else int(np.abs(stops - own).argmin()),
         "mm2": [round(float(count) * (cell_um / 1000) ** 2, 4) for count in marked],
@@ -133,6 +131,11 @@ def _coarser(array: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     from skimage.measure import block_reduce  # slow to import, and for large slides only
 
     return block_reduce(array, tuple(factors), np.max)
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """255 at the edge of a mask `[rows, columns]`, else 0."""
+    return 255 * outlined(mask[..., None].astype(bool), 2)[..., 0].astype(np.uint8)
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 import common.commands.fit_runs
 from common.commands.demo import configs_of, demo, reach_of, table
+from common.report.scores import BASELINES
 from tests.bundles.conftest import run_bundle
 
 SCORE = {"mean": 0.5, "low": 0.25, "high": 0.75}
@@ -82,12 +83,12 @@ def test_table_parts_what_was_learned_from_what_was_not():
     summary = {"dice": SCORE, "dice_empty": SCORE | {"mean": 0.125}, "dice_baseline_gated": SCORE}
     summary["dice_baseline_opened"] = SCORE | {"mean": 0.25}
     lines = table(summary | {"slices": {"auc": 0.875, "auc_position_alone": 0.625}}).splitlines()
-    assert [line[:38].strip() for line in lines[1:-1]] == [
-        *("learned from yes/no labels", "method (mask)", "threshold in slices the method marks"),
-        *("not learned (thresholds fitted with th", "empty mask", "threshold without thin parts"),
+    assert [line[:47].strip() for line in lines[1:-1]] == [
+        *("learned from yes/no labels", "method (mask)", "threshold in marked slices"),
+        *("not learned (thresholds fitted with the masks o", "empty mask", "threshold without thin parts"),
         "slice position alone",
     ]
-    assert [lines[number][38:].split() for number in (2, 3, 5, 6, 7)] == [
+    assert [lines[number][47:].split() for number in (2, 3, 5, 6, 7)] == [
         ["0.500", "0.250", "-", "0.750", "0.875"],
         ["0.500", "0.250", "-", "0.750", "0.875"],
         ["0.125", "0.250", "-", "0.750", "-"],
@@ -96,6 +97,13 @@ def test_table_parts_what_was_learned_from_what_was_not():
     ]
     assert len({len(lines[number]) for number in (0, 2, 3, 5, 6, 7)}) == 1
     assert lines[-1] == "learning gained +0.250 Dice over the best that is not learned"
+
+
+def test_each_baseline_has_a_row_and_a_name_of_its_own_in_80_columns():
+    shown = table({**dict.fromkeys(["dice", *BASELINES], SCORE), "slices": {"auc": 0.875}}).splitlines()
+    rows = [line for line in shown if "0.250 - 0.750" in line]
+    assert len({row[:47] for row in rows}) == len(BASELINES) + 1
+    assert {len(row) for row in rows} == {80}
 
 
 def test_table_says_what_is_undefined():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.data import matched_weights, patient_folds, split_patients, stratified_weights
-from common.data.splits import kinds_of_patients, stratified_split, tells_classes_apart
+from common.data.splits import first_that, kinds_of_patients, stratified_split, tells_classes_apart
 
 
 class TestSplits:
@@ -65,6 +65,19 @@ class TestSplits:
             assert all(any(few[patient] for patient in part) for part in parts)
         two = {**dict.fromkeys("ab", True), "y": False, "z": False}  # one part must do without
         assert sorted(chain(*stratified_split(two))) == sorted(two)
+
+    def test_one_with_a_finding_who_is_fixed_leaves_those_who_are_drawn_to_the_other_parts(self):
+        few = {**dict.fromkeys("abc", True), "y": False, "z": False}
+        for seed in range(20):
+            parts = stratified_split(few, fractions=(0.4, 0.4, 0.2), seed=seed, fixed={"a": 0})
+            assert [len(part) for part in parts] == [2, 2, 1]
+            assert "a" in parts[0]
+            assert all(any(few[patient] for patient in part) for part in parts)
+
+    def test_of_a_hundred_draws_the_first_that_suits_counts_and_else_the_first_of_all(self):
+        for least, expected in ((0, 7), (9, 9), (106, 106), (107, 7)):
+            found = first_that(lambda parts, n=least: parts[0][0] >= n, lambda seed: [[seed]], seed=7)
+            assert found == [[expected]]
 
     def test_drawn_patients_fill_up_what_fixed_ones_leave(self):
         positive = {f"P{i:02d}": i % 2 == 0 for i in range(40)}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from PIL import Image
+from scipy.stats import spearmanr
 
 from common.handlers import ClassScores
 from common.handlers.class_scores import true_classes
@@ -88,6 +89,19 @@ def test_medians_are_of_all_and_of_each_class_with_intervals_of_slices_and_of_pa
     assert np.sum(summary["confusion"]) == 9
     assert summary["classes"].keys() == set(CLASSES)
     assert Image.open(scored / "class_scores.png").size[0] > 1000
+
+
+def test_confidence_is_ranked_against_dice_where_both_vary(scored, tmp_path):
+    own = [row for row in rows(scored / "class_slices.csv") if row["dice_mask"]]
+    confident = [float(row[f"probability_{CLASSES[int(row['called'])]}"]) for row in own]
+    rank = spearmanr(confident, [float(row["dice_mask"]) for row in own]).statistic
+    assert read_json(scored / "class_scores.json")["confidence_against_dice"] == pytest.approx(rank, abs=1e-4)
+    unmasked = [({key: value for key, value in batch.items() if key != "label"}, output) for batch, output in CASES]
+    known = {batch["case"]: {"case": batch["case"], "cls": [1] * DEPTH} for batch, _ in CASES}
+    run_handler(ClassScores(tmp_path, classes=CLASSES, offsets=[0.1], resamples=5), unmasked, cases=known)
+    assert not (tmp_path / "offset_sweep.csv").exists()
+    summary = read_json(tmp_path / "class_scores.json")
+    assert (summary["confidence_against_dice"], summary["healthy_marked"], summary["masks"]) == (None, None, {})
 
 
 def test_offsets_are_swept(scored):

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from common.handlers import LabelCalibration
-from common.masks import OF_LUNGS
+from common.masks import OF_LUNGS, otsu
 from tests.pipeline import run_handler
 
 START = {"gate_smooth_mm": 0.0, "binarize": "fixed", "refine": None}
@@ -157,6 +157,17 @@ def test_a_natural_gate_that_positives_do_not_reach_yields(tmp_path):
     assert chosen["gate"] == pytest.approx(0.8)
 
 
+def test_a_sensitivity_that_is_asked_for_chooses_the_gate_of_slices_and_of_volumes(tmp_path):
+    chosen = calibrate(tmp_path, SLICES, natural_gate=0.5, sensitivity=0.9)
+    assert chosen["gate"] == pytest.approx(0.4, abs=0.001)
+    items, cases = items_of({"ill": 1, "faint": 1, "too": 1, "well": 0})
+    items[1][1]["pred"][2] = 0.7
+    for sensitivity, gate in ((None, 0.1), (0.5, 0.3)):
+        handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, sensitivity=sensitivity)
+        run_handler(handler, items, cases=cases)
+        assert json.loads((tmp_path / "calibrated.json").read_text())["gate"] == pytest.approx(gate)
+
+
 def test_in_lungs_heat_of_those_who_taught_counts_where_there_is_no_other(tmp_path):
     labels = {"ill": [0, 1, 1, 1, 1, 0], "taught": [0] * 6, "new": [0] * 6}
     (datalist := tmp_path / "datalist.json").write_text(json.dumps({"training": [{"case": "taught"}]}))
@@ -178,6 +189,20 @@ def test_every_candidate_is_listed_with_what_labels_say_about_it(tmp_path):
     assert set(rows) == {"chosen", "natural zero", "quantile 0.5", "Otsu", "no refinement"}
     assert rows["chosen"]["positive_slices_marked"] == rows["chosen"]["negative_slices_empty"] == "1.0"
     assert rows["chosen"]["negative_volumes_empty"] == "1.0"
+    assert float(rows["natural zero"]["threshold"]) == 0.0
+    assert float(rows["quantile 0.5"]["threshold"]) == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_candidate_of_otsu_is_the_median_of_the_cases_whose_heat_has_contrast(tmp_path):
+    items, cases = items_of(SLICES)
+    for heat, expected in ((0.9, otsu(np.repeat([0.1, 0.9], 2))), (0.1, np.inf)):
+        for _, output in items:
+            output["pred"][1] = 0.1
+        items[0][1]["pred"][1, :6] = heat  # the other one is flat
+        run_handler(LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START), items, cases=cases)
+        with open(tmp_path / "calibration.csv", encoding="utf-8", newline="") as file:
+            rows = {row["candidate"]: row for row in csv.DictReader(file)}
+        assert float(rows["Otsu"]["threshold"]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_probabilities_that_do_not_rise_with_the_label_are_an_error(tmp_path):

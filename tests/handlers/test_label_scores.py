@@ -122,12 +122,19 @@ def test_several_labels_are_told_apart_one_by_one(tmp_path):
     assert [result["classes"][name]["auc"] for name in classes[1:3]] == [1.0, 0.5]
     assert result["macro"]["auc"] == 0.75
     assert "probability mass" in (tmp_path / "labels.csv").read_text()
+    unnamed = [pair("first", [0.5], [], truth=[0]), *items]  # its label is that of its mask, which names no class
+    run_handler(LabelScores(tmp_path, classes=classes, resamples=5), unnamed, cases=cases)
+    assert json.loads((tmp_path / "labels.json").read_text())["classes"] == result["classes"]
+    alike = {name: {"case": name, "cls": ["mass"]} for name in cases}
+    run_handler(LabelScores(tmp_path, classes=classes, resamples=5), items, cases=alike)
+    assert json.loads((tmp_path / "labels.json").read_text())["macro"] == {"auc": None}
 
 
 def test_a_probability_at_the_gate_does_not_pass(tmp_path):
     items = [pair("a", [0.5], []), pair("b", [0.5], [])]
     found = scores(tmp_path, items, {"a": {"case": "a", "cls": 1}, "b": {"case": "b", "cls": 0}})["volumes"]
     assert (found["sensitivity"], found["specificity"]) == (0.0, 1.0)
+    assert (found["positives_marked"], found["negatives_empty"]) == (0.0, 1.0)
 
 
 class TestLabelsAgainstMasks:

@@ -72,8 +72,9 @@ def test_volume_label_reaches_the_scores_and_slice_labels_do_not():
 
 def test_of_one_volume_the_spread_and_the_interval_are_null(tmp_path):
     run_handler(VolumeScores(tmp_path), [({"case": "a", "label": cube((0, 2))}, {"pred": cube((0, 2))})])
-    dice = read(tmp_path / "volumes.json")["method"]["dice"]
-    assert (dice["mean"], dice["low"], dice["high"]) == (1.0, None, None)
+    method = read(tmp_path / "volumes.json")["method"]
+    assert [method["dice"][key] for key in ("mean", "low", "high")] == [1.0, None, None]
+    assert method.keys() == {"volumes", "with_lesion", "dice", "precision", "recall", "f1"}  # nothing of other labels
 
 
 def test_a_mask_that_marks_nothing_has_no_dice_from_healthy_volumes(tmp_path):

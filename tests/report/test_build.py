@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import common.report.build
 import common.report.page
 from common.metrics import dice
 from common.report import build_report, find_files, write_report
-from common.report.build import PICTURES, without_paths
+from common.report.build import PICTURES, provenance, without_paths
 from common.report.pictures import size
+from common.report.tables import read_run
 from tests.pipeline import save
 from tests.report.conftest import CASES, volumes, write_run
 
@@ -86,6 +88,25 @@ def test_a_mask_that_the_run_did_not_score_is_not_opened(tmp_path):
     assert all("truth_ml" not in row and "truth" not in row["volumes"] for row in report["cases"])
     assert report["headline"]["measure"] == "cases with a mask"
     assert [row["case"] for row in report["cases"]] == list(CASES)  # the most suspicious first
+
+
+def test_what_figures_stand_on_is_told_and_what_is_not_recorded_says_so(run_dir):
+    run = read_run(run_dir)
+    record = {"bundle": "b", "version": "1", "began": "noon", "seconds": 3.0, "device": "cpu", "config_sha256": "c0"}
+    record |= {"weights": {"file": "m.pt", "sha256": "e0", "chosen_from": {"labels": "slices"}}}
+    record |= {"data": {"datalist": "d.json", "datalist_sha256": "d0", "names_and_sizes_sha256": "f0"}}
+    record |= {"chosen": {"gate": 0.123456, "refine": None}, "settings": {"k": [1.5, 2]}, "versions": {"torch": "2"}}
+    assert [text for _, text in provenance(replace(run, record=record))[:-1]] == [
+        *("b 1", "noon, 3.0 s on cpu", "c0", "m.pt e0", "d.json d0", "f0", "gate 0.1235", "labels of slices"),
+        *("k [1.5, 2]", "torch 2"),
+    ]
+    told = dict(provenance(replace(run, record={"seconds": 3.0})))
+    assert [name for name, text in told.items() if text == "not recorded"] == [
+        *("bundle", "config (SHA-256)", "weights (SHA-256)", "data: names and sizes (SHA-256)", "gate, threshold, …"),
+        *("chosen from", "versions"),
+    ]
+    assert (told["datalist (SHA-256)"], told["settings of the command"]) == ("none", "none")
+    assert [name for name, _ in provenance(replace(run, record={}))] == ["record", "report made"]
 
 
 def test_a_run_without_a_record_is_told_where_its_scans_are(tmp_path):

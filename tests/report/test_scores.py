@@ -75,6 +75,20 @@ def test_facts_name_whom_they_are_of(run):
     assert found["sensitivity / specificity of volumes"]["on"].endswith("at the gate")
 
 
+def test_facts_are_those_of_labels_of_classes_of_position_of_slides_and_of_masks_in_this_order(run):
+    summary = {"slices": {"auc_position_alone": 0.61}, "auc": {"tumor": 0.75}}
+    classes = {"accuracy": 0.8, "confusion": [[1, 0], [1, 3]]}
+    predictions = {"a": {"volume_ml": 2.0}, "b": {"volume_ml": 3.0}, "c": {"volume_ml": None}}
+    found = facts(replace(run, summary=summary, class_summary=classes, predictions=predictions))
+    assert [tuple(fact.values()) for fact in found[2:]] == [
+        ("class accuracy", "0.800", "5 slices; the most frequent class alone 0.800"),
+        ("AUC of a slice's position alone", "0.610", "what needs no image"),
+        ("AUC of tumor", "0.750", "4 slides with a label"),
+        ("median volume of a mask", "2.5 ml", "2 cases"),
+    ]
+    assert facts(replace(run, label_summary={}, predictions={})) == []
+
+
 def test_a_score_of_few_patients_says_why_it_has_no_interval_and_no_other_does(run):
     volumes = run.label_summary["volumes"]
     few = volumes | {"auc_interval": [None, None], "note": "no interval: few"}

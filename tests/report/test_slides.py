@@ -51,6 +51,10 @@ def test_the_picture_has_levels_and_edges_also_where_it_is_coarser(monkeypatch):
     assert levels.max() == 254  # nothing exceeds the highest
     assert (edge[2, 3:12] == 255).all()
     assert (edge[5, 6], other[4, 5], other[6, 7]) == (0, 255, 0)
+    alone = label_levels(HEAT, TISSUE, mask, None, threshold=np.inf, cell_um=8.0)
+    assert (alone["truth"], alone["dice"]) == (False, None)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(alone["picture"]))))
+    assert (shown == np.stack([levels, edge, 0 * other], axis=-1)).all()
     monkeypatch.setattr(slides, "SMALL", 100)
     assert channels().shape == (8, 10, 3)
 

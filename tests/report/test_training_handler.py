@@ -24,7 +24,7 @@ def test_without_a_page_a_training_leaves_its_log_and_its_record(tmp_path):
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert (record["bundle"], record["device"]) == ("gp_unet_brats", "cpu")
     page = embedded(write_report(tmp_path / "run").parent)
-    assert dict(page["provenance"])["bundle"] == "gp_unet_brats "
+    assert dict(page["provenance"])["bundle"] == "gp_unet_brats"
     assert page["training"]["montages"] == []
 
 
