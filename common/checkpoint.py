@@ -34,8 +34,7 @@ def usable_device(device: torch.device | str) -> torch.device:
         RuntimeError: a CUDA device is asked for and there is none of that number.
     """
     device = torch.device(device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise RuntimeError(f"device {device} was asked for, but CUDA sees {count} device(s); use --device cpu")
     return device
 
@@ -80,8 +79,8 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
     target, state = unwrapped(network), read_checkpoint(path)
     state = state.get("model", state) if isinstance(state, dict) else state
     expected = target.state_dict()
-    wrong = sorted(set(expected) ^ set(state)) if isinstance(state, dict) else ["(not a dictionary)"]
-    wrong = wrong or [k for k in expected if expected[k].shape != state[k].shape]
+    wrong = sorted(set(expected) ^ set(state), key=str) if isinstance(state, dict) else ["(not a dictionary)"]
+    wrong = wrong or [k for k in expected if expected[k].shape != getattr(state[k], "shape", None)]
     if wrong:
         told = " ".join(f'--{k} "{v}"' for k, v in read_beside(path).get("trained", {}).items() if k in NETWORK and v)
         raise ValueError(
@@ -142,8 +141,7 @@ class Chosen(dict):
 
     def __init__(self, settings: Mapping[str, Any], path: Path, by: str) -> None:
         super().__init__(settings)
-        self.path = path
-        self.by = by
+        self.path, self.by = path, by
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(
@@ -200,8 +198,7 @@ class TrainingCheckpoint:
     ) -> None:
         self.path = Path(path)
         self.objects = objects
-        self.model = model
-        self.model_path = model_path
+        self.model, self.model_path = model, model_path
         self.best_of = best_of
         self.stopping = stopping
         self.best = -math.inf
@@ -223,11 +220,21 @@ class TrainingCheckpoint:
         if not self.path.is_file():
             return
         state = read_checkpoint(self.path)
-        schedules = {
-            name: target
-            for name, target in self.objects.items()
-            if isinstance(target, LRScheduler) and not isinstance(target, ReduceLROnPlateau)  # that has no length
-        }
+        self._load(state, engine)
+        engine.state.epoch = state["epoch"]
+        torch.manual_seed(torch.initial_seed() + state["epoch"])  # else the first epoch's draws come again
+        self.best = state.get("best", -math.inf)
+        self._resume_stopping(state, engine)
+        engine.state.iteration = state["epoch"] * (engine.state.epoch_length or 0)
+        logger.info("resuming %s after epoch %d", self.path, state["epoch"])
+        then, now = state.get("length", {}), _length(engine)
+        if changed := [f"{name} {then[name]} before, {now[name]} now" for name in then if then[name] != now[name]]:
+            told = "%s: %s; schedules are those of the new length, of which %d of %d epochs are done"
+            logger.warning(told, self.path, changed, state["epoch"], engine.state.max_epochs)
+
+    def _load(self, state: Mapping[str, Any], engine: Engine) -> None:
+        """Bring all objects to where the training is; a schedule is stepped there, with the config's values."""
+        schedules = {name: target for name, target in self.objects.items() if _has_length(target)}
         settings = {name: _settings(schedule.optimizer) for name, schedule in schedules.items()}
         for name, target in self.objects.items():
             try:
@@ -243,17 +250,6 @@ class TrainingCheckpoint:
             for group, values in zip(schedule.optimizer.param_groups, settings[name], strict=True):
                 group.update(values)
             self._replay(name, schedule, state, engine)
-        engine.state.epoch = state["epoch"]
-        torch.manual_seed(torch.initial_seed() + state["epoch"])  # else the first epoch's draws come again
-        self.best = state.get("best", -math.inf)
-        self._resume_stopping(state, engine)
-        engine.state.iteration = state["epoch"] * (engine.state.epoch_length or 0)
-        logger.info("resuming %s after epoch %d", self.path, state["epoch"])
-        then, now = state.get("length", {}), _length(engine)
-        changed = [f"{name} {then[name]} before, {now[name]} now" for name in then if then[name] != now[name]]
-        if changed:
-            told = "%s: %s; schedules are those of the new length, of which %d of %d epochs are done"
-            logger.warning(told, self.path, changed, state["epoch"], engine.state.max_epochs)
 
     def _resume_stopping(self, state: Mapping[str, Any], engine: Engine) -> None:
         if self.stopping is None or "stopping" not in state:
@@ -314,6 +310,10 @@ def _length(engine: Engine) -> dict[str, int | None]:
         "batch size": getattr(engine.state.dataloader, "batch_size", None),
         "processes": get_world_size(),
     }
+
+
+def _has_length(target: Any) -> bool:
+    return isinstance(target, LRScheduler) and not isinstance(target, ReduceLROnPlateau)
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -13,13 +13,7 @@ from monai.handlers import EarlyStopHandler
 from torch import nn
 from torch.optim import lr_scheduler
 
-from common.checkpoint import (
-    TrainingCheckpoint,
-    load_weights,
-    save_weights,
-    unwrapped,
-    usable_device,
-)
+from common.checkpoint import TrainingCheckpoint, load_weights, save_weights, unwrapped, usable_device
 from common.training import OneCycle
 
 
@@ -84,6 +78,8 @@ class TestLoadWeights:
             (net(width=5).state_dict(), r"3 entries differ, e.g. \['0.weight', '0.bias', '2.weight'\]"),
             ({**net(1).state_dict(), "extra": torch.ones(1)}, r"1 entries differ, e.g. \['extra'\]"),
             ([1, 2], r"\(not a dictionary\)"),
+            ({1: torch.ones(1)}, r"5 entries differ, e.g. \['0.bias', '0.weight', 1\]"),
+            ({**net(1).state_dict(), "2.bias": 3}, r"1 entries differ, e.g. \['2.bias'\]"),
             ({**net(1).state_dict(), "2.bias": torch.tensor([torch.nan])}, r"NaN in the weights \(2.bias\), the train"),
         ],
     )
@@ -150,6 +146,10 @@ class TestTrainingCheckpoint:
         self.train(tmp_path, 1)
         with pytest.raises(ValueError, match=r"(?s)checkpoint.pt belongs to another training \(network: .*output_dir"):
             self.train(tmp_path, 2, width=5)
+        state = torch.load(tmp_path / "checkpoint.pt")
+        torch.save({key: value for key, value in state.items() if key != "schedule"}, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=r"belongs to another training \(schedule"):
+            self.train(tmp_path, 2)
         torch.save({"epoch": 1, "network": net().state_dict()}, tmp_path / "checkpoint.pt")
         with pytest.raises(ValueError, match=r"belongs to another training \(optimizer"):
             self.train(tmp_path, 2)

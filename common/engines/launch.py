@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
@@ -51,32 +51,42 @@ def check_settings() -> None:
     print_any_text()
     end_with_the_cause()
     workflow, caller = _running()
+    parser = workflow.parser
     base = _base(caller, workflow)
     _take_scripts_of(base)
     others = dict(_configs(base.parent))
     config, told = _told(caller, workflow) if caller else _found(workflow, others)
     given = {name: plain(value) for name, value in told.items()}
-    now: Any = workflow.parser.config
+    now: Any = parser.config
     used = {key: given.get(key, value) for key, value in now.items()}
     if wrong := [*dict.fromkeys([*problems(given, config, others), *out_of_range(used)])]:
         raise ValueError("\n".join([f"{len(wrong)} settings are wrong:", *wrong] if len(wrong) > 1 else wrong))
     _check_processes(now.get("run"))
+    _apply(given, told, parser)
+    told_keys = {*map(_top, given)} if caller else set()
+    as_trained(parser, others.get(base.name, {}), told_keys)
+    check_classes(parser)
+    _check_one_logit(parser)
+    check_chosen(parser)
+    check_channels(parser)
+    _warn_of_unused_patterns(told_keys, parser)
+
+
+def _apply(given: Mapping[str, Any], told: Mapping[str, Any], parser: Any) -> None:
+    """Put into the config the settings that MONAI has dropped, and those that it has as words of JSON."""
     for name, value in given.items():
         key = name.removeprefix("+")
-        dropped = value is None and workflow.parser.get(key) is not None
+        dropped = value is None and parser.get(key) is not None
         if dropped or repr(value) != repr(told[name]):
-            workflow.parser[key] = value
-    told_keys = {*map(_top, given)} if caller else set()
-    as_trained(workflow.parser, others.get(base.name, {}), told_keys)
-    check_classes(workflow.parser)
-    _check_one_logit(workflow.parser)
-    check_chosen(workflow.parser)
-    check_channels(workflow.parser)
-    if unused := sorted(key for key in told_keys if key.endswith("_pattern")):
-        listed = workflow.parser.get_parsed_content("datalist") if "datalist" in workflow.parser else None
-        if listed:
-            keys = ", ".join(f"--{key}" for key in unused)
-            logger.warning('%s: not used, since %s names the cases; --datalist "" goes by patterns', keys, listed)
+            parser[key] = value
+
+
+def _warn_of_unused_patterns(told_keys: Set[str], parser: Any) -> None:
+    unused = sorted(key for key in told_keys if key.endswith("_pattern"))
+    listed = parser.get_parsed_content("datalist") if unused and "datalist" in parser else None
+    if listed:
+        keys = ", ".join(f"--{key}" for key in unused)
+        logger.warning('%s: not used, since %s names the cases; --datalist "" goes by patterns', keys, listed)
 
 
 def _base(caller: FrameType | None, workflow: ConfigWorkflow) -> Path:

@@ -89,12 +89,9 @@ def out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
         config: values by key; expressions and references may stand for everything.
     """
     for key, value in config.items():
-        if isinstance(value, str) and value.startswith(FREE):
-            continue
-        yield from (f"--{key}: {text}" for text in [unsuitable(key, value)] if text)
-        if isinstance(value, Mapping) and "_target_" not in value:
-            inner = {f"{key}#{name}": one for name, one in value.items()}
-            yield from (f"--{name}: {text}" for name, one in inner.items() if (text := unsuitable(name, one)))
+        options = value if isinstance(value, Mapping) and "_target_" not in value else {}
+        values = {key: value} | {f"{key}#{name}": one for name, one in options.items()}
+        yield from (f"--{name}: {text}" for name, one in values.items() if (text := unsuitable(name, one)))
 
 
 def wrong_choices(chosen: Mapping[str, Any]) -> Iterator[str]:
@@ -107,31 +104,35 @@ def wrong_choices(chosen: Mapping[str, Any]) -> Iterator[str]:
         `{"gate": 7}` gives "gate: expected a number from 0 to 1, got 7".
     """
     for key, value in chosen.items():
-        if key in OPTIONS and isinstance(value, Mapping):
-            known = inspect.signature(OPTIONS[key]).parameters
-            for name, one in value.items():
-                option = f"{key}#{name}"
-                line = _wrong_option(OPTIONS[key], {name: one}) or unsuitable(option, one) or _no_number(option, one)
-                if name in known and isinstance(known[name].default, bool) and not isinstance(one, bool):
-                    line = f"expected true or false, got {one!r}"
-                yield from (f"{option}: {text}" for text in [line] if text)
-        elif key in OPTIONS:
-            yield from () if value is None else (f"{key}: expected a dict or null, got {value!r}",)
-        elif line := unsuitable(key, value) or _no_number(key, value):
-            yield f"{key}: {line}"
+        if key not in OPTIONS:
+            lines = {key: unsuitable(key, value) or _no_number(key, value)}
+        elif isinstance(value, Mapping):
+            lines = {f"{key}#{name}": _wrong_chosen_option(key, name, one) for name, one in value.items()}
+        else:
+            lines = {key: "" if value is None else f"expected a dict or null, got {value!r}"}
+        yield from (f"{name}: {line}" for name, line in lines.items() if line)
+
+
+def _wrong_chosen_option(key: str, name: str, value: Any) -> str:
+    known = inspect.signature(OPTIONS[key]).parameters
+    if name in known and isinstance(known[name].default, bool) and not isinstance(value, bool):
+        return f"expected true or false, got {value!r}"
+    option = f"{key}#{name}"
+    return _wrong_option(OPTIONS[key], {name: value}) or unsuitable(option, value) or _no_number(option, value)
 
 
 def _no_number(key: str, value: Any) -> str:
     """Why a value is none where its rule is about numbers."""
-    said = [rule.said for rule, keys in RANGES.items() if key in keys.split() and not rule.whole]
+    said = [rule.said for rule in _rules_of(key) if not rule.whole]
     parts = value if isinstance(value, list) and key in CHOSEN_LISTS else [value]
-    numbers = all(isinstance(part, Real) and not isinstance(part, bool) for part in parts)
-    return "" if not said or numbers or (value is None and key in CHOSEN_NULL) else f"expected {said[0]}, got {value!r}"
+    if not said or all(map(_is_number, parts)) or (value is None and key in CHOSEN_NULL):
+        return ""
+    return f"expected {said[0]}, got {value!r}"
 
 
 def unsuitable(key: str, value: Any) -> str:
     """Why a key cannot have a value; empty if it can."""
-    if isinstance(value, str) and value.startswith(FREE):
+    if _is_free(value):
         return ""
     if key in CHOICES and value not in CHOICES[key]:
         words = ", ".join("null" if word is None else str(word) for word in CHOICES[key])
@@ -139,20 +140,31 @@ def unsuitable(key: str, value: Any) -> str:
     if key in OPTIONS and isinstance(value, Mapping) and "_target_" not in value:
         return _wrong_option(OPTIONS[key], value)
     outer, _, name = key.partition("#")
-    if (
-        outer in OPTIONS
-        and re.fullmatch("(?!chosen$)[a-z]\\w*", name)
-        and (line := _wrong_option(OPTIONS[outer], {name: value}))
-    ):
-        return line
-    parts = value if isinstance(value, list | tuple) else [value]
-    numbers = [part for part in parts if isinstance(part, Real) and not isinstance(part, bool)]
-    for rule in (rule for rule, keys in RANGES.items() if key in keys.split()):
-        if rule.whole and isinstance(value, list | tuple) and not rule.holds(value):
-            return f"expected {rule.said}, got {value!r}"
-        if not rule.whole and not all(map(rule.holds, numbers)):
+    is_option = outer in OPTIONS and re.fullmatch("(?!chosen$)[a-z]\\w*", name)
+    return (_wrong_option(OPTIONS[outer], {name: value}) if is_option else "") or _broken_rule(key, value)
+
+
+def _broken_rule(key: str, value: Any) -> str:
+    """What a value has to be by the rules of its key, and is not; empty if it is."""
+    several = isinstance(value, list | tuple)
+    numbers = list(filter(_is_number, value if several else [value]))
+    for rule in _rules_of(key):
+        held = (not several or rule.holds(value)) if rule.whole else all(map(rule.holds, numbers))
+        if not held:
             return f"expected {rule.said}, got {value!r}"
     return ""
+
+
+def _rules_of(key: str) -> list[Rule]:
+    return [rule for rule, keys in RANGES.items() if key in keys.split()]
+
+
+def _is_free(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(FREE)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _wrong_option(function: Callable, options: Mapping[str, Any]) -> str:
@@ -163,7 +175,6 @@ def _wrong_option(function: Callable, options: Mapping[str, Any]) -> str:
             near = get_close_matches(name, known, n=1)
             return f"it has no {name!r}; " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
         # Words of JSON are texts here still.
-        numeric = isinstance(known[name], Real) and not isinstance(known[name], bool)
-        if numeric and isinstance(value, str) and not value.startswith(FREE):
+        if _is_number(known[name]) and isinstance(value, str) and not _is_free(value):
             return f"its {name} is {value!r}; expected a number, such as {known[name]}"
     return ""

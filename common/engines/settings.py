@@ -95,9 +95,9 @@ def beyond_lists(given: Iterable[str], config: Config) -> list[str]:
 def _unknown(parts: Sequence[str], config: Any, others: Mapping[str, Config]) -> str:
     """Why there is no such key; empty if there is one, or where anything may be."""
     for depth, part in enumerate(parts):
-        inside = "#".join(parts[:depth])
         if isinstance(config, list):
             if not _indexes(part, config):
+                inside = "#".join(parts[:depth])
                 return f"{inside} is a list of {len(config)}, {inside}#0 to {inside}#{len(config) - 1}"
             config = config[int(part)]
         elif not isinstance(config, Mapping):
@@ -105,29 +105,42 @@ def _unknown(parts: Sequence[str], config: Any, others: Mapping[str, Config]) ->
         elif part in config:
             config = config[part]
         elif depth:
-            known = {*config, *_more(config, parts[:depth], others)}
-            free = not config or {part, ANY} & known or re.fullmatch("_.*_", part)
-            return "" if free else f"{inside} has no {part!r}; {_nearest(part, known) or f'it has {_listed(known)}'}"
+            return _no_entry(part, parts[:depth], config, others)
         else:
-            owners = [name for name, other in others.items() if part in tops(other)]
-            owners.sort(key=lambda name: "run" not in others[name])  # train.json before what goes over it
-            hint = f"it is one of {', '.join(owners[:3])}" if owners else _nearest("#".join(parts), _ids(config))
-            return f"the configs of this run have no such key; {hint or f'they have {_listed(tops(config))}'}"
+            return _no_key(parts, config, others)
     return ""
+
+
+def _no_entry(part: str, outer: Sequence[str], config: Config, others: Mapping[str, Config]) -> str:
+    """Why a dict has no such entry; empty where it may have any."""
+    known = {*config, *_more(config, outer, others)}
+    if not config or {part, ANY} & known or re.fullmatch("_.*_", part):
+        return ""
+    return f"{'#'.join(outer)} has no {part!r}; {_nearest(part, known) or f'it has {_listed(known)}'}"
+
+
+def _no_key(parts: Sequence[str], config: Config, others: Mapping[str, Config]) -> str:
+    owners = [name for name, other in others.items() if parts[0] in tops(other)]
+    owners.sort(key=lambda name: "run" not in others[name])  # train.json before what goes over it
+    hint = f"it is one of {', '.join(owners[:3])}" if owners else _nearest("#".join(parts), _ids(config))
+    return f"the configs of this run have no such key; {hint or f'they have {_listed(tops(config))}'}"
 
 
 def _mistyped(parts: Sequence[str], value: Any, config: Config, others: Mapping[str, Config]) -> str:
     """Why a value cannot be meant; empty if it can."""
     everywhere = [one for one in (config, *others.values()) if _has(parts, one)]
-    asked = {kind(_entry(parts, one), one) for one in everywhere}
-    if value is None:
-        entries = [_entry(parts, one) for one in everywhere]
-        component = any(isinstance(entry, Mapping) and "_target_" in entry for entry in entries)
-        optional = "a dict" in asked and not component and parts[0] not in DICTS
-        if len(parts) > 1 or parts[0] in MAY_BE_NULL or not asked or not asked <= NEVER_NULL or optional:
-            return ""
-        return f"expected {' or '.join(sorted(asked))}, got null"
-    return mismatch(value, asked - {NULL}) if asked - {NULL} else ""
+    entries = [_entry(parts, one) for one in everywhere]
+    asked = {kind(entry, one) for entry, one in zip(entries, everywhere, strict=True)}
+    if value is not None:
+        return mismatch(value, asked - {NULL}) if asked - {NULL} else ""
+    return "" if _may_be_null(parts, entries, asked) else f"expected {' or '.join(sorted(asked))}, got null"
+
+
+def _may_be_null(parts: Sequence[str], entries: Sequence[Any], asked: Set[str]) -> bool:
+    if len(parts) > 1 or parts[0] in MAY_BE_NULL or not asked or not asked <= NEVER_NULL:
+        return True
+    component = any(isinstance(entry, Mapping) and "_target_" in entry for entry in entries)
+    return "a dict" in asked and not component and parts[0] not in DICTS
 
 
 def mismatch(value: Any, asked: Set[str]) -> str:

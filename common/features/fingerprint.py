@@ -14,10 +14,10 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, EllipsisType, FunctionType, NoneType
 from typing import Any
 
 import numpy as np
@@ -47,23 +47,31 @@ def describe(value: Any) -> str:
     return _describe(value, "preprocessing", ())
 
 
+def _array(value: torch.Tensor | np.ndarray) -> str:
+    data = torch.as_tensor(value)
+    return f"array({data.dtype}, {list(data.shape)}, {hashlib.sha256(tensor_bytes(data)).hexdigest()})"
+
+
+# What has no parts. The first that fits counts: an Enum may be a text, too.
+_WHOLE: tuple[tuple[Any, Callable[[Any], str]], ...] = (
+    (Enum, lambda value: f"{type(value).__qualname__}.{value.name}"),
+    (NoneType | bool | int | float | complex | str | bytes | slice | EllipsisType, repr),
+    (os.PathLike, lambda value: repr(os.fspath(value))),
+    (torch.dtype | torch.device | np.dtype | np.generic, repr),
+    (torch.Tensor | np.ndarray, _array),
+    (type, lambda value: f"{value.__module__}.{value.__qualname__}"),
+)
+
+
 def _describe(value: Any, where: str, parents: tuple[int, ...]) -> str:
     def inner(part: Any, name: object) -> str:
         return _describe(part, f"{where}.{name}", (*parents, id(value)))
 
     if id(value) in parents:
         return "<itself>"
-    if isinstance(value, Enum):
-        return f"{type(value).__qualname__}.{value.name}"
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | slice | type(...)):
-        return repr(value)
-    if isinstance(value, os.PathLike):
-        return repr(os.fspath(value))
-    if isinstance(value, torch.dtype | torch.device | np.dtype | np.generic):
-        return repr(value)
-    if isinstance(value, torch.Tensor | np.ndarray):
-        data = torch.as_tensor(value)
-        return f"array({data.dtype}, {list(data.shape)}, {hashlib.sha256(tensor_bytes(data)).hexdigest()})"
+    for kinds, told in _WHOLE:
+        if isinstance(value, kinds):
+            return told(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {inner(part, key)}" for key, part in value.items()) + "}"
     if isinstance(value, set | frozenset):
@@ -71,14 +79,19 @@ def _describe(value: Any, where: str, parents: tuple[int, ...]) -> str:
     if isinstance(value, list | tuple):
         parts = [part for part in value if not getattr(part, "only_looks", False)]  # those change nothing
         return "[" + ", ".join(inner(part, number) for number, part in enumerate(parts)) + "]"
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, FunctionType | BuiltinFunctionType):
         if "<" in value.__qualname__:
             raise ValueError(f"{where} is {value.__qualname__}, which has no name: use a function of a module")
         return f"{value.__module__}.{value.__qualname__}[{_version(value.__module__)}]"
     if isinstance(value, functools.partial):
         return f"partial({inner([value.func, value.args, value.keywords], 'partial')})"
+    kind = type(value)
+    settings = ", ".join(f"{name}={inner(part, name)}" for name, part in _settings(value, where).items())
+    return f"{kind.__module__}.{kind.__qualname__}[{_version(kind.__module__)}]({settings})"
+
+
+def _settings(value: Any, where: str) -> dict[str, Any]:
+    """The attributes of an object on which its results depend."""
     if isinstance(value, np.random.RandomState | np.random.Generator | torch.Generator):
         raise ValueError(f"{where} is random: features are computed once, from a preprocessing that is always the same")
     if not hasattr(value, "__dict__"):
@@ -88,8 +101,7 @@ def _describe(value: Any, where: str, parents: tuple[int, ...]) -> str:
         own.pop("R")  # it belongs to the transforms, and each of them is looked at
     if isinstance(value, ImageReader):  # they remember what they read last
         own = {name: part for name, part in own.items() if name in inspect.signature(type(value)).parameters}
-    settings = ", ".join(f"{name}={inner(part, name)}" for name, part in own.items())
-    return f"{type(value).__module__}.{type(value).__qualname__}[{_version(type(value).__module__)}]({settings})"
+    return own
 
 
 def _version(name: str) -> str:

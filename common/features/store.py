@@ -226,36 +226,24 @@ class FeatureStore:
         folder = self.folder(key)
         bar = tqdm(total=len(tiles), desc=key[:8], unit="tile", leave=False, disable=not progress)
         with bar, _locked(folder):
-            starts = range(0, len(tiles), chunk)
-            shapes = set()
-            for first in starts:
-                stop = min(first + chunk, len(tiles))
-                path = folder / _chunk_name(first)
-                done = _read(path)
-                if done is None or done.dtype != np.float16 or len(done) != stop - first:
-                    done = _encoded(encoder, tiles, first, stop, batch_size)
-                    write(path, done)
-                shapes.add(done.shape[1:])
-                bar.update(len(done))
-            if len(shapes) > 1:
-                raise ValueError(f"{folder}: chunks of different shapes {sorted(shapes)}; remove the folder")
-            chunks = {folder / _chunk_name(first) for first in starts}
-            for stray in {path for path in folder.iterdir() if path.suffix == ".npy"} - chunks:
-                stray.unlink()  # of a run with other chunks, or one that was killed while it wrote
-            shape = [len(tiles), *shapes.pop()]
+            shape = [len(tiles), *_write_chunks(folder, tiles, encoder, chunk, batch_size, bar)]
             if inside is not None:
                 if list(inside.shape) != [shape[0], 1, *shape[2:]]:
                     raise ValueError(f"inside must be {[shape[0], 1, *shape[2:]]}, got {list(inside.shape)}")
                 write(folder / "inside.npy", np.asarray(inside.cpu(), dtype=np.float16))
             if coordinates is not None:
                 write(folder / "coordinates.npy", np.asarray(coordinates))
-            content = {"format": FORMAT, "key": key, "shape": shape, "dtype": "float16", "chunk": chunk}
-            content |= {
+            content = {
+                "format": FORMAT,
+                "key": key,
+                "shape": shape,
+                "dtype": "float16",
+                "chunk": chunk,
                 "encoder": getattr(encoder, "options", None),
                 "fingerprint": getattr(encoder, "fingerprint", ""),
+                "bytes": sum(path.stat().st_size for path in folder.glob("[!.]*.npy")),
             }
-            content |= {"bytes": sum(path.stat().st_size for path in folder.glob("[!.]*.npy")), **dict(about or {})}
-            write_json(folder / "entry.json", content)
+            write_json(folder / "entry.json", content | dict(about or {}))
         return self.open(key)
 
 
@@ -273,6 +261,28 @@ def _locked(folder: Path) -> AbstractContextManager:
             return FileLock(path).acquire(timeout=0)
         except Timeout:
             raise EntryLocked(f"{folder} is being written by another process") from None
+
+
+def _write_chunks(
+    folder: Path, tiles: Any, encoder: Encoder, chunk: int, batch_size: int, bar: tqdm
+) -> tuple[int, ...]:
+    """Write the chunks that are not there yet, and remove what is none of them; the shape of a tile's features."""
+    shapes, chunks = set(), set()
+    for first in range(0, len(tiles), chunk):
+        stop = min(first + chunk, len(tiles))
+        path = folder / _chunk_name(first)
+        done = _read(path)
+        if done is None or done.dtype != np.float16 or len(done) != stop - first:
+            done = _encoded(encoder, tiles, first, stop, batch_size)
+            write(path, done)
+        shapes.add(done.shape[1:])
+        chunks.add(path)
+        bar.update(len(done))
+    if len(shapes) > 1:
+        raise ValueError(f"{folder}: chunks of different shapes {sorted(shapes)}; remove the folder")
+    for stray in {path for path in folder.iterdir() if path.suffix == ".npy"} - chunks:
+        stray.unlink()  # of a run with other chunks, or one that was killed while it wrote
+    return shapes.pop()
 
 
 def _encoded(encoder: Encoder, tiles: Any, start: int, stop: int, batch_size: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -156,16 +156,14 @@ def _placed(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray, list[str]]
     _check_alike(frames, ("orientation",), DIRECTION)
     _check_alike(frames, ("spacing",), 1e-3 * min(frames[0].spacing or (1.0,)))
     positions = np.array([frame.position for frame in frames], dtype=np.float64)
-    warnings = []
-    thickness = 0.0
+    spacing, orientation = frames[0].spacing or (), frames[0].orientation or ()
+    thickness, warnings = 0.0, []
     if len(frames) == 1:
         thickness = frames[0].thickness or 1.0
         known = "as thick as its header says" if frames[0].thickness else "of unknown thickness, taken as"
         warnings.append(f"a single slice, {known}: {thickness:g} mm")
     try:
-        affine, order = slice_affine(
-            positions, frames[0].orientation or (), frames[0].spacing or (), [frame.name for frame in frames], thickness
-        )
+        affine, order = slice_affine(positions, orientation, spacing, [frame.name for frame in frames], thickness)
     except SeveralVolumes as error:
         raise ValueError(f"{error}{_what_varies(frames)}; {_apart(frames, 'volume')}") from error
     return affine, order, warnings
@@ -268,47 +266,55 @@ def _what_varies(frames: Sequence[Frame]) -> str:
     return f", with different values: {', '.join(several)}" if several else ""
 
 
-def _assumed(frames: Sequence[Frame], dicom_geometry: str | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _check_may_be_assumed(frames: Sequence[Frame], dicom_geometry: str | None) -> None:
     lacking = [frame for frame in frames if frame.position is None or frame.orientation is None]
-    kind = f" (Modality {frames[0].modality})"
     if len(lacking) < len(frames):
         raise ValueError(
             f"{len(lacking)} of {len(frames)} images lack ImagePositionPatient or ImageOrientationPatient, e.g. "
             f"{lacking[0].name}; remove them or restore the attributes"
         )
+    kind = f"(Modality {frames[0].modality})"
     if dicom_geometry != ASSUME_AXIAL:
         raise ValueError(
-            f"no image{kind} has ImagePositionPatient and ImageOrientationPatient, so that place, order and distance "
+            f"no image {kind} has ImagePositionPatient and ImageOrientationPatient, so that place, order and distance "
             "of the slices are unknown; where they are axial and numbered from feet to head: "
             f"--dicom_geometry {ASSUME_AXIAL}"
         )
-    numbers = [frame.number for frame in frames]
-    if None in numbers or len(set(numbers)) < len(numbers):
-        raise ValueError(f"the images{kind} have no InstanceNumber, or two have the same, so that nothing orders them")
-    spacing, between = frames[0].spacing or (1.0, 1.0), frames[0].between or frames[0].thickness or 1.0
-    _check_alike(
-        frames, ("spacing", "between" if frames[0].between else "thickness"), 1e-3 * min(*spacing, abs(between))
-    )
-    order = np.argsort(np.array(numbers, dtype=np.int64))
+    numbers = {frame.number for frame in frames}
+    if None in numbers or len(numbers) < len(frames):
+        raise ValueError(f"the images {kind} have no InstanceNumber, or two have the same, so that nothing orders them")
+
+
+def _assumed(frames: Sequence[Frame], dicom_geometry: str | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    _check_may_be_assumed(frames, dicom_geometry)
+    first = frames[0]
+    spacing, between = first.spacing or (1.0, 1.0), first.between or first.thickness or 1.0
+    _check_alike(frames, ("spacing", "between" if first.between else "thickness"), 1e-3 * min(*spacing, abs(between)))
+    order = np.argsort(np.array([frame.number for frame in frames], dtype=np.int64))
     affine = LPS_TO_RAS @ np.diag([spacing[1], spacing[0], between, 1.0])
     size = f"{spacing[1]:g} × {spacing[0]:g} × {between:g} mm"
-    guessed = "" if frames[0].spacing and (frames[0].between or frames[0].thickness) else ", partly a guess"
-    return affine, order, [f"no positions{kind}: slices taken as axial by InstanceNumber, spacing {size}{guessed}"]
+    guessed = "" if first.spacing and (first.between or first.thickness) else ", partly a guess"
+    said = f"no positions (Modality {first.modality}): slices taken as axial by InstanceNumber, spacing {size}{guessed}"
+    return affine, order, [said]
 
 
-def _doubts(frames: Sequence[Frame]) -> list[str]:
+def _doubts(frames: Sequence[Frame]) -> Iterator[str]:
     first = frames[0]
-    doubts = []
     steps = {abs((b.number or 0) - (a.number or 0)) for a, b in pairwise(frames)}
     if len(frames) > 2 and len(steps) == 1 and (step := steps.pop()) > 1:
-        doubts.append(f"InstanceNumber goes up in steps of {step}: have slices been left out?")
+        yield f"InstanceNumber goes up in steps of {step}: have slices been left out?"
     if made := _MADE.search(f"{first.varies['ImageType']} {first.varies['FrameType']}"):
-        doubts.append(f"ImageType says {made[0]}: computed from scans (projection, difference, phase), and no scan?")
+        yield f"ImageType says {made[0]}: computed from scans (projection, difference, phase), and no scan?"
     if first.inverted:
-        doubts.append("MONOCHROME1: values inverted, so that bright is high")
-    if first.modality == "CT" and (first.slope is None or first.intercept is None or first.unit not in ("", "HU")):
-        doubts.append("CT without a rescale to Hounsfield units")
+        yield "MONOCHROME1: values inverted, so that bright is high"
+    if first.modality == "CT":
+        yield from _doubts_about_units(frames)
+
+
+def _doubts_about_units(frames: Sequence[Frame]) -> Iterator[str]:
+    first = frames[0]
+    if first.slope is None or first.intercept is None or first.unit not in ("", "HU"):
+        yield "CT without a rescale to Hounsfield units"
     scales = {(frame.slope, frame.intercept) for frame in frames}
-    if first.modality == "CT" and 1 < len(scales) <= len(frames) / 2:  # one for each frame is meant
-        doubts.append(f"{len(scales)} kinds of rescale among the slices of a CT: are some of another series?")
-    return doubts
+    if 1 < len(scales) <= len(frames) / 2:  # one for each frame is meant
+        yield f"{len(scales)} kinds of rescale among the slices of a CT: are some of another series?"

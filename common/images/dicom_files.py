@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -139,29 +139,32 @@ def _read_header(path: str) -> Header | None:
     if not start and re.fullmatch(r"(\.\d+)?", Path(path).suffix):  # named as slices are where they have no ending
         return Header(other="an empty file", broken=True)
     # Old files begin without the 128 empty bytes: with a tag of group 2 or 8, little endian.
-    if start[128:] != b"DICM" and not (start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"):
+    marked = start[128:] == b"DICM"
+    if not marked and not (start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"):
         return Header(other="no DICOM header", broken=True) if path.lower().endswith((".dcm", ".ima")) else None
     try:
         data = pydicom().dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
-        series, kind = str(data.get("SeriesInstanceUID") or ""), str(data.get("SOPClassUID") or "")
-        if start[128:] != b"DICM" and not series:
-            return None
-        kind = kind or str(data.file_meta.get("MediaStorageSOPClassUID") or "")
-        if not data.get("Rows") and (not kind or "Image Storage" in pydicom().uid.UID(kind).name):
-            return Header(series, other="a header that ends early", broken=True)
-        patient, name = str(data.get("PatientID") or "").strip(), str(data.get("PatientName") or "")
-        return Header(
-            series,
-            _other(data, kind),
-            capture=kind.startswith(_CAPTURE) and not data.get("ImagePositionPatient") and _GROUPS not in data,
-            patient=patient,
-            private=frozenset(part for part in re.split(r"[\^=\s,]+", name.lower()) if part),
-            identity_removed=data.get("PatientIdentityRemoved") == "YES",
-        )
+        return _header(data) if marked or data.get("SeriesInstanceUID") else None
     except ImportError:
         raise
     except Exception as error:  # a file cut short fails anywhere in pydicom
         return Header(other=f"a header that cannot be read ({type(error).__name__})", broken=True)
+
+
+def _header(data: Any) -> Header:
+    series = str(data.get("SeriesInstanceUID") or "")
+    kind = str(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID") or "")
+    if not data.get("Rows") and (not kind or "Image Storage" in pydicom().uid.UID(kind).name):
+        return Header(series, other="a header that ends early", broken=True)
+    name = str(data.get("PatientName") or "").lower()
+    return Header(
+        series,
+        _other(data, kind),
+        capture=kind.startswith(_CAPTURE) and not data.get("ImagePositionPatient") and _GROUPS not in data,
+        patient=str(data.get("PatientID") or "").strip(),
+        private=frozenset(part for part in re.split(r"[\^=\s,]+", name) if part),
+        identity_removed=data.get("PatientIdentityRemoved") == "YES",
+    )
 
 
 def _other(data: Any, kind: str) -> str:
@@ -191,9 +194,7 @@ def files_below(folder: PathLike) -> Iterator[str]:
 
 def read_tree(folder: PathLike) -> Tree:
     """All DICOM files below a folder, grouped by SeriesInstanceUID."""
-    scans: dict[str, list[str]] = {}
-    headers: dict[str, Header] = {}
-    mixed = set()
+    scans: dict[str, dict[str, Header]] = {}
     others: dict[str, list[str]] = {}
     broken: dict[Path, str] = {}
     files = tqdm(list(files_below(folder)), desc="reading DICOM headers", unit="file", disable=None, delay=5)
@@ -206,24 +207,24 @@ def read_tree(folder: PathLike) -> Tree:
         elif header.other:
             others.setdefault(header.series, []).append(header.other)
         else:
-            scans.setdefault(header.series, []).append(path)
-            if headers.setdefault(header.series, header).patient != header.patient:
-                mixed.add(header.series)
-    for uid in [uid for uid, paths in scans.items() if len(paths) == 1 and headers[uid].capture]:
+            scans.setdefault(header.series, {})[path] = header
+    for uid in [uid for uid, own in scans.items() if len(own) == 1 and next(iter(own.values())).capture]:
         others.setdefault(uid, []).append("screenshot")
         del scans[uid]
-    series = {
-        uid: Series(
-            uid,
-            Path(os.path.commonpath([os.path.dirname(path) for path in paths])),
-            tuple(Path(path) for path in paths),
-            headers[uid],
-            tuple(others.get(uid, ())),
-            uid in mixed,
-        )
-        for uid, paths in scans.items()
-    }
+    series = {uid: _series(uid, own, others.get(uid, ())) for uid, own in scans.items()}
     return Tree(Path(folder), series, {uid: kinds[0] for uid, kinds in others.items() if uid not in scans}, broken)
+
+
+def _series(uid: str, scans: Mapping[str, Header], left_out: Sequence[str]) -> Series:
+    headers = list(scans.values())
+    return Series(
+        uid,
+        Path(os.path.commonpath([os.path.dirname(path) for path in scans])),
+        tuple(map(Path, scans)),
+        headers[0],
+        tuple(left_out),
+        mixed=len({header.patient for header in headers}) > 1,
+    )
 
 
 def has_series(paths: Sequence[PathLike]) -> list[bool]:
@@ -248,16 +249,7 @@ def find_series(path: PathLike) -> Series:
         ValueError: the folder holds several series, no scan, or a file beside the series cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        tree = read_tree(path)
-        found = list(tree.series.values())
-    elif path.exists():
-        raise ValueError(f"{path} is one file; a DICOM series is named by its folder")
-    else:
-        if not path.parent.is_dir() or not UID.fullmatch(path.name):
-            raise FileNotFoundError(f"{path} is neither the folder of a DICOM series nor <folder>/<SeriesInstanceUID>")
-        tree = read_tree(path.parent)
-        found = [tree.series[path.name]] if path.name in tree.series else []
+    tree, found = _named_by(path)
     if not found:
         kinds = [tree.others[path.name]] if path.name in tree.others else sorted(set(tree.others.values()))
         only = f" (only: {', '.join(kinds)})" if kinds else ""
@@ -270,15 +262,28 @@ def find_series(path: PathLike) -> Series:
             f"{path} holds {len(found)} series: {uids}{more}; name one of them as {path}/<SeriesInstanceUID>, or find "
             "all by the image_pattern 'dicom'"
         )
-    if found[0].mixed:
+    series = found[0]
+    if series.mixed:
         raise ValueError(
             f"{path}: files of several patients (PatientID) in one series; put each into a folder, see UIDs"
         )
-    beside = {file.parent for file in found[0].files}
-    broken = {file: why for file, why in tree.broken.items() if file.parent in beside}
-    if broken:
+    beside = {file.parent for file in series.files}
+    if broken := {file: why for file, why in tree.broken.items() if file.parent in beside}:
         raise ValueError(f"{_first(broken)}; it may be a slice of the series: mend or remove it")
-    return found[0]
+    return series
+
+
+def _named_by(path: Path) -> tuple[Tree, list[Series]]:
+    """The series that a path names, however many they are, and what lies around them."""
+    if path.is_dir():
+        tree = read_tree(path)
+        return tree, list(tree.series.values())
+    if path.exists():
+        raise ValueError(f"{path} is one file; a DICOM series is named by its folder")
+    if not path.parent.is_dir() or not UID.fullmatch(path.name):
+        raise FileNotFoundError(f"{path} is neither the folder of a DICOM series nor <folder>/<SeriesInstanceUID>")
+    tree = read_tree(path.parent)
+    return tree, [tree.series[path.name]] if path.name in tree.series else []
 
 
 def _first(broken: dict[Path, str]) -> str:

@@ -131,40 +131,46 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
     per_frame = data.get("PerFrameFunctionalGroupsSequence") or [None] * count
     if len(per_frame) != count:
         raise ValueError(f"{count} frames, but {len(per_frame)} functional groups")
+    stored = _stored(data)
+    return [_frame(data, own, index, count, file, stored) for index, own in enumerate(per_frame)]
+
+
+def _stored(data: Dataset) -> tuple[int, int]:
+    """The lowest and the highest number that the bits of a pixel can hold."""
     high, stored = _int(data.get("HighBit")), _int(data.get("BitsStored"))
     if high is not None and stored is not None and high >= stored:  # of files before 2006; pydicom cuts their top bits
         raise ValueError(f"HighBit {high} of {stored} BitsStored: values that do not begin at bit 0; convert the file")
-    frames, bits = [], stored or _int(data.get("BitsAllocated")) or 16
+    bits = stored or _int(data.get("BitsAllocated")) or 16
     lowest = -(2 ** (bits - 1)) if data.get("PixelRepresentation") else 0
-    for index in range(count):
-        place, rescale = _Lookup(data, per_frame[index], count), _Lookup(data, per_frame[index], 1)
-        modality = str(data.get("Modality") or "unknown")
-        slope, intercept, unit = _rescale_of(rescale)
-        frames.append(
-            Frame(
-                file,
-                index,
-                f"{file.name} frame {index + 1}" if count > 1 else file.name,
-                int(data.Rows),
-                int(data.Columns),
-                _floats(place("PixelMeasuresSequence", "PixelSpacing", shared=True), 2),
-                _floats(place("PlanePositionSequence", "ImagePositionPatient"), 3),
-                _floats(place("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-                _float(place("PixelMeasuresSequence", "SpacingBetweenSlices", shared=True)),
-                _float(place("PixelMeasuresSequence", "SliceThickness", shared=True)),
-                index + 1 if count > 1 else _int(data.get("InstanceNumber")),
-                modality,
-                slope,
-                intercept,
-                unit,
-                str(data.get("FrameOfReferenceUID") or ""),
-                data.PhotometricInterpretation == "MONOCHROME1" and modality not in _QUANTITIES,
-                (lowest, lowest + 2**bits - 1),
-                {name: str(data.get(name)) for name in _VARYING}
-                | {name: str(place(group, name, shared=True)) for name, group in _VARYING_GROUPS.items()},
-            )
-        )
-    return frames
+    return lowest, lowest + 2**bits - 1
+
+
+def _frame(data: Dataset, own: Dataset | None, index: int, count: int, file: Path, stored: tuple[int, int]) -> Frame:
+    place = _Lookup(data, own, count)
+    modality = str(data.get("Modality") or "unknown")
+    slope, intercept, unit = _rescale_of(_Lookup(data, own, 1))
+    return Frame(
+        file,
+        index,
+        f"{file.name} frame {index + 1}" if count > 1 else file.name,
+        int(data.Rows),
+        int(data.Columns),
+        _floats(place("PixelMeasuresSequence", "PixelSpacing", shared=True), 2),
+        _floats(place("PlanePositionSequence", "ImagePositionPatient"), 3),
+        _floats(place("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        _float(place("PixelMeasuresSequence", "SpacingBetweenSlices", shared=True)),
+        _float(place("PixelMeasuresSequence", "SliceThickness", shared=True)),
+        index + 1 if count > 1 else _int(data.get("InstanceNumber")),
+        modality,
+        slope,
+        intercept,
+        unit,
+        str(data.get("FrameOfReferenceUID") or ""),
+        data.PhotometricInterpretation == "MONOCHROME1" and modality not in _QUANTITIES,
+        stored,
+        {name: str(data.get(name)) for name in _VARYING}
+        | {name: str(place(group, name, shared=True)) for name, group in _VARYING_GROUPS.items()},
+    )
 
 
 def _rescale_of(rescale: _Lookup) -> tuple[float | None, float | None, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -65,29 +65,30 @@ class LoadCased(Transform):
                 f"{first.path}: every voxel is {values[0]:g} or {values[1]:g}: a mask in the place of an image? Name "
                 "the scan"
             )
-        data |= {"image": image, "scan": image.clone()}
-        doubts = [
-            (v, text) for v in (first, *others) for text in (*v.warnings, doubt_about_type(v), *_stack(v)) if text
-        ]
-        warnings = [f"{os.path.basename(v.path)}: {text}" for v, text in doubts]
-        if values:
-            warnings.append(f"no values but {', '.join(f'{v:g}' for v in values)}: labels in the place of an image?")
-        if (degrees := _tilt(first.affine)) > TILTED:
-            warnings.append(
-                f"tilted by {degrees:.0f} degrees: what is taken for axial slices lies askew in the patient"
-            )
-        if (degrees := _shear(first.affine)) > SHEARED:
-            warnings.append(f"sheared: its axes are {degrees:.0f} degrees from square; resample it to a straight grid")
+        warnings = "; ".join(dict.fromkeys(_doubts([first, *others], values)))
+        data |= {"image": image, "scan": image.clone(), "warnings": warnings}
         for key in self.masks:
             if data.get(key) is not None:
                 mask = read_labels(data[key], dicom_geometry=self.dicom_geometry)
                 on_image = mask_on_grid(mask, *grid, image=first.path, probabilities=key == "organ")
                 data[key] = meta_tensor(on_image)
-        data["warnings"] = "; ".join(dict.fromkeys(warnings))
         return data
 
     def _read(self, path: Any) -> Volume:
         return read_volume(path, dicom_geometry=self.dicom_geometry)
+
+
+def _doubts(modalities: Sequence[Volume], few_values: Sequence[float]) -> Iterator[str]:
+    """What is doubtful about the images of a case; `doubt_about_type` may refuse one."""
+    for volume in modalities:
+        texts = (*volume.warnings, doubt_about_type(volume), *_stack(volume))
+        yield from (f"{os.path.basename(volume.path)}: {text}" for text in texts if text)
+    if few_values:
+        yield f"no values but {', '.join(f'{v:g}' for v in few_values)}: labels in the place of an image?"
+    if (degrees := _tilt(modalities[0].affine)) > TILTED:
+        yield f"tilted by {degrees:.0f} degrees: what is taken for axial slices lies askew in the patient"
+    if (degrees := _shear(modalities[0].affine)) > SHEARED:
+        yield f"sheared: its axes are {degrees:.0f} degrees from square; resample it to a straight grid"
 
 
 def _stack(volume: Volume) -> list[str]:

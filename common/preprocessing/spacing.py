@@ -55,15 +55,12 @@ class ResampleByAxes(SpatialResample):
         mode, padding = str(mode or self.mode), str(padding_mode or self.padding_mode)
         if not isinstance(img, MetaTensor) or img.ndim != 4 or dst_affine is None or spatial_size is None:
             return None
-        if mode not in MODES or padding != "border" or align_corners or lazy or img.pending_operations:
-            return None
-        if get_equivalent_dtype(dtype or self.dtype, Tensor) != torch.float32:
+        if lazy or img.pending_operations or not _is_fast(mode, padding, align_corners, dtype or self.dtype):
             return None
         size = [int(n) for n in spatial_size]
         before = img.affine.to(torch.float64).cpu()
         places = torch.linalg.solve(before, torch.as_tensor(dst_affine, dtype=torch.float64))
-        turns = places[:3, :3] - torch.diag(places[:3, :3].diagonal())
-        if turns.abs().max() > STILL or (size == [*img.shape[1:]] and torch.allclose(places, torch.eye(4).double())):
+        if not _moves_along_axes(places, [*img.shape[1:]], size):
             return None
         kept = {"dtype": "float32", "mode": mode, "padding_mode": padding, "align_corners": False}
         info = self.track_transform_meta(
@@ -90,6 +87,18 @@ class ResampleByAxes(SpatialResample):
                 align_corners=options["align_corners"] is True,  # a word stands for what was not said
                 dtype=getattr(torch, options["dtype"]),
             )
+
+
+def _is_fast(mode: str, padding: str, align_corners: bool | None, dtype: Any) -> bool:
+    """Whether these options are those of `resample_by_axes`."""
+    asked = mode in MODES and padding == "border" and not align_corners
+    return asked and get_equivalent_dtype(dtype, Tensor) == torch.float32
+
+
+def _moves_along_axes(places: Tensor, before: list[int], size: list[int]) -> bool:
+    turns = places[:3, :3] - torch.diag(places[:3, :3].diagonal())
+    stays = size == before and torch.allclose(places, torch.eye(4).double())
+    return not (turns.abs().max() > STILL or stays)
 
 
 def resample_by_axes(image: Tensor, places: Tensor, size: list[int], *, mode: str = "bilinear") -> Tensor:

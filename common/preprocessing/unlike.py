@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median_low
 
 from .seen import LEVELS, Description
@@ -28,39 +28,52 @@ def unlike_others(described: Mapping[str, Description], *, window: Sequence[floa
     Example:
         With `p7` standardized and 19 raw cases: `["p7: negative values, which 19 other cases lack: …"]`.
     """
+    found = [*_copies(described)]
+    channels = len(next(iter(described.values()))["quantiles"]) if described else 0
+    for i in range(channels):
+        where = f", channel {i + 1}" if channels > 1 else ""
+        own = {name: case["quantiles"][i] for name, case in described.items()}
+        found += _masks(own, where)
+        found += _standardized(described, i, where) if window is None else _other_units(own, where)
+    return found
+
+
+def _copies(described: Mapping[str, Description]) -> Iterator[str]:
     alike: dict[str, list[str]] = {}
     for name, case in described.items():
         if None not in case["contrast"]:  # that of a small or flat organ may be another's
             what = json.dumps([case[part] for part in ("organ_ml", "quantiles", "contrast")])
             alike.setdefault(what, []).append(name)
     copies = [names for names in alike.values() if len(names) > 1]
-    found = [f"{_named(names)}: the same organ and intensities: copies of one scan?" for names in copies]
-    channels = len(next(iter(described.values()))["quantiles"]) if described else 0
-    for i in range(channels):
-        where = f", channel {i + 1}" if channels > 1 else ""
-        own = {name: case["quantiles"][i] for name, case in described.items()}
-        if flat := [name for name, values in own.items() if values[1] == values[-2]]:
-            found.append(f"{_named(flat)}{where}: nearly all of the organ has one value: masks?")
-        if window is None:
-            shares = {name: max(case["outside"][i], case["negative"][i]) for name, case in described.items()}
-            below = [name for name, share in shares.items() if share > STRAY]
-            above = [name for name in own if name not in below]
-            few, many, what = (below, above, "lack") if len(below) <= len(above) else (above, below, "have")
-            if few:
-                found.append(
-                    f"{_named(few)}{where}: {'' if what == 'lack' else 'no '}negative values, which {len(many)} other "
-                    f"cases {what}: standardized and raw intensities among each other?"
-                )
-            continue
-        typical = median_low(values[MIDDLE] for values in own.values())
-        odd = [name for name, values in own.items() if not values[1] <= typical <= values[-2]]
-        if 0 < len(odd) <= len(own) / 2:
-            low, high = own[odd[0]][1], own[odd[0]][-2]
-            found.append(
-                f"{_named(odd)}{where}: 5 to 95 % of the organ's intensities are {low:g} to {high:g}, without the "
-                f"median of the others, {typical:g}: other units?"
-            )
-    return found
+    yield from (f"{_named(names)}: the same organ and intensities: copies of one scan?" for names in copies)
+
+
+def _masks(quantiles: Mapping[str, Sequence[float]], where: str) -> Iterator[str]:
+    if flat := [name for name, values in quantiles.items() if values[1] == values[-2]]:
+        yield f"{_named(flat)}{where}: nearly all of the organ has one value: masks?"
+
+
+def _standardized(described: Mapping[str, Description], channel: int, where: str) -> Iterator[str]:
+    shares = {name: max(case["outside"][channel], case["negative"][channel]) for name, case in described.items()}
+    below = [name for name, share in shares.items() if share > STRAY]
+    above = [name for name in described if name not in below]
+    few, many, no, what = (below, above, "", "lack") if len(below) <= len(above) else (above, below, "no ", "have")
+    if few:
+        yield (
+            f"{_named(few)}{where}: {no}negative values, which {len(many)} other cases {what}: standardized and raw "
+            "intensities among each other?"
+        )
+
+
+def _other_units(quantiles: Mapping[str, Sequence[float]], where: str) -> Iterator[str]:
+    typical = median_low(values[MIDDLE] for values in quantiles.values())
+    odd = [name for name, values in quantiles.items() if not values[1] <= typical <= values[-2]]
+    if 0 < len(odd) <= len(quantiles) / 2:
+        low, high = quantiles[odd[0]][1], quantiles[odd[0]][-2]
+        yield (
+            f"{_named(odd)}{where}: 5 to 95 % of the organ's intensities are {low:g} to {high:g}, without the median "
+            f"of the others, {typical:g}: other units?"
+        )
 
 
 def _named(names: Sequence[str]) -> str:

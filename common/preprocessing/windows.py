@@ -58,23 +58,14 @@ def within_window(
     Raises:
         ValueError: no case is left.
     """
-    transforms = list(getattr(preprocessing, "transforms", ()))
-    places = [i for i, one in enumerate(transforms) if getattr(one, "only_looks", False) and one.window is not None]
-    if not (skip and places):
+    transforms = _up_to_the_look(preprocessing)
+    if not (skip and transforms):
         return list(cases)
     mine = range(get_rank(), len(cases), get_world_size())
-    outside: dict[int, str] = {}
-    for i in tqdm(
+    bar = tqdm(
         mine, desc="looking through the window", unit="case", leave=False, disable=not progress or get_rank() > 0
-    ):
-        data: Any = {key: value for key, value in cases[i].items() if key != "label"}
-        try:
-            for transform in transforms[: places[0] + 1]:
-                data = transform(data)
-        except OutsideWindow as error:
-            outside[i] = f"{cases[i]['case']} ({error})"
-        except Exception:  # whatever else is wrong, the training says, and names the case
-            logger.debug("%s cannot be looked at", cases[i]["case"], exc_info=True)
+    )
+    outside = {i: text for i in bar if (text := _reason_to_leave_out(cases[i], transforms))}
     outside = {i: text for part in gathered(outside) for i, text in part.items()}
     left = [outside[i] for i in sorted(outside)]
     if len(left) == len(cases):
@@ -83,3 +74,23 @@ def within_window(
         what = "%d of %d case(s) left out, of which the window shows nothing:\n  %s"
         logger.warning(what, len(left), len(cases), "\n  ".join(left))
     return [case for i, case in enumerate(cases) if i not in outside]
+
+
+def _up_to_the_look(preprocessing: Any) -> list[Any]:
+    """The transforms of a `Compose` up to the first that looks through a window; empty where none does."""
+    transforms = list(getattr(preprocessing, "transforms", ()))
+    places = [i for i, one in enumerate(transforms) if getattr(one, "only_looks", False) and one.window is not None]
+    return transforms[: places[0] + 1] if places else []
+
+
+def _reason_to_leave_out(case: dict, transforms: Sequence[Any]) -> str:
+    """Name of a case of which the window shows nothing, and why; empty where it shows something."""
+    data: Any = {key: value for key, value in case.items() if key != "label"}
+    try:
+        for transform in transforms:
+            data = transform(data)
+    except OutsideWindow as error:
+        return f"{case['case']} ({error})"
+    except Exception:  # whatever else is wrong, the training says, and names the case
+        logger.debug("%s cannot be looked at", case["case"], exc_info=True)
+    return ""

@@ -19,6 +19,7 @@ CONFIG = {
     "clean": {},
     "more": {},
     "refine": {"dilate_mm": 3.0, "largest": True},
+    "start": {"gate": 0.5},
     "inferer": {"_target_": "common.engines.SliceMapInferer", "batch_size": "@batch_size"},
     "transforms": [{"_target_": "Lambdad", "keys": "image"}],
 }
@@ -87,7 +88,7 @@ def test_what_may_stand_beside_the_keys_of_the_configs_is_known(key, value):
         ("inferer#batch_size", [2], "expected a whole number, got a list: [2]"),
         ("batch_size", None, "expected a text or a whole number, got null"),
         ("spacing", None, "expected a list, got null"),
-        ("inferer", None, "expected a dict, got null"),
+        *((key, None, "expected a dict, got null") for key in ("inferer", "start")),
         ("dataset_dir", None, "expected a path, got null"),
         ("inferer#batch_size", 0, "expected 1 or more, got 0"),
         ("refine", {"dilate": 3}, "it has no 'dilate'; did you mean dilate_mm?"),

@@ -23,6 +23,7 @@ from monai.transforms import (
     Spacingd,
     apply_transform,
 )
+from monai.utils import InterpolateMode
 
 from common.features.fingerprint import describe
 from common.images import write_nifti
@@ -176,6 +177,10 @@ def test_code_that_reads_dicom_counts_and_code_that_writes_it_does_not(monkeypat
 def test_different_values_have_different_texts(value, other):
     assert describe(value) != describe(other)
     assert describe(value) == describe(value)
+
+
+def test_an_enum_is_told_by_its_name_though_it_is_a_text():
+    assert describe(InterpolateMode.AREA) == "InterpolateMode.AREA"
 
 
 def test_sets_have_one_text_whatever_their_order():

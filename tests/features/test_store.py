@@ -117,6 +117,14 @@ def test_a_chunk_that_was_cut_off_is_computed_again(tmp_path):
     assert calls.value == 4
 
 
+def test_chunks_of_other_features_are_refused_by_the_name_of_their_folder(tmp_path):
+    store = FeatureStore(tmp_path)
+    store.folder(KEY).mkdir(parents=True)
+    np.save(store.folder(KEY) / "0000000.npy", np.zeros((4, 1, 2, 2), dtype=np.float16))
+    with pytest.raises(ValueError, match=f"{KEY}: chunks of different shapes .*; remove the folder"):
+        store.compute(KEY, tiles(), counted()[0], chunk=4)
+
+
 def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path):
     store, encoder = FeatureStore(tmp_path), counted()[0]
 

@@ -52,7 +52,10 @@ def test_there_and_back_as_monai_goes(shape, zooms, pixdim):
         assert torch.equal(ours["mask"].as_tensor(), monai["mask"].as_tensor())
 
 
-@pytest.mark.parametrize("options", [{}, {"padding_mode": "zeros"}, {"dtype": torch.float64}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"padding_mode": "zeros"}, {"dtype": torch.float64}, {"align_corners": True}, {"mode": 2}, {"lazy": True}],
+)
 def test_what_is_not_for_axes_is_left_to_monai(options, monkeypatch):
     monkeypatch.setattr("common.preprocessing.spacing.resample_by_axes", None)
     sheared = case((9, 8, 7), (1.0, 1.0, 1.0), shear=0.0 if options else 0.2)

@@ -42,6 +42,8 @@ def test_where_a_window_scales_other_units_are_named():
     assert len(odd) == 1
     assert odd[0].startswith("x: 5 to 95 % of the organ's intensities are ")
     assert "other units?" in odd[0]
+    each = {f"m{n}": (1.0, 1000.0 * n) for n in range(8)}  # in units of its own: none is odd
+    assert unlike_others(described(each, WINDOW), window=WINDOW) == []
 
 
 @pytest.mark.parametrize("window", [None, WINDOW])
@@ -64,3 +66,12 @@ def test_one_scan_under_two_names_is_named_whatever_files_it_was_read_from(windo
     cases = {name: describe_case(np.float32(scan), organ, **options) for name, scan in scans.items()}
     assert unlike_others(cases, window=window) == ["b, d: the same organ and intensities: copies of one scan?"]
     assert unlike_others({name: cases[name] for name in "abc"}, window=window) == []
+
+
+def test_of_several_channels_and_many_cases_the_doubt_names_the_channel_and_the_first_cases():
+    cases = described(RAW | {f"m{n}": (0.0, 1.0) for n in range(6)})
+    of_channels = ("quantiles", "outside", "negative", "contrast")
+    two = {name: case | {key: case[key] * 2 for key in of_channels} for name, case in cases.items()}
+    first, second = unlike_others(two)
+    assert first.startswith("m0, m1, m2, m3, m4, … (6), channel 1: nearly all")
+    assert second.startswith("m0, m1, m2, m3, m4, … (6), channel 2: nearly all")

@@ -38,7 +38,8 @@ def test_on_request_a_case_of_which_the_window_shows_nothing_is_left_out_and_nam
 
 def test_without_a_window_there_is_nothing_to_leave_out(cases):
     gone = [{**case, "image": "gone.nii.gz"} for case in cases]
-    for transform in (preprocessing(None, window=None), preprocessing(None).transforms[0], None):
+    unread = Compose([lambda data: pytest.fail("read"), *preprocessing(None, window=None).transforms])
+    for transform in (unread, preprocessing(None).transforms[0], None):
         assert within_window(gone, transform, skip=True) == gone
 
 

@@ -135,20 +135,8 @@ def compare(
     known = [case for case in validation if "label" in case]
     if not known:
         raise ValueError("no validation case has a mask to choose thresholds with")
-    items = []
-    for case in tqdm([*known, *test], desc="comparing", unit="case", disable=not progress):
-        image, truth = _read(case, preprocessing)
-        maps, _ = inferer.volumes(image.as_tensor().to(device), spacing_of(image), network)
-        items.append(
-            {
-                "case": case,
-                "image": image[0].numpy(),
-                "organ": image[-1].numpy() > 0.5,
-                "truth": None if truth is None else truth.numpy(),
-                "spacing": spacing_of(image),
-                "maps": {name: heat.cpu().numpy() for name, heat in maps.items()},
-            }
-        )
+    cases = tqdm([*known, *test], desc="comparing", unit="case", disable=not progress)
+    items = [_with_maps(case, preprocessing, inferer, network, device) for case in cases]
     choosing, tested = [item for item in items[: len(known)] if item["truth"].any()], items[len(known) :]
     if not choosing:
         raise ValueError(
@@ -159,13 +147,12 @@ def compare(
         threshold, validated = _best_threshold(choosing, name, score, min_component_ml)
         masks = [_mask(item, name, threshold, min_component_ml) for item in tested]
         scored = [_scores(item, mask, refine) for item, mask in zip(tested, masks, strict=True)]
-        names = dict.fromkeys(key for scores in scored for key in scores)
-        means = {key: summarize([scores[key] for scores in scored if key in scores]) for key in names}
+        means = _means(scored)
         row = {"method": name, "threshold": threshold, f"validation_{score}": validated}
         row |= {"with_lesion": means["dice"]["count"] if "dice" in means else 0}
         row |= {key: value["mean"] for key, value in means.items()} | _accuracies(tested, masks, max_slices)
-        rows.append({k: v if isinstance(v, str | None) else float(f"{v:.4g}") for k, v in row.items()})
-        intervals[name] = {k: {n: float(f"{x:.4g}") for n, x in v.items()} for k, v in means.items()}
+        rows.append(_rounded(row))
+        intervals[name] = {key: _rounded(value) for key, value in means.items()}
         details += [{"case": i["case"]["case"], "method": name, **s} for i, s in zip(tested, scored, strict=True)]
         if name == method:
             settings = {"binarize": "fixed", "threshold": threshold, "raw_threshold": threshold, "refine": refine}
@@ -174,6 +161,32 @@ def compare(
     write_csv(Path(output_dir) / "cases.csv", details)
     write_json(Path(output_dir) / "table.json", intervals)
     return rows
+
+
+def _with_maps(
+    case: dict, preprocessing: Callable, inferer: MethodsInferer, network: nn.Module, device: torch.device | str
+) -> dict[str, Any]:
+    """A case with all that scoring it takes: image, organ, truth and the maps of every method."""
+    image, truth = _read(case, preprocessing)
+    maps, _ = inferer.volumes(image.as_tensor().to(device), spacing_of(image), network)
+    return {
+        "case": case,
+        "image": image[0].numpy(),
+        "organ": image[-1].numpy() > 0.5,
+        "truth": None if truth is None else truth.numpy(),
+        "spacing": spacing_of(image),
+        "maps": {name: heat.cpu().numpy() for name, heat in maps.items()},
+    }
+
+
+def _means(scored: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Summary of each score over the cases that have it."""
+    names = dict.fromkeys(key for scores in scored for key in scores)
+    return {key: summarize([scores[key] for scores in scored if key in scores]) for key in names}
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v if isinstance(v, str | None) else float(f"{v:.4g}") for k, v in values.items()}
 
 
 def _mask(item: Mapping[str, Any], name: str, threshold: float, min_component_ml: float) -> np.ndarray:

@@ -145,3 +145,18 @@ def test_the_configs_say_how_long_stacks_are(last, longest):
     parser = ConfigParser()
     parser.read_config([REPOSITORY / "bundles" / "tonno_mosmed" / "configs" / name for name in names])
     assert parser.get_parsed_content("comparison::max_slices") == longest
+
+
+def test_without_a_lesion_to_choose_thresholds_with_there_is_no_comparison(tmp_path):
+    inferer = compare.MethodsInferer(layers=(1,), num_slices=4, num_directions=4, size=12, progress=False)
+    options = {"test": balls(1), "output_dir": tmp_path, "progress": False}
+    unmasked = {key: value for key, value in balls(1)[0].items() if key != "label"}
+    with pytest.raises(ValueError, match="no validation case has a mask to choose"):
+        compare.compare(inferer, Bright(), ball_case, validation=[unmasked], **options)
+
+    def healthy(case):
+        read = ball_case(case)
+        return read | {"label": read["label"] * 0}
+
+    with pytest.raises(ValueError, match="no validation case has a mask of a lesion"):
+        compare.compare(inferer, Bright(), healthy, validation=balls(1), **options)
