@@ -83,8 +83,6 @@ def prepare(
     of_table = adapter == "table"
     if named and of_table and not kinds:
         options["classes"] = named
-    home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
-    path = Path(datalist) if datalist else home / "datalist.json"
     try:
         _check(at_most=at_most, split=split, halves=halves, seed=seed)
         whole, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
@@ -96,6 +94,8 @@ def prepare(
             whole, found_classes = with_kinds(whole, kinds, column=kind, classes=named, root=root)
         if masks_of:
             whole = with_masks_of(whole, masks_of)
+        home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
+        path = Path(datalist) if datalist else home / "datalist.json"
         if halves:
             told = _without("label", whole) if of_table else whole  # a table's masks score, and say nothing else
             cases = halves_of(told, _home_of_halves(path, home), organ=halves)

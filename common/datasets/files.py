@@ -125,10 +125,10 @@ def read_table(path: PathLike, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def told_by(path: PathLike, key: str, value: str) -> dict[str, str]:
-    """What a table says of each one, by two of its columns, see `read_table`; rows of nobody are left out.
+    """What a table says of each one, by two of its columns, see `read_table`; where one is empty, nothing.
 
     Raises:
-        ValueError: a row says nothing of its one, or two rows say different things.
+        ValueError: two rows say different things of one.
 
     Example:
         `told_by("registry.csv", "study_file", "category")`
@@ -136,9 +136,7 @@ def told_by(path: PathLike, key: str, value: str) -> dict[str, str]:
     told: dict[str, str] = {}
     for row in read_table(path, (key, value)):
         name, text = row[key], row[value]
-        if name and not text:
-            raise ValueError(f"{path}: {name} has no {value}; complete the table.")
-        if name and told.setdefault(name, text) != text:
+        if name and text and told.setdefault(name, text) != text:
             raise ValueError(f"{path}: {name} is listed twice, with {value} {told[name]!r} and {text!r}.")
     return told
 

@@ -70,8 +70,10 @@ def folder(
 
 def _outermost(image: Path, pattern: str) -> str:
     """The first folder that the pattern does not name itself, or the file where it names all; empty without folders."""
-    fixed = [part for part in pattern.split("/")[:-1] if not has_magic(part)]
-    folders = [part for part in image.parts[:-1] if part not in fixed]
+    parts = pattern.split("/")[:-1]
+    named = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts))
+    # After `**`, which stands for any number of folders, those that the pattern names are known by their names alone.
+    folders = [part for part in image.parts[named:-1] if "**" not in parts or part not in parts]
     if folders:
         return folders[0]
-    return image.name.split(".")[0] if fixed else ""
+    return image.name.split(".")[0] if any(not has_magic(part) for part in parts) else ""

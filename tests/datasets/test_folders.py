@@ -122,6 +122,7 @@ def test_files_of_one_folder_are_patients_of_their_own_name(tmp_path):
     ("files", "pattern", "patients"),
     [
         (("data/P1/scans/flair", "data/P2/scans/flair"), "data/*/scans/{}.nii.gz", ["P1", "P2"]),
+        (("data/scans/scans/flair", "data/P2/scans/flair"), "data/*/scans/{}.nii.gz", ["P2", "scans"]),  # called so
         (("P1.2_flair", "P1.3_flair"), "*_{}.nii.gz", ["P1.2_flair", "P1.3_flair"]),
     ],
 )
