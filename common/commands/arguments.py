@@ -74,17 +74,20 @@ def _check_count(places: Sequence[str], args: Sequence[Any]) -> None:
 
 def _check_names(signature: inspect.Signature, named: Mapping[str, Any]) -> None:
     parameters = [p for p in signature.parameters.values() if p.kind not in ANYTHING]
-    known = [parameter.name for parameter in parameters]
-    takes_more = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    unknown = [] if takes_more else [key for key in named if key not in known]
-    if unknown:
-        near = get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean --{near[0]}?" if near else f"there are {', '.join(f'--{name}' for name in known)}"
-        raise ValueError(f"there is no option --{unknown[0]}; {hint}")
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        _check_known([parameter.name for parameter in parameters], named)
     lacking = [p for p in parameters if p.default is p.empty and p.name not in named]
     if lacking:
         shown = [f"--{p.name}" if p.kind is p.KEYWORD_ONLY else p.name.upper() for p in lacking]
         raise ValueError(f"{', '.join(shown)} must be given, too")
+
+
+def _check_known(known: Sequence[str], named: Mapping[str, Any]) -> None:
+    unknown = [key for key in named if key not in known]
+    if unknown:
+        near = get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean --{near[0]}?" if near else f"there are {', '.join(f'--{name}' for name in known)}"
+        raise ValueError(f"there is no option --{unknown[0]}; {hint}")
 
 
 @contextmanager

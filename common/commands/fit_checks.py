@@ -80,13 +80,8 @@ def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root:
         if content.get(section):
             load_datalist(listed, section, dataset_dir=dataset_dir)
     cases = cases_of(content)
-    several = [case["case"] for case in cases if isinstance(case.get("cls"), list) and not labels_slices(case)]
-    if root is not None and several and not takes_several_labels(root):
-        others = ", ".join(bundles_that(takes_several_labels))
-        raise ValueError(
-            f"{listed}: cases may have several labels at once (as {several[0]!r}), and {root.name} gives each slice "
-            f"one class; these take them: {others}. Or make a table of each label, yes or no"
-        )
+    if root is not None:
+        _check_several_labels(listed, cases, root)
     if apart := root is not None and tells_classes_apart(content):
         check_classes(listed, cases, dataset_dir, root)
     for section in SECTIONS[:2]:
@@ -96,6 +91,16 @@ def check_data(listed: Path, content: Mapping[str, Any], dataset_dir: str, root:
                 f"{listed}: the {section} section has {sum(labels)} positive and {len(labels) - sum(labels)} negative "
                 "labels; it needs both: `python -m common prepare` splits by label"
             )
+
+
+def _check_several_labels(listed: Path, cases: Sequence[Case], root: Path) -> None:
+    several = [case["case"] for case in cases if isinstance(case.get("cls"), list) and not labels_slices(case)]
+    if several and not takes_several_labels(root):
+        others = ", ".join(bundles_that(takes_several_labels))
+        raise ValueError(
+            f"{listed}: cases may have several labels at once (as {several[0]!r}), and {root.name} gives each slice "
+            f"one class; these take them: {others}. Or make a table of each label, yes or no"
+        )
 
 
 def doubt_about_patients(cases: Sequence[Case]) -> str:

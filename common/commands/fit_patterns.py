@@ -36,24 +36,16 @@ def pattern_of(content: Mapping[str, Any], dataset_dir: str | Path | None = None
         `images/p1.mha` and `images/p2.mha` give `images/*.mha`, `p1/t1/` and `p2/t1/` of DICOM `*/t1/`.
     """
     cases = cases_of(content)
-    rows = [[case["image"]] if isinstance(case["image"], str) else list(case["image"]) for case in cases]
-    masks = {case[key] for case in cases for key in ("label", "organ") if case.get(key)}
-    if beside := any(path.startswith(("/", "..")) for row in rows for path in row):  # beside `dataset_dir`, some or all
-        home = os.path.abspath(dataset_dir or ".")
-        rows = [[os.path.normpath(os.path.join(home, path)) for path in row] for row in rows]
-        masks = {os.path.normpath(os.path.join(home, path)) for path in masks}
-    every = {path for row in rows for path in row}
-    if not every:
+    rows = [[case["image"]] if isinstance(case["image"], str) else case["image"] for case in cases]
+    images = [path for row in rows for path in row]
+    if not images:
         return NO_CASES
-    base = os.path.commonpath([os.path.dirname(path) for path in every]) if beside else "."  # the folder of them all
-    found = []
-    for both in zip(*rows, strict=False):
-        kinds = [[path for path in both if bool(_suffix(path)) is of_files] for of_files in (True, False)]
-        column = max(kinds, key=len)  # no pattern finds files and series
-        paths, others = ({Path(os.path.relpath(p, base)).as_posix() for p in some} for some in (column, masks | every))
-        series = [path for path in column if not _suffix(path)]
-        named = any(UID.fullmatch(Path(p).name) and not (Path(dataset_dir or ".") / p).is_dir() for p in series)
-        found.append(DICOM if named else _pattern(sorted(paths), others - paths) + ("/" if series else ""))
+    masks = [case[key] for case in cases for key in ("label", "organ") if case.get(key)]
+    home = os.path.abspath(dataset_dir or ".")
+    base = _base(images, home)
+    names = {path: Path(os.path.relpath(os.path.join(home, path), base)).as_posix() for path in (*images, *masks)}
+    modalities = zip(*rows, strict=False)
+    found = [_of_modality([names[path] for path in paths], {*names.values()}, base) for paths in modalities]
     return found[0] if len(found) == 1 else found
 
 
@@ -68,20 +60,43 @@ def _suffix(path: str) -> str:
     return path[len(path) - len(known) :]
 
 
-def _pattern(paths: Sequence[str], others: Collection[str]) -> str:
-    """Of one modality, that matches none of the other files if it can be helped."""
+def _base(images: Sequence[str], home: str) -> str:
+    """What the pattern is relative to: the folder of the data, or of all images where some lie beside that."""
+    if not any(path.startswith(("/", "..")) for path in images):
+        return home
+    return os.path.commonpath([os.path.dirname(os.path.normpath(os.path.join(home, path))) for path in images])
+
+
+def _of_modality(paths: Sequence[str], every: Collection[str], base: str) -> str:
+    """The pattern of one modality's images: files, or folders of series below `base`."""
+    files, series = ([path for path in paths if bool(_suffix(path)) is of_files] for of_files in (True, False))
+    if len(files) >= len(series):  # no pattern finds both
+        return _pattern(files, every)
+    if any(UID.fullmatch(Path(path).name) and not Path(base, path).is_dir() for path in series):
+        return DICOM
+    return _pattern(series, every) + "/"
+
+
+def _pattern(paths: Sequence[str], every: Collection[str]) -> str:
+    """Of some files, that matches none of the others if it can be helped."""
     suffixes = sorted({_suffix(path) for path in paths})
     if {suffix.lower() for suffix in suffixes} & {*SLIDE_SUFFIXES}:
         return f"**/*{_shared(suffixes)}"
-    parts = [path.split("/") for path in paths]
-    alone = len(parts) == 1  # of one image, its folder is that of a case
-    depths = {len(part) for part in parts}
-    folders = ["**"]
-    if len(depths) == 1:
-        columns = zip(*(part[:-1] for part in parts), strict=True)
-        folders = ["*" if alone or len(set(column)) > 1 else glob.escape(column[0]) for column in columns]
-    patterns = ["/".join([*folders, name]) for name in _names(sorted({part[-1] for part in parts}), suffixes)]
+    parts = [path.split("/") for path in sorted({*paths})]
+    folders = _folders([part[:-1] for part in parts])
+    names = _names(sorted({part[-1] for part in parts}), suffixes)
+    patterns = ["/".join([*folders, name]) for name in names]
+    others = {*every} - {*paths}
     return next((one for one in patterns if not any(_matches(one, other) for other in others)), patterns[-1])
+
+
+def _folders(paths: Sequence[Sequence[str]]) -> list[str]:
+    """What stands for the folders of files: `**` where some lie deeper than others."""
+    if len({len(path) for path in paths}) > 1:
+        return ["**"]
+    alone = len(paths) == 1  # of one image, its folder is that of a case
+    levels = zip(*paths, strict=True)
+    return ["*" if alone or len(set(level)) > 1 else glob.escape(level[0]) for level in levels]
 
 
 def _names(names: Sequence[str], suffixes: Sequence[str]) -> list[str]:

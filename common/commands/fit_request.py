@@ -165,23 +165,20 @@ def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOL
         ValueError: naming the nearest key.
     """
     configs = [read_json(path) for path in (root / "configs").glob("[!.]*.json") if path.name != "metadata.json"]
-    known = set().union(*map(tops, configs)) if recipe is VOLUMES else slide_settings(root) - {KEY}
-    of_slides = set().union(*(tops(config) for config in configs if "mpp" in config))
-    of_slides -= set().union(*(tops(config) for config in configs if "mpp" not in config))
+    of_any = set().union(*map(tops, configs))
+    of_volumes = set().union(*(tops(config) for config in configs if "mpp" not in config))
+    known = of_any if recipe is VOLUMES else slide_settings(root) - {KEY}
     chosen = {key for config in configs for key, value in config.items() if "@chosen[" in str(value)}
     for key in tops(settings):
-        if recipe is VOLUMES and key in of_slides:
+        if recipe is VOLUMES and key in of_any - of_volumes:
             raise ValueError(
                 f"--{key} is of whole slides, and these images are none; a TIFF without levels is one with "
                 "--backend tifffile"
             )
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"--{key}: no config of {root.name} has it"
-                + (" for slides" if recipe is SLIDES else "")
-                + (f"; did you mean {near[0]}?" if near else "")
-            )
+            kind = " for slides" if recipe is SLIDES else ""
+            near = [f"; did you mean {one}?" for one in get_close_matches(key, known, n=1)]
+            raise ValueError(f"--{key}: no config of {root.name} has it{kind}{''.join(near)}")
         if key in chosen:
             raise ValueError(f"--{key} is chosen from labels here; give it to the made bundle's {recipe.inference}")
 

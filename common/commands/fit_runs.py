@@ -131,37 +131,38 @@ def learn(
         recipe: whose configs are run.
         start: weights in place of the first training, with which the next one begins.
     """
-    title = f"gate and thresholds from the labels of {section.replace('+', ' and ')}"
-    best: Path | None = None
-    for number in range(rounds + 1):
-        if number and not has_refine(own, recipe):
-            print(f"{own.name} has no second training")
-            break
-        place = home / (f"round{number}" if number else "start" if start else "training")
-        drawn = number or (start and draws(start))
+
+    def choose(place: Path, *, drawn: bool) -> None:
+        title = f"gate and thresholds from the labels of {section.replace('+', ' and ')}"
         more = natural_threshold(own, recipe, recipe.calibrate) if drawn else {}
-        chosen = {**shared, "ckpt": str(place / "model.pt"), "section": section, **more}
+        settings = {**shared, "ckpt": str(place / "model.pt"), "section": section, **more}
+        once(place / "calibrated.json", title, own, recipe, recipe.calibrate, **settings)
+
+    best = home / ("start" if start else "training")
+    if start:
+        begin_with(start, best)
+    else:
+        _train(own, best, None, "training", shared, recipe)
+    choose(best, drawn=start is not None and draws(start))
+    if rounds and not has_refine(own, recipe):
+        print(f"{own.name} has no second training")
+        return best / "model.pt"
+    for number in range(1, rounds + 1):
+        place, teacher = home / f"round{number}", best / "model.pt"
         try:
-            if start and not number:
-                begin_with(start, place)
-            else:
-                step_title = f"round {number}" if number else "training"
-                _train(own, place, best, step_title, shared, recipe, goes_on=start is not None)
-            once(place / "calibrated.json", title, own, recipe, recipe.calibrate, **chosen)
+            _train(own, place, teacher, f"round {number}", shared, recipe, goes_on=start is not None)
+            choose(place, drawn=True)
         except subprocess.CalledProcessError:
-            if best is None:
-                raise
             print(f"round {number} failed, see above; the training before it counts")
             break
-        if best is not None and recipe.compared:
-            before, after = best_auc(best.parent), best_auc(place)
+        if recipe.compared:
+            before, after = best_auc(best), best_auc(place)
             print(f"AUC of validation: {before:.3f} before round {number}, {after:.3f} after it")
             if after < before - WORSE:
                 print("the training before it counts")
                 break
-        best = place / "model.pt"
-    assert best is not None
-    return best
+        best = place
+    return best / "model.pt"
 
 
 def best_auc(place: Path) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..data import SECTIONS, kinds_of_patients, patient_folds, stratified_split, write_datalist
+from ..data import SECTIONS, Case, kinds_of_patients, patient_folds, stratified_split, write_datalist
 from ..data.checks import check_cases
 from ..data.splits import first_that, signs_of_patients
 from ..files import PathLike, read_json
@@ -54,36 +55,41 @@ def write_folds(
             sections, too; or some cases are halves of scans, and some are not.
     """
     content = read_json(datalist)
-    check_cases(content, str(datalist), SECTIONS)
-    if keep is not None and not content.get(keep):
-        raise ValueError(
-            f"{datalist}: there is no section {keep!r} to keep; it has {[s for s in SECTIONS if content.get(s)]}"
-        )
+    check_cases(content, str(datalist))
+    everything = _dissolved(content, str(datalist), keep)
     if content.get("split") == "paper":
-        if keep is not None:
-            raise ValueError(
-                f"{datalist}: drawn by --split paper, so patients of {keep!r} are in other sections, too: leave out "
-                "--keep, or prepare the data by patient"
-            )
         del content["split"]
-        content |= {s: [{k: v for k, v in c.items() if k != "split"} for c in content.get(s, [])] for s in SECTIONS}
-    everything = [case for section in SECTIONS if section != keep for case in content.get(section, [])]
-    if len({"half" in case for case in everything}) > 1:
-        raise ValueError(
-            f"{datalist}: halves of scans and whole ones, which cannot teach together: list halves alone (prepare "
-            "--halves … --fractions 0.8,0.2,0), the whole scans in another file, and name that by --scans"
-        )
+        everything = [{key: value for key, value in case.items() if key != "split"} for case in everything]
+    content.pop("masked_section", None)  # its test part is a fold
     kinds, signs = kinds_of_patients(everything), signs_of_patients(everything)
     files = []
     for k, test in enumerate(patient_folds(kinds, folds=count, seed=seed, kinds=kinds)):
         others = {patient: kind for patient, kind in kinds.items() if patient not in test}
         training, validation = _with_both_labels(others, signs, seed=seed)
         parts = {"training": training, "validation": validation, "test": test}
-        fold = {key: value for key, value in content.items() if key != "masked_section"}  # its test part is a fold
-        fold |= {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
+        fold = content | {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
         files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")
         write_datalist(files[-1], fold | {"seed": seed})
     return files
+
+
+def _dissolved(content: Mapping[str, Any], source: str, keep: str | None) -> list[Case]:
+    """Cases of all sections but the one that is kept; refused where that cannot be, see `write_folds`."""
+    filled = [section for section in SECTIONS if content.get(section)]
+    if keep is not None and keep not in filled:
+        raise ValueError(f"{source}: there is no section {keep!r} to keep; it has {filled}")
+    if keep is not None and content.get("split") == "paper":
+        raise ValueError(
+            f"{source}: drawn by --split paper, so patients of {keep!r} are in other sections, too: leave out "
+            "--keep, or prepare the data by patient"
+        )
+    cases = [case for section in filled if section != keep for case in content[section]]
+    if len({"half" in case for case in cases}) > 1:
+        raise ValueError(
+            f"{source}: halves of scans and whole ones, which cannot teach together: list halves alone (prepare "
+            "--halves … --fractions 0.8,0.2,0), the whole scans in another file, and name that by --scans"
+        )
+    return cases
 
 
 def _with_both_labels(kinds: Mapping[str, int], signs: Mapping[str, set[bool]], *, seed: int) -> list[list[str]]:

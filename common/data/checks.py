@@ -1,54 +1,63 @@
-"""Is a datalist one? Types and keys, for those that were written by hand."""
+"""Is a datalist one? Types and keys, for those that were written by hand, and no patient in two sections."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+SECTIONS = ("training", "validation", "test")
 
-def check_cases(datalist: dict[str, Any], source: str, sections: Sequence[str]) -> None:
+
+def check_cases(datalist: dict[str, Any], source: str) -> None:
     """Refuse a datalist whose classes or cases are not what they should be.
 
     Args:
         datalist: see `common.data.datalist`.
         source: its file, for messages.
-        sections: which of its keys hold cases; the first is trained on.
 
     Raises:
         ValueError: naming section, case and key.
     """
-    classes = datalist.get("classes")
-    listed = [datalist.get(section) for section in sections]
-    if any(isinstance(cases, list) and cases and all(isinstance(case, str) for case in cases) for cases in listed):
+    if any(cases and _lists(str, cases) for cases in map(datalist.get, SECTIONS)):
         raise ValueError(
             f"{source}: a split, which names who is in which section, and no datalist; this makes one of it: python -m "
             f"common prepare folder DIR --split {source} --datalist OUT (or another data set than `folder`)"
         )
+    classes = datalist.get("classes")
     if not isinstance(classes, list) or len(classes) < 2:
         raise ValueError(f"{source}: 'classes' must list two or more names, the negative one first; got {classes!r}.")
-    for section in sections:
+    for section in SECTIONS:
         cases = datalist.get(section, [])
-        if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        if not _lists(dict, cases):
             raise ValueError(f"{source}: {section!r} must be a list of cases, each a dict; got {str(cases)[:60]}.")
         for case in cases:
-            needed = ("case", "patient", "image", *(("cls",) if section == sections[0] else ()))
-            lacking = [key for key in needed if key not in case]
-            if lacking:
-                raise ValueError(f"{source}: case {case.get('case', case)!r} of {section!r} lacks {lacking}.")
-            for key, value in case.items():
-                if expected := _mistyped(key, value):
-                    raise ValueError(f"{source}: case {case['case']!r}: {key} must be {expected}; got {value!r}.")
-            if "cls" in case and not _is_label(case["cls"], classes):
-                raise ValueError(
-                    f"{source}: case {case['case']!r}: cls must be an int, or one int per slice, from 0 to "
-                    f"{len(classes) - 1} ({classes}), or a list of names among {classes[1:]}; got {case['cls']!r}."
-                )
+            _check_case(case, section, classes, source)
+
+
+def _check_case(case: dict[str, Any], section: str, classes: Sequence[str], source: str) -> None:
+    needed = ("case", "patient", "image", *(("cls",) if section == "training" else ()))
+    lacking = [key for key in needed if key not in case]
+    if lacking:
+        raise ValueError(f"{source}: case {case.get('case', case)!r} of {section!r} lacks {lacking}.")
+    for key, value in case.items():
+        if expected := _mistyped(key, value):
+            raise ValueError(f"{source}: case {case['case']!r}: {key} must be {expected}; got {value!r}.")
+    if "cls" in case and not _is_label(case["cls"], classes):
+        raise ValueError(
+            f"{source}: case {case['case']!r}: cls must be an int, or one int per slice, from 0 to "
+            f"{len(classes) - 1} ({classes}), or a list of names among {classes[1:]}; got {case['cls']!r}."
+        )
+
+
+def _lists(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _mistyped(key: str, value: Any) -> str:
     """What a case's value should be; empty where it is, or may be anything."""
     if key == "image" and isinstance(value, list):
-        return "" if value and all(isinstance(path, str) for path in value) else "a path, or one a modality"
+        return "" if value and _lists(str, value) else "a path, or one a modality"
     if key in ("label", "organ") and value is None:
         return ""
     if key == "patient" and isinstance(value, int):
@@ -61,3 +70,27 @@ def _is_label(cls: Any, classes: Sequence[str]) -> bool:
     if isinstance(cls, list) and any(isinstance(c, str) for c in cls):
         return all(c in classes[1:] for c in cls) and len(set(cls)) == len(cls)
     return all(isinstance(c, int) and 0 <= c < len(classes) for c in values)
+
+
+def check_patients(datalist: dict[str, Any]) -> None:
+    """Refuse a datalist in which one patient, or one image, is in two sections: scores would be of memory, not skill.
+
+    A patient may be where slices are drawn on purpose, as `prepare --split paper` does: `"split": "paper"`.
+
+    Raises:
+        ValueError: naming the patient, or the image, and the sections.
+    """
+    seen: dict[str, str] = {}
+    images: dict[str, str] = {}
+    for section in SECTIONS:
+        for case in datalist.get(section, []):
+            first = seen.setdefault(str(case["patient"]), section)
+            if first != section and datalist.get("split") != "paper":
+                raise ValueError(
+                    f"patient {case['patient']!r} is in {first!r} and in {section!r} (case {case['case']!r}); "
+                    "all cases of a patient belong in one section."
+                )
+            paths = case.get("image") or []
+            for path in paths if isinstance(paths, list) else [paths]:
+                if (first := images.setdefault(os.path.normpath(path), section)) != section:
+                    raise ValueError(f"the image {path} is in {first!r} and in {section!r}; it belongs in one section.")

@@ -31,41 +31,16 @@ import numpy as np
 from ..files import PathLike, write_json
 from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
-from .checks import check_cases
+from .checks import SECTIONS, check_cases, check_patients
 from .find import Case, check_names, find_cases, map_paths, with_paths_relative
 from .splits import class_against_class, kinds_of_patients, signs_of_patients, split_patients, stratified_split
 
-SECTIONS = ("training", "validation", "test")
 _HALVES = " Of an organ of two sides, healthy halves are negatives: prepare --halves."
-
-
-def check_patients(datalist: dict[str, Any]) -> None:
-    """Refuse a datalist in which one patient, or one image, is in two sections: scores would be of memory, not skill.
-
-    A patient may be where slices are drawn on purpose, as `prepare --split paper` does: `"split": "paper"`.
-
-    Raises:
-        ValueError: naming the patient, or the image, and the sections.
-    """
-    seen: dict[str, str] = {}
-    images: dict[str, str] = {}
-    for section in SECTIONS:
-        for case in datalist.get(section, []):
-            first = seen.setdefault(str(case["patient"]), section)
-            if first != section and datalist.get("split") != "paper":
-                raise ValueError(
-                    f"patient {case['patient']!r} is in {first!r} and in {section!r} (case {case['case']!r}); "
-                    "all cases of a patient belong in one section."
-                )
-            paths = case.get("image") or []
-            for path in paths if isinstance(paths, list) else [paths]:
-                if (first := images.setdefault(os.path.normpath(path), section)) != section:
-                    raise ValueError(f"the image {path} is in {first!r} and in {section!r}; it belongs in one section.")
 
 
 def _check(datalist: dict[str, Any], source: str) -> None:
     """The checks of reading and writing: keys, types, class range, unique names, no patient in two sections."""
-    check_cases(datalist, source, SECTIONS)
+    check_cases(datalist, source)
     check_names((case for section in SECTIONS for case in datalist.get(section, [])), source)
     check_patients(datalist)
 
@@ -281,36 +256,60 @@ def make_datalist(
     datalist: dict[str, Any] = {"name": name, "classes": list(classes), "modalities": list(modalities), "seed": seed}
     if np.shape(fractions) != (len(SECTIONS),):
         raise ValueError(f"fractions must be three numbers, for {', '.join(SECTIONS)}; got {fractions}.")
-    fixed = {case["patient"]: SECTIONS.index(case["section"]) for case in cases if "section" in case}
-    signs = signs_of_patients(cases)
     against = class_against_class(cases)
-    if stratify or against:
-        parts = stratified_split(kinds_of_patients(cases), fractions=fractions, seed=seed, fixed=fixed)
-    else:  # a section that some cases have moves no others
-        parts = split_patients(signs, fractions=fractions, seed=seed)
-    drawn = {patient: k for k, patients in enumerate(parts) for patient in patients} | fixed
-    for k, section in enumerate(SECTIONS):
-        own = [case for case in relative if drawn[case["patient"]] == k]
+    drawn = _sections_of_patients(cases, apart=stratify or bool(against), fractions=fractions, seed=seed)
+    for section in SECTIONS:
+        own = [case for case in relative if drawn[case["patient"]] == section]
         datalist[section] = [{key: value for key, value in case.items() if key != "section"} for case in own]
     _check(datalist, name)
-    for section in () if for_scoring or against else SECTIONS:
-        labels = set().union(*signs_of_patients(datalist[section]).values())
-        for sign, word in ((True, "positive"), (False, "negative")):
-            if datalist[section] and sign not in labels:
-                count = {kind: sum(kind in found for found in signs.values()) for kind in (True, False)}
-                message = (
-                    f"{name}: {section!r} holds no {word} label; of {len(signs)} patients {count[True]} have positive "
-                    f"labels and {count[False]} negative ones, and each of {np.count_nonzero(fractions)} sections "
-                    "needs one of both: add cases, choose other fractions (0 leaves a section out) or another seed."
-                    + ("" if sign or any("half" in case for case in cases) else _HALVES)
-                )
-                if section == "training" or stratify:
-                    raise ValueError(message)
-                warnings.warn(message, stacklevel=2)
-    for section, absent in absent_classes(datalist, classes).items():
-        if absent and len(classes) > 2 and not for_scoring:
-            message = f"{name}: {section!r} holds no {' and no '.join(absent)}, which other sections do"
-            if section == "training" and stratify:
-                raise ValueError(f"{message}: nothing can be learned of it. Add cases, or choose another seed.")
-            warnings.warn(message, stacklevel=2)
+    if not for_scoring and not against:
+        _check_signs(datalist, int(np.count_nonzero(fractions)), stratify=stratify)
+    if not for_scoring and len(classes) > 2:
+        _check_classes(datalist, stratify=stratify)
     return datalist
+
+
+def _sections_of_patients(cases: Sequence[Case], *, apart: bool, **draw: Any) -> dict[str, str]:
+    """The section of each patient: that of his cases where they have one, else a drawn one."""
+    fixed = {case["patient"]: SECTIONS.index(case["section"]) for case in cases if "section" in case}
+    if apart:
+        parts = stratified_split(kinds_of_patients(cases), fixed=fixed, **draw)
+    else:  # a section that some cases have moves no others
+        parts = split_patients([case["patient"] for case in cases], **draw)
+    drawn = {patient: k for k, patients in enumerate(parts) for patient in patients} | fixed
+    return {patient: SECTIONS[k] for patient, k in drawn.items()}
+
+
+def _check_signs(datalist: dict[str, Any], sections: int, *, stratify: bool) -> None:
+    """Refuse a training section (with `stratify` any) without positives or negatives; warn of another."""
+    cases = [case for section in SECTIONS for case in datalist[section]]
+    signs = signs_of_patients(cases).values()
+    positive, negative = (sum(sign in found for found in signs) for sign in (True, False))
+    counts = (
+        f"of {len(signs)} patients {positive} have positive labels and {negative} negative ones, and each of "
+        f"{sections} sections needs one of both: add cases, choose other fractions (0 leaves a section out) or "
+        "another seed."
+    )
+    halves = "" if any("half" in case for case in cases) else _HALVES
+    for section in filter(datalist.get, SECTIONS):
+        found = set().union(*signs_of_patients(datalist[section]).values())
+        for sign, word, more in ((True, "positive", ""), (False, "negative", halves)):
+            message = f"{datalist['name']}: {section!r} holds no {word} label; {counts}{more}"
+            if sign not in found:
+                _refuse_or_warn(message, refuse=stratify or section == "training")
+
+
+def _check_classes(datalist: dict[str, Any], *, stratify: bool) -> None:
+    """Warn of a section without a class that another has; with `stratify`, refuse it for training."""
+    for section, absent in absent_classes(datalist, datalist["classes"]).items():
+        message = f"{datalist['name']}: {section!r} holds no {' and no '.join(absent)}, which other sections do"
+        refuse = stratify and section == "training"
+        if absent:
+            more = ": nothing can be learned of it. Add cases, or choose another seed." if refuse else ""
+            _refuse_or_warn(message + more, refuse=refuse)
+
+
+def _refuse_or_warn(message: str, *, refuse: bool) -> None:
+    if refuse:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)  # of who calls `make_datalist`

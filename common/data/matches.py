@@ -70,23 +70,28 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
     Raises:
         ValueError: the pattern matches single DICOM files, or folders within each other.
     """
-    is_folder = pattern.endswith("/")
-    bare = pattern.rstrip("/")
-    everything = sorted(glob.glob(bare, root_dir=root, recursive=True))
-    globbed = _without_loops(root, everything) if "**" in bare else everything
-    names = [name.replace(os.sep, "/").rstrip("/") for name in globbed]
-    wanted = Path.is_dir if is_folder else Path.is_file
-    names = [name or "." for name in names if wanted(root / name) or _dangling(root / name)]
-    if not is_folder:
-        _say_other_letters(root, bare, everything, key)
-        names = _without_results(root, names, pattern)
-        if names and _is_slice(root / names[0]):
-            raise ValueError(
-                f"{key} {pattern!r} matches single files of DICOM series, e.g. {names[0]}; give the folders of the "
-                "series, as '*/', or 'dicom' for all series below dataset_dir; masks are read from NIfTI"
-            )
-        _say_twins(root, names)
-        return [_match(name, bare) for name in names]
+    everything = sorted(glob.glob(pattern.rstrip("/"), root_dir=root, recursive=True))
+    globbed = _without_loops(root, everything) if "**" in pattern else everything
+    names = [name.replace(os.sep, "/").rstrip("/") or "." for name in globbed]
+    if pattern.endswith("/"):
+        folders = [name for name in names if (root / name).is_dir() or _dangling(root / name)]
+        return _folders_of_series(root, folders, pattern, key)
+    _say_other_letters(root, pattern, everything, key)
+    files = [name for name in names if (root / name).is_file() or _dangling(root / name)]
+    return _files(root, _without_results(root, files, pattern), pattern, key)
+
+
+def _files(root: Path, names: Sequence[str], pattern: str, key: str) -> list[Match]:
+    if names and _is_slice(root / names[0]):
+        raise ValueError(
+            f"{key} {pattern!r} matches single files of DICOM series, e.g. {names[0]}; give the folders of the "
+            "series, as '*/', or 'dicom' for all series below dataset_dir; masks are read from NIfTI"
+        )
+    _say_twins(root, names)
+    return [_match(name, pattern) for name in names]
+
+
+def _folders_of_series(root: Path, names: Sequence[str], pattern: str, key: str) -> list[Match]:
     for name in names:
         above = next((folder for folder in map(str, Path(name).parents) if folder in names and folder != name), None)
         if above is not None:
@@ -95,6 +100,7 @@ def matches(root: Path, pattern: str, key: str) -> list[Match]:
     empty = [name for name, header in headers.items() if header is None]
     if empty:
         logger.warning("%s: %d folder(s) without a DICOM scan left out: %s", root, len(empty), some(empty, 3))
+    bare = pattern.rstrip("/")
     return [_match(name, bare, header) for name, header in headers.items() if header is not None]
 
 

@@ -146,6 +146,21 @@ class SliceDataset(Dataset):
         self.where: list[tuple[int, int]] = []
         settings = (preprocessing, organ_channel, window)
         self._caches = [VolumeCache(cache_dir, *settings, more) for more in (None, targets)] if cache_dir else None
+        read = self._read(progress)
+        # Each `[Z, …]`: the volume under `image`, and what goes with it.
+        self.volumes = [tensors for tensors, _ in read]
+        found = [label for _, label in read]
+        self.pooled = any(isinstance(label, int) and label > 0 for label in found)
+        self.whole = [self.pooled and (isinstance(label, int) or not any(label)) for label in found]
+        for number, (tensors, label) in enumerate(read):
+            self._list_slices(number, tensors.pop("shown")[:], label)
+        if not self.where:
+            raise RuntimeError("no slice is left to train on: are the images empty, or is the organ mask?")
+        if get_rank() == 0:
+            print(self._about_labels())
+
+    def _read(self, progress: bool) -> list[tuple[Stored, int | list[int]]]:
+        """What is kept of each case, and its label or those of its slices."""
         read: dict[int, tuple[Stored, int | list[int]]] = {}
         for index in in_turns(self.data, progress=progress):
             case = self.data[index]
@@ -153,25 +168,17 @@ class SliceDataset(Dataset):
             read[index] = tensors, case_label(case, len(tensors["shown"]))
             if self._caches is None and len(read) == 1:
                 warn_of_memory(tensors.values(), len(self.data))
-        # Each `[Z, …]`: the volume under `image`, and what goes with it.
-        self.volumes = [read[index][0] for index in range(len(self.data))]
-        found = [read[index][1] for index in range(len(self.data))]
-        self.pooled = any(isinstance(label, int) and label > 0 for label in found)
-        self.whole = [self.pooled and (isinstance(label, int) or not any(label)) for label in found]
-        for number, (tensors, label) in sorted(read.items()):
-            shown = tensors.pop("shown")[:]
-            labels = [label] * len(shown) if isinstance(label, int) else label
-            for z in torch.nonzero(shown).flatten().tolist():
-                self.classes.append(labels[z])
-                self.positions.append(z / max(len(labels) - 1, 1))
-                self.bags.append(number if self.whole[number] else -1)
-                self.where.append((number, z))
         if self._caches is not None and progress:
             print(*(cache.report() for cache in self._caches if cache.entries), sep="\n")
-        if not self.where:
-            raise RuntimeError("no slice is left to train on: are the images empty, or is the organ mask?")
-        if get_rank() == 0:
-            print(self._about_labels())
+        return [read[index] for index in range(len(self.data))]
+
+    def _list_slices(self, number: int, shown: Tensor, label: int | list[int]) -> None:
+        """Append the slices of a volume on which there is something."""
+        for z in torch.nonzero(shown).flatten().tolist():
+            self.classes.append(label if isinstance(label, int) else label[z])
+            self.positions.append(z / max(len(shown) - 1, 1))
+            self.bags.append(number if self.whole[number] else -1)
+            self.where.append((number, z))
 
     def _about_labels(self) -> str:
         """What labels there are, in one line for the console."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,30 +75,9 @@ class Classifier(nn.Module):
         self.has_weights = pretrained is not None
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         seen = 3 if in_channels == 1 else in_channels
-        if backbone in LITES:
-            self.body: nn.Module = _LiteBody(backbone.removeprefix("efficientnet_"), seen, pretrained)
-            self.stages: tuple[str, ...] = tuple(f"body.encoder._blocks.{i}" for i in (1, 2, 4))
-            features = EfficientNetLite.channels[-1]
-        elif backbone in RESNETS:
-            self.body, features = _resnet(backbone, seen, width)
-            self.stages = ("body.layer1", "body.layer2", "body.layer3", "body.layer4")
-            if pretrained is not None:
-                load_body(self.body, pretrained)
-        elif backbone.startswith("timm/"):
-            self.body, features, names = _timm(backbone.removeprefix("timm/"), seen)
-            self.stages = tuple(f"body.{name}" for name in names[-4:])
-            if pretrained is not None:
-                load_body(self.body, pretrained)
-        else:
-            raise ValueError(f"unknown backbone {backbone!r}: use one of {[*RESNETS, *LITES]} or 'timm/NAME'")
-        if norm == "group":
-            group_norm_from_batch(self.body)
-        if norm == "frozen_batch":
-            for module in self.body.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.requires_grad_(False)
-        elif norm == "batch" and backbone in LITES:
-            self.body.encoder.frozen_statistics = False  # type: ignore[union-attr]
+        self.body, features, names = _body(backbone, seen, pretrained, width)
+        self.stages = tuple(f"body.{name}" for name in names)
+        _set_norm(self.body, norm)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(features, num_classes)
         self.map_head: MapHead | None = None
@@ -146,6 +126,35 @@ class Classifier(nn.Module):
         return self.map_head(stages), logits
 
 
+Body = tuple[nn.Module, int, Sequence[str]]  # with the number of its features, and the names of its stages
+
+
+def _body(backbone: str, in_channels: int, pretrained: str | os.PathLike[str] | None, width: float) -> Body:
+    if backbone in LITES:
+        lite = _LiteBody(backbone.removeprefix("efficientnet_"), in_channels, pretrained)
+        return lite, EfficientNetLite.channels[-1], [f"encoder._blocks.{i}" for i in (1, 2, 4)]
+    if backbone in RESNETS:
+        made = _resnet(backbone, in_channels, width)
+    elif backbone.startswith("timm/"):
+        made = _timm(backbone.removeprefix("timm/"), in_channels)
+    else:
+        raise ValueError(f"unknown backbone {backbone!r}: use one of {[*RESNETS, *LITES]} or 'timm/NAME'")
+    if pretrained is not None:
+        load_body(made[0], pretrained)
+    return made
+
+
+def _set_norm(body: nn.Module, norm: Norm | None) -> None:
+    if norm == "group":
+        group_norm_from_batch(body)
+    elif norm == "frozen_batch":
+        for module in body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+    elif norm == "batch" and isinstance(body, _LiteBody):
+        body.encoder.frozen_statistics = False
+
+
 class _LiteBody(nn.Module):
     """EfficientNet-Lite up to stride 16, averaged over all positions."""
 
@@ -158,21 +167,21 @@ class _LiteBody(nn.Module):
         return self.encoder(image)[-1].mean(dim=(2, 3))
 
 
-def _resnet(name: str, in_channels: int, width: float) -> tuple[nn.Module, int]:
+def _resnet(name: str, in_channels: int, width: float) -> Body:
     options = {"spatial_dims": 2, "n_input_channels": in_channels, "conv1_t_stride": 2, "bias_downsample": False}
     body = getattr(nets, name)(pretrained=False, shortcut_type="B", num_classes=1, widen_factor=width, **options)
     features = body.fc.in_features
     body.fc = nn.Identity()
-    return body, features
+    return body, features, ("layer1", "layer2", "layer3", "layer4")
 
 
-def _timm(name: str, in_channels: int) -> tuple[nn.Module, int, list[str]]:
+def _timm(name: str, in_channels: int) -> Body:
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # a torchvision of another build raises RuntimeError on import
         raise ImportError(f"the backbone 'timm/{name}' needs timm, which does not import here: {error}") from error
     body = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0)
-    return body, body.num_features, [info["module"] for info in body.feature_info]
+    return body, body.num_features, [info["module"] for info in body.feature_info][-4:]
 
 
 def load_body(body: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,29 @@ def test_thresholds_are_chosen_for_them_and_the_training_on_masks_begins_with_th
     runs.clear()
     learn(own, tmp_path / "out", 2, "validation", {}, VOLUMES, start=start)
     assert not runs
+
+
+@pytest.mark.parametrize(("fails", "counts"), [("round2", "round1"), ("round1", "training"), ("training", "")])
+def test_a_second_training_that_fails_does_not_count_and_a_first_one_ends_all(
+    own, runs, tmp_path, monkeypatch, capsys, fails, counts
+):
+    run = common.commands.fit_runs.run_bundle
+
+    def failing(own, configs, *, output_dir, **settings):
+        if Path(output_dir).name == fails:
+            raise subprocess.CalledProcessError(1, "run")
+        run(own, configs, output_dir=output_dir, **settings)
+
+    monkeypatch.setattr(common.commands.fit_runs, "run_bundle", failing)
+    with nullcontext() if counts else pytest.raises(subprocess.CalledProcessError):
+        assert learn(own, tmp_path / "out", 2, "validation", {}, VOLUMES).parent.name == counts
+        assert f"round {fails[-1]} failed, see above; the training before it counts" in capsys.readouterr().out
+
+
+def test_a_bundle_without_a_second_training_ends_with_the_first(own, runs, tmp_path, capsys):
+    (own / "configs" / "train_refine.json").unlink()
+    assert learn(own, tmp_path / "out", 2, "validation", {}, VOLUMES).parent.name == "training"
+    assert "own has no second training" in capsys.readouterr().out
 
 
 def test_maps_of_a_first_training_have_no_natural_threshold(own, runs, tmp_path):

@@ -76,6 +76,21 @@ def test_slices_that_were_drawn_whatever_patient_they_are_of_are_dealt_by_patien
         folds(str(datalist), count=2, keep="test")
 
 
+@pytest.mark.parametrize(
+    ("change", "keep", "message"),
+    [
+        ({"half": "left"}, None, "halves of scans and whole ones"),
+        ({}, "name", r"no section 'name' to keep; it has \['tr"),
+    ],
+)
+def test_cases_that_cannot_be_dealt_together_and_sections_that_are_none_are_refused(datalist, change, keep, message):
+    content = json.loads(datalist.read_text())
+    content["training"][0] |= change
+    datalist.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        folds(str(datalist), count=2, keep=keep)
+
+
 def test_those_who_validate_have_both_labels_where_that_can_be(datalist):
     """Two of three patients have nothing but positives, and one of ten validates."""
     content = json.loads(datalist.read_text())

@@ -179,18 +179,8 @@ class PlaneDataset(Dataset):
             geometry=geometry,
             radius=radius,
         )
-        cache = VolumeCache(cache_dir, self._make) if cache_dir else None
-        found: dict[int, list[Volume]] = {}
-        for index in in_turns(data, progress=progress):
-            case = data[index]
-            make = partial(self._make, case)
-            found[index] = stored_volumes(cache, self._files(case), make, case.get("cls")) if cache else make()
-            say_doubts(case, found[index][0].doubts if found[index] else "")
-            if cache is None and len(found) == 1:
-                warn_of_memory([part for v in found[index] for part in (v.body.volume, v.body.inside)], len(data))
-        if cache is not None and progress:
-            print(cache.report())
-        together = [(case, volume) for index, case in enumerate(data) for volume in found[index]]
+        read = self._read(data, VolumeCache(cache_dir, self._make) if cache_dir else None, progress)
+        together = [(case, volume) for case, found in zip(data, read, strict=True) for volume in found]
         self.bodies = Bodies(volume.body for _, volume in together)
         self.extremes = [volume.extremes for _, volume in together]
         self.classes = [volume.label for _, volume in together]
@@ -198,6 +188,21 @@ class PlaneDataset(Dataset):
         self.cases = [case for case, _ in together]
         if not self.bodies:
             raise RuntimeError("no volume is left to train on: are the images empty, or is the organ mask?")
+
+    def _read(self, data: Sequence[dict], cache: VolumeCache | None, progress: bool) -> list[list[Volume]]:
+        """The volumes of each case."""
+        read: dict[int, list[Volume]] = {}
+        for index in in_turns(data, progress=progress):
+            case = data[index]
+            make = partial(self._make, case)
+            found = stored_volumes(cache, self._files(case), make, case.get("cls")) if cache else make()
+            say_doubts(case, found[0].doubts if found else "")
+            read[index] = found
+            if cache is None and len(read) == 1:
+                warn_of_memory([part for v in found for part in (v.body.volume, v.body.inside)], len(data))
+        if cache is not None and progress:
+            print(cache.report())
+        return [read[index] for index in range(len(data))]
 
     def _files(self, case: dict) -> list[Path]:
         """All that the volumes of a case are made from; a mask only where it gives the label."""

@@ -174,18 +174,26 @@ class SlideScores(CaseHandler):
 
     def summary(self) -> dict[str, Any]:
         """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
-        result: dict[str, Any] = {"slides": len(self.rows)}
-        labeled = [row for row in self.rows if f"label_{self.names[0]}" in row]
-        if labeled:
-            result["labels"] = {name: label_scores(labeled, name, resamples=self.resamples) for name in self.names}
-            for name, scores in result["labels"].items():
-                if values := [row[f"{name}_dice"] for row in self.rows if f"{name}_dice" in row]:
-                    scores |= {"dice": {k: round(float(v), 4) for k, v in summarize(values).items()}}
-            areas = {name: row["auc"] for name, row in result["labels"].items() if row["auc"] is not None}
-            if areas:
-                result |= {"auc": areas, "auc_macro": round(float(np.mean(list(areas.values()))), 4)}
+        result = {"slides": len(self.rows)} | self._summary_of_labels()
         for name in ("dice", "iou", "precision", "recall", "f1", "dice_empty", "dice_tissue"):
-            values = [row[name] for row in self.rows if np.isfinite(row.get(name, np.nan))]
-            if values:
-                result[name] = {k: round(float(v), 4) for k, v in summarize(values).items()}
+            if spread := _spread(self.rows, name):
+                result[name] = spread
         return result
+
+    def _summary_of_labels(self) -> dict[str, Any]:
+        labeled = [row for row in self.rows if f"label_{self.names[0]}" in row]
+        if not labeled:
+            return {}
+        labels = {name: label_scores(labeled, name, resamples=self.resamples) for name in self.names}
+        for name, scores in labels.items():
+            if spread := _spread(self.rows, f"{name}_dice"):
+                scores["dice"] = spread
+        areas = {name: scores["auc"] for name, scores in labels.items() if scores["auc"] is not None}
+        macro = {"auc": areas, "auc_macro": round(float(np.mean(list(areas.values()))), 4)} if areas else {}
+        return {"labels": labels} | macro
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
+    """Mean, spread and interval over the slides that have a value; empty where none has."""
+    values = [row[column] for row in rows if np.isfinite(row.get(column, np.nan))]
+    return {key: round(float(value), 4) for key, value in summarize(values).items()} if values else {}
