@@ -169,7 +169,7 @@ def check_settings(root: Path, settings: Mapping[str, Any], recipe: Recipe = VOL
     of_volumes = set().union(*(tops(config) for config in configs if "mpp" not in config))
     known = of_any if recipe is VOLUMES else slide_settings(root) - {KEY}
     chosen = {key for config in configs for key, value in config.items() if "@chosen[" in str(value)}
-    for key in tops(settings):
+    for key in sorted(tops(settings)):
         if recipe is VOLUMES and key in of_any - of_volumes:
             raise ValueError(
                 f"--{key} is of whole slides, and these images are none; a TIFF without levels is one with "
