@@ -146,6 +146,14 @@ def test_slices_without_organ_are_left_out_unless_they_hold_a_finding(tmp_path, 
     assert len(scored) < SHAPE[2]
 
 
+def test_cases_of_which_no_slice_shows_organ_or_a_finding_have_no_slice_scores(tmp_path):
+    batch, output = pair(item(0, healthy=True))
+    batch["organ"] = in_file(np.zeros(SHAPE, np.uint8), "LPS")
+    run_handler(CaseScores(tmp_path, resamples=50), [(batch, output)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["slices"], summary["cases"]) == ({}, 1)
+
+
 def test_summary_is_that_of_the_cases_and_of_all_slices(tmp_path, cases):
     score(tmp_path, cases)
     result = summary(tmp_path)
