@@ -112,19 +112,15 @@ def crossvalidate(
     with logged(home / "log.txt", verbose=verbose):
         for k, (part_list, fold_list) in enumerate(zip(lists, whole, strict=True)):
             network = protocol.learn(home / f"fold{k}", f"fold {k}", part_list, fold_list)
-            folder = network.place / "evaluation"
-            protocol.score(network, folder, f"fold {k}: evaluation", fold_list)
-            summaries.append(_scores(folder))
-            rows += _cases_of(folder, k)
+            title = f"fold {k}: evaluation"
+            summaries.append(protocol.score(network, "evaluation", title, fold_list))
+            rows += _cases_of(network.place / "evaluation", k)
             if scans:
-                folder = network.place / "parts"
-                protocol.score(network, folder, f"fold {k}: evaluation of the parts", part_list)
-                summaries[-1]["parts"] = _scores(folder)
+                summaries[-1]["parts"] = protocol.score(network, "parts", f"{title} of the parts", part_list)
             if keep:
-                kept, folder = _with_test(source, keep, fold_list), network.place / "kept"
-                protocol.score(network, folder, f"fold {k}: evaluation of the kept section", kept)
-                summaries[-1]["kept"] = _scores(folder)
-                kept_rows += _cases_of(folder, k)
+                kept = _with_test(source, keep, fold_list)
+                summaries[-1]["kept"] = protocol.score(network, "kept", f"{title} of the kept section", kept)
+                kept_rows += _cases_of(network.place / "kept", k)
     for name, found in (("metrics.csv", rows), ("kept_metrics.csv", kept_rows)):
         if found:
             write_csv(home / name, found)
@@ -181,11 +177,12 @@ class _Protocol:
                 chosen.append(str(result))
         return _Network(place, ckpt, chosen)
 
-    def score(self, network: _Network, folder: Path, title: str, listed: Path) -> None:
-        """Score a network, with what was chosen for it, on the test section of a datalist."""
+    def score(self, network: _Network, folder: str, title: str, listed: Path) -> dict[str, Any]:
+        """Scores of a network, with what was chosen for it, on the test section of a datalist, kept in a folder."""
         on = {**self.shared, "datalist": str(listed), "ckpt": str(network.ckpt)}
         configs = [*self.evaluate, *network.chosen]
-        _once(_result(folder, listed), title, self.bundle, configs, self.data, **on)
+        _once(_result(network.place / folder, listed), title, self.bundle, configs, self.data, **on)
+        return _scores(network.place / folder)
 
     def _train(self, place: Path, called: str, teacher: Path | None, on: dict[str, Any]) -> Path:
         """Train into `place/training`, on masks of a teacher where there is one; returns the weights."""
