@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 SECTIONS = ("training", "validation", "test")
@@ -70,6 +70,23 @@ def _is_label(cls: Any, classes: Sequence[str]) -> bool:
     if isinstance(cls, list) and any(isinstance(c, str) for c in cls):
         return all(c in classes[1:] for c in cls) and len(set(cls)) == len(cls)
     return all(isinstance(c, int) and 0 <= c < len(classes) for c in values)
+
+
+def named_sections(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The section of each patient whose cases name one, in their key `section`.
+
+    Raises:
+        ValueError: a patient's cases name two.
+    """
+    named: dict[str, str] = {}
+    for case in cases:
+        section = case.get("section")
+        if section and (first := named.setdefault(case["patient"], section)) != section:
+            raise ValueError(
+                f"patient {case['patient']!r} is to go to {first!r} and to {section!r} (case {case['case']!r}); all "
+                "cases of a patient belong in one section."
+            )
+    return named
 
 
 def check_patients(datalist: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 from ..files import PathLike, write_json
 from ..images import in_axes_of, read_mask
 from ..images.dicom_files import has_series
-from .checks import SECTIONS, check_cases, check_patients
+from .checks import SECTIONS, check_cases, check_patients, named_sections
 from .find import Case, check_names, find_cases, map_paths, with_paths_relative
 from .splits import class_against_class, kinds_of_patients, signs_of_patients, split_patients, stratified_split
 
@@ -242,8 +242,8 @@ def make_datalist(
             there are several classes, patients of each are split apart in any case.
 
     Raises:
-        ValueError: a case has another number of images than `modalities`, or training (with `stratify` any section)
-            lacks positives or negatives.
+        ValueError: a case has another number of images than `modalities`, a patient's cases name two sections, or
+            training (with `stratify` any section) lacks positives or negatives.
 
     Warns:
         UserWarning: validation or test lacks positives or negatives, so that some scores there are undefined.
@@ -271,7 +271,7 @@ def make_datalist(
 
 def _sections_of_patients(cases: Sequence[Case], *, apart: bool, **draw: Any) -> dict[str, str]:
     """The section of each patient: that of his cases where they have one, else a drawn one."""
-    fixed = {case["patient"]: SECTIONS.index(case["section"]) for case in cases if "section" in case}
+    fixed = {patient: SECTIONS.index(section) for patient, section in named_sections(cases).items()}
     if apart:
         parts = stratified_split(kinds_of_patients(cases), fixed=fixed, **draw)
     else:  # a section that some cases have moves no others

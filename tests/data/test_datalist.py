@@ -206,6 +206,12 @@ class TestMakeDatalist:
         assert {"p0", "p1"} <= {c["case"] for c in made["validation"]}
         assert all("section" not in c for s in ("training", "validation", "test") for c in made[s])
 
+    def test_refuses_a_patient_whose_cases_name_two_sections(self, tmp_path):
+        cases = [case(f"p{i}", i % 2) for i in range(8)]
+        cases += [case(f"q{i}", i) | {"patient": "q", "section": ("test", "training")[i]} for i in range(2)]
+        with pytest.raises(ValueError, match=r"patient 'q' is to go to 'test' and to 'training' \(case 'q1'\)"):
+            self.make(tmp_path, cases)
+
     def test_patients_of_several_classes_who_all_have_one_are_stratified_by_it(self, tmp_path):
         cases = [case(f"p{i:02d}", [0, 2 if i % 5 == 0 else 1]) for i in range(20)]
         for seed in range(3):
