@@ -15,10 +15,10 @@ from tests.running import REPOSITORY
 
 BUNDLES = REPOSITORY / "bundles"
 SPLITS = {
-    "ensemble_gradcam_brats": "ensemble_gradcam_brats/docs/lgg_fold0.json",
+    "ensemble_gradcam_brats": "ensemble_gradcam_brats/docs/lgg_shipped.json",
     "gp_unet_brats": "gp_unet_brats/docs/lgg_shipped.json",
     "insight_ct": "insight_ct/docs/two_sources.json",
-    "tonno_mosmed": "gp_unet_brats/docs/lgg_split.json",
+    "tonno_mosmed": "tonno_mosmed/docs/lgg_shipped.json",
 }
 
 
