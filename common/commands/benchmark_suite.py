@@ -13,13 +13,13 @@ from ..files import read_json, write, write_json
 from .crossvalidate import crossvalidate
 from .fit import fit
 from .fit_minutes import cases_of
+from .fit_runs import Recipe, supervised
 from .folds import scans_of_fold, write_folds
 from .phantom import phantom
 from .run import BUNDLES, names
 from .suite_page import Method, page_of
 
 SUITES = ("lgg", "covid", "phantom")
-SUPERVISED = "train_supervised.json"
 
 
 def benchmark_suite(
@@ -40,8 +40,9 @@ def benchmark_suite(
     """Fit bundles on the same folds of the same labels, score them on patients they never saw, compare them.
 
     Each fold of each bundle is a `fit`: every threshold comes from yes/no labels of the fold's validation patients, and
-    masks do nothing but score. The upper bound, where a bundle has a `train_supervised.json`, is its network trained
-    and calibrated with the masks of the same patients. What is finished is skipped, so an interrupted suite goes on.
+    masks do nothing but score. The upper bound, where a bundle has a training with masks (`train_supervised.json`, or
+    `draw_supervised.json` where `fit` takes `train_draw.json`), is its network trained and calibrated with the masks of
+    the same patients. What is finished is skipped, so an interrupted suite goes on.
 
     Written to `output_dir`: `<bundle>/fold<k>` as `fit` does, `upper_bound/<bundle>` as `crossvalidate` does, and the
     page: scores with intervals by patient (AUC of slices, volumes and patients by fold, then averaged, inside each
@@ -84,7 +85,9 @@ def benchmark_suite(
     failed: list[str] = []
     for bundle in chosen:
         given = {"configs": f"{suite}.json", "rounds": rounds, **settings}
-        bound = home / "upper_bound" / bundle if upper_bound and learns_from_masks(bundle) else None
+        recipe = Recipe(train=("train.json", f"{suite}.json"))
+        with_masks = supervised(BUNDLES / bundle, recipe, **settings) if upper_bound else ()
+        bound = home / "upper_bound" / bundle if with_masks else None
         same: dict[str, Any] = {"datalist": str(source), "scans": scans, "folds": folds, "seed": seed}
         try:
             parts = [
@@ -92,8 +95,7 @@ def benchmark_suite(
                 for k, path in enumerate(lists)
             ]
             if bound:
-                train = f"train.json,{suite}.json,{SUPERVISED}"
-                crossvalidate(bundle, dataset_dir, str(bound), train=train, **same, **settings)
+                crossvalidate(bundle, dataset_dir, str(bound), train=(*recipe.train, *with_masks), **same, **settings)
         except (RuntimeError, subprocess.CalledProcessError):  # the run has said why
             failed.append(bundle)
             continue
@@ -121,11 +123,6 @@ def bundles_of(suite: str, asked: Sequence[str]) -> list[str]:
     if lacking := [name for name in asked if name not in able]:
         raise ValueError(f"no {suite}.json in {', '.join(lacking)}; the suite {suite} takes {', '.join(able)}")
     return list(asked) or able
-
-
-def learns_from_masks(bundle: str) -> bool:
-    """Whether a bundle has a training with masks, the upper bound of that without."""
-    return (BUNDLES / bundle / "configs" / SUPERVISED).is_file()
 
 
 def _fit(bundle: str, dataset_dir: str, output_dir: Path, **options: Any) -> Path:

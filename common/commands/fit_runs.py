@@ -44,6 +44,7 @@ class Recipe:
 
 
 DRAW = "train_draw.json"
+SUPERVISED = {True: (DRAW, "draw_supervised.json"), False: ("train_supervised.json",)}  # by whether that network draws
 VOLUMES = Recipe()
 SLIDES = Recipe(
     unit="slide",
@@ -85,6 +86,16 @@ def refining(own: Path, recipe: Recipe, **over: Any) -> tuple[str, ...]:
     one_finding, resampled = len(settings.get("classes", [])) == 2, settings.get("spacing", [-1.0])[0] > 0
     draws = recipe.unit == VOLUMES.unit and (own / "configs" / DRAW).is_file() and one_finding and resampled
     return (*recipe.refine, DRAW) if draws and DRAW not in recipe.refine else recipe.refine
+
+
+def supervised(own: Path, recipe: Recipe, **over: Any) -> tuple[str, ...]:
+    """The configs of the training with true masks of the network that `refining` trains with its own; () without one.
+
+    Args:
+        own, recipe, over: see `refining`.
+    """
+    configs = SUPERVISED[DRAW in refining(own, recipe, **over)]
+    return configs if all((own / "configs" / name).is_file() for name in configs) else ()
 
 
 def natural_threshold(own: Path, recipe: Recipe, choice: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from tests.bundles.conftest import read_json
 from tests.pipeline import save
 from tests.running import REPOSITORY, run_module
 
-# Combinations of configs whose properties are checked, beside the three that `common verify` checks; what is overridden
-# then (in all of them, or where a config takes part); and the modalities that `paper.json` asks for.
+# Combinations of configs whose properties are checked, beside the three of `common verify`; what is overridden then (in
+# all of them, or where a config takes part); and the modalities that `paper.json` asks for.
 BUNDLES = {
     "gp_unet_brats": {
         "train": [
@@ -42,10 +42,10 @@ BUNDLES = {
     "ensemble_gradcam_brats": {
         "train": [
             *("train+lgg", "train+paper", "train+prostate", "train+phantom", "train+lgg+train_refine"),
-            "train+multi_gpu_train",
+            *("train+lgg+train_supervised", "train+multi_gpu_train"),
         ],
         "inference": [
-            *("inference+paper", "evaluate+paper+search", "evaluate+calibrate", "evaluate+panel"),
+            *("inference+paper", "evaluate+paper+search", "evaluate+calibrate", "evaluate+panel+lgg_tested"),
             "inference+explanations",
         ],
         "paper": ("t1ce", "t2", "flair"),
@@ -54,10 +54,10 @@ BUNDLES = {
     "tonno_mosmed": {
         "train": [
             *("train+lgg", "train+mosmed+paper", "train+phantom", "train+fast", "train+covid"),
-            "train+multi_gpu_train",
+            *("train+lgg+train_supervised", "train+multi_gpu_train"),
         ],
         "inference": [
-            *("inference+fast", "inference+mosmed+paper", "inference+phantom", "evaluate+lgg"),
+            *("inference+fast", "inference+mosmed+paper", "inference+phantom", "evaluate+lgg+lgg_tested"),
             *("evaluate+mosmed+paper", "evaluate+calibrate", "evaluate+compare", "evaluate+ablation"),
             *("evaluate+covid+compare+covid_scans", "inference+explanations"),
         ],
@@ -71,12 +71,13 @@ BUNDLES = {
     "insight_ct": {
         "train": [
             *("train+covid", "train+phantom", "train+mosmed", "train+mosmed+paper", "train+covid+train_supervised"),
-            *("train+covid+train_refine+covid_refine+train_draw", "train+covid+train_refine", "train+multi_gpu_train"),
+            *("train+covid+train_refine+covid_refine+train_draw", "train+covid+train_draw+draw_supervised"),
+            *("train+covid+train_refine", "train+multi_gpu_train"),
         ],
         "inference": [
-            *("inference+covid", "evaluate+covid", "inference+mosmed+paper"),
-            *("inference+phantom", "evaluate+phantom", "evaluate+calibrate", "wsi_inference"),
-            *("wsi_inference+wsi_evaluate", "wsi_inference+wsi_calibrate", "inference+explanations"),
+            *("inference+covid", "evaluate+covid", "inference+mosmed+paper", "inference+phantom", "evaluate+phantom"),
+            *("evaluate+calibrate", "wsi_inference", "wsi_inference+wsi_evaluate", "wsi_inference+wsi_calibrate"),
+            "inference+explanations",
         ],
         "paper": ("flair",),
         "paper_classes": ["none", "tumor"],
@@ -156,8 +157,7 @@ def found_in(tmp_path_factory) -> Callable[[str], dict]:
             weights = {"encoder_weights": None} if bundle == "insight_ct" else {}
             checks += [("network", names, {"channels": 2} | weights) for names in ("inference", "inference+phantom")]
             checks.sort(key=lambda check: "multi_gpu_train" in check[1])  # what it starts stays for what follows
-            root = REPOSITORY / "bundles" / bundle
-            done = run_module("tests.bundles.check_properties", json.dumps(checks), cwd=root)
+            done = run_module("tests.bundles.check_properties", json.dumps(checks), cwd=REPOSITORY / "bundles" / bundle)
             assert done.returncode == 0, done.stderr[-3000:]
             found[bundle] = json.loads(done.stdout.splitlines()[-1])
         return found[bundle]

@@ -1,10 +1,14 @@
-"""What labels choose where the constants of one bright lesion in a head do not hold: in lungs, and in other units."""
+"""What labels choose where the constants of one bright lesion in a head do not hold: in lungs, and in other units.
+
+And what masks choose from: thresholds that the maps have.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.bundles.test_configs import NAMES, parsed
+from tests.running import REPOSITORY
 
 CHOSEN = {"dilate_mm": 3.0, "intensity": 1.37, "smooth_mm": 1.5, "largest": False}
 REFINED = [name for name in NAMES if name != "ensemble_gradcam_brats"]  # whose second training takes the first's rule
@@ -43,3 +47,32 @@ def test_the_command_line_reaches_into_the_refinement_of_pseudo_masks(bundle):
     parser["teacher_chosen"] = {"refine": CHOSEN}
     parser["refine#intensity"] = 1.45  # as `--refine#intensity 1.45`
     assert parser.get_parsed_content("refine")["intensity"] == 1.45
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_masks_choose_among_thresholds_around_that_of_the_shipped_maps(bundle):
+    parser = parsed(bundle, "inference", "calibrate")
+    parser["ckpt"] = str(REPOSITORY / "bundles" / bundle / "models" / "model.pt")
+    natural = parser.get_parsed_content("threshold")
+    for key in ("candidates#threshold", "raw_thresholds"):
+        tried = parser.get_parsed_content(key)
+        assert min(tried) < natural < max(tried)
+        assert min(abs(value - natural) for value in tried) < 0.07
+
+
+@pytest.mark.parametrize(("width", "thresholds", "center"), [(32, [0.0], 0.5), (32, [0.4], 0.0), (0, [0.0], 0.0)])
+def test_masks_choose_around_the_margin_where_maps_were_cut_before(width, thresholds, center):
+    parser = parsed("ensemble_gradcam_brats", "inference", "calibrate")
+    parser["map_width"], parser["thresholds"] = width, thresholds
+    assert parser.get_parsed_content("start#threshold") == center
+    tried = parser.get_parsed_content("candidates#threshold")
+    assert tried == pytest.approx([center + t / 10 for t in range(-4, 5)])
+
+
+def test_weights_for_which_nothing_was_chosen_are_calibrated_from_the_mean_of_their_maps(tmp_path):
+    parser = parsed("ensemble_gradcam_brats", "inference", "calibrate")
+    parser["ckpt"] = str(tmp_path / "model.pt")
+    names = ("use", "combine", "thresholds", "normalize_maps", "intensity_mask")
+    assert [parser.get_parsed_content(name) for name in names] == [None, "mean", [0.0], "none", None]
+    with pytest.raises(RuntimeError, match=r"chosen'\]\['gate'\]"):
+        parser.get_parsed_content("gate")

@@ -65,6 +65,8 @@ def fits(monkeypatch) -> list[dict[str, Any]]:
         write_csv(Path(output_dir) / "metrics.csv", [row for path in lists for row in rows(str(path), 0.9)])
 
     monkeypatch.setattr(suite, "_fit", fit)
+    with_masks = {"gp_unet_brats": ("train_supervised.json",)}
+    monkeypatch.setattr(suite, "supervised", lambda own, *_, **__: with_masks.get(own.name, ()))
     monkeypatch.setattr(suite, "crossvalidate", crossvalidate)
     return calls
 
@@ -90,7 +92,9 @@ def test_every_bundle_is_fitted_to_the_same_folds(data, fits):
 def test_rounds_are_those_of_the_labels_and_not_of_the_upper_bound(data, fits):
     run(data, rounds=1)
     assert [call.get("rounds") for call in fits if "train" not in call] == [1] * 4
-    assert ["rounds" in call for call in fits if "train" in call] == [False]
+    bounds = [call for call in fits if "train" in call]
+    assert [call["train"] for call in bounds] == [("train.json", "lgg.json", "train_supervised.json")]
+    assert "rounds" not in bounds[0]
 
 
 def test_parts_teach_and_whole_scans_are_scored(data, fits):

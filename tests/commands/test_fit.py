@@ -16,7 +16,7 @@ import common.commands.fit_runs
 from common.commands.fit import calibration_section, described, fit, with_volumes
 from common.commands.fit_checks import recipe_of
 from common.commands.fit_request import check_same, check_settings
-from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, refining, steps, usual_rounds
+from common.commands.fit_runs import SLIDES, VOLUMES, learn, once, refining, steps, supervised, usual_rounds
 from common.commands.fit_slides import summary_of_slides
 from common.commands.fit_summary import summary, summary_of_classes
 from common.commands.run import bundle_root
@@ -144,9 +144,14 @@ def test_one_finding_in_volumes_is_drawn_where_a_bundle_has_a_network_for_that(t
     assert refining(tmp_path, SLIDES) == SLIDES.refine
     named = replace(VOLUMES, refine=("train_refine.json", "train_draw.json"))
     assert refining(tmp_path, named) == named.refine  # once
+    (tmp_path / "configs" / "train_supervised.json").touch()
+    assert supervised(tmp_path, VOLUMES) == ()  # of another network than the one that draws
+    (tmp_path / "configs" / "draw_supervised.json").touch()
+    assert supervised(tmp_path, VOLUMES) == ("train_draw.json", "draw_supervised.json")
     for other in ({"classes": ["none", "tumor", "stroke"]}, {"spacing": [-1.0, -1.0, -1.0]}):
         write_json(tmp_path / "configs" / "train.json", settings | other)
         assert refining(tmp_path, VOLUMES) == VOLUMES.refine
+        assert supervised(tmp_path, VOLUMES) == ("train_supervised.json",)
 
 
 def weights_of(place: Path, content: str) -> Path:

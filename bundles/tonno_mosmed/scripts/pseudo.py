@@ -1,7 +1,7 @@
 """Second round: planes of whole volumes, each with a label of its own from the masks that the first round wrote.
 
 A volume's label is wrong for the planes that miss the finding. The supervision stays that label: it says which slices
-may hold a pseudo-mask at all.
+may hold a pseudo-mask at all. With the true masks in their place the same training is the upper bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 from torch import Tensor
 
-from common.data import slice_classes
+from common.data import slice_classes, true_masks
+from common.features import case_files
 from common.images import meta_tensor, read_volume, spacing_of
 from common.masks import refine_by_intensity
 from common.radon import extreme_points
@@ -50,10 +51,16 @@ def with_pseudo_mask(
     mask = (heat > threshold) & organ & positive
     if refine is not None:
         mask = refine_by_intensity(mask, volume[0], organ, spacing=spacing_of(image), **refine)
-    if positive.any() and not mask.any():
-        return []
-    channel = torch.as_tensor(mask[None]).to(image.dtype)
-    return [(torch.cat([image[:-1], channel, image[-1:]]), int(mask.any()))]
+    return _masked(image, torch.as_tensor(mask[None])) if mask.any() or not positive.any() else []
+
+
+def with_true_mask(case: Mapping[str, Any], image: MetaTensor) -> list[tuple[Tensor, int]]:
+    """As `with_pseudo_mask`, with the mask of the case: nothing in slices labeled 0."""
+    return _masked(image, true_masks(dict(case), image)["pseudo"])
+
+
+def _masked(image: MetaTensor, mask: Tensor) -> list[tuple[Tensor, int]]:
+    return [(torch.cat([image[:-1], mask.to(image.dtype), image[-1:]]), int(mask.any()))]
 
 
 def pairs_of_planes(area: Tensor, organ: Tensor, *, count: int, min_area: float) -> Tensor:
@@ -85,28 +92,23 @@ def pairs_of_planes(area: Tensor, organ: Tensor, *, count: int, min_area: float)
     return torch.stack([positives, torch.tensor(negatives)], dim=1).flatten()
 
 
-class PseudoPlaneDataset(PlaneDataset):
-    """Planes of whole volumes, half of which meet the volume's pseudo-mask and are positive, half miss it.
+class MaskedPlaneDataset(PlaneDataset):
+    """Planes of whole volumes, half of which meet the volume's mask and are positive, half miss it.
 
-    The pseudo-mask is the first round's heatmap, thresholded in the slices labeled positive and refined by intensity.
     Planes that only graze it are left out. Every negative has as much of the organ in it as a positive of the same
-    volume, as far as can be: near its rim an organ is small and healthy. Where no slice is positive all planes are
-    negative; a volume labeled positive in which no pseudo-mask is found is left out.
+    volume, as far as can be: near its rim an organ is small and healthy. Without a mask all planes are
+    negative.
 
-    Items are those of `PlaneDataset`.
+    Items are those of `PlaneDataset`, and `pseudo` `[planes, 1, size, size]`, the mask.
 
     Args:
         data: cases with `case`, `image` and `cls`.
         preprocessing: see `PlaneDataset`.
-        pseudo_dir: folder with `<case>_heatmap.nii.gz`, as `inference.json` writes them.
-        threshold: of the heatmap.
-        refine: options of `common.masks.refine_by_intensity`; None leaves the thresholded map.
+        volumes: gives a case's volume with the mask before the organ, and whether there is one; by default the true
+            one, the upper bound of what labels teach.
         min_area_cm2: of the mask in a positive plane; a negative one has none.
         candidates: planes that are cut for one that is kept.
         options: of `PlaneDataset`; cases are not cut into stacks.
-
-    Raises:
-        FileNotFoundError: the folder lacks the heatmap of a case.
     """
 
     def __init__(
@@ -114,21 +116,11 @@ class PseudoPlaneDataset(PlaneDataset):
         data: Sequence[dict],
         preprocessing: Callable,
         *,
-        pseudo_dir: str | Path,
-        threshold: float,
-        refine: Mapping[str, Any] | None = None,
+        volumes: Callable[[dict, Any], list[tuple[Tensor, int]]] = with_true_mask,
         min_area_cm2: float = 1.0,
         candidates: int = 6,
         **options: Any,
     ) -> None:
-        missing = [str(path) for path in (_heatmap(case, pseudo_dir) for case in data) if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(data)} heatmaps do not exist, e.g. {missing[0]}: write them with "
-                "inference.json, --datalist and --section training"
-            )
-        self.pseudo_dir = pseudo_dir
-        volumes = partial(with_pseudo_mask, pseudo_dir=pseudo_dir, threshold=threshold, refine=refine)
         super().__init__(data, preprocessing, volumes=volumes, **options)
         self.min_area_cm2 = min_area_cm2
         self.candidates = candidates
@@ -139,7 +131,7 @@ class PseudoPlaneDataset(PlaneDataset):
         ]
 
     def _files(self, case: dict) -> list[Path]:
-        return [*super()._files(case), _heatmap(case, self.pseudo_dir)]
+        return case_files(case, ("image", "organ", "label"))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(index) if self.fixed else None
@@ -159,3 +151,43 @@ class PseudoPlaneDataset(PlaneDataset):
             "cls": (area[chosen] > 0).float(),
             "pseudo": mask[chosen][:, None],
         }
+
+
+class PseudoPlaneDataset(MaskedPlaneDataset):
+    """The same of pseudo-masks: the first round's heatmap, cut in the slices labeled positive, refined by intensity.
+
+    Where no slice is positive all planes are negative; a volume labeled positive in which no pseudo-mask is found is
+    left out. True masks are not even read.
+
+    Args:
+        data, preprocessing, options: see `MaskedPlaneDataset`.
+        pseudo_dir: folder with `<case>_heatmap.nii.gz`, as `inference.json` writes them.
+        threshold: of the heatmap.
+        refine: options of `common.masks.refine_by_intensity`; None leaves the thresholded map.
+
+    Raises:
+        FileNotFoundError: the folder lacks the heatmap of a case.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        preprocessing: Callable,
+        *,
+        pseudo_dir: str | Path,
+        threshold: float,
+        refine: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        missing = [str(path) for path in (_heatmap(case, pseudo_dir) for case in data) if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(data)} heatmaps do not exist, e.g. {missing[0]}: write them with "
+                "inference.json, --datalist and --section training"
+            )
+        self.pseudo_dir = pseudo_dir
+        volumes = partial(with_pseudo_mask, pseudo_dir=pseudo_dir, threshold=threshold, refine=refine)
+        super().__init__(data, preprocessing, volumes=volumes, **options)
+
+    def _files(self, case: dict) -> list[Path]:
+        return [*PlaneDataset._files(self, case), _heatmap(case, self.pseudo_dir)]

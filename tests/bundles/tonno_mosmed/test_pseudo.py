@@ -30,7 +30,8 @@ def bright_boxes(case: dict) -> dict:
     image = organ.clone()
     for box in (LESION, DECOY):
         image[box] = 3
-    return {"image": MetaTensor(torch.stack([image, organ]), affine=torch.as_tensor(AFFINE))}
+    meta = {"filename_or_obj": case.get("image")}
+    return {"image": MetaTensor(torch.stack([image, organ]), affine=torch.as_tensor(AFFINE), meta=meta)}
 
 
 def dataset(folder, cases, *, heat=(LESION, DECOY), **options):
@@ -67,6 +68,23 @@ def test_what_lies_in_slices_labeled_negative_is_no_finding(tmp_path):
     marked = np.zeros(SHAPE, dtype=bool)
     marked[LESION] = True
     np.testing.assert_array_equal(planes.bodies[0].volume[-1].numpy() > 0.5, marked[1:-1, 1:-1, 1:-1])
+
+
+def test_true_masks_teach_in_slices_labeled_positive_and_need_no_heatmap(tmp_path):
+    values = np.zeros(SHAPE, dtype=np.uint8)
+    part = tuple(slice(x.start, x.start + 2) for x in LESION)
+    values[part] = values[DECOY] = 1
+    nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(values.astype(np.float32), AFFINE), tmp_path / "flair.nii.gz")
+    files = {"image": str(tmp_path / "flair.nii.gz"), "label": str(tmp_path / "mask.nii.gz")}
+    cases = [{"case": "a", "cls": LABELS, **files}, {"case": "healthy", "cls": [0] * 12, **files}]
+    planes = pseudo.MaskedPlaneDataset(cases, bright_boxes, planes=4, size=48, min_area_cm2=0.1, progress=False)
+    assert planes.classes == [1, 0]
+    marked = np.zeros(SHAPE, dtype=bool)
+    marked[part] = True
+    np.testing.assert_array_equal(planes.bodies[0].volume[-1].numpy() > 0.5, marked[1:-1, 1:-1, 1:-1])
+    assert planes[0]["cls"].tolist() == [1.0, 0.0] * 2
+    assert planes[1]["pseudo"].max() == 0
 
 
 def test_negative_planes_hold_as_much_organ_as_positive_ones(tmp_path):
