@@ -150,8 +150,8 @@ class Chosen(dict):
         )
 
 
-def read_chosen(ckpt: str | os.PathLike[str], *, by: str = CHOOSING) -> Chosen:
-    """What was chosen for weights, by the `.json` beside them: `@chosen['gate']`; `by` which configs, for messages.
+def read_chosen(ckpt: str | os.PathLike[str], *, by: str = CHOOSING, usual: Mapping[str, Any] | None = None) -> Chosen:
+    """What was chosen for weights, beside them, over what is `usual`: `@chosen['gate']`; `by` whom, for messages.
 
     Raises:
         ValueError: they were chosen for other weights than those that lie beside them.
@@ -163,7 +163,7 @@ def read_chosen(ckpt: str | os.PathLike[str], *, by: str = CHOOSING) -> Chosen:
             f"gate and thresholds in {path} were chosen for other weights than {ckpt}: copy the .json that belongs to "
             f"them, or choose anew by {by}"
         )
-    return Chosen(content.get("chosen", {}), path, by)
+    return Chosen({**(usual or {}), **content.get("chosen", {})}, path, by)
 
 
 class TrainingCheckpoint:

@@ -81,11 +81,11 @@ def benchmark_suite(
     lists = write_folds(source, home, count=folds, seed=seed)
     if scans:
         lists = [scans_of_fold(scans, fold, sections=["test"]) for fold in lists]
+    recipe = Recipe(train=("train.json", f"{suite}.json"))
     methods: list[Method] = []
     failed: list[str] = []
     for bundle in chosen:
         given = {"configs": f"{suite}.json", "rounds": rounds, **settings}
-        recipe = Recipe(train=("train.json", f"{suite}.json"))
         with_masks = supervised(BUNDLES / bundle, recipe, **settings) if upper_bound else ()
         bound = home / "upper_bound" / bundle if with_masks else None
         same: dict[str, Any] = {"datalist": str(source), "scans": scans, "folds": folds, "seed": seed}

@@ -44,7 +44,6 @@ class Recipe:
 
 
 DRAW = "train_draw.json"
-SUPERVISED = {True: (DRAW, "draw_supervised.json"), False: ("train_supervised.json",)}  # by whether that network draws
 VOLUMES = Recipe()
 SLIDES = Recipe(
     unit="slide",
@@ -61,15 +60,18 @@ SLIDES = Recipe(
 
 def merged(own: Path, configs: tuple[str, ...]) -> dict[str, Any]:
     """Top-level keys of configs that lie over each other; empty where the bundle lacks one of them."""
-    paths = [own / "configs" / name for name in configs]
-    if not all(path.is_file() for path in paths):
+    if not _has(own, configs):
         return {}
-    return {key: value for path in paths for key, value in read_json(path).items()}
+    return {key: value for name in configs for key, value in read_json(own / "configs" / name).items()}
+
+
+def _has(own: Path, configs: tuple[str, ...]) -> bool:
+    return all((own / "configs" / name).is_file() for name in configs)
 
 
 def has_refine(own: Path, recipe: Recipe) -> bool:
     """Whether the bundle has a training on masks of the training before."""
-    return all((own / "configs" / name).is_file() for name in recipe.refine)
+    return _has(own, recipe.refine)
 
 
 def refining(own: Path, recipe: Recipe, **over: Any) -> tuple[str, ...]:
@@ -94,8 +96,9 @@ def supervised(own: Path, recipe: Recipe, **over: Any) -> tuple[str, ...]:
     Args:
         own, recipe, over: see `refining`.
     """
-    configs = SUPERVISED[DRAW in refining(own, recipe, **over)]
-    return configs if all((own / "configs" / name).is_file() for name in configs) else ()
+    draws = DRAW in refining(own, recipe, **over)
+    configs = (DRAW, "draw_supervised.json") if draws else ("train_supervised.json",)
+    return configs if _has(own, configs) else ()
 
 
 def natural_threshold(own: Path, recipe: Recipe, choice: str) -> dict[str, Any]:

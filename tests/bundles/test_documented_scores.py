@@ -32,12 +32,9 @@ def test_weights_give_the_documented_dice_on_unseen_patients(bundle, real_data, 
     split, case = SCORED[bundle]
     data, root = real_data("lgg"), BUNDLES / bundle
     assert case in read_json(BUNDLES / split)["test"]
+    configs = [str(root / "configs" / f"{name}.json") for name in ("inference", "lgg_tested")]
     monai_bundle(
-        *(
-            "run",
-            "--config_file",
-            str([str(root / "configs" / f"{name}.json") for name in ("inference", "lgg_tested")]),
-        ),
+        *("run", "--config_file", str(configs)),
         *("--dataset_dir", str(data), "--image_pattern", f"{case}/flair.nii.gz", "--output_dir", str(tmp_path)),
         *("--progress", "False"),
     )

@@ -97,6 +97,8 @@ def test_settings_that_no_config_has_or_that_are_chosen_here_are_refused():
     check_settings(root, {"max_epochs": 3, "for_volumes#quantile": 0.9, "heat_quantile": 0.99})
     with pytest.raises(ValueError, match="--max_epoch: no config of gp_unet_brats has it; did you mean max_epochs"):
         check_settings(root, {"max_epoch": 3})
+    with pytest.raises(ValueError, match="--combine is chosen from labels here"):
+        check_settings(bundle_root("ensemble_gradcam_brats"), {"combine": "and"})
     with pytest.raises(ValueError, match="--gate is chosen from labels here"):
         check_settings(root, {"gate": 0.5})
 

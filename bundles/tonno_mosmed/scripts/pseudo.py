@@ -54,9 +54,9 @@ def with_pseudo_mask(
     return _masked(image, torch.as_tensor(mask[None])) if mask.any() or not positive.any() else []
 
 
-def with_true_mask(case: Mapping[str, Any], image: MetaTensor) -> list[tuple[Tensor, int]]:
+def with_true_mask(case: dict, image: MetaTensor) -> list[tuple[Tensor, int]]:
     """As `with_pseudo_mask`, with the mask of the case: nothing in slices labeled 0."""
-    return _masked(image, true_masks(dict(case), image)["pseudo"])
+    return _masked(image, true_masks(case, image)["pseudo"])
 
 
 def _masked(image: MetaTensor, mask: Tensor) -> list[tuple[Tensor, int]]:
@@ -96,8 +96,7 @@ class MaskedPlaneDataset(PlaneDataset):
     """Planes of whole volumes, half of which meet the volume's mask and are positive, half miss it.
 
     Planes that only graze it are left out. Every negative has as much of the organ in it as a positive of the same
-    volume, as far as can be: near its rim an organ is small and healthy. Without a mask all planes are
-    negative.
+    volume, as far as can be: near its rim an organ is small and healthy. Without a mask all planes are negative.
 
     Items are those of `PlaneDataset`, and `pseudo` `[planes, 1, size, size]`, the mask.
 
@@ -131,7 +130,10 @@ class MaskedPlaneDataset(PlaneDataset):
         ]
 
     def _files(self, case: dict) -> list[Path]:
-        return case_files(case, ("image", "organ", "label"))
+        return [*super()._files(case), *self._mask_files(case)]
+
+    def _mask_files(self, case: dict) -> list[Path]:
+        return case_files(case, ("label",))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(index) if self.fixed else None
@@ -189,5 +191,5 @@ class PseudoPlaneDataset(MaskedPlaneDataset):
         volumes = partial(with_pseudo_mask, pseudo_dir=pseudo_dir, threshold=threshold, refine=refine)
         super().__init__(data, preprocessing, volumes=volumes, **options)
 
-    def _files(self, case: dict) -> list[Path]:
-        return [*PlaneDataset._files(self, case), _heatmap(case, self.pseudo_dir)]
+    def _mask_files(self, case: dict) -> list[Path]:
+        return [_heatmap(case, self.pseudo_dir)]
