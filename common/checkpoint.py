@@ -85,7 +85,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike[str]) -> torc
         told = " ".join(f'--{k} "{v}"' for k, v in read_beside(path).get("trained", {}).items() if k in NETWORK and v)
         raise ValueError(
             f"{path} does not fit the network {type(target).__name__}: {len(wrong)} entries differ, e.g. {wrong[:3]}; "
-            f"use the config that it was trained with{told and ': ' + told}"
+            f"is it of another bundle? Use the config that it was trained with{told and ': ' + told}"
         )
     _refuse_nan(state, path)
     target.load_state_dict(state)

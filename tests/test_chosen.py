@@ -23,7 +23,9 @@ def test_what_lies_beside_weights_is_kept_part_by_part(tmp_path):
 def test_weights_of_another_network_say_with_which_settings_they_were_trained(tmp_path):
     save_weights(torch.nn.Linear(3, 4), tmp_path / "model.pt")
     other = torch.nn.Linear(3, 5)
-    with pytest.raises(ValueError, match=r"2 entries differ, .*; use the config that it was trained with$"):
+    with pytest.raises(
+        ValueError, match=r"2 entries differ, .* another bundle\? Use the config that it was trained with$"
+    ):
         load_weights(other, tmp_path / "model.pt")
     add_beside(tmp_path / "model.pt", trained={"backbone": "wide", "channels": 3, "network_options": {}, "gate": 1})
     with pytest.raises(ValueError, match=r'it was trained with: --backbone "wide" --channels "3"$'):

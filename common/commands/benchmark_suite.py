@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data import labels_in_words
 from ..files import read_json, write, write_json
+from .arguments import ending_in_words
 from .crossvalidate import crossvalidate
 from .fit import fit
 from .fit_minutes import cases_of
@@ -138,7 +139,8 @@ def _fit(bundle: str, dataset_dir: str, output_dir: Path, **options: Any) -> Pat
 
 
 def _measured(bundle: str, dataset_dir: str, output_dir: str, **options: Any) -> None:
-    fit(bundle, dataset_dir, output_dir, **options)
+    with ending_in_words():
+        fit(bundle, dataset_dir, output_dir, **options)
     import resource  # not on every system
 
     path = Path(output_dir) / "peak_memory.json"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_beside
-from ..engines.weights import unlike_training
+from ..engines.weights import misplaced, unlike_training
 from ..files import atomic_path, file_digest, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 # What the second training of a bundle has otherwise than its first, whatever the weights before it had.
 OF_SECOND_TRAINING = ("map_width", "by_slice")
@@ -20,6 +23,8 @@ def settings_of_start(
 ) -> dict[str, Any]:
     """Settings of `fit` with those that the weights depend on: spacing, normalization, network …
 
+    Warns where they learned from channels of other names than the data have.
+
     Args:
         ckpt: the weights, with their `.json` beside them.
         root: of the bundle.
@@ -28,23 +33,35 @@ def settings_of_start(
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: nothing beside them says how they were trained, they have other channels or as many classes as
-            the data have not, or a setting contradicts them.
+        ValueError: nothing beside them says how they were trained, or that another bundle was; they have other
+            channels, the same in another order, or as many classes as the data have not; a setting contradicts them.
     """
     if not ckpt.is_file():
         raise FileNotFoundError(f"--start_ckpt: there is no {ckpt}")
     trained = read_beside(ckpt).get("trained", {})
     if "classes" not in trained:
         raise ValueError(f"--start_ckpt: {ckpt.with_suffix('.json')} does not say how {ckpt.name} was trained")
+    keys = read_json(root / "configs" / "train.json").keys() | set(OF_SECOND_TRAINING)
+    if foreign := sorted(trained.keys() - keys):
+        raise ValueError(f"--start_ckpt: {ckpt} is not of {root.name}, which has no {', '.join(foreign)}")
     for key, name in (("classes", "classes"), ("modalities", "channels")):
         of_weights = trained.get(name, len(content[key]))
         count = of_weights if isinstance(of_weights, int) else len(of_weights)
         if count != len(content[key]):
             raise ValueError(f"--start_ckpt: {ckpt} has {count} {name}, the data {len(content[key])}: {content[key]}")
-    keys = read_json(root / "configs" / "train.json").keys() - {"classes", *OF_SECOND_TRAINING}
+    _compare_channels(ckpt, (read_beside(ckpt).get("seen") or {}).get("channels") or [], content["modalities"])
+    keys -= {"classes", *OF_SECOND_TRAINING}
     if contrary := unlike_training(ckpt, {key: settings[key] for key in settings.keys() & keys}):
         raise ValueError(f"--start_ckpt: {'; '.join(contrary)}; leave that out, or begin without these weights")
     return {**{key: value for key, value in trained.items() if key in keys}, **settings}
+
+
+def _compare_channels(ckpt: Path, learned: Sequence[str], own: Sequence[str]) -> None:
+    """Refuse channels in another order than weights learned from, warn of others."""
+    if text := misplaced(own, learned):
+        raise ValueError(f"--start_ckpt: {ckpt.name}: {text}")
+    if [name.lower() for name in learned] != [name.lower() for name in own[: len(learned)]]:
+        logger.warning("%s learned from %s, the data are %s", ckpt, ", ".join(learned), ", ".join(own))
 
 
 def draws(ckpt: Path) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,21 @@ def test_a_bundle_that_fails_is_named_when_the_others_are_done(data, fits):
     page = (data / "page.md").read_text()
     assert "| ensemble_gradcam_brats | 7 |" in page
     assert "gp_unet_brats" not in page
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(subprocess.CalledProcessError(3, "run"), 3), (OSError("no space is left"), "OSError: no space is left")],
+)
+def test_a_fold_that_fails_ends_in_words_as_a_command_does(tmp_path, monkeypatch, error, said):
+    def fit(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(suite, "fit", fit)
+    with pytest.raises(SystemExit) as ended:
+        suite._measured("gp_unet_brats", str(tmp_path), str(tmp_path / "fold0"))
+    assert ended.value.code == said
+    assert not (tmp_path / "fold0" / "peak_memory.json").exists()
 
 
 def test_without_an_upper_bound_nothing_is_trained_with_masks(data, fits):

@@ -122,6 +122,7 @@ def test_what_they_depend_on_is_taken_from_them_but_for_what_is_the_datas_or_of_
             {},
             r"spacing is \[1\.0, 1\.0, -1\.0\], but theirs\.pt was trained with",
         ),
+        (TRAINED | {"encoder_name": "resnet50"}, {}, {}, "is not of gp_unet_brats, which has no encoder_name"),
         (TRAINED, {}, {"modalities": ["t1", "t2"]}, "has 1 channels, the data 2"),
         (TRAINED, {}, {"classes": ["none", "a", "b"]}, r"has 2 classes, the data 3: \['none', 'a', 'b'\]"),
     ],
@@ -131,6 +132,18 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, trained, settings, data, 
         settings_of_start(weights(tmp_path, trained=trained), bundle_root("gp_unet_brats"), settings, DATA | data)
     with pytest.raises(FileNotFoundError, match="there is no"):
         settings_of_start(tmp_path / "gone.pt", bundle_root("gp_unet_brats"), settings, DATA)
+
+
+def test_channels_in_another_order_are_refused_and_others_named(tmp_path, caplog):
+    start = weights(tmp_path, trained=TRAINED | {"channels": 2}, seen={"channels": ["FLAIR", "t1"]})
+    root = bundle_root("gp_unet_brats")
+    settings_of_start(start, root, {}, DATA | {"modalities": ["flair", "t1"]})
+    assert not caplog.messages
+    settings_of_start(start, root, {}, DATA | {"modalities": ["flair", "t1ce"]})
+    (said,) = caplog.messages
+    assert said == f"{start} learned from FLAIR, t1, the data are flair, t1ce"
+    with pytest.raises(ValueError, match="t1 stands in the place of FLAIR"):
+        settings_of_start(start, root, {}, DATA | {"modalities": ["t1", "flair"]})
 
 
 @pytest.mark.parametrize(
@@ -151,6 +164,17 @@ def test_slides_and_classes_without_negatives_begin_with_no_weights(tmp_path, bu
     with pytest.raises(ValueError, match="--start_ckpt: of volumes with negatives alone"):
         requested(bundle, str(tmp_path), str(tmp_path / "out"), start_ckpt=str(weights(tmp_path)), **how)
     requested(bundle, str(tmp_path), str(tmp_path / "out"), start_ckpt=None, **how)
+
+
+@pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir() if (path / "models").is_dir()))
+def test_shipped_weights_are_refused_by_every_other_bundle(bundle):
+    ckpt = bundle_root(bundle) / "models" / "model.pt"
+    trained, seen = (read_json(ckpt.with_suffix(".json"))[key] for key in ("trained", "seen"))
+    data = {"classes": trained["classes"], "modalities": seen["channels"]}
+    settings_of_start(ckpt, bundle_root(bundle), {}, data)
+    for other in {"gp_unet_brats", "ensemble_gradcam_brats", "tonno_mosmed", "insight_ct"} - {bundle}:
+        with pytest.raises(ValueError, match=f"is not of {other}, which has no "):
+            settings_of_start(ckpt, bundle_root(other), {}, data)
 
 
 @pytest.mark.parametrize("bundle", sorted(path.name for path in BUNDLES.iterdir() if (path / "models").is_dir()))
