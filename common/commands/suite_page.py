@@ -72,7 +72,7 @@ class Method:
 
     def headline(self) -> str:
         """Mean Dice of volumes with a lesion, with its interval."""
-        return _interval(_ill(self.cases))
+        return _interval(self.cases)
 
 
 def page_of(suite: str, methods: Sequence[Method], data: str, *, folds: int, seed: int) -> str:
@@ -126,13 +126,12 @@ def page_of(suite: str, methods: Sequence[Method], data: str, *, folds: int, see
 
 
 def _scores(method: Method) -> list[str]:
-    dice = _ill(method.cases)
     return [
         method.name,
-        str(len(dice)),
-        _interval(dice),
-        _interval(dice, "median"),
-        _interval(_ill(method.cases, "dice_raw")),
+        str(len(_ill(method.cases))),
+        _interval(method.cases),
+        _interval(method.cases, of="median"),
+        _interval(method.cases, "dice_raw"),
     ]
 
 
@@ -255,9 +254,9 @@ def _difference(one: Method, other: Method) -> list[str]:
 
 def _beside(methods: Sequence[Method]) -> list[list[str]]:
     there = [name for name in BASELINES if any(name in row for method in methods for row in method.cases)]
-    rows = [[BASELINES[name][0], *(_interval(_ill(method.cases, name)) for method in methods)] for name in there]
+    rows = [[BASELINES[name][0], *(_interval(method.cases, name) for method in methods)] for name in there]
     if any(method.bound for method in methods):
-        rows.append(["upper bound: trained with masks", *(_interval(_ill(method.bound)) for method in methods)])
+        rows.append(["upper bound: trained with masks", *(_interval(method.bound) for method in methods)])
     return [*rows, ["**from yes/no labels**", *(f"**{method.headline()}**" for method in methods)]]
 
 
@@ -265,9 +264,13 @@ def _costs(method: Method) -> list[str]:
     return [method.name, f"{np.mean(method.minutes):.0f}", f"{np.median(method.seconds):.1f}", f"{max(method.mib):.0f}"]
 
 
+def _known(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """The volumes that hold a lesion and have a score; a healthy one's is told by its label."""
+    return [row for row in rows if row.get(name) is not None and row["dice_empty"] == 0]
+
+
 def _ill(rows: Sequence[Mapping[str, Any]], name: str = "dice") -> list[float]:
-    """A score of the volumes that hold a lesion; a healthy one's is told by its label."""
-    return [row[name] for row in rows if row.get(name) is not None and row["dice_empty"] == 0]
+    return [row[name] for row in _known(rows, name)]
 
 
 def _by_patient(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -276,10 +279,11 @@ def _by_patient(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(_ill([row for row in ill if row["patient"] == name]))) for name in patients}
 
 
-def _interval(values: Sequence[float], of: str = "mean") -> str:
-    if not values:
+def _interval(rows: Sequence[Mapping[str, Any]], name: str = "dice", of: str = "mean") -> str:
+    known = _known(rows, name)
+    if not known:
         return "–"
-    found = summarize(values)
+    found = summarize([row[name] for row in known], patients=[row["patient"] for row in known])
     low, high = (found[key] for key in (("low", "high") if of == "mean" else ("median_low", "median_high")))
     return f"{found[of]:.3f}" + _bracket((low, high))
 

@@ -106,10 +106,11 @@ class BagSampler(Sampler[int]):
         self.singles = np.array(volumes.pop(-1, []), dtype=int)
         self.bags = list(volumes.values())
         self.labels = np.array([dataset.classes[slices[0]] for slices in self.bags])
-        if not (self.labels == 0).any():
-            raise ValueError(
-                f"none of the {len(self.bags)} volumes with one label is negative: add volumes without a finding"
-            )
+        for found, kind, further in ((self.labels == 0, "negative", "without"), (self.labels > 0, "positive", "with")):
+            if not found.any():
+                raise ValueError(
+                    f"none of the {len(self.bags)} volumes with one label is {kind}: add volumes {further} a finding"
+                )
         self.bag_size = bag_size
         own = np.array(dataset.classes)[self.singles]
         self.weights = np.ones(len(own))

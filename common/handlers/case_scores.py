@@ -141,8 +141,10 @@ class CaseScores(CaseHandler):
         papers report, see `common.metrics.pooled_miou`. A `note` says where `prepare --split paper` drew the slices.
         """
         result: dict[str, Any] = {"cases": len(self.rows)}
+        patients = [row["patient"] for row in self.rows]
         for name in (key for key in self.rows[0] if key not in ("case", "patient")):
-            result[name] = {k: _round(v) for k, v in summarize([row.get(name, np.nan) for row in self.rows]).items()}
+            found = summarize([row.get(name, np.nan) for row in self.rows], patients=patients)
+            result[name] = {k: _round(v) for k, v in found.items()}
         result["slices"] = self._slice_scores() if self.slices else {}  # none shows organ or a finding
         pooled = {name: float(miou_from_counts(*counts)) for name, counts in self.voxels.items()}
         result["pooled"] = {n: {"miou": _round(m), "paper_dsc": _round(paper_dsc(m))} for n, m in pooled.items()}

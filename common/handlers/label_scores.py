@@ -208,11 +208,12 @@ def disagreement_in_words(found: dict[str, Any]) -> str:
 
 def _marked_by_label(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How often anything is marked in volumes with a finding, and nothing, or how much, in those without."""
-    healthy = [row["ml"] for row in rows if not row["positive"]]
+    negatives = [row for row in rows if not row["positive"]]
+    healthy, patients = [row["ml"] for row in negatives], [row["patient"] for row in negatives]
     return {
         "positives_marked": _mean([row["ml"] > 0 for row in rows if row["positive"]]),
         "negatives_empty": _mean([ml == 0 for ml in healthy]),
-        "ml_in_negatives": {k: _number(v) for k, v in summarize(healthy).items()},
+        "ml_in_negatives": {k: _number(v) for k, v in summarize(healthy, patients=patients).items()},
     }
 
 

@@ -35,7 +35,9 @@ def mean_auc(scores: Tensor, labels: Tensor) -> float:
     Example:
         With a label that no case has, the mean of the others.
     """
+    if not len(labels):
+        return float("nan")
     scores, labels = (part.reshape(len(part), -1) for part in (scores, labels))
-    both = labels.amin(0) < labels.amax(0) if len(labels) else labels.any(0)
+    both = labels.amin(0) < labels.amax(0)
     areas = [compute_roc_auc(scores[:, i], labels[:, i]) for i in np.flatnonzero(both)]
     return float(np.mean(areas)) if areas else float("nan")

@@ -45,7 +45,8 @@ class VolumeScores(CaseHandler):
             if not name and "probability" in output:
                 row["probability"] = round(1 - float(output["probability"][0]), 6)
             ml = volume_ml(as_array(mask)[0] > 0, spacing_of(output["pred"]))
-            self.rows.append({"case": batch["case"], "mask": name or "method", **row, "ml": round(ml, 4)})
+            shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"]), "mask": name or "method"}
+            self.rows.append({**shared, **row, "ml": round(ml, 4)})
 
     def _row(self, batch: dict, pred: np.ndarray) -> dict[str, Any]:
         row: dict[str, Any] = {"predicted": int(pred.any())}
@@ -64,30 +65,31 @@ class VolumeScores(CaseHandler):
         write_json(self.output_dir / "volumes.json", self.summary())
 
     def summary(self) -> dict[str, Any]:
-        """For each mask: mean, spread and interval of each score over volumes, balanced accuracy and AUC.
+        """For each mask: mean, spread and interval by patient of each score of volumes, balanced accuracy and AUC.
 
-        And of how many volumes Dice is, and what is marked in negative ones.
+        Also the number of volumes that Dice is averaged over, and how much is marked in negative volumes.
         """
         result = {}
         for name in dict.fromkeys(row["mask"] for row in self.rows):
             rows = [row for row in self.rows if row["mask"] == name]
-            counts = {"volumes": len(rows), "with_lesion": len(_defined(rows, "dice"))}
+            counts = {"volumes": len(rows), "with_lesion": len(_known(rows, "dice"))}
             result[name] = counts | _means(rows) | _in_negatives(rows) | _told_apart(rows)
         return result
 
 
-def _defined(rows: Rows, key: str) -> list[float]:
-    """A score of the volumes that have it; Dice of healthy ones is NaN."""
-    return [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
+def _known(rows: Rows, key: str) -> Rows:
+    """The volumes that have a score; Dice of healthy ones is NaN."""
+    return [row for row in rows if np.isfinite(row.get(key, np.nan))]
 
 
-def _summary(values: list[float]) -> dict[str, float]:
-    return {name: round(float(value), 4) for name, value in summarize(values).items()}
+def _summary(rows: Rows, key: str) -> dict[str, float]:
+    found = summarize([row[key] for row in rows], patients=[row["patient"] for row in rows])
+    return {name: round(float(value), 4) for name, value in found.items()}
 
 
 def _means(rows: Rows) -> dict[str, Any]:
-    found = {key: _defined(rows, key) for key in ("dice", "precision", "recall", "f1", "max_iou")}
-    return {key: _summary(values) for key, values in found.items() if values}
+    found = {key: _known(rows, key) for key in ("dice", "precision", "recall", "f1", "max_iou")}
+    return {key: _summary(known, key) for key, known in found.items() if known}
 
 
 def _in_negatives(rows: Rows) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _in_negatives(rows: Rows) -> dict[str, Any]:
     if not negatives:
         return {}
     empty = float(np.mean([not row["predicted"] for row in negatives]))
-    return {"negatives_empty": round(empty, 4), "ml_in_negatives": _summary([row["ml"] for row in negatives])}
+    return {"negatives_empty": round(empty, 4), "ml_in_negatives": _summary(negatives, "ml")}
 
 
 def _told_apart(rows: Rows) -> dict[str, Any]:

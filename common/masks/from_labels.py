@@ -54,7 +54,8 @@ def choose_gate(probabilities: ArrayLike, labels: ArrayLike, *, sensitivity: flo
         best = int(np.flatnonzero(true >= sensitivity - 1e-9)[0])
     passing = cuts[best]
     below = scores[scores < passing].max(initial=0.0)
-    return float(expit(np.mean(logit(np.clip([passing, below], _SURE, 1 - _SURE)))))
+    gate = float(expit(np.mean(logit(np.clip([passing, below], _SURE, 1 - _SURE)))))
+    return gate if below <= gate < passing else float(below)  # both nearer to 0 or 1 than is told apart
 
 
 def volume_gate(scores: ArrayLike, labels: ArrayLike, *, sensitivity: float = 0.95) -> float:

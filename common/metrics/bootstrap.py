@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals by patient, and summaries of one value per patient. NaN is never counted as 0."""
+"""Percentile bootstrap intervals by patient, and summaries of one value per scan. NaN is never counted as 0."""
 
 from __future__ import annotations
 
@@ -120,11 +120,14 @@ def few_patients(patients: ArrayLike, labels: ArrayLike) -> bool:
     return min(len(np.unique(ids[positive])), len(np.unique(ids[~positive]))) < FEW_PATIENTS
 
 
-def summarize(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Summary of one value per patient: mean, standard deviation and median, with their bootstrap intervals.
+def summarize(
+    values: ArrayLike, *, patients: ArrayLike | None = None, resamples: int = 2000, seed: int = 0
+) -> dict[str, float]:
+    """Summary of one value per scan: mean, standard deviation and median, with bootstrap intervals by patient.
 
     Args:
-        values: one number per patient; NaN is dropped.
+        values: one number per scan; NaN is dropped.
+        patients: of each scan; a patient is drawn with all of his. None: each scan is of another.
         resamples: number of bootstrap samples.
         seed: of the random generator.
 
@@ -132,9 +135,16 @@ def summarize(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> dic
         `mean` with `low` and `high`, `std` (of the sample, n − 1; NaN below two values), `median` with `median_low` and
         `median_high`, `count` (values that are not NaN). Without any value all but the count are NaN.
     """
-    kept = _defined(values)
-    low, high = bootstrap_interval(kept, resamples=resamples, seed=seed)
-    median_low, median_high = bootstrap_interval(kept, statistic=np.median, resamples=resamples, seed=seed)
+    kept, drawn = _defined(values), {"resamples": resamples, "seed": seed}
+    ids = np.arange(kept.size) if patients is None else np.asarray(patients)[~np.isnan(np.asarray(values, dtype=float))]
+    if len(np.unique(ids)) == kept.size:
+        (low, high), (median_low, median_high) = (
+            bootstrap_interval(kept, statistic=statistic, **drawn) for statistic in (np.mean, np.median)
+        )
+    else:
+        (low, high), (median_low, median_high) = (
+            bootstrap_by_patient(ids, statistic, kept, **drawn) for statistic in (np.mean, np.median)
+        )
     return {
         "mean": float(kept.mean()) if kept.size else np.nan,
         "std": float(kept.std(ddof=1)) if kept.size > 1 else np.nan,

@@ -56,3 +56,37 @@ def test_shipped_weights_know_flair_of_other_scanners_and_not_t1(real_data):
         path = sorted(folder.glob(f"*/{name}.nii.gz"))[0]
         warnings = preprocessing({"case": name, "image": str(path)})["warnings"]
         assert ("contrast unlike 'flair' of the training" in warnings) == unlike
+
+
+@pytest.mark.parametrize("bundle", SPLITS)
+def test_a_network_is_changed_by_keys_that_go_with_its_weights_and_not_replaced(bundle):
+    """Else weights of such a training meet another network at inference."""
+    own = {
+        "train.json",
+        "inference.json",
+        "train_draw.json",
+        "wsi_inference.json",
+    }  # the last two by @map_width, slides
+    others = [path for path in (BUNDLES / bundle / "configs").glob("[!.]*.json") if path.name not in own]
+    assert [path.name for path in others if "network_def" in read_json(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("bundle", "config_name", "keys"),
+    [
+        ("gp_unet_brats", "phantom+clinic", {"pool": "top_fraction", "pool_options": {"fraction": 0.02}}),
+        ("tonno_mosmed", "phantom", {"backbone": "resnet10", "width_factor": 0.25}),
+    ],
+)
+def test_what_a_training_changes_of_its_network_is_told_beside_the_weights(bundle, config_name, keys):
+    parser = parsed(bundle, "train", *config_name.split("+"))
+    told = parser.get_parsed_content(place_of_told(parser))
+    assert {key: told[key] for key in keys} == keys
+
+
+def place_of_told(parser: Any) -> str:
+    """Where a training says on what its weights depend."""
+    number = next(
+        k for k, handler in enumerate(parser["train"]["handlers"]) if handler["_target_"].endswith("SeenWriter")
+    )
+    return f"train#handlers#{number}#trained"

@@ -10,7 +10,7 @@ import pytest
 
 import common.commands.benchmark_suite as suite
 from common.commands.benchmark_suite import benchmark_suite, bundles_of
-from common.commands.suite_page import Method, _labels, _pooled, auc_interval, called_interval, patients_of
+from common.commands.suite_page import Method, _interval, _labels, _pooled, auc_interval, called_interval, patients_of
 from common.files import write_csv, write_json
 from common.metrics import roc_auc
 
@@ -240,3 +240,9 @@ class TestLabels:
         for folder in (fold("p", 12) / "evaluation", fold("q", 12) / "evaluation"):  # of labels alone, without masks
             (folder / "slices.csv").rename(folder / "label_slices.csv")
         assert _labels(Method.read("x", [tmp_path / "p", tmp_path / "q"]))[1].startswith("0.900 [")
+
+
+def test_intervals_draw_patients_with_all_of_their_scans():
+    rows = [{"patient": "ab"[k // 4], "dice": float(k // 4), "dice_empty": 0.0} for k in range(8)]
+    assert _interval(rows) == "0.500 [0.000, 1.000]"
+    assert _interval([{**row, "dice_empty": 1.0} for row in rows]) == "–"

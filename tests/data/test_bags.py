@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -86,6 +87,8 @@ def test_processes_share_the_draws(monkeypatch):
 def test_batches_that_tear_bags_apart_and_volumes_without_negatives_are_errors():
     with pytest.raises(ValueError, match=r"batch_size must be a multiple of bag_size, .* got 10 and 4"):
         matched_sampler(dataset((8, 1), (8, 0)), bag_size=4, batch_size=10)
+    with pytest.raises(ValueError, match="none of the 2 volumes with one label is positive: add volumes with"):
+        BagSampler(cast(Any, SimpleNamespace(bags=[0, 0, 1], classes=[0, 0, 0], positions=[0.0, 0.5, 1.0])))
     with pytest.raises(ValueError, match="none of the 2 volumes with one label is negative"):
         matched_sampler(dataset((8, 1), (8, 1)))
 

@@ -159,7 +159,12 @@ def test_summary_is_that_of_the_cases_and_of_all_slices(tmp_path, cases):
     result = summary(tmp_path)
     assert result["cases"] == 4
     dices = [metrics.dice(case["pred"], case["truth"]) for case in cases]
-    assert result["dice"] == pytest.approx(metrics.summarize(dices), abs=6e-5)
+    assert result["dice"] == pytest.approx(
+        metrics.summarize(dices, patients=[case["patient"] for case in cases]), abs=6e-5
+    )
+    assert (result["dice"]["low"], result["dice"]["high"]) != metrics.bootstrap_interval(
+        dices
+    )  # two are of one patient
     assert result["slice_dice"]["count"] == 3  # undefined in the healthy case
     positive = np.concatenate([case["truth"].any(axis=(0, 1)) for case in cases])
     probability = np.concatenate([case["p"] for case in cases])

@@ -9,6 +9,7 @@ import torch
 from monai.metrics import compute_roc_auc
 
 from common.handlers import BagAUC, MeanAUC
+from common.handlers.mean_auc import mean_auc
 from tests.running import REPOSITORY
 
 TRAININGS = sorted((REPOSITORY / "bundles").glob("*/configs/train.json"))
@@ -50,6 +51,7 @@ def test_a_label_that_no_case_lacks_or_none_has_does_not_count(scores, labels, m
 
 def test_without_any_it_is_undefined(scores, labels):
     assert math.isnan(auc(MeanAUC(), scores, labels * 0))
+    assert math.isnan(mean_auc(scores[:0], labels[:0]))
 
 
 @pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.parts[-3])

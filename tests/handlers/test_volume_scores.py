@@ -92,3 +92,11 @@ def test_a_mask_that_marks_nothing_has_no_dice_from_healthy_volumes(tmp_path):
     assert summary["all"]["ml_in_negatives"]["mean"] == 1000.0  # of all voxels, a ml each
     with open(tmp_path / "volumes.csv", encoding="utf-8") as file:
         assert [row["dice"] for row in csv.DictReader(file) if row["mask"] == "method"] == ["0.0"] * 2 + ["nan"] * 3
+
+
+def test_intervals_draw_patients_with_all_of_their_volumes(tmp_path):
+    apart = [(cube((0, 4)), cube((0, 4)))] * 4 + [(cube((0, 4)), cube((6, 8)))] * 4
+    rows = [({"case": str(k), "patient": "ab"[k // 4], "label": t}, {"pred": p}) for k, (t, p) in enumerate(apart)]
+    run_handler(VolumeScores(tmp_path), rows)
+    found = read(tmp_path / "volumes.json")["method"]["dice"]
+    assert [found[key] for key in ("mean", "low", "high")] == [0.5, 0.0, 1.0]

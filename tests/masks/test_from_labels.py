@@ -25,6 +25,12 @@ def test_gate_of_a_given_sensitivity_lets_that_share_of_positives_pass():
     assert choose_gate(probabilities, labels, sensitivity=1.0) < 0.1
 
 
+@pytest.mark.parametrize("probabilities", [[1e-8, 0.9, 1e-9, 1e-9], [1.0, 1.0, 0.9999995, 0.9999995]])
+def test_gate_separates_probabilities_next_to_0_or_1_too(probabilities):
+    gate = choose_gate(probabilities, [1, 1, 0, 0])
+    assert [p > gate for p in probabilities] == [True, True, False, False]
+
+
 @pytest.mark.parametrize(("labels", "kind"), [([1, 1], "yes"), ([0, 0], "no")])
 def test_a_gate_needs_both_labels(labels, kind):
     with pytest.raises(ValueError, match=f"all 2 are {kind}"):

@@ -91,3 +91,14 @@ def test_summary():
     empty = summarize([np.nan])
     assert empty["count"] == 0
     assert all(np.isnan(v) for k, v in empty.items() if k != "count")
+
+
+def test_a_summary_draws_patients_with_all_of_their_scans():
+    values, patients = np.repeat([0.1, 0.5, 0.9], 20), np.repeat(list("abc"), 20)
+    summary = summarize([*values, np.nan], patients=[*patients, "d"])
+    assert (summary["low"], summary["high"]) == pytest.approx((0.1, 0.9))
+    assert (summary["median_low"], summary["median_high"]) == pytest.approx((0.1, 0.9))
+    assert summary["count"] == 60
+    each_his_own = summarize(values, patients=range(60))
+    assert each_his_own == summarize(values)
+    assert each_his_own["low"] > 0.4
