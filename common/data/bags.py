@@ -57,7 +57,8 @@ def slice_sampler(
     Args:
         imbalance: `matched` draws positives and negatives 1:1 from the same positions (`matched_sampler`, which also
             serves volumes with one label), `balanced` each class as often, wherever it lies; the others (`weighted`,
-            `focal`, `none`) every slice once an epoch, or as often as it takes.
+            `focal`, `none`) every slice once an epoch, or as often as it takes. Where any volume has one label,
+            draws are `matched`, and the name is the loss's alone.
         dataset, at_least, bag_size, batch_size: see `matched_sampler`.
 
     Raises:
