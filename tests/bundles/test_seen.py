@@ -74,7 +74,11 @@ def test_a_network_is_changed_by_keys_that_go_with_its_weights_and_not_replaced(
 @pytest.mark.parametrize(
     ("bundle", "config_name", "keys"),
     [
-        ("gp_unet_brats", "phantom+clinic", {"pool": "top_fraction", "pool_options": {"fraction": 0.02}}),
+        (
+            "gp_unet_brats",
+            "phantom+clinic",
+            {"backbone": "gp_efficientnet", "network_options": {}, "pool": "top_fraction"},
+        ),
         ("tonno_mosmed", "phantom", {"backbone": "resnet10", "width_factor": 0.25}),
     ],
 )
