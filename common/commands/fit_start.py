@@ -38,19 +38,20 @@ def settings_of_start(
     """
     if not ckpt.is_file():
         raise FileNotFoundError(f"--start_ckpt: there is no {ckpt}")
-    trained = read_beside(ckpt).get("trained", {})
+    beside = read_beside(ckpt)
+    trained = beside.get("trained", {})
     if "classes" not in trained:
         raise ValueError(f"--start_ckpt: {ckpt.with_suffix('.json')} does not say how {ckpt.name} was trained")
-    keys = read_json(root / "configs" / "train.json").keys() | set(OF_SECOND_TRAINING)
-    if foreign := sorted(trained.keys() - keys):
+    of_training = read_json(root / "configs" / "train.json").keys()
+    if foreign := sorted(trained.keys() - of_training - set(OF_SECOND_TRAINING)):
         raise ValueError(f"--start_ckpt: {ckpt} is not of {root.name}, which has no {', '.join(foreign)}")
     for key, name in (("classes", "classes"), ("modalities", "channels")):
         of_weights = trained.get(name, len(content[key]))
         count = of_weights if isinstance(of_weights, int) else len(of_weights)
         if count != len(content[key]):
             raise ValueError(f"--start_ckpt: {ckpt} has {count} {name}, the data {len(content[key])}: {content[key]}")
-    _compare_channels(ckpt, (read_beside(ckpt).get("seen") or {}).get("channels") or [], content["modalities"])
-    keys -= {"classes", *OF_SECOND_TRAINING}
+    _compare_channels(ckpt, (beside.get("seen") or {}).get("channels") or [], content["modalities"])
+    keys = of_training - {"classes", *OF_SECOND_TRAINING}
     if contrary := unlike_training(ckpt, {key: settings[key] for key in settings.keys() & keys}):
         raise ValueError(f"--start_ckpt: {'; '.join(contrary)}; leave that out, or begin without these weights")
     return {**{key: value for key, value in trained.items() if key in keys}, **settings}

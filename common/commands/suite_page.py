@@ -128,7 +128,7 @@ def page_of(suite: str, methods: Sequence[Method], data: str, *, folds: int, see
 def _scores(method: Method) -> list[str]:
     return [
         method.name,
-        str(len(_ill(method.cases))),
+        str(len(_known(method.cases, "dice"))),
         _interval(method.cases),
         _interval(method.cases, of="median"),
         _interval(method.cases, "dice_raw"),
@@ -269,14 +269,11 @@ def _known(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, An
     return [row for row in rows if row.get(name) is not None and row["dice_empty"] == 0]
 
 
-def _ill(rows: Sequence[Mapping[str, Any]], name: str = "dice") -> list[float]:
-    return [row[name] for row in _known(rows, name)]
-
-
 def _by_patient(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    ill = [row for row in rows if row["dice_empty"] == 0]
-    patients = {row["patient"] for row in ill}
-    return {name: float(np.mean(_ill([row for row in ill if row["patient"] == name]))) for name in patients}
+    found: dict[str, list[float]] = {}
+    for row in _known(rows, "dice"):
+        found.setdefault(row["patient"], []).append(row["dice"])
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _interval(rows: Sequence[Mapping[str, Any]], name: str = "dice", of: str = "mean") -> str:

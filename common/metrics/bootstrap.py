@@ -135,16 +135,16 @@ def summarize(
         `mean` with `low` and `high`, `std` (of the sample, n − 1; NaN below two values), `median` with `median_low` and
         `median_high`, `count` (values that are not NaN). Without any value all but the count are NaN.
     """
-    kept, drawn = _defined(values), {"resamples": resamples, "seed": seed}
-    ids = np.arange(kept.size) if patients is None else np.asarray(patients)[~np.isnan(np.asarray(values, dtype=float))]
-    if len(np.unique(ids)) == kept.size:
-        (low, high), (median_low, median_high) = (
-            bootstrap_interval(kept, statistic=statistic, **drawn) for statistic in (np.mean, np.median)
-        )
-    else:
-        (low, high), (median_low, median_high) = (
-            bootstrap_by_patient(ids, statistic, kept, **drawn) for statistic in (np.mean, np.median)
-        )
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    known = ~np.isnan(flat)
+    kept, ids = flat[known], np.asarray(np.arange(flat.size) if patients is None else patients)[known]
+
+    def interval(statistic: Callable[..., Any]) -> tuple[float, float]:
+        if len(np.unique(ids)) == kept.size:  # SciPy draws one value a patient all at once
+            return bootstrap_interval(kept, statistic=statistic, resamples=resamples, seed=seed)
+        return bootstrap_by_patient(ids, statistic, kept, resamples=resamples, seed=seed)
+
+    (low, high), (median_low, median_high) = interval(np.mean), interval(np.median)
     return {
         "mean": float(kept.mean()) if kept.size else np.nan,
         "std": float(kept.std(ddof=1)) if kept.size > 1 else np.nan,

@@ -61,12 +61,8 @@ def test_shipped_weights_know_flair_of_other_scanners_and_not_t1(real_data):
 @pytest.mark.parametrize("bundle", SPLITS)
 def test_a_network_is_changed_by_keys_that_go_with_its_weights_and_not_replaced(bundle):
     """Else weights of such a training meet another network at inference."""
-    own = {
-        "train.json",
-        "inference.json",
-        "train_draw.json",
-        "wsi_inference.json",
-    }  # the last two by @map_width, slides
+    # The last two are taken by `@map_width` and for slides: inference knows them.
+    own = {"train.json", "inference.json", "train_draw.json", "wsi_inference.json"}
     others = [path for path in (BUNDLES / bundle / "configs").glob("[!.]*.json") if path.name not in own]
     assert [path.name for path in others if "network_def" in read_json(path)] == []
 
