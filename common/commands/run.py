@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -108,12 +110,26 @@ def run_arguments(bundle: str | Path, configs: list[str], **overrides: object) -
 def run_bundle(bundle: str | Path, configs: list[str], **overrides: object) -> None:
     """`python -m monai.bundle run` in a process of its own, as a user would type it; arguments as `run_arguments`.
 
-    What it says goes where `common.commands.console.logged` sends it.
+    What it says goes where `common.commands.console.logged` sends it. It ends when this process is told to end.
 
     Raises:
         subprocess.CalledProcessError: the run failed.
     """
-    with output_of_run() as (logging, stdout):
+    with _ended_together(), output_of_run() as (logging, stdout):
         arguments = run_arguments(bundle, configs, **{**logging, **overrides})
         command = [sys.executable, "-m", "monai.bundle", *arguments]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONWARNINGS": "ignore"}, stdout=stdout)
+
+
+@contextmanager
+def _ended_together() -> Iterator[None]:
+    """SIGTERM, as a queue sends it where time is up, leaves no run behind; Ctrl-C reaches both by itself."""
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

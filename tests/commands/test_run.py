@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
+import time
 
 import pytest
 
@@ -16,6 +19,25 @@ def test_overrides_reach_the_command_line_and_none_is_not_dropped_there(monkeypa
     (command,) = commands
     assert command[:4] == [sys.executable, "-m", "monai.bundle", "run"]
     assert command[-4:] == ["--stack", "$None", "--max_epochs", "2"]
+
+
+def test_a_command_that_is_told_to_end_ends_its_run(monkeypatch, tmp_path):
+    run, told = tmp_path / "run", []
+    run.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/id\nkill -TERM $PPID\nexec sleep 20\n")
+    run.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(run))
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("by nobody"))
+    try:
+        began = time.monotonic()
+        with pytest.raises(SystemExit, match="^143$"):
+            run_bundle("gp_unet_brats", ["train.json"])
+        assert time.monotonic() - began < 15 and not told
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "id").read_text()), 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told  # who waited for the signal before does so again
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_config_files_keep_their_order_and_a_path_stays_as_it_is(monkeypatch, tmp_path):
