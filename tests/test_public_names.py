@@ -23,7 +23,7 @@ PUBLIC = {
     "data": """
         SECTIONS BagSampler CacheEntry Case SliceDataset VolumeCache case_label cases check_patients find_cases
         in_turns kinds_of_patients label_counts label_of labels_in_words labels_of labels_slices load_datalist
-        make_datalist matched_sampler matched_weights multi_hot patient_folds pseudo_masks read_unmasked runs
+        make_datalist matched_sampler matched_weights multi_hot patient_folds patient_of pseudo_masks read_unmasked runs
         slice_classes slice_labels slice_sampler split_patients stratified_split stratified_weights true_masks
         write_datalist
     """,

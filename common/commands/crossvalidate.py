@@ -289,8 +289,7 @@ def over_folds(summaries: Sequence[Mapping]) -> dict[str, dict[str, float]]:
     result = {}
     for name in shared:
         values = np.array([one[name] for one in flat])
-        std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        result[name] = {"mean": round(float(values.mean()), 4), "std": round(std, 4)}
+        result[name] = {"mean": round(float(values.mean()), 4), "std": round(float(values.std(ddof=1)), 4)}
     return result
 
 

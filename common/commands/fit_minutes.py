@@ -104,7 +104,7 @@ def minutes(
         drawing: keys of the training on masks, where another network learns to draw them.
     """
     cost = COSTS.get(bundle, UNKNOWN)
-    draw, work, slices = seen(settings, grids)
+    draw, work, slices = _pixels(settings, grids)
     cases = len(cases_of(content))
     labeled = [len(case["cls"]) if labels_slices(case) else slices for case in content["training"]]
     least = settings.get("min_slices_per_epoch", 0)
@@ -118,7 +118,7 @@ def minutes(
     return max(1, round((training + rounds * again + masks + RUN * runs) / 60))
 
 
-def seen(settings: Mapping[str, Any], grids: Grids) -> tuple[float, float, float]:
+def _pixels(settings: Mapping[str, Any], grids: Grids) -> tuple[float, float, float]:
     """Pixels of a draw in training, pixels for the masks of a volume, and slices of a volume."""
     voxels = grids.resampled(settings.get("spacing") or [-1.0, -1.0, -1.0])
     zoom = float(settings.get("zoom") or 1.0) ** 2

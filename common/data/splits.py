@@ -14,6 +14,11 @@ from monai.data import partition_dataset
 Parts = list[list[str]]  # patients of each
 
 
+def patient_of(case: Mapping[str, Any]) -> str:
+    """Whose case of a datalist it is; one that names no patient is a patient of its own."""
+    return str(case.get("patient", case["case"]))
+
+
 def split_patients(
     patients: Iterable[str], *, fractions: Sequence[float] = (0.6, 0.15, 0.25), seed: int = 0
 ) -> list[list[str]]:

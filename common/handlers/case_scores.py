@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..data import patient_of
 from ..engines import gathered, gathered_rows
 from ..files import rounded, write_csv, write_json
 from ..images import axial
@@ -86,7 +87,7 @@ class CaseScores(CaseHandler):
         probability = _at_slices(np.asarray(output["slice_probability"]), truth.shape[-1])
         heat = axial(output["heatmap"])[0].numpy()
         raw, empty = heat > self.raw_threshold, np.zeros_like(truth)
-        shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
+        shared = {"case": batch["case"], "patient": patient_of(batch)}
         row: dict[str, Any] = {
             **shared,
             "dice": dice(pred, truth),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from ..data import case_label
+from ..data import case_label, patient_of
 from ..files import atomic_path, rounded, write_csv, write_json
 from ..images import as_array, axial, filled_slices
 from ..masks import clean, multi_otsu
@@ -81,7 +81,7 @@ class ClassScores(CaseHandler):
         labels = true_classes(engine.cases.get(batch["case"], {}), truth, depth)
         slices = torch.as_tensor(as_array(batch["image"])).movedim(-1, 0)
         shown = filled_slices(slices, organ_channel=True).tolist()
-        shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
+        shared = {"case": batch["case"], "patient": patient_of(batch)}
         shared |= {"split": "paper"} if batch.get("split") == "paper" else {}
         for z in range(depth):
             if labels[z] is None or not (shown[z] or labels[z]):

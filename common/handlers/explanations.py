@@ -26,6 +26,7 @@ from ..cam import (
     occlusion_map,
     whole_slices,
 )
+from ..data import patient_of
 from ..data.pseudo import mask_of
 from ..files import atomic_path, write_csv, write_json
 from ..images import as_array
@@ -128,7 +129,7 @@ class Explanations:
             if "error" in case:
                 logger.error("%s: %s", case["case"], case["error"])
                 continue
-            described = {"case": case["case"], "patient": case.get("patient", case["case"])}
+            described = {"case": case["case"], "patient": patient_of(case)}
             for z, logit, maps, inside, image, truth in self._slices(case, self.dataset.data[index].get("label")):
                 score = partial(self._score, logit)
                 described |= {"slice": z, "class": self._name(logit.shown), "probability": float(score(image[None])[0])}

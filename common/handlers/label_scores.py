@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import labels_of, labels_slices, multi_hot
+from ..data import labels_of, labels_slices, multi_hot, patient_of
 from ..data.matches import some
 from ..engines import gathered_rows
 from ..files import rounded, write_csv, write_json
@@ -72,7 +72,7 @@ class LabelScores(CaseHandler):
             self.compared.append({"case": batch["case"], **disagreement(positive, labels, truth)})
         pred = axial(output["pred"])
         mask = as_array(pred)[0] > 0
-        shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"])}
+        shared = {"case": batch["case"], "patient": patient_of(batch)}
         ml = volume_ml(mask, spacing_of(pred))
         row = {"positive": int(positive), "probability": float(1 - output["probability"][0]), "ml": ml}
         row |= self._by_class(case, as_array(output["probability"]))

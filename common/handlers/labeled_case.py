@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from ..data import labels_of
+from ..data import labels_of, patient_of
 from ..images import as_array, spacing_of
 from ..masks import MapsToMaskd, smooth_in_plane, volume_ml
 
@@ -51,17 +51,17 @@ class LabeledCase:
         """Of an entry of the datalist, its image `[C, X, Y, Z]` (organ last) and the maps `[2K, X, Y, Z]` of it."""
         positive, labels = labels_of(case, pred.shape[-1])
         seen = MapsToMaskd("pred", gate=None)({"image": image, "pred": pred})
-        half = len(pred) // 2
+        count = len(pred) // 2
         return cls(
             name=case["case"],
-            patient=str(case.get("patient", case["case"])),
+            patient=patient_of(case),
             cls=case.get("cls"),
             half="half" in case,
             positive=positive,
             labels=labels,
             image=image[[0, -1]].half(),
-            maps=pred[:half].half(),
-            of_slices=pred[half:, 0, 0],
+            maps=pred[:count].half(),
+            of_slices=pred[count:, 0, 0],
             heat=as_array(seen["heatmap"])[0].astype(np.float16),
             classes=as_array(seen["slice_probability"]),
         )

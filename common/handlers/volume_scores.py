@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data import patient_of
 from ..files import write_csv, write_json
 from ..images import as_array, spacing_of
 from ..masks import volume_ml
@@ -45,7 +46,7 @@ class VolumeScores(CaseHandler):
             if not name and "probability" in output:
                 row["probability"] = round(1 - float(output["probability"][0]), 6)
             ml = volume_ml(as_array(mask)[0] > 0, spacing_of(output["pred"]))
-            shared = {"case": batch["case"], "patient": batch.get("patient", batch["case"]), "mask": name or "method"}
+            shared = {"case": batch["case"], "patient": patient_of(batch), "mask": name or "method"}
             self.rows.append({**shared, **row, "ml": round(ml, 4)})
 
     def _row(self, batch: dict, pred: np.ndarray) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, jaccard_score, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, jaccard_score
 
 from .bootstrap import bootstrap_by_patient
+from .functional import roc_auc
 
 
 def class_scores(
@@ -51,10 +52,9 @@ def class_scores(
         if not own.any() or own.all():
             continue
         scores: dict[str, Any] = {"prevalence": float(own.mean())}
-        for name, score in (("auc", roc_auc_score), ("average_precision", average_precision_score)):
-            scores[name] = float(score(own, probability[:, k]))
-            statistic = _defined(score)
-            interval = bootstrap_by_patient(ids, statistic, own, probability[:, k], labels=own, resamples=resamples)
+        for name, score in (("auc", roc_auc), ("average_precision", _average_precision)):
+            scores[name] = score(probability[:, k], own)
+            interval = bootstrap_by_patient(ids, score, probability[:, k], own, labels=own, resamples=resamples)
             scores[f"{name}_interval"] = list(interval)
         found["classes"][k] = scores
     return found
@@ -78,9 +78,9 @@ def patient_accuracy(probabilities: np.ndarray, labels: np.ndarray, patients: Se
     return _mean(np.array(right))
 
 
-def _defined(score: Any) -> Any:
-    """The score, NaN where a resample holds one class alone."""
-    return lambda own, probability: float(score(own, probability)) if 0 < own.sum() < len(own) else np.nan
+def _average_precision(probability: np.ndarray, own: np.ndarray) -> float:
+    """NaN where a resample holds one class alone."""
+    return float(average_precision_score(own, probability)) if 0 < own.sum() < len(own) else np.nan
 
 
 def _mean(right: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from monai.transforms import Compose
 from tqdm import tqdm
 
 from ..checkpoint import add_beside, read_beside
+from ..data import patient_of
 from ..files import PathLike, json_text, write_json
 from .checking import CheckSeend, listed, listed_modalities
 from .seen import summarize
@@ -130,7 +131,7 @@ class SeenWriter:
         read = check.described | dict(zip((str(case["case"]) for case in cases), described, strict=True))
         for text in unlike_others(read, window=check.window):
             logger.warning("%s", text)
-        patients = [_patient(case) for case in cases]
+        patients = [patient_of(case) for case in cases]
         seen = summarize(described, patients, channels=listed_modalities(self.datalist), window=check.window)
         add_beside(self.path, seen=seen)
 
@@ -149,10 +150,10 @@ class SeenWriter:
 
     def _some(self) -> list[dict]:
         """All cases of at most `most` patients."""
-        patients = list(dict.fromkeys(map(_patient, self.data)))
+        patients = list(dict.fromkeys(map(patient_of, self.data)))
         drawn = np.linspace(0, len(patients) - 1, min(self.most, len(patients))).round().astype(int)
         kept = {patients[i] for i in drawn}
-        return [case for case in self.data if _patient(case) in kept]
+        return [case for case in self.data if patient_of(case) in kept]
 
 
 def changed_cases(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -167,10 +168,6 @@ def changed_cases(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for what, names in parts.items()
         if names
     )
-
-
-def _patient(case: dict) -> str:
-    return str(case.get("patient", case["case"]))
 
 
 def _read(case: dict, transform: Callable) -> Any:

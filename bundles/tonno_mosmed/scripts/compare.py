@@ -13,7 +13,7 @@ from monai.transforms import ResampleToMatch, apply_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.data import labels_of
+from common.data import labels_of, patient_of
 from common.files import write_csv, write_json
 from common.images import spacing_of
 from common.masks import clean, least_voxels, refine_by_intensity, volume_ml
@@ -234,7 +234,7 @@ def _accuracies(
     volumes: list[tuple[bool, bool]] = []
     patients: dict[str, tuple[bool, bool]] = {}
     for item, mask in zip(items, masks, strict=True):
-        patient = item["case"].get("patient", item["case"]["case"])
+        patient = patient_of(item["case"])
         for start, stop, label in stacks(item["case"], mask.shape[-1], 1, max_slices):
             volume = (label > 0, bool(mask[..., start:stop].any()))
             before = patients.get(patient, (False, False))
