@@ -17,7 +17,7 @@ from .fit_minutes import cases_of
 from .fit_runs import Recipe, supervised
 from .folds import scans_of_fold, write_folds
 from .phantom import phantom
-from .run import BUNDLES, names
+from .run import BUNDLES, bundle_root, names
 from .suite_page import Method, page_of
 
 SUITES = ("lgg", "covid", "phantom")
@@ -87,7 +87,7 @@ def benchmark_suite(
     failed: list[str] = []
     for bundle in chosen:
         given = {"configs": f"{suite}.json", "rounds": rounds, **settings}
-        with_masks = supervised(BUNDLES / bundle, recipe, **settings) if upper_bound else ()
+        with_masks = supervised(bundle_root(bundle), recipe, **settings) if upper_bound else ()
         bound = home / "upper_bound" / bundle if with_masks else None
         same: dict[str, Any] = {"datalist": str(source), "scans": scans, "folds": folds, "seed": seed}
         try:

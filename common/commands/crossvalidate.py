@@ -19,7 +19,7 @@ from .fit_checks import IMAGES, MASKS, data_digests
 from .fit_request import check_same
 from .fit_runs import Recipe, done_before, merged, natural_threshold, refining, say_done
 from .folds import scans_of_fold, write_folds
-from .run import BUNDLES, config_files, for_configs, names, run_bundle
+from .run import bundle_root, config_files, for_configs, names, run_bundle
 
 # Settings that change where and how fast a run goes, and not what it finds.
 WITHOUT_CONSEQUENCE = ("dataset_dir", "device", "num_workers", "progress")
@@ -170,7 +170,7 @@ class _Protocol:
             chosen = []
             for choice in self.choose:
                 on = {**self.shared, "datalist": str(scans), "ckpt": str(ckpt)}
-                on |= natural_threshold(BUNDLES / self.bundle, self.recipe, choice) if number else {}
+                on |= natural_threshold(bundle_root(self.bundle), self.recipe, choice) if number else {}
                 result = place / Path(choice).stem / "calibrated.json"
                 configs = [*self.evaluate, *chosen, choice]
                 _once(result, f"{called}: {choice}", self.bundle, configs, self.data, **on)
@@ -186,7 +186,7 @@ class _Protocol:
 
     def _train(self, place: Path, called: str, teacher: Path | None, on: dict[str, Any]) -> Path:
         """Train into `place/training`, on masks of a teacher where there is one; returns the weights."""
-        root, configs, further = BUNDLES / self.bundle, list(self.recipe.train), dict[str, str]()
+        root, configs, further = bundle_root(self.bundle), list(self.recipe.train), dict[str, str]()
         learned: dict[str, Any] = {**self.data}
         if teacher:
             configs += refining(root, self.recipe, **self.shared)

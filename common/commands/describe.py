@@ -8,7 +8,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 
 from ..files import read_json
-from .run import BUNDLES, names
+from .run import bundle_root, config_files, names
 
 WRITER = "common.preprocessing.SeenWriter"
 
@@ -36,11 +36,11 @@ def describe(
     Example:
         `python -m common describe gp_unet_brats DIR --output model.json`
     """
-    root = BUNDLES / bundle
+    root = bundle_root(bundle)
     listed = Path(datalist) if datalist else Path(dataset_dir) / "datalist.json"
     path = Path(output) if output else root / "models" / "model.json"
     parser = ConfigParser()
-    parser.read_config([str(root / "configs" / name) for name in names(configs)])
+    parser.read_config([str(path) for path in config_files(root, names(configs))])
     parser["dataset_dir"], parser["datalist"] = str(Path(dataset_dir).resolve()), str(listed.resolve())
     places = [i for i, handler in enumerate(parser["train"]["handlers"]) if handler["_target_"] == WRITER]
     if not places:

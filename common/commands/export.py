@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import sys
 import zipfile
@@ -19,7 +20,7 @@ from ..files import atomic_path, read_json
 from .run import BUNDLES, bundle_root
 
 PACKAGE = Path(__file__).resolve().parents[1]
-CONTENT = ("LICENSE", "large_files.*", "configs/**/*", "docs/**/*", "models/**/*", "scripts/**/*")
+FILES, FOLDERS = ("LICENSE", "large_files.*"), ("configs", "docs", "models", "scripts")
 REFERENCE = re.compile(r"(?<![\w./])common(?=\.[a-z_]|\s+import\b)")
 
 
@@ -71,7 +72,7 @@ def export_bundle(root: str | Path, output_dir: str | Path) -> Path:
 
 def bundle_files(root: Path) -> dict[str, bytes]:
     """What travels, by its path inside the bundle: the bundle's own files, and `common` in `scripts/common`."""
-    paths = {path for pattern in CONTENT for path in root.glob(pattern) if path.is_file()}
+    paths = [*(path for pattern in FILES for path in root.glob(pattern)), *_below(root)]
     relative = {path.relative_to(root): path for path in paths}
     hidden = [file for file in relative if any(part.startswith((".", "__pycache__")) for part in file.parts)]
     files = {file.as_posix(): path.read_bytes() for file, path in relative.items() if file not in hidden}
@@ -83,6 +84,13 @@ def bundle_files(root: Path) -> dict[str, bytes]:
     inside = {f"scripts/common/{file}": (PACKAGE / file).read_bytes() for file in [*modules, *_beside(modules)]}
     files.setdefault("scripts/__init__.py", b"")
     return files | inside | {"scripts/common/LICENSE": files["LICENSE"]}
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Files of the folders that travel, and of folders that are linked into them: a glob would not enter these."""
+    for top in FOLDERS:
+        for folder, _, files in os.walk(root / top, followlinks=True):
+            yield from (Path(folder) / name for name in files if (Path(folder) / name).is_file())
 
 
 def _is_config(file: str) -> bool:

@@ -30,12 +30,12 @@ def bundle_root(bundle: str | Path) -> Path:
     """Folder of a bundle.
 
     Args:
-        bundle: name under `bundles/`, or a path.
+        bundle: name under `bundles/`, or a path; one with a separator is, as in a shell, of the working directory.
 
     Raises:
         ValueError: there is none; the message has the nearest name.
     """
-    root = BUNDLES / bundle
+    root = _place(bundle, BUNDLES)
     if not (root / "configs").is_dir():
         bundles = (path.parent for path in BUNDLES.glob("*/configs"))
         raise ValueError(f"there is no bundle {bundle}; {_nearest(bundle, bundles)}")
@@ -53,10 +53,16 @@ def config_files(bundle: str | Path, configs: Iterable[str]) -> list[Path]:
         FileNotFoundError: the message has the nearest name.
     """
     folder = bundle_root(bundle) / "configs"
-    for path in (files := [folder / name for name in configs]):
+    for path in (files := [_place(name, folder) for name in configs]):
         if not path.is_file():
             raise FileNotFoundError(f"there is no config {path}; {_nearest(path, folder.glob('[!.]*.json'))}")
     return files
+
+
+def _place(name: str | Path, folder: Path) -> Path:
+    """A bare name in that folder; a path, `.` among them, from the working directory."""
+    bare = Path(name).name == str(name) != ".."
+    return folder / name if bare else Path(os.path.abspath(Path(name).expanduser()))
 
 
 def _nearest(path: str | Path, there: Iterable[Path]) -> str:

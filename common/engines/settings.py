@@ -46,9 +46,12 @@ WORDS: dict[str, Any] = {"null": None, "true": True, "false": False}
 
 
 def plain(value: Any) -> Any:
-    """A value of the command line with JSON's `null`, `true` and `false` in place of these words, in lists as well."""
+    """A value of the command line with JSON's `null`, `true` and `false` in place of these words, in lists as well.
+
+    A path that begins with `~/` becomes that of the user's folder: shells leave it alone in `--output_dir=~/out`.
+    """
     if isinstance(value, str):
-        return WORDS.get(value, value)
+        return os.path.expanduser(value) if value.startswith("~/") else WORDS.get(value, value)
     if isinstance(value, list | tuple):
         return type(value)(map(plain, value))
     return {key: plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value

@@ -70,6 +70,7 @@ def runs(monkeypatch) -> list[dict]:
             (output / "class_scores.json").write_text(json.dumps({"masks": {"all": {"median": k}}, "note": "x"}))
 
     monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", fake)
+    monkeypatch.setattr(common.commands.crossvalidate, "bundle_root", Path)
     monkeypatch.setattr(common.commands.crossvalidate, "for_configs", lambda bundle, configs, settings: settings)
     monkeypatch.setattr(
         common.commands.crossvalidate,

@@ -81,7 +81,7 @@ def test_each_round_learns_from_the_former_network_and_its_thresholds_and_the_la
 
 
 @pytest.fixture
-def drawing(tmp_path, monkeypatch) -> None:
+def drawing(tmp_path, runs, monkeypatch) -> None:
     """A bundle `b` whose second training wants maps, has a natural threshold, and draws one finding."""
     folder = tmp_path / "bundles" / "b" / "configs"
     folder.mkdir(parents=True)
@@ -89,7 +89,7 @@ def drawing(tmp_path, monkeypatch) -> None:
     keys |= {"train_refine": {"pseudo_dir": "x", "natural_threshold": 0.5}, "choose": {"natural_threshold": None}}
     for name, content in keys.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    monkeypatch.setattr(common.commands.crossvalidate, "BUNDLES", tmp_path / "bundles")
+    monkeypatch.setattr(common.commands.crossvalidate, "bundle_root", lambda bundle: tmp_path / "bundles" / bundle)
 
 
 @pytest.mark.usefixtures("drawing")

@@ -214,6 +214,18 @@ def test_references_to_common_follow_it_and_nothing_else_changes(small):
     assert files["scripts/common/masks/refine.py"] == (BUNDLES.parent / "common/masks/refine.py").read_text()
 
 
+def test_a_linked_folder_travels_as_what_it_holds(small, tmp_path):
+    before = bundle_files(small)
+    shutil.move(small / "scripts", tmp_path / "code")
+    (small / "scripts").mkdir()
+    for path in (tmp_path / "code").iterdir():
+        (small / "scripts" / path.name).symlink_to(path)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "heads.py").write_text("x = 1\n")
+    (small / "scripts" / "more").symlink_to(tmp_path / "more")
+    assert bundle_files(small) == before | {"scripts/more/heads.py": b"x = 1\n"}
+
+
 def test_the_original_is_untouched(small, tmp_path):
     before = {path: path.read_bytes() for path in small.rglob("*.*")}
     export_bundle(small, tmp_path / "dist")

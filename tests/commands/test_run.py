@@ -5,11 +5,12 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import common.commands.run
-from common.commands.run import BUNDLES, for_configs, run_bundle
+from common.commands.run import BUNDLES, bundle_root, config_files, for_configs, run_bundle
 
 
 def test_overrides_reach_the_command_line_and_none_is_not_dropped_there(monkeypatch):
@@ -85,3 +86,21 @@ def test_of_settings_for_several_runs_each_gets_those_that_it_knows_and_those_th
     evaluation = for_configs("gp_unet_brats", ["inference.json", "evaluate.json"], settings)
     assert evaluation.keys() == settings.keys() - {"max_epochs"}
     assert for_configs("gp_unet_brats", ["train.json"], settings).keys() == {"max_epochs", "treshold"}
+
+
+def test_a_path_is_of_the_working_directory_and_a_bare_name_of_the_house(tmp_path, monkeypatch):
+    for place in ("gp_unet_brats", "own/gp_unet_brats"):
+        (tmp_path / place / "configs").mkdir(parents=True)
+        (tmp_path / place / "configs" / "train.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert bundle_root("gp_unet_brats") == BUNDLES / "gp_unet_brats"
+    assert bundle_root("./gp_unet_brats") == tmp_path / "gp_unet_brats"
+    assert bundle_root("own/gp_unet_brats") == bundle_root(Path("own/gp_unet_brats")) == tmp_path / "own/gp_unet_brats"
+    assert config_files("gp_unet_brats", ["train.json", "./gp_unet_brats/configs/train.json"]) == [
+        BUNDLES / "gp_unet_brats" / "configs" / "train.json",
+        tmp_path / "gp_unet_brats" / "configs" / "train.json",
+    ]
+    monkeypatch.chdir("own/gp_unet_brats")
+    assert bundle_root(".") == tmp_path / "own/gp_unet_brats"
+    with pytest.raises(ValueError, match=r"there is no bundle own/gp_unet_brats; did you mean gp_unet_brats\?"):
+        bundle_root("own/gp_unet_brats")

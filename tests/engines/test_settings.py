@@ -148,3 +148,13 @@ def test_the_type_of_an_expression_is_read_off_its_text(text, name):
 def test_words_of_json_are_values_wherever_they_stand():
     given = ["null", ("true", "None"), {"largest": "false", "name": "nullable"}, 3]
     assert plain(given) == [None, (True, "None"), {"largest": False, "name": "nullable"}, 3]
+
+
+def test_a_path_below_the_users_folder_is_one_wherever_it_stands(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/reader")
+    assert plain(["~/out", {"ckpt": "~/model.pt"}, "~", "out/~/x"]) == [
+        "/home/reader/out",
+        {"ckpt": "/home/reader/model.pt"},
+        "~",
+        "out/~/x",
+    ]
