@@ -7,16 +7,17 @@ import hashlib
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
-from ..images.dicom_files import COLOR, SEGMENTATIONS, Header, Series, Tree, first_scan, header_of, read_tree
+from ..images.dicom_files import COLOR, SEGMENTATIONS, SLICES, Header, Series, Tree, first_scan, header_of, read_tree
 from .outputs import is_result
 
 DICOM = "dicom"
-_SLICES = (".dcm", ".ima", ".dicom")
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,19 @@ class Match:
 
     def is_private(self, name: str) -> bool:
         """Whether a case's name would tell who the patient is."""
-        texts = self.header.private | ({self.patient.lower()} - {""} if self.wildcards is None else set())
-        words = re.split(r"[^0-9a-z]+", name.lower())
-        identified = not self.header.identity_removed
-        return identified and any(text in words or (len(text) > 3 and text in name.lower()) for text in texts)
+        if self.header.identity_removed:
+            return False
+        words = _words(name)
+        runs = {"".join(words[i:j]) for i, j in combinations(range(len(words) + 1), 2)}
+        told = self.header.private | ({self.patient} if self.wildcards is None else set())
+        texts = {"".join(_words(text)) for text in told} - {""}
+        # Short Latin texts are parts of too many words; a name in Chinese may be one letter.
+        return any(text in runs or ((len(text) > 3 or not text.isascii()) and text in "".join(words)) for text in texts)
+
+
+def _words(text: str) -> list[str]:
+    """What letters and digits a text holds between other signs, however these are written or encoded."""
+    return [word for word in re.split(r"[\W_]+", unicodedata.normalize("NFKC", text).casefold()) if word]
 
 
 def matches(root: Path, pattern: str, key: str) -> list[Match]:
@@ -212,7 +222,7 @@ def _without_results(root: Path, names: list[str], pattern: str) -> list[str]:
 
 def _is_slice(path: Path) -> bool:
     """Whether a file is DICOM, but no picture in color, which may be a slide, and no Segmentation, a mask."""
-    header = header_of(str(path)) if path.suffix.lower() in ("", *_SLICES) and path.is_file() else None
+    header = header_of(str(path)) if path.suffix.lower() in ("", *SLICES) and path.is_file() else None
     return header is not None and header.other not in (COLOR, *SEGMENTATIONS)
 
 

@@ -15,6 +15,7 @@ from ignite.distributed import get_rank
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
+from ..data.matches import some
 from ..data.outputs import is_result
 from ..files import atomic_path, write_csv, writing
 from ..images import (
@@ -54,6 +55,7 @@ class PredictionWriter(CaseHandler):
         self._settings: str | None = None
         self._kept: dict[str, dict[str, Any]] = {}  # rows of cases that an earlier run has finished
         self._names: list[str] = []
+        self._asked: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine)
@@ -93,6 +95,7 @@ class PredictionWriter(CaseHandler):
             except ValueError as error:
                 self._settings = None
                 logger.info("a run that is interrupted cannot be taken up: %s", error)
+        self._asked = list(getattr(engine, "cases", ()))
         if get_rank() == 0:
             self.rows += [row for case, row in self._kept.items() if case in getattr(engine, "skipped", ())]
 
@@ -109,6 +112,8 @@ class PredictionWriter(CaseHandler):
     @contextmanager
     def _files(self, case: str) -> Iterator[Callable[[str], Path]]:
         """Gives the path of a case's file by its suffix, in a block at whose end all of them appear, or none does.
+
+        What an earlier run wrote for the case, and this one did not, goes.
 
         Raises:
             FileExistsError: (of the path) there is a file of that name that no run wrote, e.g. a reader's mask.
@@ -128,6 +133,8 @@ class PredictionWriter(CaseHandler):
         with ExitStack() as finished:
             yield file
             self._done.begin(case, own.union(self._names))
+        for name in own.difference(self._names):  # of a run with other settings: of another mask than these
+            (self.output_dir / name).unlink(missing_ok=True)
 
     def _probabilities(self, case: str, probability: Iterable[Any]) -> dict[str, Any]:
         """The beginning of a row."""
@@ -136,6 +143,13 @@ class PredictionWriter(CaseHandler):
 
     def _write(self) -> None:
         write_csv(self.output_dir / "predictions.csv", self.rows)
+        failed = set(self._asked) - {row["case"] for row in self.rows}
+        if stale := sorted(case for case in failed if any(map(self._exists, self._done.files(case)))):
+            told = "%d case(s) failed whose files of an earlier run are still in %s: %s"
+            logger.warning(told, len(stale), self.output_dir, some(stale, 5))
+
+    def _exists(self, name: str) -> bool:
+        return (self.output_dir / name).exists()
 
 
 class CaseWriter(PredictionWriter):

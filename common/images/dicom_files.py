@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from ..files import PathLike
 
+SLICES = (".dcm", ".ima", ".dicom")  # how names of files end that hold slices
+PACKED = tuple(f"{end}.{packed}" for end in SLICES for packed in ("gz", "bz2", "xz", "zip"))
 UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 _GROUPS = "PerFrameFunctionalGroupsSequence"  # of a multi-frame file, with the position of each frame
 _TAGS = (
@@ -26,6 +28,7 @@ _TAGS = (
     "Rows",
     "PatientID",
     "PatientName",
+    "PatientBirthDate",
     "PatientIdentityRemoved",
     _GROUPS,
 )
@@ -52,7 +55,7 @@ class Header:
         broken: whether it cannot be read.
         capture: whether it is a Secondary Capture without a position: a scan among its like, alone a screenshot.
         patient: its PatientID, only ever compared.
-        private: the parts of the patient's name, in lower case, only ever compared.
+        private: the parts of the patient's name and the birth date, only ever compared.
         identity_removed: whether the file says that name and id are not the patient's own.
     """
 
@@ -141,7 +144,9 @@ def _read_header(path: str) -> Header | None:
     # Old files begin without the 128 empty bytes: with a tag of group 2 or 8, little endian.
     marked = start[128:] == b"DICM"
     if not marked and not (start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"):
-        return Header(other="no DICOM header", broken=True) if path.lower().endswith((".dcm", ".ima")) else None
+        if path.lower().endswith(PACKED):
+            return Header(other="packed: unpack it", broken=True)
+        return Header(other="no DICOM header", broken=True) if path.lower().endswith(SLICES) else None
     try:
         data = pydicom().dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
         return _header(data) if marked or data.get("SeriesInstanceUID") else None
@@ -156,13 +161,15 @@ def _header(data: Any) -> Header:
     kind = str(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID") or "")
     if not data.get("Rows") and (not kind or "Image Storage" in pydicom().uid.UID(kind).name):
         return Header(series, other="a header that ends early", broken=True)
-    name = str(data.get("PatientName") or "").lower()
+    name = str(data.get("PatientName") or "")
     return Header(
         series,
         _other(data, kind),
         capture=kind.startswith(_CAPTURE) and not data.get("ImagePositionPatient") and _GROUPS not in data,
         patient=str(data.get("PatientID") or "").strip(),
-        private=frozenset(part for part in re.split(r"[\^=\s,]+", name) if part),
+        private=frozenset(
+            part for part in (*re.split(r"[\^=\s,]+", name), str(data.get("PatientBirthDate") or "")) if part
+        ),
         identity_removed=data.get("PatientIdentityRemoved") == "YES",
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .dicom_attributes import Lookup, floats, number, rescale_of, whole
 from .dicom_files import pydicom
 from .wrapped import MOST_SLICES, doubt_about_ends
 
@@ -36,7 +37,6 @@ _VARYING_GROUPS = {  # the same of the frames of one file, and the functional gr
 _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _RESCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "RealWorldValueMappingSequence")
-_HOUNSFIELD = "[hnsf'U]"  # their code among units of measurement (UCUM)
 _PIXELS = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "NumberOfFrames")
 _BITS = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData")
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
@@ -51,6 +51,8 @@ _TAGS = (
     *_PIXELS,
     *_BITS,
     *_OFFSETS,
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
 )
 _QUANTITIES = ("CT", "PT")
 
@@ -137,30 +139,30 @@ def _frames(data: Dataset, file: Path) -> list[Frame]:
 
 def _stored(data: Dataset) -> tuple[int, int]:
     """The lowest and the highest number that the bits of a pixel can hold."""
-    high, stored = _int(data.get("HighBit")), _int(data.get("BitsStored"))
+    high, stored = whole(data.get("HighBit")), whole(data.get("BitsStored"))
     if high is not None and stored is not None and high >= stored:  # of files before 2006; pydicom cuts their top bits
         raise ValueError(f"HighBit {high} of {stored} BitsStored: values that do not begin at bit 0; convert the file")
-    bits = stored or _int(data.get("BitsAllocated")) or 16
+    bits = stored or whole(data.get("BitsAllocated")) or 16
     lowest = -(2 ** (bits - 1)) if data.get("PixelRepresentation") else 0
     return lowest, lowest + 2**bits - 1
 
 
 def _frame(data: Dataset, own: Dataset | None, index: int, count: int, file: Path, stored: tuple[int, int]) -> Frame:
-    place = _Lookup(data, own, count)
+    place = Lookup(data, own, count)
     modality = str(data.get("Modality") or "unknown")
-    slope, intercept, unit = _rescale_of(_Lookup(data, own, 1))
+    slope, intercept, unit = rescale_of(Lookup(data, own, 1))
     return Frame(
         file,
         index,
         f"{file.name} frame {index + 1}" if count > 1 else file.name,
         int(data.Rows),
         int(data.Columns),
-        _floats(place("PixelMeasuresSequence", "PixelSpacing", shared=True), 2),
-        _floats(place("PlanePositionSequence", "ImagePositionPatient"), 3),
-        _floats(place("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-        _float(place("PixelMeasuresSequence", "SpacingBetweenSlices", shared=True)),
-        _float(place("PixelMeasuresSequence", "SliceThickness", shared=True)),
-        index + 1 if count > 1 else _int(data.get("InstanceNumber")),
+        floats(place("PixelMeasuresSequence", "PixelSpacing", shared=True), 2),
+        floats(place("PlanePositionSequence", "ImagePositionPatient"), 3),
+        floats(place("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        number(place("PixelMeasuresSequence", "SpacingBetweenSlices", shared=True)),
+        number(place("PixelMeasuresSequence", "SliceThickness", shared=True)),
+        index + 1 if count > 1 else whole(data.get("InstanceNumber")),
         modality,
         slope,
         intercept,
@@ -173,87 +175,39 @@ def _frame(data: Dataset, own: Dataset | None, index: int, count: int, file: Pat
     )
 
 
-def _rescale_of(rescale: _Lookup) -> tuple[float | None, float | None, str]:
-    """Slope, intercept and unit of what makes values of what a frame stores; None where nothing does.
-
-    The modality's rescale, which viewers show, and ITK and pydicom read. Real-world values, which the standard keeps
-    beside it (PS3.3, C.7.6.16.2.11), count where they are all there is: frames may have other slopes each.
-
-    Raises:
-        ValueError: real-world values alone, of several kinds or by a table.
-    """
-    slope = _float(rescale("PixelValueTransformationSequence", "RescaleSlope"))
-    if slope is not None or "ModalityLUTSequence" in rescale.data:
-        group = "PixelValueTransformationSequence"
-        return slope, _float(rescale(group, "RescaleIntercept")), str(rescale(group, "RescaleType") or "")
-    mappings = rescale.items("RealWorldValueMappingSequence")
-    if not mappings:
-        return None, None, ""
-    slope = _float(mappings[0].get("RealWorldValueSlope"))
-    if len(mappings) > 1 or slope is None:
-        kind = f"{len(mappings)} kinds" if len(mappings) > 1 else "a table"
-        raise ValueError(f"no RescaleSlope, but {kind} in RealWorldValueMappingSequence; write one slope and intercept")
-    units = mappings[0].get("MeasurementUnitsCodeSequence")
-    unit = str(units[0].get("CodeValue") or "") if units else ""
-    return slope, _float(mappings[0].get("RealWorldValueIntercept")), "HU" if unit == _HOUNSFIELD else unit
-
-
-class _Lookup:
-    """An attribute of a frame: of its own functional groups, of the shared ones, or of the file.
-
-    Of the file only where it has one frame, unless `shared`: one position cannot be that of many frames.
-    """
-
-    def __init__(self, data: Dataset, own: Dataset | None, count: int) -> None:
-        self.data, self.count = data, count
-        shared = data.get("SharedFunctionalGroupsSequence")
-        self.groups = [group for group in (own, *(shared or ())) if group is not None]
-
-    def __call__(self, group: str, name: str, *, shared: bool = False) -> Any:
-        for groups in self.groups:
-            items = groups.get(group)
-            if items and items[0].get(name) is not None:
-                return items[0].get(name)
-        return self.data.get(name) if self.count == 1 or shared else None
-
-    def items(self, sequence: str) -> Sequence[Dataset]:
-        """Of a sequence that is a functional group, or stands in the file itself."""
-        found = (groups.get(sequence) for groups in (*self.groups, self.data))
-        return next((items for items in found if items), ())
-
-
-def _floats(value: Any, length: int) -> tuple[float, ...] | None:
-    if value is None or isinstance(value, str) or not hasattr(value, "__len__") or len(value) != length:
-        return None
-    return tuple(float(v) for v in value)
-
-
-def _float(value: Any) -> float | None:
-    return None if value is None or value == "" else float(value)
-
-
-def _int(value: Any) -> int | None:
-    return None if value is None or value == "" else int(value)
-
-
 def frame_values(file: Path, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
     """Values of some frames of a file, `[rows, columns]` float32: decoded, not inverted, in the rescale's unit.
 
+    Padding (PixelPaddingValue, to PixelPaddingRangeLimit) that is brighter than the darkest pixel becomes that one.
+
     Raises:
-        ValueError: the pixels cannot be decoded; the message names the package that would.
+        ValueError: the pixels cannot be decoded, the message names the package that would; or there are too many.
     """
     data = _read(file)
     stored = _decoded(data, file).reshape(-1, int(data.Rows), int(data.Columns))
     low_and_high = -1 if data.PixelRepresentation else 2 ** int(data.BitsStored) - 1
     for frame in frames:
         plane = stored[frame.index]
+        padding = _padding(data, plane)
         if frame.inverted:
             plane = low_and_high - plane.astype(np.int64)
+        if padding.any() and not padding.all():
+            plane = np.where(padding, np.minimum(plane, plane[~padding].min()), plane)
         if "ModalityLUTSequence" in data:
             plane = pydicom().pixels.apply_modality_lut(plane, data)
         elif frame.slope is not None:
             plane = plane * np.float64(frame.slope) + np.float64(frame.intercept or 0.0)
         yield plane.astype(np.float32)
+
+
+def _padding(data: Dataset, plane: np.ndarray) -> np.ndarray:
+    """Bool, which pixels of a frame fill it up beyond what was measured."""
+    first = data.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(plane.shape, dtype=bool)
+    last = data.get("PixelPaddingRangeLimit")
+    ends = np.array([first, first if last is None else last]).astype(plane.dtype)  # -2000 may be written as 63536
+    return (plane >= ends.min()) & (plane <= ends.max())
 
 
 def doubt_about_bits(array: np.ndarray, frames: Sequence[Frame], path: str) -> str:
@@ -282,6 +236,12 @@ def _decoded(data: Dataset, file: Path) -> np.ndarray:
     if "TransferSyntaxUID" not in data.file_meta:  # a file of before 1996
         data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
     syntax = data.file_meta.TransferSyntaxUID
+    if syntax in uid.AllTransferSyntaxes and not syntax.is_encapsulated and "BitsAllocated" in data:
+        frame = int(data.Rows) * int(data.Columns) * int(data.BitsAllocated) // 8
+        count = int(data.get("NumberOfFrames") or 1)
+        if len(data.get("PixelData") or b"") >= (count + 1) * frame:
+            held = len(data.PixelData) // frame
+            raise ValueError(f"{file}: pixels of {held} frames, but {count} by the header; is NumberOfFrames lost?")
     try:
         return data.pixel_array
     except Exception as error:  # every decoder has its own

@@ -63,7 +63,7 @@ def dicom_results(
     headers = read_headers(series_files(series, dicom_geometry=ASSUME_AXIAL))
     if len(headers) > 1 and any(_FRAMES[-1] in header for header in headers):
         return {}, f"no DICOM results: the series is {len(headers)} files of frames, and results refer to one"
-    demanded = ("FrameOfReferenceUID",) if _multiframe(headers) else _PLACE
+    demanded = (*_UIDS, *(("FrameOfReferenceUID",) if _multiframe(headers) else _PLACE))
     if missing := sorted({name for header in headers for name in demanded if header.get(name) in (None, "")}):
         return {}, f"no DICOM results: the series has no {', '.join(missing)}"
     return {

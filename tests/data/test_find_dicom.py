@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from common.data import find_cases, load_datalist
 from common.datasets import folder
+from common.images.dicom_files import find_series
 from tests.images.dicom_series import BIRTH, NAME, datasets, packaged, save, stack
 
 
@@ -123,6 +125,25 @@ class TestTree:
         said = " ".join(str([case["case"], case["patient"]]) for case in cases) + caplog.text
         assert not [text for text in (*NAME.lower().split("^"), BIRTH) if text in said.lower()]
 
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("李明", {"PatientName": "李^明"}),
+            ("王小明_T1", {"PatientName": "Wang^XiaoMing=王^小明"}),
+            ("Öz_T1", {"PatientName": "Öz^Ali"}),
+            ("Mu\u0308ller", {"PatientName": "Müller^Jörg"}),  # as some file systems write it
+            ("OBrien", {"PatientName": "O'Brien^Pat"}),
+            ("P_99", {"patient": "P/99"}),
+            ("MRN_4815_1623", {"patient": "MRN-4815-1623"}),
+            ("1961-04-02", {}),
+        ],
+    )
+    def test_nor_is_one_in_other_letters_or_signs(self, tmp_path, name, told):
+        series(tmp_path / name, SpecificCharacterSet="ISO_IR 192", **told)
+        series(tmp_path / "Xi_1961", "1.2.826.2", PatientName="Li^Xia", SpecificCharacterSet="ISO_IR 192")
+        assert sorted(found(tmp_path, "dicom"))[1].startswith("series_")
+        assert "Xi_1961" in found(tmp_path, "dicom")  # a name is not any word that holds its letters
+
     def test_masks_lie_beside_the_series_or_above_it(self, tmp_path):
         series(tmp_path / "p1" / "dicom")
         series(tmp_path / "p2" / "dicom", "1.2.826.2")
@@ -143,6 +164,9 @@ class TestTree:
         (tmp_path / "p2" / "cut.dcm").write_bytes(b"x")
         assert found(tmp_path, "dicom") == {"p1": "p1"}
         assert "1 broken DICOM file(s): p2/cut.dcm (no DICOM header)" in caplog.text
+        (tmp_path / "p1" / "004.dcm.gz").write_bytes(gzip.compress(b"x"))
+        with pytest.raises(ValueError, match=r"004\.dcm\.gz: packed: unpack it; it may be a slice of the series"):
+            find_series(tmp_path / "p1")
         with pytest.raises(FileNotFoundError, match=r"no DICOM scan matches 'dicom' in .*/none"):
             find_cases(tmp_path / "none", "dicom")
         with pytest.raises(ValueError, match="'dicom' is a case a series; give folders instead"):

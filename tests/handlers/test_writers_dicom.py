@@ -90,11 +90,12 @@ def test_nifti_scans_and_a_writer_without_codes_give_no_dicom(tmp_path, dicom, b
     assert not list(run(tmp_path / "without", [scan(tmp_path / "a", bright)]).glob("*.dcm"))
 
 
-def test_a_series_without_frame_of_reference_gets_nifti_alone_and_a_warning(tmp_path, dicom, bright, caplog):
-    out = run(tmp_path / "out", [scan(tmp_path / "a", bright, FrameOfReferenceUID=None)], dicom=dicom)
+@pytest.mark.parametrize("name", ["FrameOfReferenceUID", "StudyInstanceUID"])
+def test_a_series_without_a_place_or_study_gets_nifti_alone_and_a_warning(tmp_path, dicom, bright, caplog, name):
+    out = run(tmp_path / "out", [scan(tmp_path / "a", bright, **{name: None})], dicom=dicom)
     assert (out / "a_seg.nii.gz").is_file()
     assert not list(out.glob("*.dcm"))
-    said = "no DICOM results: the series has no FrameOfReferenceUID"
+    said = f"no DICOM results: the series has no {name}"
     with open(out / "predictions.csv", encoding="utf-8", newline="") as file:
         assert said in next(csv.DictReader(file))["warnings"]
     assert said in caplog.text
@@ -128,6 +129,18 @@ def test_nothing_of_a_case_is_left_where_its_dicom_cannot_be_written(tmp_path, d
     with pytest.raises(RuntimeError, match=r"a: .*No space left on device"):
         run(tmp_path / "out", [scan(tmp_path / "a", bright)], dicom=dicom)
     assert not list((tmp_path / "out").glob("*a_*"))
+
+
+def test_a_rerun_leaves_nothing_of_the_run_before(tmp_path, dicom, bright, caplog):
+    cases = [scan(tmp_path / "a", bright), scan(tmp_path / "b", bright)]
+    out = run(tmp_path / "out", cases, dicom=dicom)
+    (out / "a_notes.txt").write_text("mine")
+    sorted((tmp_path / "b").iterdir())[2].unlink()
+    with pytest.raises(RuntimeError, match="1 of 2 cases failed"):
+        run(out, cases, save_montage=False)
+    assert {path.name for path in out.glob("a_*")} == {"a_seg.nii.gz", "a_heatmap.nii.gz", "a_notes.txt"}
+    assert len(list(out.glob("b_*"))) == 5  # a scan that cannot be read any more costs nobody a mask
+    assert f"1 case(s) failed whose files of an earlier run are still in {out}: b" in caplog.text
 
 
 def test_the_patient_is_named_in_the_dicom_results_and_nowhere_else(tmp_path, dicom, bright, caplog):

@@ -80,6 +80,31 @@ def test_highdicom_finds_the_same_values_in_the_same_places(tmp_path):
         assert ours.array[tuple(index)] == theirs.array[slice_, row, column]
 
 
+def test_padding_is_as_dark_as_the_darkest_pixel(tmp_path):
+    values = stack(dtype=np.uint16)
+    values[0, :, :] = 65535
+    values[1, 0, :] = 65000
+    padded = {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 65000}
+    array = read_series(save(tmp_path / "p1", datasets(values, **padded))).array
+    assert np.array_equal(array[:, 0], np.broadcast_to(values[1, 1], (5, 4)))
+    assert np.array_equal(array[0, 1], values[1, 1])
+    assert np.array_equal(array[:, 1:].transpose(1, 0, 2)[1:], values[2:])
+    dark = stack() - 1000
+    dark[0] = -2000
+    assert np.array_equal(
+        read_series(save(tmp_path / "p2", datasets(dark, PixelPaddingValue=-2000))).array, dark.transpose(1, 0, 2)
+    )
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_pixels_of_more_frames_than_the_header_has_are_refused(tmp_path, count):
+    slices = datasets(stack())
+    for one in slices:
+        one.PixelData *= count
+    with pytest.raises(ValueError, match=rf"000\.dcm: pixels of {count} frames, but 1 by the header"):
+        read_series(save(tmp_path, slices))
+
+
 def mapped(number: int, frame: Any, *, others: int = 0, unit: str = "ms", **instead: Any) -> None:
     """Real-world values in the place of the rescale."""
     line = instead or {"RealWorldValueSlope": number + 0.5, "RealWorldValueIntercept": 10.0 * number}

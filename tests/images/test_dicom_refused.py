@@ -31,6 +31,10 @@ def echoes(slices, count=2):
 
 
 REFUSED = {
+    "an intercept without a slope": (
+        lambda s: changed(s, *range(6), RescaleIntercept=-1024),
+        r"RescaleIntercept -1024 without RescaleSlope; write the slope, as a rule 1, beside it",
+    ),
     "a slice missing": (
         lambda s: without(s, 2),
         r"p1: 1 slice\(s\) missing in 1 place\(s\): 5 mm between 001.dcm and 002.dcm, where 2.5 mm is usual",
