@@ -10,8 +10,7 @@ Choices where the standard leaves one:
 - A tilted gantry is refused: the slices would have to be resampled.
 - MONOCHROME1 (the lowest value is white) is inverted within the range of the stored bits, so that what is bright on a
   screen is bright here; not in CT and PET, whose values are quantities.
-- Localizers within a series are left out, with a warning.
-- Enhanced multi-frame CT, MR and PET are read like a series of their frames.
+- Localizers within a series are left out; a multi-frame file is read like a series of its frames.
 
 Tolerances: directions of the slices of a series may differ by 0.001 in each cosine; a tilt may be 0.1 degrees or, over
 the whole stack, 0.1 pixels; a slice may lie 0.1 of the spacing off its place in the even stack, in each direction. The
@@ -110,8 +109,9 @@ def _stack(series: Series, path: str, dicom_geometry: str | None) -> tuple[list[
 
 def _apart(frames: Sequence[Frame], what: str) -> str:
     """How to get one of several things in a series alone."""
-    if len(_files(frames)) > 1:
-        return f"put each {what} into a folder of its own"
+    if len(files := _files(frames)) > 1:
+        folders = sorted({file.parent.name for file in files})
+        return f"put each {what} into a folder of its own{f', or keep one of {folders}' if len(folders) > 1 else ''}"
     return f"all are frames of one file: write each {what} into a NIfTI file of its own (dcm2niix converts)"
 
 

@@ -143,6 +143,12 @@ class TestRefused:
             assert str(caught.value).count(str(folder)) == 1
         assert not [marker for marker in (NAME, NAME[:5], BIRTH, PATIENT) if marker in f"{caught.value}{caplog.text}"]
 
+    def test_copies_in_two_folders_are_told_from_two_volumes(self, tmp_path):
+        for name in ("one", "two"):
+            save(tmp_path / name, datasets(stack(6)))
+        with pytest.raises(ValueError, match=r"4D.*; put each volume into .* own, or keep one of \['one', 'two'\]$"):
+            read_series(tmp_path)
+
     @pytest.mark.parametrize(
         ("values", "wrong"),
         [
