@@ -19,6 +19,8 @@ from .fit_windows import KEY, shown_datalist
 from .own_bundle import settings_of, slide_settings
 from .run import bundle_root, names
 
+# What lies in the folder of a training once it depends on data and settings; in that of `--start_ckpt` the last alone.
+MADE = ("checkpoint.pt", "model.pt", "finished", "calibrated.json")
 WORDS = {DATALIST: "datalist"} | {
     key: f"set of {name} (the same names, other files)" for key, name in ((IMAGES, "images"), (MASKS, "masks"))
 }
@@ -64,8 +66,10 @@ class Request:
 
     @property
     def begun(self) -> bool:
-        """Whether an epoch has ended in the folder."""
-        return any((self.home / name / "checkpoint.pt").is_file() for name in ("training", "round1"))
+        """Whether an epoch has ended in the folder, or thresholds were chosen for the weights to begin with."""
+        trainings = (self.home / "training", *self.home.glob("round[0-9]*"))
+        made = [place / name for place in trainings for name in MADE] + [self.home / "start" / MADE[-1]]
+        return any(file.is_file() for file in made)
 
     def merged_settings(self) -> dict[str, Any]:
         """Settings of the data, below those that were given."""
@@ -118,13 +122,13 @@ def requested(
 
 
 def remember(asked: Request) -> str:
-    """Keep in the folder what it is for; one in which no epoch has ended may become another's.
+    """Keep in the folder what it is for; one that is not `begun` may become another's.
 
     Returns:
         A digest of the masks, which score: these alone may change.
 
     Raises:
-        ValueError: an epoch has ended with other data or settings.
+        ValueError: it is begun with other data or settings.
         RuntimeError: another `fit` is at work there.
     """
     digests = data_digests(asked.listed, asked.dataset_dir)

@@ -98,6 +98,26 @@ def test_what_was_mended_before_an_epoch_had_ended_goes_on_in_the_same_folder(da
         fitted(data)
 
 
+@pytest.mark.parametrize(
+    ("made", "another"),
+    [
+        ("start/model.pt", True),
+        ("start/calibrated.json", False),
+        ("training/finished", False),
+        ("round2/model.pt", False),
+    ],
+)
+def test_what_was_learned_or_chosen_from_other_labels_is_not_taken_for_done(data, trainings, made, another):
+    with pytest.raises(TrainingBegins):
+        fitted(data)
+    (data / "out" / made).parent.mkdir()
+    (data / "out" / made).touch()
+    with pytest.raises(
+        TrainingBegins if another else ValueError, match=None if another else "made with another settings"
+    ):
+        fitted(data, max_epochs=3)
+
+
 def test_a_folder_in_which_another_fit_is_at_work_is_not_taken_from_it(data, trainings):
     with pytest.raises(TrainingBegins):
         fitted(data)
