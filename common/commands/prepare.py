@@ -86,12 +86,12 @@ def prepare(
     try:
         _check(at_most=at_most, split=split, halves=halves, seed=seed)
         whole, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
-        if not of_table:  # which has looked
+        if kinds:  # first, as its table may say whose cases are
+            whole, found_classes = with_kinds(whole, kinds, column=kind, classes=named, root=root)
+        if kinds or not of_table:  # which has looked
             whole = with_copies_together(whole)
         if same_patient:
             whole = of_one_patient(whole, names(same_patient))
-        if kinds:
-            whole, found_classes = with_kinds(whole, kinds, column=kind, classes=named, root=root)
         if masks_of:
             whole = with_masks_of(whole, masks_of)
         home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()

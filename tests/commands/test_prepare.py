@@ -163,6 +163,22 @@ class TestPrepare:
         with pytest.raises(SystemExit, match=r"row 2, column 'grade': '2' is unknown; accepted: none, low"):
             prepare("folder", str(data), kinds=str(tmp_path / "kinds.csv"), kind="grade", classes="none,low")
 
+    @pytest.mark.parametrize("adapter", ["folder", "table"])
+    def test_a_table_of_kinds_that_says_whose_cases_are_parts_neither_copies_nor_one_patient(self, tmp_path, adapter):
+        for n in range(8):
+            save(tmp_path / f"c{n}" / "flair.nii.gz", np.full((2, 2, 2), n, np.uint8))
+            save(tmp_path / f"c{n}" / "mask.nii.gz", np.eye(2, dtype=np.uint8)[..., None].repeat(2, 2))
+        shutil.copy(tmp_path / "c1" / "flair.nii.gz", tmp_path / "c2" / "flair.nii.gz")
+        rows = [f"c{n},P{n},{'low' if n % 4 else 'high'}" for n in range(8)]
+        (tmp_path / "kinds.csv").write_text("\n".join(["case,patient,kind", *rows]))
+        lines = [f"c{n}/flair.nii.gz,yes,c{n}" for n in range(8)]
+        (tmp_path / "labels.csv").write_text("\n".join(["image,label,case", *lines]))
+        root = tmp_path if adapter == "folder" else tmp_path / "labels.csv"
+        prepare(adapter, str(root), kinds=str(tmp_path / "kinds.csv"), same_patient="P5,P7", for_scoring=True)
+        datalist = contents(tmp_path)
+        patients = {c["case"]: c["patient"] for section in SECTIONS for c in datalist[section]}
+        assert patients == {f"c{n}": f"P{({2: 1, 7: 5}).get(n, n)}" for n in range(8)}
+
     def test_patients_keep_their_sections_with_other_images_and_masks_of_a_run(self, tmp_path):
         data, run = tmp_path / "data", tmp_path / "run"
         cases = write_phantom(data, cases=8, shape=(24, 24, 8), healthy_fraction=0)
