@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import nibabel as nib
 import numpy as np
@@ -17,12 +18,15 @@ import numpy as np
 from ..files import PathLike, atomic_path
 from ..images import in_axes_of, on_grid, read_volume
 
+logger = logging.getLogger(__name__)
+
 
 def read_rows(path: PathLike) -> list[tuple[int, list[str]]]:
     """Rows of a table as texts without surrounding blanks; rows without a text are left out.
 
     Text in UTF-8, or in UTF-16 with its mark, cells between commas, semicolons or tabs: whichever gives the first row
-    most cells, or a line `sep=;` above it, which is no row, says. Or the first sheet of an Excel file (`.xlsx`).
+    most cells, or a line `sep=;` above it, which is no row, says. Or the first sheet of an Excel file (`.xlsx`)
+    that is not hidden; a warning names it where others hold something, too.
 
     Args:
         path: the file.
@@ -32,7 +36,7 @@ def read_rows(path: PathLike) -> list[tuple[int, list[str]]]:
 
     Raises:
         ImportError: `.xlsx` without openpyxl.
-        ValueError: it is no table of text.
+        ValueError: it is no table of text, or cells of several rows are merged.
     """
     path = Path(path)
     rows = _read_xlsx(path) if path.suffix.lower() in (".xlsx", ".xlsm") else _read_text(path)
@@ -78,22 +82,43 @@ def _read_xlsx(path: Path) -> list[list[str]]:
         book, written = (openpyxl.load_workbook(path, read_only=True, data_only=values) for values in (True, False))
     except (BadZipFile, KeyError, OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as .xlsx ({error}); save the table again, or as CSV.") from error
-    rows, formulas = (_cells(one) for one in (book, written))
+    visible = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+    name, *others = [sheet.title for sheet in visible if any(map(any, _cells(sheet)))] or [book.worksheets[0].title]
+    if others:
+        logger.warning("%s: the sheet %r is read, and not %s", path, name, ", ".join(map(repr, others)))
+    rows, formulas = (_cells(one[name]) for one in (book, written))
+    for one in (book, written):
+        one.close()
     for number, (row, code) in enumerate(zip(rows, formulas, strict=True), 1):
         if any(text.startswith("=") and not value for text, value in zip(code, row, strict=True)):
             raise ValueError(
                 f"{path}: row {number}: a formula that was never computed; open the file, and save it again."
             )
+    _refuse_merged(path, name, next(filter(any, rows), []))
     return rows
 
 
-def _cells(book: Any) -> list[list[str]]:
-    """The first sheet."""
-    sheet = book.worksheets[0]
+def _cells(sheet: Any) -> list[list[str]]:
     sheet.reset_dimensions()  # some programs write a size that is not the sheet's
-    rows = [[_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]
-    book.close()
-    return rows
+    return [[_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]
+
+
+def _refuse_merged(path: Path, name: str, header: Sequence[str]) -> None:
+    """Refuse a text that stands for several rows: all but the first of them are empty."""
+    with ZipFile(path) as file:  # merged cells are told only where all else is read, too
+        if not any(b"mergeCell " in file.read(one) for one in file.namelist() if "/worksheets/" in one):
+            return
+    import openpyxl
+
+    sheet = openpyxl.load_workbook(path)[name]
+    for cells in sheet.merged_cells.ranges:
+        text = _text(sheet.cell(cells.min_row, cells.min_col).value)
+        if text and cells.max_row > cells.min_row:
+            column = header[cells.min_col - 1] if cells.min_col <= len(header) else ""
+            raise ValueError(
+                f"{path}: column {column!r}: the cells {cells.coord} are merged, so that {text!r} stands in row "
+                f"{cells.min_row} alone; unmerge them, and write it into each row."
+            )
 
 
 def _text(value: object) -> str:

@@ -45,6 +45,40 @@ class TestReadTable:
         (tmp_path / "a.csv").write_bytes(f"{first}\r\nimage;label, or more\r\na;1\r\n".encode())
         assert read_rows(tmp_path / "a.csv") == [(1, ["image", "label, or more"]), (2, ["a", "1"])]
 
+    def test_the_first_sheet_that_is_shown_and_not_empty_is_read_and_named_beside_others(self, tmp_path: Path, caplog):
+        openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
+        book = openpyxl.Workbook()
+        for name in ("hidden", "empty", "labels"):
+            book.create_sheet(name).append(("image", name) if name != "empty" else ())
+        book["hidden"].sheet_state = "hidden"
+        del book["Sheet"]
+        book.active = 1
+        book.save(tmp_path / "a.xlsx")
+        assert read_rows(tmp_path / "a.xlsx") == [(1, ["image", "labels"])]
+        assert not caplog.messages
+        book.create_sheet("later").append(("more",))
+        book.save(tmp_path / "a.xlsx")
+        assert read_rows(tmp_path / "a.xlsx") == [(1, ["image", "labels"])]
+        assert caplog.messages == [f"{tmp_path / 'a.xlsx'}: the sheet 'labels' is read, and not 'later'"]
+
+    def test_a_text_in_cells_merged_over_rows_is_refused(self, tmp_path: Path):
+        openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
+        book = openpyxl.Workbook()
+        for row in ((), ("Labels", None), ("image", "split"), ("a", "test"), ("b", None)):
+            book.active.append(row)
+        for cells in ("A2:B2", "C3:C9"):  # a title, and cells without a text
+            book.active.merge_cells(cells)
+        book.save(tmp_path / "a.xlsx")
+        assert len(read_rows(tmp_path / "a.xlsx")) == 4
+        book.active.delete_rows(1, 2)
+        book.active.merged_cells.ranges.clear()
+        book.active.merge_cells("B2:B3")
+        book.save(tmp_path / "a.xlsx")
+        with pytest.raises(
+            ValueError, match="column 'split': the cells B2:B3 are merged, so that 'test' stands in row 2"
+        ):
+            read_rows(tmp_path / "a.xlsx")
+
     def test_a_formula_without_a_value_is_named(self, tmp_path: Path):
         openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
         book = openpyxl.Workbook()
