@@ -20,9 +20,14 @@ COLUMNS = ("image", "label", "patient", "case", "slice", "side", "organ", "mask"
 # What others call the columns that decide who is in which section: left out, they would change it silently.
 SAME = {
     "patient": "fallid fallnr fallnummer mrn paciente participant participantid pat patid patient patientenid "
-    "patientennr patientennummer patientid patientnr patients patno patnr person personid pid proband probandenid sub "
-    "subj subject subjectid subjekt subjektid sujet",
-    "split": "partition phase section set subset",
+    "patientenkennung patientennr patientennummer patientid patientkennung patientnr patients patno patnr person "
+    "personid pid proband probandenid probandenkennung pseudonym sub subj subject subjectid subjekt subjektid sujet",
+    "split": "partition phase section set split splits splitting subset train training",
+}
+# So do these, with no other word beside them: a blood test, or what identifies a series, says something else.
+ALONE = {
+    "patient": "identifier kennung",
+    "split": "for in is test testing usage use used val valid validation",
 }
 # With these words beside them, a column says something else: `patient age`.
 NOT_WHO = "age birth birthdate comment comments date gender height history orientation position race sex size weight"
@@ -166,7 +171,7 @@ def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -
 def _meant(name: str, absent: Sequence[str]) -> str:
     """Which of the absent columns one of another name may be; empty where it is none."""
     words = {*re.findall("[a-z]+", name)}
-    alike = [one for one, theirs in SAME.items() if words & {*theirs.split()}]
+    alike = [one for one in SAME if words & {*SAME[one].split()} or (words and words <= {*ALONE[one].split()})]
     near = [one for one in alike if one in absent and not words & {*NOT_WHO.split()}]
     if not near and "patient" not in alike:
         near = difflib.get_close_matches(name, absent, 1, cutoff=0.75)

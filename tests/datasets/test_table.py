@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.datasets import labeled_table
+from common.datasets.rows import COLUMNS, _meant
 from common.datasets.template import write_template
 from tests.datasets.tables import write
 from tests.pipeline import affine_of, save
@@ -257,6 +258,15 @@ class TestErrors:
             labeled_table(table)
         with pytest.raises(FileNotFoundError, match=r"b.csv does not exist; expected a table"):
             labeled_table(tmp_path / "b.csv")
+
+    def test_what_others_call_patients_and_sections_is_told_from_what_they_say_of_them(self):
+        names = {
+            "patient": "Patientenkennung, patient_identifier, identifier, Subject-Code, pseudonym",
+            "split": "data_split, train_test, train/test, split_set, usage, is_test, training set, validation",
+            "": "series identifier, PCR test, patient age, contrast usage, training date, valid until",
+        }
+        found = {name: _meant(name.lower(), COLUMNS) for some in names.values() for name in some.split(", ")}
+        assert found == {name: one for one, some in names.items() for name in some.split(", ")}
 
     def test_unknown_columns_are_left_out_and_named(self, tmp_path, caplog):
         rows = ("image,label,Patient Age,masks,empty", "a.tif,1,50,m.tif,", "b.tif,1,#N/A,n.tif,")
