@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data import SECTIONS, Case, labels_slices
+from ..data.checks import named_sections
 from ..files import PathLike, read_json
 
 _MASKS = ("nii.gz", "png", "tif", "dcm")
@@ -43,7 +44,8 @@ def with_sections_of(cases: Sequence[Case], path: PathLike) -> list[Case]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, a patient is in two sections, or no patient of the cases is in one.
+        ValueError: it is no such file, a patient is in two sections, or in another than his cases name already, or no
+            patient of the cases is in one.
     """
     content = read_json(path)
     owner: dict[str, str] = {}
@@ -55,6 +57,13 @@ def with_sections_of(cases: Sequence[Case], path: PathLike) -> list[Case]:
     others = sorted({str(case["patient"]) for case in cases if str(case["patient"]) not in owner})
     if len(others) == len({str(case["patient"]) for case in cases}):
         raise ValueError(f"{path}: holds none of the patients, e.g. {others[0]!r}; it has {', '.join([*owner][:3])}, …")
+    said = {str(patient): section for patient, section in named_sections(cases).items()}
+    contrary = [f"{p!r} ({said[p]} there, {owner[p]} here)" for p in said if owner.get(p, said[p]) != said[p]]
+    if contrary:
+        raise ValueError(
+            f"{path}: other sections than the data's own, e.g. in a column 'split', of {len(contrary)} patient(s), "
+            f"e.g. {contrary[0]}: leave out --split, or that column"
+        )
     if others:
         logger.warning("%s: without %d patient(s), who are drawn: %s", path, len(others), ", ".join(others[:10]))
     return [case | ({"section": owner[p]} if (p := str(case["patient"])) in owner else {}) for case in cases]

@@ -35,6 +35,14 @@ def test_sections_of_other_patients_are_refused(tmp_path, content, message):
         with_sections_of(CASES, tmp_path / "split.json")
 
 
+def test_a_section_that_the_data_name_is_not_overruled(tmp_path):
+    (tmp_path / "split.json").write_text('{"training": ["P1"], "test": ["P0"]}')
+    same, other = ([*CASES[2:3], CASES[0] | {"section": section}] for section in ("test", "validation"))
+    assert [case["section"] for case in with_sections_of(same, tmp_path / "split.json")] == ["training", "test"]
+    with pytest.raises(ValueError, match=r"of 1 patient\(s\), e.g. 'P0' \(validation there, test here\): leave out"):
+        with_sections_of(other, tmp_path / "split.json")
+
+
 def test_masks_of_a_run_take_the_place_of_the_datas_and_labels_stay(tmp_path, caplog):
     for name in ("c0_seg.nii.gz", "c1_seg.png", "c1_heatmap.tif"):
         (tmp_path / name).touch()
