@@ -131,6 +131,14 @@ def _given_classes(given: Sequence[str] | None) -> list[str]:
     if words and not words[0].isdecimal():
         swapped = sorted(classes, key=lambda name: name.lower() not in NO)
         raise ValueError(f"classes must begin with the negative one; got {classes}: {_as_option(swapped)}")
+    saying_no = [name for name in classes if name.lower() in NO or says_no(name)]
+    if saying_no and classes[0] not in saying_no and not saying_no[0].isdecimal():
+        swapped = sorted(classes, key=lambda name: name not in saying_no)
+        raise ValueError(
+            f"classes must begin with the negative one, which {saying_no[0]!r} seems to be; got {classes}: "
+            f"{_as_option(swapped)}; if all are findings, name the class without one, too: "
+            f"{_as_option(['none', *classes])}"
+        )
     return classes
 
 

@@ -118,6 +118,13 @@ class TestParseLabels:
                 {"classes": ["big tumor", "none"]},
                 r"must begin with the negative one; .* --classes 'none,big tumor'",
             ),
+            (
+                "a",
+                {"classes": ["tumor", "no_tumor"]},
+                r"must begin with the negative one, which 'no_tumor' seems to be; .* --classes no_tumor,tumor; if all "
+                r"are findings, .* --classes none,tumor,no_tumor$",
+            ),
+            ("a", {"classes": ["mild", "sévère", "ohne Befund"]}, r"--classes 'ohne Befund,mild,sévère'; if"),
             ("yes|no", {"classes": ["yes", "no"]}, r"must begin with the negative one; .* --classes no,yes"),
             ("1", {"positive_from": float("nan")}, r"positive_from must be a finite number"),
             (
