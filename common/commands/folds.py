@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import SECTIONS, Case, kinds_of_patients, patient_folds, stratified_split, write_datalist
+from ..data import SECTIONS, Case, kinds_of_patients, patient_folds, patient_of, stratified_split, write_datalist
 from ..data.checks import check_cases
 from ..data.splits import first_that, signs_of_patients
 from ..files import PathLike, read_json
@@ -116,14 +116,18 @@ def scans_of_fold(scans: PathLike, fold: Path, *, sections: Sequence[str] = SECT
         The file, `<fold>_scans.json`.
 
     Raises:
-        ValueError: a scan of a patient who is in no section of the fold.
+        ValueError: a scan of a patient who is in no section of the fold, or a patient of the fold without a scan.
     """
     parts, everything = read_json(fold), cases_of(read_json(scans))
-    patients = {section: {case["patient"] for case in parts[section]} for section in SECTIONS}
-    unknown = {case["patient"] for case in everything} - set().union(*patients.values())
-    if unknown:
-        raise ValueError(f"{scans}: patients {sorted(unknown)} have no parts in {fold}; name them alike in both")
-    whole = {section: [case for case in everything if case["patient"] in patients[section]] for section in sections}
+    patients = {section: {patient_of(case) for case in parts[section]} for section in SECTIONS}
+    with_parts, with_scans = set().union(*patients.values()), {patient_of(case) for case in everything}
+    if unknown := sorted(with_scans - with_parts):
+        raise ValueError(f"{scans}: patients {unknown} have no parts in {fold}; name them alike in both")
+    if absent := sorted(with_parts - with_scans):
+        raise ValueError(
+            f"{scans}: patients {absent} of {fold} have no scan; name them alike in both, or list their scans, too"
+        )
+    whole = {section: [case for case in everything if patient_of(case) in patients[section]] for section in sections}
     path = fold.with_name(f"{fold.stem}_scans.json")
     write_datalist(path, parts | whole)
     return path

@@ -122,6 +122,21 @@ def test_whole_scans_take_the_place_of_their_parts_in_the_sections_that_are_aske
     assert {**made, "test": None} == {**parts, "test": None}
 
 
+@pytest.mark.parametrize(
+    ("those", "message"),
+    [
+        (PATIENTS[2:], rf"patients \['{PATIENTS[0]}', '{PATIENTS[1]}'\] of .* have no scan"),
+        (["x"], r"\['x'\] have no par"),
+    ],
+)
+def test_scans_are_of_the_patients_of_the_parts(datalist, those, message):
+    folds(str(datalist), count=3)
+    whole = [{"case": p, "patient": p, "image": f"{p}.nii.gz", "cls": 1} for p in those]
+    (scans := datalist.with_name("scans.json")).write_text(json.dumps({"classes": ["a", "b"], "test": whole}))
+    with pytest.raises(ValueError, match=message):
+        scans_of_fold(scans, datalist.with_name("list_fold1.json"), sections=["test"])
+
+
 def test_a_split_is_no_datalist(tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"training": PATIENTS[:6], "test": PATIENTS[6:]}))
     with pytest.raises(ValueError, match="prepare folder DIR --split"):
