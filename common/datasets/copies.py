@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -117,14 +117,15 @@ def find_copies(images: Sequence[Sequence[Path]]) -> Iterator[tuple[int, int, in
     """
     parts = cache(files_of)
     marks: dict[Hashable, list[tuple[int, int]]] = {}
-    for number, files in enumerate(images):
-        for i, file in enumerate(files):
-            marks.setdefault(_mark(file, parts), []).append((number, i))
+    found = [(number, i, file, _mark(file, parts)) for number, some in enumerate(images) for i, file in enumerate(some)]
+    lengths = {mark[4:] for *_, mark in found if isinstance(mark, bytes)}
+    for number, i, file, mark in found:
+        marks.setdefault(_as_packed(file, mark, lengths), []).append((number, i))
     first: dict[Hashable, tuple[int, int]] = {}
     content = cache(lambda file: _content(file, parts))
     for mark, number, i in [(mark, *one) for mark, some in marks.items() if mark and len(some) > 1 for one in some]:
         file = images[number][i]
-        look = mark if is_dicom(file) or _packed(file) else tuple(map(glance, parts(file)))
+        look = tuple(map(glance, parts(file))) if isinstance(mark, int) else mark
         earlier, k = first.setdefault(look, (number, i))
         if earlier != number and content(file) == content(images[earlier][k]):
             yield number, i, earlier, k
@@ -144,6 +145,20 @@ def _mark(file: Path, parts: Parts) -> Hashable:
             stream.seek(-min(8, file.stat().st_size), os.SEEK_END)
             return stream.read()
     return sum(part.stat().st_size for part in parts(file))
+
+
+def _as_packed(file: Path, mark: Hashable, lengths: Container[bytes]) -> Hashable:
+    """The mark of a `.nii` that is as long as what a `.nii.gz` holds, as if it were packed; else the mark as it is."""
+    if not isinstance(mark, int) or file.suffix.lower() != ".nii":
+        return mark
+    length = (mark % 2**32).to_bytes(4, "little")
+    if length not in lengths:
+        return mark
+    checksum = 0
+    with open(file, "rb") as stream:
+        while part := stream.read(2**20):
+            checksum = zlib.crc32(part, checksum)
+    return checksum.to_bytes(4, "little") + length
 
 
 def _content(file: Path, parts: Parts) -> list[str]:

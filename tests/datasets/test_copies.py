@@ -152,6 +152,18 @@ def test_an_image_packed_anew_under_another_name_is_a_copy(tmp_path):
         labeled_table(table)
 
 
+def test_an_image_unpacked_is_a_copy_and_one_as_long_is_none(tmp_path):
+    table = write(tmp_path, "image,label,patient", "a.nii.gz,1,P", "b.nii,0,R", "c.nii,0,R")
+    for name in "bc":
+        save(tmp_path / f"{name}.nii", np.full((4, 4, 2), ord(name), np.uint8))
+    content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    assert len(content) == (tmp_path / "c.nii").stat().st_size
+    assert len(labeled_table(table)[0]) == 3
+    (tmp_path / "c.nii").write_bytes(content)
+    with pytest.raises(ValueError, match=r"row 4, .*c.nii is a copy of a.nii.gz in row 2, which is labeled otherwise"):
+        labeled_table(table)
+
+
 def test_files_that_end_with_one_checksum_and_hold_something_else_are_no_copies(tmp_path):
     write(tmp_path, "image", "a.nii.gz", "b.nii.gz")
     rows = [
