@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..files import PathLike
+
 SECTIONS = ("training", "validation", "test")
 
 
@@ -89,10 +91,14 @@ def named_sections(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
     return named
 
 
-def check_patients(datalist: dict[str, Any]) -> None:
+def check_patients(datalist: dict[str, Any], *, dataset_dir: PathLike = "") -> None:
     """Refuse a datalist in which one patient, or one image, is in two sections: scores would be of memory, not skill.
 
     A patient may be where slices are drawn on purpose, as `prepare --split paper` does: `"split": "paper"`.
+
+    Args:
+        datalist: see `common.data.datalist`.
+        dataset_dir: folder that paths are relative to; without it one image is known again by like paths alone.
 
     Raises:
         ValueError: naming the patient, or the image, and the sections.
@@ -109,5 +115,6 @@ def check_patients(datalist: dict[str, Any]) -> None:
                 )
             paths = case.get("image") or []
             for path in paths if isinstance(paths, list) else [paths]:
-                if (first := images.setdefault(os.path.normpath(path), section)) != section:
+                place = os.path.normpath(os.path.join(dataset_dir, path))
+                if (first := images.setdefault(place, section)) != section:
                     raise ValueError(f"the image {path} is in {first!r} and in {section!r}; it belongs in one section.")

@@ -38,11 +38,11 @@ from .splits import class_against_class, kinds_of_patients, signs_of_patients, s
 _HALVES = " Of an organ of two sides, healthy halves are negatives: prepare --halves."
 
 
-def _check(datalist: dict[str, Any], source: str) -> None:
+def _check(datalist: dict[str, Any], source: str, dataset_dir: PathLike = "") -> None:
     """The checks of reading and writing: keys, types, class range, unique names, no patient in two sections."""
     check_cases(datalist, source)
     check_names((case for section in SECTIONS for case in datalist.get(section, [])), source)
-    check_patients(datalist)
+    check_patients(datalist, dataset_dir=dataset_dir)
 
 
 def label_of(case: Case) -> Any:
@@ -140,8 +140,8 @@ def load_datalist(path: PathLike, section: str, *, dataset_dir: PathLike) -> lis
     if not isinstance(datalist, dict) or not datalist.get(section):
         filled = [s for s in SECTIONS if isinstance(datalist, dict) and datalist.get(s)]
         raise ValueError(f"{path}: the section {section!r} is absent or empty; sections with cases: {filled}.")
-    _check(datalist, str(path))
     root = Path(dataset_dir).absolute()
+    _check(datalist, str(path), root)
     cases = [map_paths(case, lambda p: str(root / p)) for case in datalist[section]]
     files: list[str] = []
     for case in cases:
@@ -261,7 +261,7 @@ def make_datalist(
     for section in SECTIONS:
         own = [case for case in relative if drawn[case["patient"]] == section]
         datalist[section] = [{key: value for key, value in case.items() if key != "section"} for case in own]
-    _check(datalist, name)
+    _check(datalist, name, root)
     if not for_scoring and not against:
         _check_signs(datalist, int(np.count_nonzero(fractions)), stratify=stratify)
     if not for_scoring and len(classes) > 2:

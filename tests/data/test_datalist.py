@@ -108,6 +108,13 @@ class TestDatalistFile:
         with pytest.raises(ValueError, match=r"patient 'P' is in 'validation' and in 'test' \(case 'c'\)"):
             load_datalist(tmp_path / "list.json", "training", dataset_dir=tmp_path)
 
+    def test_reading_knows_an_image_again_by_its_absolute_path(self, tmp_path):
+        touch(tmp_path, "a/flair.nii.gz")
+        again = case("b") | {"image": str(tmp_path / "x" / ".." / "a" / "flair.nii.gz")}
+        write_datalist(tmp_path / "list.json", datalist(training=[case("a")], test=[again]))
+        with pytest.raises(ValueError, match=r"the image .* is in 'training' and in 'test'"):
+            load_datalist(tmp_path / "list.json", "training", dataset_dir=tmp_path)
+
     def test_several_cases_of_a_patient_may_share_a_section(self):
         check_patients(datalist(training=[case("a", patient="P"), case("b", patient="P")], test=[case("c")]))
 
