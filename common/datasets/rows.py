@@ -76,11 +76,21 @@ def read_labeled_rows(path: Path, *, holds: str = "an image and its label") -> t
     _check_header(header, first, lines, path)
     wide = "more cells than the header has columns; a text that holds the separator needs quotes"
     refuse(path, [f"row {n}: {wide}" for n, cells in rest if any(cells[len(header) :])])
+    nameless = {k: f"number {k + 1} (row {n}: {v!r})" for n, cells in rest[::-1] for k, v in _unnamed(header, cells)}
+    if nameless:
+        logger.warning(
+            "%s: columns without a name left out: %s", path, ", ".join(nameless[k] for k in sorted(nameless))
+        )
     rows = [Row(n, {k: v for k, v in zip(header, cells, strict=False) if k and v}) for n, cells in rest]
     if not rows:
         raise ValueError(f"{path}: no row with {holds} follows the header.")
     refuse(path, [slip for row in rows for slip in _slips(row)])
     return {k: v for k, v in zip(header, written, strict=True) if any(row[k] for row in rows)}, rows
+
+
+def _unnamed(header: Sequence[str], cells: Sequence[str]) -> list[tuple[int, str]]:
+    """Texts of a row, each with the number of its column, that no name stands above."""
+    return [(k, text) for k, (name, text) in enumerate(zip(header, cells, strict=False)) if text and not name]
 
 
 def _check_header(header: Sequence[str], first: int, lines: Sequence[tuple[int, list[str]]], path: Path) -> None:

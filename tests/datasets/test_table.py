@@ -275,6 +275,11 @@ class TestErrors:
         assert left_out.endswith("a.csv: columns left out: 'Patient Age', 'masks' (is 'mask' meant?)")
         assert no_patient.endswith("a.csv: no column 'patient', so each case counts as a patient of its own")
 
+    def test_columns_without_a_name_are_left_out_and_told_where_they_hold_texts(self, tmp_path, caplog):
+        table = write(tmp_path, "image,,label,patient,", "a.tif,,1,P,", "b.tif,,0,Q,test", "c.tif,,0,R,train")
+        labeled_table(table)
+        assert caplog.messages == [f"{table}: columns without a name left out: number 5 (row 3: 'test')"]
+
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.xlsx"])
 def test_a_template_is_a_table_without_cases(tmp_path, name):
