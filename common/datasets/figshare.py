@@ -22,8 +22,8 @@ def cheng(root: PathLike, out_dir: PathLike, *, size: int | None = None) -> list
     Layout: `<number>.mat`, in any folders below `root`; MATLAB 7.3, i.e. HDF5, with `cjdata/image` (512×512),
     `cjdata/tumorMask`, `cjdata/label` (1 meningioma, 2 glioma, 3 pituitary tumor) and `cjdata/PID`. Axial, coronal and
     sagittal slices are mixed, and none is free of tumor: classes are told from one another, "none" is no label.
-    Written per slice: `out_dir/<number>.png` (16 bits) and `<number>_mask.png`. Finished slices are skipped, so an
-    interrupted conversion can be run again. Needs the extra `[figshare]`.
+    Written per slice: `out_dir/<number>.png` (16 bits) and `<number>_mask.png`. Slices finished in this size are
+    skipped, so an interrupted conversion can be run again. Needs the extra `[figshare]`.
 
     Args:
         root: the unpacked files.
@@ -48,7 +48,7 @@ def cheng(root: PathLike, out_dir: PathLike, *, size: int | None = None) -> list
         name = f"{number:04d}"
         content = _read(path)
         pictures = {"image": out_dir / f"{name}.png", "label": out_dir / f"{name}_mask.png"}
-        if not all(file.is_file() for file in pictures.values()):
+        if not all(_is_picture(file, size or content["image"].shape[::-1]) for file in pictures.values()):
             image, mask = (_resized(content[key], size) for key in ("image", "tumorMask"))
             _save(image.clip(0, 65535).round().astype(np.uint16), pictures["image"])
             _save(255 * (mask > 0.5).astype(np.uint8), pictures["label"])
@@ -76,6 +76,14 @@ def _read(path: Path) -> dict[str, Any]:
     # MATLAB keeps columns together, and texts as codes of their letters.
     patient = "".join(chr(code) for code in parts["PID"].flatten())
     return {"image": parts["image"].T, "tumorMask": parts["tumorMask"].T, "label": label, "PID": patient}
+
+
+def _is_picture(path: Path, size: int | tuple[int, ...]) -> bool:
+    """Whether a picture of this size, or width and height, is there: not of a run with another size."""
+    if not path.is_file():
+        return False
+    with Image.open(path) as picture:
+        return picture.size == (size if isinstance(size, tuple) else (size, size))
 
 
 def _resized(pixels: np.ndarray, size: int | None) -> np.ndarray:

@@ -44,6 +44,17 @@ def test_size_shrinks_image_and_mask_alike(tmp_path):
     assert Image.open(case["image"]).size == Image.open(case["label"]).size == (16, 16)
 
 
+def test_pictures_of_another_size_are_made_anew_and_others_stay(tmp_path):
+    write_mat(tmp_path / "raw" / "1.mat", label=3, patient="A", size=32)
+    widths, times = [], []
+    for size in (None, 16, 16, None):
+        (case,) = cheng(tmp_path / "raw", tmp_path / "out", size=size)
+        widths.append([Image.open(case[key]).size[0] for key in ("image", "label")])
+        times.append(Path(case["image"]).stat().st_mtime_ns)
+    assert widths == [[32, 32], [16, 16], [16, 16], [32, 32]]
+    assert times[1] == times[2]
+
+
 def test_prepare_splits_patients_of_every_class_apart(tmp_path):
     for number in range(24):
         write_mat(tmp_path / "raw" / f"{number + 1}.mat", label=1 + number % 3, patient=f"P{number % 12:02d}")
