@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_beside
-from ..data import SECTIONS, labels_in_words
+from ..data import SECTIONS, labels_in_words, patient_of
 from ..data.splits import tells_classes_apart
 from ..files import alone, atomic_path, read_json, write
 from ..handlers.label_calibration import FEW
@@ -177,5 +177,5 @@ def calibration_section(content: Mapping[str, Any]) -> str:
     if tells_classes_apart(content):
         return "validation"
     cases = content.get("validation") or []
-    labels, patients = labels_of_cases(cases), {case["patient"] for case in cases}
+    labels, patients = labels_of_cases(cases), {*map(patient_of, cases)}
     return "validation" if min(sum(labels), len(labels) - sum(labels), len(patients)) >= FEW else "training+validation"

@@ -67,7 +67,7 @@ def write_folds(
         others = {patient: kind for patient, kind in kinds.items() if patient not in test}
         training, validation = _with_both_labels(others, signs, seed=seed)
         parts = {"training": training, "validation": validation, "test": test}
-        fold = content | {s: [c for c in everything if c["patient"] in ids] for s, ids in parts.items()}
+        fold = content | {s: [c for c in everything if patient_of(c) in ids] for s, ids in parts.items()}
         files.append(Path(output_dir) / f"{Path(datalist).stem}_fold{k}.json")
         write_datalist(files[-1], fold | {"seed": seed})
     return files

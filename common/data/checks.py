@@ -83,7 +83,7 @@ def named_sections(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
     named: dict[str, str] = {}
     for case in cases:
         section = case.get("section")
-        if section and (first := named.setdefault(case["patient"], section)) != section:
+        if section and (first := named.setdefault(str(case["patient"]), section)) != section:
             raise ValueError(
                 f"patient {case['patient']!r} is to go to {first!r} and to {section!r} (case {case['case']!r}); all "
                 "cases of a patient belong in one section."

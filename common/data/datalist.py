@@ -90,7 +90,7 @@ def absent_classes(datalist: dict[str, Any], classes: Sequence[str]) -> dict[str
 def labels_in_words(cases: Sequence[Case], classes: Sequence[str], *, whole: str = "volumes") -> str:
     """Counts of cases, patients, and each class among volumes (named `whole`) and slices, as users read them."""
     volumes, slices = label_counts(cases, classes)
-    parts = [f"{len(cases)} cases of {len({case['patient'] for case in cases})} patients"]
+    parts = [f"{len(cases)} cases of {len({str(case['patient']) for case in cases})} patients"]
     for what, count in ((whole, volumes), ("slices", slices)):
         if count:
             parts.append(f"{what} " + ", ".join(f"{name} {count[name]}" for name in classes))
@@ -259,7 +259,7 @@ def make_datalist(
     against = class_against_class(cases)
     drawn = _sections_of_patients(cases, apart=stratify or bool(against), fractions=fractions, seed=seed)
     for section in SECTIONS:
-        own = [case for case in relative if drawn[case["patient"]] == section]
+        own = [case for case in relative if drawn[str(case["patient"])] == section]
         datalist[section] = [{key: value for key, value in case.items() if key != "section"} for case in own]
     _check(datalist, name, root)
     if not for_scoring and not against:
@@ -275,7 +275,7 @@ def _sections_of_patients(cases: Sequence[Case], *, apart: bool, **draw: Any) ->
     if apart:
         parts = stratified_split(kinds_of_patients(cases), fixed=fixed, **draw)
     else:  # a section that some cases have moves no others
-        parts = split_patients([case["patient"] for case in cases], **draw)
+        parts = split_patients([str(case["patient"]) for case in cases], **draw)
     drawn = {patient: k for k, patients in enumerate(parts) for patient in patients} | fixed
     return {patient: SECTIONS[k] for patient, k in drawn.items()}
 

@@ -16,7 +16,7 @@ Parts = list[list[str]]  # patients of each
 
 def patient_of(case: Mapping[str, Any]) -> str:
     """Whose case of a datalist it is; one that names no patient is a patient of its own."""
-    return str(case.get("patient", case["case"]))
+    return str(case["patient"] if "patient" in case else case["case"])
 
 
 def split_patients(
@@ -105,7 +105,7 @@ def class_against_class(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     labels: dict[str, list[Any]] = {}
     for case in cases:
         cls = case.get("cls")
-        labels.setdefault(str(case["patient"]), []).extend(cls if isinstance(cls, list) else [cls])
+        labels.setdefault(patient_of(case), []).extend(cls if isinstance(cls, list) else [cls])
     found = {label for several in labels.values() for label in several}
     if len(found) < 2 or not all(isinstance(label, int) and label > 0 for label in found):
         return {}
@@ -132,15 +132,15 @@ def kinds_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     for case in cases:
         labels = case.get("cls", 0)
         numbers = [k for k in (labels if isinstance(labels, list) else [labels]) if isinstance(k, int)]
-        highest[case["patient"]] = max(highest[case["patient"]], *numbers, 0)
+        highest[patient_of(case)] = max(highest[patient_of(case)], *numbers, 0)
     return highest
 
 
 def signs_of_patients(cases: Sequence[Mapping[str, Any]]) -> dict[str, set[bool]]:
     """Whether each patient has a positive label, and whether a negative one."""
-    signs: dict[str, set[bool]] = {case["patient"]: set() for case in cases}
+    signs: dict[str, set[bool]] = {patient_of(case): set() for case in cases}
     for case in cases:
-        signs[case["patient"]] |= signs_of(case["cls"]) if "cls" in case else set()
+        signs[patient_of(case)] |= signs_of(case["cls"]) if "cls" in case else set()
     return signs
 
 
@@ -290,7 +290,7 @@ def stratified_weights(
     if all(positive) or not any(positive):
         raise ValueError("training needs volumes with and without a finding; the datalist's labels are all alike.")
     volumes = [
-        (stratum(case, stratify_by, bins=bins), bool(label), case["patient"])
+        (stratum(case, stratify_by, bins=bins), bool(label), patient_of(case))
         for case, label in zip(cases, positive, strict=True)
     ]
     # Patients of each class in each stratum, and volumes of each patient in it.

@@ -57,7 +57,7 @@ def with_sections_of(cases: Sequence[Case], path: PathLike) -> list[Case]:
     others = sorted({str(case["patient"]) for case in cases if str(case["patient"]) not in owner})
     if len(others) == len({str(case["patient"]) for case in cases}):
         raise ValueError(f"{path}: holds none of the patients, e.g. {others[0]!r}; it has {', '.join([*owner][:3])}, …")
-    said = {str(patient): section for patient, section in named_sections(cases).items()}
+    said = named_sections(cases)
     contrary = [f"{p!r} ({said[p]} there, {owner[p]} here)" for p in said if owner.get(p, said[p]) != said[p]]
     if contrary:
         raise ValueError(

@@ -137,6 +137,18 @@ def test_scans_are_of_the_patients_of_the_parts(datalist, those, message):
         scans_of_fold(scans, datalist.with_name("list_fold1.json"), sections=["test"])
 
 
+@pytest.mark.parametrize("labels", [[0, 1], [1, 2]])
+def test_patients_may_be_numbers_beside_texts(datalist, labels):
+    content = json.loads(datalist.read_text()) | {"classes": ["none", "a", "b"]}
+    numbers = {patient: k if k % 3 else str(k) for k, patient in enumerate(PATIENTS)}
+    for k, case in enumerate(content["training"]):
+        case |= {"patient": numbers[case["patient"]], "cls": labels[k // 2 % 2]}
+    datalist.write_text(json.dumps(content))
+    folds(str(datalist), count=3)
+    dealt = [patients(datalist.with_name(f"list_fold{k}.json"))["test"] for k in range(3)]
+    assert sorted(str(patient) for test in dealt for patient in test) == sorted(2 * [str(k) for k in range(12)])
+
+
 def test_a_split_is_no_datalist(tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"training": PATIENTS[:6], "test": PATIENTS[6:]}))
     with pytest.raises(ValueError, match="prepare folder DIR --split"):
