@@ -17,7 +17,7 @@ from ..files import PathLike, file_digest, json_text, read_json, write_csv, writ
 from .console import logged, step
 from .fit_checks import IMAGES, MASKS, data_digests
 from .fit_request import check_same
-from .fit_runs import Recipe, done_before, merged, natural_threshold, refining, say_done
+from .fit_runs import Recipe, check_kept, done_before, merged, natural_threshold, refining, say_done
 from .folds import scans_of_fold, write_folds
 from .run import bundle_root, config_files, for_configs, names, run_bundle
 
@@ -218,6 +218,7 @@ def _train(place: Path, title: str, bundle: str, configs: list[str], data: Mappi
     Raises:
         ValueError: the training that lies there, finished or begun, is of other configs, settings, cases, images or
             teachers, or learned from other masks.
+        FileNotFoundError: it is finished, and its weights are gone.
     """
     settings, note = for_configs(bundle, configs, overrides), "made_from.json"
     finished = place / "finished"
@@ -227,7 +228,9 @@ def _train(place: Path, title: str, bundle: str, configs: list[str], data: Mappi
     if not any(key.endswith("learns_from") and value == "masks" for key, value in keys.items()):
         data = {key: value for key, value in data.items() if key != MASKS}
     check_same(place, {**_made_from(bundle, configs, settings), **data}, name=note, newer=(IMAGES, MASKS))
-    if not finished.is_file():
+    if finished.is_file():
+        check_kept(place, "model.pt")
+    else:
         step(title)
         run_bundle(bundle, configs, output_dir=str(place), **settings)
         finished.touch()

@@ -201,6 +201,7 @@ def _train(
     """
     finished = place / "finished"
     if finished.is_file():
+        check_kept(place, "model.pt", "model.json")
         step(f"{title}: done before")
         return
     configs, more = [*recipe.train], {}
@@ -215,7 +216,22 @@ def _train(
             once(place / "maps" / "predictions.csv", "maps of the training section", own, recipe, **maps)
     step(title)
     run_bundle(own, configs, output_dir=str(place), **for_configs(own, configs, shared), **more)
+    (place / "calibrated.json").unlink(missing_ok=True)  # of weights that were lost; what was chosen lay beside them
     finished.touch()
+
+
+def check_kept(place: Path, *files: str) -> None:
+    """Refuse the folder of a finished training that has lost what it made.
+
+    Raises:
+        FileNotFoundError: naming the file, and how to train anew.
+    """
+    for file in (place / name for name in files):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is gone, though its training is finished: put it back, or remove `finished` and "
+                "`checkpoint.pt` there to train anew"
+            )
 
 
 def once(

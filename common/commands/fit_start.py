@@ -78,8 +78,10 @@ def begin_with(ckpt: Path, place: Path) -> Path:
         The copy, `model.pt`.
     """
     copy = place / "model.pt"
-    if not copy.is_file() or file_digest(copy) != file_digest(ckpt):
+    there = copy.is_file() and copy.with_suffix(".json").is_file()
+    if not there or file_digest(copy) != file_digest(ckpt):
         place.mkdir(parents=True, exist_ok=True)
+        (place / "calibrated.json").unlink(missing_ok=True)  # what was chosen lay beside a copy that is gone
         beside = {key: value for key, value in read_beside(ckpt).items() if not key.startswith("chosen")}
         write_json(copy.with_suffix(".json"), beside)
         with atomic_path(copy) as temporary:

@@ -36,6 +36,15 @@ def test_what_was_made_from_other_weights_or_settings_is_made_anew(data, runs, t
     assert [tuple(Path(call["output_dir"]).parts[-2:]) for call in runs] == [("fold0", "evaluation")]
 
 
+def test_a_finished_training_without_its_weights_is_named(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="")
+    (tmp_path / "out" / "fold1" / "training" / "model.pt").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"fold1/training/model.pt is gone, though its training is finished: put"
+    ):
+        crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="")
+
+
 @pytest.mark.parametrize("change", [{"max_epochs": 2}, {"spacing": (1, 1, -1)}, {"seed": 1}])
 def test_a_training_of_other_settings_or_cases_is_refused(data, runs, tmp_path, change):
     before = {"choose": "", "folds": 2, "max_epochs": 1}

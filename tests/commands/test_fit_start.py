@@ -49,6 +49,7 @@ def runs(monkeypatch) -> list[dict]:
         name = "model.pt" if configs[0] == "train.json" else "calibrated.json"
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         (Path(output_dir) / name).write_text(f"of {Path(output_dir).name}")
+        (Path(output_dir) / "model.json").touch()
 
     monkeypatch.setattr(common.commands.fit_runs, "run_bundle", run)
     monkeypatch.setattr(common.commands.fit_runs, "for_configs", lambda own, configs, settings: settings)
@@ -91,6 +92,24 @@ def test_a_second_training_that_fails_does_not_count_and_a_first_one_ends_all(
     with nullcontext() if counts else pytest.raises(subprocess.CalledProcessError):
         assert learn(own, tmp_path / "out", 2, "validation", {}, VOLUMES).parent.name == counts
         assert f"round {fails[-1]} failed, see above; the training before it counts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.json"])
+def test_weights_that_are_gone_are_named_and_what_was_chosen_for_a_new_copy_is_chosen_anew(own, runs, tmp_path, name):
+    out, start = tmp_path / "out", weights(tmp_path)
+    learn(own, out, 0, "validation", {}, VOLUMES, start=start)
+    (out / "start" / name).unlink()
+    runs.clear()
+    learn(own, out, 0, "validation", {}, VOLUMES, start=start)
+    assert ([call["place"] for call in runs], (out / "start" / name).is_file()) == (["start"], True)
+    learn(own, out, 0, "validation", {}, VOLUMES)
+    (out / "training" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"training/{name} is gone, .* remove `finished` and `checkpoint.pt`"):
+        learn(own, out, 0, "validation", {}, VOLUMES)
+    (out / "training" / "finished").unlink()
+    runs.clear()
+    learn(own, out, 0, "validation", {}, VOLUMES)
+    assert [call["configs"][-1] for call in runs] == ["train.json", "calibrate_labels.json"]
 
 
 def test_a_bundle_without_a_second_training_ends_with_the_first(own, runs, tmp_path, capsys):
