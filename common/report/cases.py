@@ -74,7 +74,7 @@ def add_volumes(
     max_embedded: int,
     max_bytes: int,
     threshold: float | None,
-) -> tuple[np.ndarray | None, list[np.ndarray]]:
+) -> tuple[np.ndarray | None, list[tuple[str, np.ndarray]]]:
     """Read the cases' volumes one by one, and add to each row what they tell.
 
     Added are `components` of the mask and `truth_ml`; and to the first `max_embedded` rows whose scan is known, while
@@ -90,10 +90,10 @@ def add_volumes(
         threshold: of the raw map, which becomes one of the stops.
 
     Returns:
-        The stops `[255]`, None without any heatmap, and the Dice at each of them of every case with heat and truth.
+        The stops `[255]`, None without any heatmap, and of every case with heat and truth its patient and Dice at each.
     """
     stops = _stops(run.folder, rows[: max(max_embedded, 4)], threshold)
-    scores: list[np.ndarray] = []
+    scores: list[tuple[str, np.ndarray]] = []
     left = max_embedded
     for row, volumes in _read(run.folder, rows, files):
         if volumes.mask is not None:
@@ -104,7 +104,7 @@ def add_volumes(
             continue
         levels = heat_levels(volumes.heat, stops)
         if volumes.truth is not None:
-            scores.append(dice_by_level(levels, volumes.truth))
+            scores.append((row.get("patient") or row["case"], dice_by_level(levels, volumes.truth)))
         if left <= 0 or (image := read_image(files.get(row["case"], {}))) is None:
             continue
         if image.shape != volumes.heat.shape:

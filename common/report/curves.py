@@ -134,19 +134,25 @@ def calibration(
     return rows | {"error": _short(error), "brier": _short(np.mean((probabilities - labels) ** 2))}
 
 
-def threshold_curve(stops: np.ndarray, scores: Sequence[np.ndarray], threshold: float | None) -> dict[str, Any] | None:
-    """Mean Dice of the raw map over thresholds, with the pointwise 95 % interval over cases.
+def threshold_curve(
+    stops: np.ndarray, scores: Sequence[tuple[str, np.ndarray]], threshold: float | None
+) -> dict[str, Any] | None:
+    """Mean Dice of the raw map over thresholds, with the pointwise 95 % interval over patients.
 
     Args:
         stops: `[T]`.
-        scores: Dice of each case at each stop, `[T]` each.
+        scores: of each case its patient, and its Dice at each stop, `[T]`.
         threshold: the run's own.
     """
     if not len(scores):
         return None
-    table = np.asarray(scores)
-    draws = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
-    low, high = np.quantile(table[draws].mean(axis=1), [0.025, 0.975], axis=0) if len(table) > 1 else (table[0],) * 2
+    table = np.asarray([dice for _, dice in scores])
+    patients = np.unique([patient for patient, _ in scores], return_inverse=True)[1]
+    own = np.eye(patients.max() + 1)[patients]  # [cases, patients]
+    sums, counts = own.T @ table, own.sum(axis=0)
+    draws = np.random.default_rng(0).integers(len(counts), size=(RESAMPLES, len(counts)))
+    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1, keepdims=True)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return {
         "x": [float(f"{stop:.5g}") for stop in stops],
         "y": _list(table.mean(axis=0)),

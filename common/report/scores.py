@@ -78,7 +78,7 @@ def _mean_dice(run: Run) -> dict[str, Any] | None:
         "measure": "mean Dice",
         **{key: own[key] for key in ("value", "low", "high", "median")},
         "on": f"{plural(number, _noun(run))} with a ground-truth mask",
-        "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over cases." + _healthy(run),
+        "note": "1 is a perfect overlap of volumes, 0 none. Interval: 95 %, bootstrap over patients." + _healthy(run),
         "rival": next((row for row in rows if not row["own"]), None),
     }
 

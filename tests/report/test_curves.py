@@ -84,11 +84,18 @@ def test_curves_need_both_labels(run_dir):
     assert [curve["kind"] for curve in label_curves(run)["roc"]] == ["slices"]
 
 
-def test_dice_over_thresholds_is_the_mean_over_cases():
-    curve = threshold_curve(np.array([0.0, 1.0]), [np.array([0.2, 0.8]), np.array([0.4, 0.4])], 0.5)
+def test_dice_over_thresholds_is_the_mean_over_cases_and_its_interval_draws_patients():
+    dice = np.array([0.2, 0.8]), np.array([0.4, 0.4])
+    curve = threshold_curve(np.array([0.0, 1.0]), [("a", dice[0]), ("b", dice[1])], 0.5)
     assert curve is not None
     assert (curve["y"], curve["cases"], curve["threshold"]) == ([0.3, 0.6], 2, 0.5)
     assert curve["low"] == [0.2, 0.4]
+    one = threshold_curve(np.array([0.0, 1.0]), [("a", dice[0]), ("a", dice[1])], 0.5)
+    assert one is not None
+    assert one["low"] == one["high"] == one["y"]
+    again = threshold_curve(np.array([0.0, 1.0]), [("a", dice[0]), *[("b", dice[1])] * 20], 0.5)
+    assert again is not None
+    assert again["low"] == [0.2, 0.4]  # twenty scans of one patient tell no more than one
     assert threshold_curve(np.array([0.0]), [], None) is None
 
 

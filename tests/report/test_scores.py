@@ -29,7 +29,7 @@ def test_a_mean_says_what_healthy_cases_count_in_it(run):
     note = headline(replace(run, summary=dict(run.summary) | {"dice_positive": ill}))["note"]
     assert note.endswith(" Without a lesion: 1 case, each 1 where nothing is marked, else 0; 0.250 in the 3 with one.")
     alike = dict(run.summary) | {"dice_positive": run.summary["dice"]}
-    assert headline(replace(run, summary=alike))["note"].endswith("bootstrap over cases.")
+    assert headline(replace(run, summary=alike))["note"].endswith("bootstrap over patients.")
 
 
 def test_the_raw_map_of_the_method_is_no_baseline_of_it(run):

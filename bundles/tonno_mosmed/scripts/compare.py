@@ -104,7 +104,7 @@ def compare(
     `negatives_empty` is the share in which nothing is marked, and `ml_in_negatives` how much is.
 
     Writes `table.csv`, one row a method, `table.json` with intervals, `cases.csv`, and `calibrated.json`, a config with
-    the threshold of the method that inference uses, where that is among them.
+    the threshold of the method that inference uses, where that is among them, and the kind of its map.
 
     Args:
         inferer: gives the maps.
@@ -156,6 +156,7 @@ def compare(
         details += [{"case": i["case"]["case"], "method": name, **s} for i, s in zip(tested, scored, strict=True)]
         if name == method:
             settings = {"binarize": "fixed", "threshold": threshold, "raw_threshold": threshold, "refine": refine}
+            settings |= {} if name == "tonno" else {"cam": inferer.axial}
             write_json(Path(output_dir) / "calibrated.json", settings | {"min_component_ml": min_component_ml})
     write_csv(Path(output_dir) / "table.csv", rows)
     write_csv(Path(output_dir) / "cases.csv", details)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class Body:
         spacing: of the three axes.
         radius: R, in the unit of the spacing.
         box: where the volume lies in the image.
+        unit_mm: millimeters of the unit of the spacing; in a cube the geometric mean of its three axes.
     """
 
     volume: Tensor
@@ -33,6 +35,7 @@ class Body:
     spacing: tuple[float, float, float]
     radius: float
     box: tuple[slice, slice, slice]
+    unit_mm: float = 1.0
 
     @property
     def extent(self) -> dict[str, Any]:
@@ -45,8 +48,8 @@ class Body:
         return (torch.arange(count, device=self.inside.device) - 0.5 * (count - 1)) * self.spacing[number]
 
     def pixel_cm2(self, size: int) -> float:
-        """Area of a pixel of planes of `size × size`, for spacings in millimeters."""
-        return (0.2 * self.radius / (size - 1)) ** 2
+        """Area of a pixel of planes of `size × size`."""
+        return (0.2 * self.radius * self.unit_mm / (size - 1)) ** 2
 
 
 def crop_to_organ(
@@ -82,7 +85,8 @@ def crop_to_organ(
     volume = (image[:-1] if organ_channel else image).float() * inside
     if geometry == "paper":
         cube: dict[str, Any] = paper_geometry(inside.shape)
-        return Body(volume, inside, cube["spacing"], cube["radius"], (slice(None), slice(None), slice(None)))
+        unit = float(np.prod(np.divide(spacing, cube["spacing"])) ** (1 / 3))
+        return Body(volume, inside, cube["spacing"], cube["radius"], (slice(None), slice(None), slice(None)), unit)
     ranges = [torch.nonzero(inside.any(dim=a).any(dim=b)).flatten() for a, b in ((1, 1), (0, 1), (0, 0))]
     x, y, z = (slice(int(r[0]), int(r[-1]) + 1) for r in ranges)
     volume, inside = volume[:, x, y, z], inside[x, y, z]

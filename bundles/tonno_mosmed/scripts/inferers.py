@@ -165,7 +165,7 @@ class ToNNOInferer(Inferer):
             if self.probability == "slices":
                 slices = slices_across(body, 2, self.size)
                 positive[z] = self._logits(network, slices).sigmoid()
-            elif self.probability == "volume":
+            elif self.probability == "volume" and len(logits):  # a plane may pass by an organ of a few voxels
                 positive[:] = torch.quantile(logits.float(), self.quantile).sigmoid()
             probability[:, part] += torch.stack([1 - positive, positive])
             for name, heat in heats.items():

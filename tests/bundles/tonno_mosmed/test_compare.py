@@ -40,6 +40,7 @@ def test_every_method_is_scored_with_the_threshold_of_validation(tmp_path):
     torch.testing.assert_close(inferer.volumes(image, (1.0, 1.0, 1.0), Bright())[0]["tonno"], expected)
     assert (tmp_path / "table.csv").exists()
     assert read_json(tmp_path / "calibrated.json")["threshold"] == pytest.approx(table["tonno"]["threshold"], rel=1e-3)
+    assert "cam" not in read_json(tmp_path / "calibrated.json")
     assert set(read_json(tmp_path / "table.json")) == names
 
 
@@ -64,6 +65,7 @@ def test_comparison_takes_every_kind_of_map(cam):
 
 def test_thresholds_by_f1_leave_fewer_false_components_than_those_by_dice(tmp_path):
     options = {"validation": balls(2), "test": balls(1), "output_dir": tmp_path, "progress": False}
+    options |= {"method": "averaged_cam", "cam_layer": 1}
     inferer = compare.MethodsInferer(layers=(1,), num_slices=12, num_directions=20, size=24, progress=False)
     rows = {
         score: {row["method"]: row for row in compare.compare(inferer, Bright(), ball_case, score=score, **options)}
@@ -71,6 +73,7 @@ def test_thresholds_by_f1_leave_fewer_false_components_than_those_by_dice(tmp_pa
     }
     assert all(rows["f1"][name]["f1"] >= rows["dice"][name]["f1"] for name in rows["dice"])
     assert any(rows["f1"][name]["f1"] > rows["dice"][name]["f1"] for name in rows["dice"])
+    assert read_json(tmp_path / "calibrated.json")["cam"] == "layercam"  # of these maps the threshold is
     with pytest.raises(ValueError, match="score must be one of"):
         compare.compare(inferer, Bright(), ball_case, score="auc", **options)
 

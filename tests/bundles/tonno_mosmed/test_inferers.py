@@ -63,6 +63,14 @@ def test_planes_at_angles_through_a_picture_are_refused(options):
     assert inferer(method="layercam")(picture, Pooled()).shape == (1, 4, 20, 20, 1)  # its own plane alone
 
 
+def test_an_organ_that_no_plane_meets_holds_nothing():
+    image = torch.zeros(1, 2, 6, 6, 4)
+    image[:, :, 2:4, 2:4, 1:2] = 1.0
+    options = {"method": "tonno", "probability": "volume", "num_directions": 20, "radius": 113.0}
+    shown = inferer(**options)(image, Sum(1.0))
+    assert shown[0, 3, 0, 0].tolist() == [0.0] * 4
+
+
 def pixel_area(phantom, size=48) -> float:
     return (2 * geometry.crop_to_organ(phantom, SPACING).radius / (size - 1)) ** 2
 
