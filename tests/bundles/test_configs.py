@@ -72,7 +72,7 @@ BUNDLES = {
         "train": [
             *("train+covid", "train+phantom", "train+mosmed", "train+mosmed+paper", "train+covid+train_supervised"),
             *("train+covid+train_refine+covid_refine+train_draw", "train+covid+train_draw+draw_supervised"),
-            *("train+covid+train_refine", "train+multi_gpu_train", "train+train_refine+train_draw+multi_gpu_train"),
+            *("train+covid+train_refine", "train+multi_gpu_train"),
         ],
         "inference": [
             *("inference+covid", "evaluate+covid", "inference+mosmed+paper", "inference+phantom", "evaluate+phantom"),

@@ -51,6 +51,7 @@ def runs(monkeypatch) -> list[dict]:
             (output / "metrics.csv").write_text(f"case,dice\na,{dice}\n")
 
     monkeypatch.setattr(common.commands.crossvalidate, "run_bundle", fake)
+    monkeypatch.setattr(common.commands.crossvalidate, "bundle_root", Path)
     monkeypatch.setattr(common.commands.crossvalidate, "for_configs", lambda bundle, configs, settings: settings)
     monkeypatch.setattr(common.commands.crossvalidate, "config_files", lambda bundle, configs: [])
     return calls
