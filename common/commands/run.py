@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -130,6 +131,9 @@ def run_bundle(bundle: str | Path, configs: list[str], **overrides: object) -> N
 @contextmanager
 def _ended_together() -> Iterator[None]:
     """SIGTERM, as a queue sends it where time is up, leaves no run behind; Ctrl-C reaches both by itself."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot listen to signals
+        yield
+        return
 
     def end(number: int, _: Any) -> None:
         raise SystemExit(128 + number)

@@ -188,7 +188,7 @@ def frame_values(file: Path, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
     low_and_high = -1 if data.PixelRepresentation else 2 ** int(data.BitsStored) - 1
     for frame in frames:
         plane = stored[frame.index]
-        padding = _padding(data, plane)
+        padding = _padding(data, plane, file)
         if frame.inverted:
             plane = low_and_high - plane.astype(np.int64)
         if padding.any() and not padding.all():
@@ -200,12 +200,14 @@ def frame_values(file: Path, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
         yield plane.astype(np.float32)
 
 
-def _padding(data: Dataset, plane: np.ndarray) -> np.ndarray:
+def _padding(data: Dataset, plane: np.ndarray, file: Path) -> np.ndarray:
     """Bool, which pixels of a frame fill it up beyond what was measured."""
-    first = data.get("PixelPaddingValue")
+    try:
+        first, last = (whole(data.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: PixelPaddingValue cannot be read ({error}); take it out") from error
     if first is None:
         return np.zeros(plane.shape, dtype=bool)
-    last = data.get("PixelPaddingRangeLimit")
     ends = np.array([first, first if last is None else last]).astype(plane.dtype)  # -2000 may be written as 63536
     return (plane >= ends.min()) & (plane <= ends.max())
 
