@@ -24,7 +24,8 @@ def test_overrides_reach_the_command_line_and_none_is_not_dropped_there(monkeypa
 
 def test_a_command_that_is_told_to_end_ends_its_run(monkeypatch, tmp_path):
     run, told = tmp_path / "run", []
-    run.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/id\nkill -TERM $PPID\nexec sleep 20\n")
+    # Not at once: what Python is told while it still starts a process reaches nobody who could end that.
+    run.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/id\nsleep 2\nkill -TERM $PPID\nexec sleep 20\n")
     run.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(run))
     before = signal.signal(signal.SIGTERM, lambda *_: told.append("by nobody"))
