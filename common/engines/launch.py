@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..files import print_any_text
 from .ranges import out_of_range
-from .settings import plain, problems, tops
+from .settings import plain, problems, reached, tops
 from .weights import as_trained, check_channels, check_chosen, check_classes
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,13 @@ def check_settings() -> None:
     check_chosen(parser)
     check_channels(parser)
     _warn_of_unused_patterns(told_keys, parser)
+    if idle := sorted(told_keys & parser.config.keys() - reached(parser.config, _steps(workflow))):
+        logger.warning("%s: nothing in this run uses it", ", ".join(f"--{key}" for key in idle))
+
+
+def _steps(workflow: ConfigWorkflow) -> set[str]:
+    """Keys that MONAI itself asks a config for."""
+    return {workflow.init_id, workflow.run_id, workflow.final_id, "imports"}
 
 
 def _apply(given: Mapping[str, Any], told: Mapping[str, Any], parser: Any) -> None:

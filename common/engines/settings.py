@@ -243,6 +243,21 @@ def _listed(keys: Iterable[str]) -> str:
     return ", ".join(sorted(key for key in keys if key != ConfigParser.meta_key))
 
 
+def reached(config: Config, steps: Iterable[str]) -> set[str]:
+    """Keys at the top that these refer to, by whatever way; a config laid over may have cut a key off.
+
+    Example:
+        `reached({"run": ["$@a"], "a": "@b", "b": 1, "c": 2}, ["run"])` is `{"run", "a", "b"}`.
+    """
+    found: set[str] = set()
+    ahead = [*steps]
+    while ahead:
+        if (key := ahead.pop()) in config and key not in found:
+            found.add(key)
+            ahead += re.findall(r"[@%](\w+)", str(config[key]))
+    return found
+
+
 def tops(config: Config) -> set[str]:
     """Keys at the top, where a file may name what lies below: `+handlers`, `train#dataset`."""
     return {ReferenceResolver.split_id(key.removeprefix("+"))[0] for key in config}

@@ -62,6 +62,15 @@ def test_a_run_with_a_wrong_setting_ends_before_its_next_step(start, file):
     assert "2 settings are wrong" in refusal(start, file, folder=2024, sizes=3)
 
 
+def test_a_setting_that_nothing_in_the_run_uses_is_told(tmp_path, caplog):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG | {"cut_off": 1, "cut_off_too": "@cut_off", "used": 1, "folder": "$str(@used)"}))
+    STARTS[0](str(path), cut_off=2, used=3, threshold=0.1)
+    assert [record.message for record in caplog.records if "uses it" in record.message] == [
+        "--cut_off: nothing in this run uses it"
+    ]
+
+
 def test_processes_that_do_not_share_the_work_are_refused(file, tmp_path, monkeypatch):
     (tmp_path / "shared.json").write_text(json.dumps({"run": [*CONFIG["run"], "$print or 'init_process_group'"]}))
     for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
