@@ -19,8 +19,8 @@ from .fit_windows import KEY, shown_datalist
 from .own_bundle import settings_of, slide_settings
 from .run import bundle_root, names
 
-# What lies in the folder of a training once it depends on data and settings; in that of `--start_ckpt` the last alone.
-MADE = ("checkpoint.pt", "model.pt", "finished", "calibrated.json")
+CHOSEN = "calibrated.json"
+MADE = ("checkpoint.pt", "model.pt", "finished", CHOSEN)  # in the folder of a training, each from data and settings
 WORDS = {DATALIST: "datalist"} | {
     key: f"set of {name} (the same names, other files)" for key, name in ((IMAGES, "images"), (MASKS, "masks"))
 }
@@ -68,7 +68,8 @@ class Request:
     def begun(self) -> bool:
         """Whether an epoch has ended in the folder, or thresholds were chosen for the weights to begin with."""
         trainings = (self.home / "training", *self.home.glob("round[0-9]*"))
-        made = [place / name for place in trainings for name in MADE] + [self.home / "start" / MADE[-1]]
+        # Weights to begin with are the user's own until thresholds are chosen for them.
+        made = [self.home / "start" / CHOSEN, *(place / name for place in trainings for name in MADE)]
         return any(file.is_file() for file in made)
 
     def merged_settings(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..files import PathLike
+from .splits import patient_of
 
 SECTIONS = ("training", "validation", "test")
 
@@ -83,7 +84,7 @@ def named_sections(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
     named: dict[str, str] = {}
     for case in cases:
         section = case.get("section")
-        if section and (first := named.setdefault(str(case["patient"]), section)) != section:
+        if section and (first := named.setdefault(patient_of(case), section)) != section:
             raise ValueError(
                 f"patient {case['patient']!r} is to go to {first!r} and to {section!r} (case {case['case']!r}); all "
                 "cases of a patient belong in one section."
@@ -107,7 +108,7 @@ def check_patients(datalist: dict[str, Any], *, dataset_dir: PathLike = "") -> N
     images: dict[str, str] = {}
     for section in SECTIONS:
         for case in datalist.get(section, []):
-            first = seen.setdefault(str(case["patient"]), section)
+            first = seen.setdefault(patient_of(case), section)
             if first != section and datalist.get("split") != "paper":
                 raise ValueError(
                     f"patient {case['patient']!r} is in {first!r} and in {section!r} (case {case['case']!r}); "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import SECTIONS, Case, labels_slices
+from ..data import SECTIONS, Case, labels_slices, patient_of
 from ..data.checks import named_sections
 from ..files import PathLike, read_json
 
@@ -30,9 +30,9 @@ def of_one_patient(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
     Example:
         `of_one_patient(cases, ["P7", "P9"])`: what was P9's is P7's.
     """
-    if unknown := sorted({*names} - {str(case["patient"]) for case in cases}):
+    if unknown := sorted({*names} - {*map(patient_of, cases)}):
         raise ValueError(f"same_patient: no patient {', '.join(unknown)} among the cases, e.g. {cases[0]['patient']}.")
-    return [case | ({"patient": names[0]} if str(case["patient"]) in names else {}) for case in cases]
+    return [case | ({"patient": names[0]} if patient_of(case) in names else {}) for case in cases]
 
 
 def with_sections_of(cases: Sequence[Case], path: PathLike) -> list[Case]:
@@ -54,8 +54,8 @@ def with_sections_of(cases: Sequence[Case], path: PathLike) -> list[Case]:
             patient = str(one.get("patient") if isinstance(one, dict) else one)
             if owner.setdefault(patient, section) != section:
                 raise ValueError(f"{path}: patient {patient!r} is in {owner[patient]!r} and in {section!r}.")
-    others = sorted({str(case["patient"]) for case in cases if str(case["patient"]) not in owner})
-    if len(others) == len({str(case["patient"]) for case in cases}):
+    others = sorted({patient_of(case) for case in cases if patient_of(case) not in owner})
+    if len(others) == len({*map(patient_of, cases)}):
         raise ValueError(f"{path}: holds none of the patients, e.g. {others[0]!r}; it has {', '.join([*owner][:3])}, …")
     said = named_sections(cases)
     contrary = [f"{p!r} ({said[p]} there, {owner[p]} here)" for p in said if owner.get(p, said[p]) != said[p]]
@@ -66,7 +66,7 @@ def with_sections_of(cases: Sequence[Case], path: PathLike) -> list[Case]:
         )
     if others:
         logger.warning("%s: without %d patient(s), who are drawn: %s", path, len(others), ", ".join(others[:10]))
-    return [case | ({"section": owner[p]} if (p := str(case["patient"])) in owner else {}) for case in cases]
+    return [case | ({"section": owner[p]} if (p := patient_of(case)) in owner else {}) for case in cases]
 
 
 def with_masks_of(cases: Sequence[Case], folder: PathLike) -> list[Case]:

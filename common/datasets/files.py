@@ -82,11 +82,12 @@ def _read_xlsx(path: Path) -> list[list[str]]:
         book, written = (openpyxl.load_workbook(path, read_only=True, data_only=values) for values in (True, False))
     except (BadZipFile, KeyError, OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as .xlsx ({error}); save the table again, or as CSV.") from error
-    visible = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
-    name, *others = [sheet.title for sheet in visible if any(map(any, _cells(sheet)))] or [book.worksheets[0].title]
+    visible = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"] or book.worksheets[:1]
+    sheets = {sheet.title: _cells(sheet) for sheet in visible}
+    name, *others = [title for title, cells in sheets.items() if any(map(any, cells))] or [*sheets][:1]
     if others:
         logger.warning("%s: the sheet %r is read, and not %s", path, name, ", ".join(map(repr, others)))
-    rows, formulas = (_cells(one[name]) for one in (book, written))
+    rows, formulas = sheets[name], _cells(written[name])
     for one in (book, written):
         one.close()
     for number, (row, code) in enumerate(zip(rows, formulas, strict=True), 1):

@@ -70,13 +70,7 @@ def check_settings() -> None:
     check_chosen(parser)
     check_channels(parser)
     _warn_of_unused_patterns(told_keys, parser)
-    if idle := sorted(told_keys & parser.config.keys() - reached(parser.config, _steps(workflow))):
-        logger.warning("%s: nothing in this run uses it", ", ".join(f"--{key}" for key in idle))
-
-
-def _steps(workflow: ConfigWorkflow) -> set[str]:
-    """Keys that MONAI itself asks a config for."""
-    return {workflow.init_id, workflow.run_id, workflow.final_id, "imports"}
+    _warn_of_idle_settings(told_keys, workflow)
 
 
 def _apply(given: Mapping[str, Any], told: Mapping[str, Any], parser: Any) -> None:
@@ -94,6 +88,13 @@ def _warn_of_unused_patterns(told_keys: Set[str], parser: Any) -> None:
     if listed:
         keys = ", ".join(f"--{key}" for key in unused)
         logger.warning('%s: not used, since %s names the cases; --datalist "" goes by patterns', keys, listed)
+
+
+def _warn_of_idle_settings(told_keys: Set[str], workflow: ConfigWorkflow) -> None:
+    config: Any = workflow.parser.config
+    steps = ("imports", workflow.init_id, workflow.run_id, workflow.final_id)  # what MONAI itself asks for
+    if idle := sorted(told_keys & config.keys() - reached(config, steps)):
+        logger.warning("%s: nothing in this run uses it", ", ".join(f"--{key}" for key in idle))
 
 
 def _base(caller: FrameType | None, workflow: ConfigWorkflow) -> Path:

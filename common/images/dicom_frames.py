@@ -238,16 +238,13 @@ def _decoded(data: Dataset, file: Path) -> np.ndarray:
     if "TransferSyntaxUID" not in data.file_meta:  # a file of before 1996
         data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
     syntax = data.file_meta.TransferSyntaxUID
-    if syntax in uid.AllTransferSyntaxes and not syntax.is_encapsulated and "BitsAllocated" in data:
-        frame = int(data.Rows) * int(data.Columns) * int(data.BitsAllocated) // 8
-        count = int(data.get("NumberOfFrames") or 1)
-        if len(data.get("PixelData") or b"") >= (count + 1) * frame:
-            held = len(data.PixelData) // frame
-            raise ValueError(f"{file}: pixels of {held} frames, but {count} by the header; is NumberOfFrames lost?")
+    native = syntax in uid.AllTransferSyntaxes and not syntax.is_encapsulated
+    if native and "BitsAllocated" in data:
+        _check_count(data, file)
     try:
         return data.pixel_array
     except Exception as error:  # every decoder has its own
-        if syntax in uid.AllTransferSyntaxes and not syntax.is_encapsulated:
+        if native:
             raise ValueError(f"{file}: the pixels cannot be read ({error}); copy the file again") from error
         packages = {
             "pyjpegls": uid.JPEGLSTransferSyntaxes,
@@ -262,3 +259,13 @@ def _decoded(data: Dataset, file: Path) -> np.ndarray:
             f"{file}: its pixels are compressed ({syntax.name}) and cannot be decoded here; "
             f"{f'pip install {fitting[0]}' if fitting else 'decompress it first (gdcmconv --raw)'}; or it is damaged"
         ) from error
+
+
+def _check_count(data: Dataset, file: Path) -> None:
+    """Refuse pixels, not compressed, of a frame more than the header counts."""
+    frame = int(data.Rows) * int(data.Columns) * int(data.BitsAllocated) // 8
+    count, held = int(data.get("NumberOfFrames") or 1), len(data.get("PixelData") or b"")
+    if held >= (count + 1) * frame:
+        raise ValueError(
+            f"{file}: pixels of {held // frame} frames, but {count} by the header; is NumberOfFrames lost?"
+        )
