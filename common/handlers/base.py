@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ignite.distributed import get_rank
+from ignite.distributed import get_rank, get_world_size
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
@@ -34,7 +34,10 @@ class CaseHandler:
     Attributes:
         rows: what was found, each with its `case`; a case may have several, or none.
         of_memory: whether `prepare --split paper` drew some of the cases, which scores say by `OF_MEMORY`.
+        one_process: of a subclass, whether it needs all cases as it goes, so that several processes are refused.
     """
+
+    one_process = False
 
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
@@ -72,6 +75,11 @@ class CaseHandler:
 
     def _start(self) -> None:
         """Begin afresh, whatever an earlier run has left."""
+        if self.one_process and get_world_size() > 1:
+            name, count = type(self).__name__, get_world_size()
+            raise RuntimeError(
+                f"{name} looks at all cases in one process, but {count} were started: run it without torchrun"
+            )
         self.rows, self.of_memory = [], False
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.distributed import get_world_size
 from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 from tqdm import tqdm
@@ -47,6 +46,8 @@ class Calibration(CaseHandler):
         more: settings that are kept beside the weights with what is chosen here, such as how maps were combined.
     """
 
+    one_process = True
+
     def __init__(
         self,
         output_dir: str | Path,
@@ -70,11 +71,6 @@ class Calibration(CaseHandler):
         self.trials: list[dict[str, Any]] = []
 
     def _start(self) -> None:
-        if get_world_size() > 1:
-            raise RuntimeError(
-                f"calibration looks at all cases in one process, but {get_world_size()} were started: run it without "
-                "torchrun"
-            )
         super()._start()
         self.trials = []
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.distributed import get_world_size
 
 from ..checkpoint import add_beside
 from ..data.splits import tells_classes_apart
@@ -75,6 +74,8 @@ class LabelCalibration(CaseHandler):
         datalist: whose content identifies the labels, and says whether there are negatives at all.
     """
 
+    one_process = True
+
     def __init__(
         self,
         output_dir: str | Path,
@@ -109,11 +110,6 @@ class LabelCalibration(CaseHandler):
         self.more = dict(more or {})
         self.most = most
         self.datalist = datalist
-
-    def _start(self) -> None:
-        if get_world_size() > 1:
-            raise RuntimeError("calibration looks at all cases in one process: run it without torchrun")
-        super()._start()
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         case = engine.cases[batch["case"]]

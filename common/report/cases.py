@@ -16,7 +16,7 @@ from .levels import (
     threshold_stops,
     voxels_above,
 )
-from .tables import Run
+from .tables import Run, patients_of
 from .volumes import CaseVolumes, embedded, read_case, read_image
 
 SMALL = 2**22  # voxels of a case's volumes on the page
@@ -104,7 +104,7 @@ def add_volumes(
             continue
         levels = heat_levels(volumes.heat, stops)
         if volumes.truth is not None:
-            scores.append((row.get("patient") or row["case"], dice_by_level(levels, volumes.truth)))
+            scores.append((*patients_of([row]), dice_by_level(levels, volumes.truth)))
         if left <= 0 or (image := read_image(files.get(row["case"], {}))) is None:
             continue
         if image.shape != volumes.heat.shape:

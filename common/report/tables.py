@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,11 @@ def _value(key: str, text: str | None) -> Any:
     except ValueError:
         return text
     return None if math.isnan(number) else number
+
+
+def patients_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Whose case each row is of; one without a patient is a patient of its own."""
+    return [str(row.get("patient") or row["case"]) for row in rows]
 
 
 def _by_case(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

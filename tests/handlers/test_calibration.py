@@ -131,6 +131,6 @@ def test_no_case_with_a_mask_is_explained(tmp_path):
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.handlers.calibration.get_world_size", lambda: 2)
-    with pytest.raises(RuntimeError, match="one process, but 2 were started"):
+    monkeypatch.setattr("common.handlers.base.get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="Calibration looks at all cases in one process, but 2 were started"):
         calibrate(tmp_path, "even")

@@ -52,6 +52,12 @@ def test_gate_and_threshold_follow_the_labels_of_slices_and_lie_beside_the_weigh
     assert (source["labels"], source["masks"], source["positives"], source["negatives"]) == ("slices", "none", 2, 10)
 
 
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.handlers.base.get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="LabelCalibration looks at all cases in one process, but 2 were started"):
+        calibrate(tmp_path, SLICES)
+
+
 def test_few_labels_of_a_kind_are_warned_of(tmp_path, caplog):
     calibrate(tmp_path, SLICES)
     assert "gate and threshold hang on 2 positive slices; let more decide" in caplog.text
