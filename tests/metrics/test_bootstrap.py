@@ -102,3 +102,17 @@ def test_a_summary_draws_patients_with_all_of_their_scans():
     each_his_own = summarize(values, patients=range(60))
     assert each_his_own == summarize(values)
     assert each_his_own["low"] > 0.4
+
+
+def test_a_summary_knows_whose_the_values_are_that_it_drops():
+    values, patients = [0.1, 0.1, 0.9, 0.9, 0.9], list("aabbb")
+    dropped = summarize([np.nan, *values], patients=["b", *patients])
+    assert dropped == summarize(values, patients=patients)
+    assert dropped["low"] == pytest.approx(0.1)  # b was never drawn
+
+
+def test_the_interval_of_a_median_is_not_that_of_the_mean():
+    values = np.random.default_rng(0).exponential(size=50)
+    summary = summarize(values)
+    assert (summary["median_low"], summary["median_high"]) == bootstrap_interval(values, statistic=np.median)
+    assert summary["median_high"] < summary["high"]

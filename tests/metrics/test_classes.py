@@ -52,3 +52,14 @@ def test_a_patient_is_called_by_the_slices_that_are_not_called_healthy():
     assert patient_accuracy(probability, np.array([0, 2, 2, 2, 0]), patients) == 1.0
     assert patient_accuracy(probability, np.array([0, 1, 1, 1, 0]), patients) == 0.5
     assert patient_accuracy(probability, np.array([0, 2, 2, 2, 1]), patients) == 0.5
+
+
+def test_intervals_draw_patients_so_that_copies_of_their_slices_change_nothing():
+    labels = np.repeat([0, 1, 2], 5)
+    probability = np.random.default_rng(2).dirichlet(np.ones(3), 15) + 0.3 * np.eye(3)[labels]
+    patients = np.array([f"p{i:02}" for i in range(15)])
+    once = class_scores(probability, labels, patients, resamples=40)
+    copies = class_scores(*(np.repeat(part, 6, axis=0) for part in (probability, labels, patients)), resamples=40)
+    for k in range(3):
+        for name in ("auc_interval", "average_precision_interval"):
+            assert copies["classes"][k][name] == pytest.approx(once["classes"][k][name])

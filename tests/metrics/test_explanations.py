@@ -61,3 +61,9 @@ def test_what_lies_outside_is_never_touched():
     curve = perturbation_curve(total, image, HEAT, inside, fill=0.0, steps=3)
     assert curve.tolist() == [40.0, 30.0, 20.0, 10.0]
     assert (image == before).all()
+
+
+def test_the_area_under_a_curve_is_that_of_its_trapezoids():
+    assert area_under(np.array([1.0, 0.0, 0.0])) == 0.25
+    assert area_under(np.array([0.2, 0.6])) == pytest.approx(0.4)
+    assert area_under(np.linspace(0, 1, 11) ** 2) == pytest.approx(0.335)  # a third, and h²/6

@@ -298,3 +298,15 @@ def test_absent_class_is_left_out_of_the_macro_mean():
 def test_unusable_predictions_are_named(probabilities, labels, message):
     with pytest.raises(ValueError, match=message):
         classification_scores(probabilities, labels)
+
+
+def test_a_prediction_over_two_lesions_is_a_false_one_of_neither():
+    truth, pred = np.zeros((2, 9), bool), np.zeros((2, 9), bool)
+    truth[0, [1, 3]] = True
+    pred[0, 1:4] = pred[0, 7] = True  # over both, and where nothing is
+    found = component_scores(pred, truth)
+    assert (found["tp"], found["fp"], found["fn"]) == (2, 1, 0)
+
+
+def test_a_box_may_reach_to_the_masks_end():
+    assert max_iou(np.ones((4, 5), bool), [0, 0, 4, 5]) == 1.0
