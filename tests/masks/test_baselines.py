@@ -146,3 +146,25 @@ def test_opening_is_fitted_with_its_own_threshold_and_frees_the_lesion_of_lines(
     image, truth = cases[0]["image"].numpy(), cases[0]["label"][0].numpy() > 0
     opened = without_thin(image[0], radius_mm=found.opening_mm, spacing=(1, 1, 1)) > found.opened
     assert dice(opened, truth) > 0.95 > 0.6 > dice(image[0] > found.plain, truth)
+
+
+def test_of_negative_units_nothing_outside_the_organ_is_marked():
+    """Outside it a preprocessing leaves 0, which is brighter than lungs in Hounsfield units."""
+    volume, organ = np.zeros((14, 14, 8), np.float32), np.zeros((14, 14, 8), np.float32)
+    organ[2:12, 2:12, 1:7] = 1
+    volume[organ > 0] = -800.0
+    volume[5:9, 5:9, 2:6] = -100.0
+    data = {"image": MetaTensor(np.stack([volume, organ])), "slice_probability": torch.tensor([[0.0] * 8, [1.0] * 8])}
+    found = BaselineMasksd(thresholds=(-500.0, -500.0, -500.0, 1.0))(data)
+    for name in ("threshold", "gated", "opened", "opened_gated"):
+        np.testing.assert_array_equal(found[f"baseline_{name}"][0].numpy() > 0, volume == -100.0, err_msg=name)
+
+
+def test_the_largest_part_is_sought_in_the_slices_that_pass_the_gate():
+    volume = np.ones((12, 12, 6), np.float32)
+    volume[1:6, 1:6, :4] = 2.0  # larger, and in slices that do not pass
+    volume[8:10, 8:10, 5] = 2.0
+    probability = torch.tensor([[0.9] * 5 + [0.1], [0.1] * 5 + [0.9]])
+    data = {"image": MetaTensor(np.stack([volume, np.ones_like(volume)])), "slice_probability": probability}
+    found = BaselineMasksd(thresholds=(1.5, 1.5))(data)["baseline_gated"][0].numpy() > 0
+    assert found.sum() == found[8:10, 8:10, 5].sum() == 4

@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.masks import choose_gate, healthy_intensity, heat_threshold, pseudo_refine, smallest_volume, volume_gate
+from common.masks import (
+    choose_gate,
+    healthy_intensity,
+    heat_threshold,
+    pseudo_refine,
+    reached_level,
+    smallest_volume,
+    volume_gate,
+)
 
 
 def test_gate_separates_what_can_be_separated_half_way_in_logits():
@@ -81,3 +89,9 @@ def test_without_a_chosen_refinement_other_units_are_an_error():
     assert pseudo_refine(usual, None, organ="brain", normalize="organ_median", intensity=1.3)["intensity"] == 1.3
     with pytest.raises(ValueError, match=r"no refinement was chosen for the teacher: run calibrate_labels\.json"):
         pseudo_refine(usual, None, organ="lung", normalize="organ_mode")
+
+
+def test_the_share_of_peaks_that_is_asked_for_reaches_the_level():
+    peaks = np.arange(101.0)
+    assert reached_level(peaks) == pytest.approx(25.0)  # three quarters are higher
+    assert reached_level(peaks, 0.1) == pytest.approx(90.0)

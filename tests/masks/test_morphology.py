@@ -186,3 +186,8 @@ def test_the_hottest_component_need_not_be_the_largest():
     mask = np.array([[1, 1, 1, 0, 1]], dtype=bool)
     assert hottest_component(mask, np.array([[1.0, 2, 1, 9, 3]])).tolist() == [[False] * 4 + [True]]
     assert not hottest_component(~mask & mask, np.ones((1, 5))).any()
+
+
+def test_the_hottest_component_may_be_of_negative_heat():
+    mask = np.array([[1, 1, 0, 1]], dtype=bool)
+    assert hottest_component(mask, np.array([[-3.0, -2.0, 0.0, -1.0]])).tolist() == [[False, False, False, True]]

@@ -225,3 +225,17 @@ def test_single_options_change_and_the_others_stay_as_they_were_chosen():
     assert chosen["largest"]
     assert refine_options(None) is None
     assert refine_options(None, intensity=1.2) == {"intensity": 1.2}
+
+
+def test_what_is_bright_beside_the_seed_is_no_share_of_it():
+    image, seed, organ = np.ones((16, 16, 1)), np.zeros((16, 16, 1), bool), np.ones((16, 16, 1), bool)
+    seed[4:8, 4:8] = True
+    image[8:12, 4:8] = 2.0  # as large, and within reach
+    options: dict[str, Any] = PLAIN | {"dilate_mm": 4.0, "intensity": 1.5}
+    assert (refine_by_intensity(seed, image, organ, spacing=(1, 1, 1), **options) == (image > 1)).all()
+    kept = refine_by_intensity(seed, image, organ, spacing=(1, 1, 1), **options, least_share=0.1)
+    assert (kept == seed).all()
+
+
+def test_a_probability_at_the_gate_does_not_pass():
+    assert gate_slices(np.array([[0.5, 0.25], [0.5, 0.75]]), 0.5).tolist() == [0, 1]

@@ -204,3 +204,12 @@ def test_errors_say_what_to_do():
         reconstruct(profiles, normals, (9, 9, 9), radius=-1.0)
     with pytest.raises(ValueError, match=r"\[C, D, H, W\]"):
         plane_integrals(torch.zeros(4, 4), normals, count=5)
+
+
+def test_slices_that_are_summed_resolve_the_finest_axis_by_default():
+    """Of sheets a voxel thin, of which coarser pixels would miss some and count others twice."""
+    volume = torch.zeros(24, 4, 3)
+    volume[[5, 11, 12, 18]] = 1.0
+    profiles = plane_integrals(volume, torch.tensor([[0.0, 0.0, 1.0]]), count=15, spacing=(1.0, 4.0, 6.0), radius=20.0)
+    mass = float(profiles.sum()) * 2 * 20.0 / 14
+    assert mass == pytest.approx(4 * 4 * 3 * 24.0, rel=0.02)
