@@ -147,7 +147,7 @@ def compare(
         threshold, validated = _best_threshold(choosing, name, score, min_component_ml)
         masks = [_mask(item, name, threshold, min_component_ml) for item in tested]
         scored = [_scores(item, mask, refine) for item, mask in zip(tested, masks, strict=True)]
-        means = _means(scored)
+        means = _means(scored, [patient_of(item["case"]) for item in tested])
         row = {"method": name, "threshold": threshold, f"validation_{score}": validated}
         row |= {"with_lesion": means["dice"]["count"] if "dice" in means else 0}
         row |= {key: value["mean"] for key, value in means.items()} | _accuracies(tested, masks, max_slices)
@@ -180,10 +180,13 @@ def _with_maps(
     }
 
 
-def _means(scored: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Summary of each score over the cases that have it."""
+def _means(scored: Sequence[Mapping[str, Any]], patients: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Summary of each score over the cases that have it, with intervals over their patients."""
     names = dict.fromkeys(key for scores in scored for key in scores)
-    return {key: summarize([scores[key] for scores in scored if key in scores]) for key in names}
+    own = {key: [(s[key], patient) for s, patient in zip(scored, patients, strict=True) if key in s] for key in names}
+    return {
+        key: summarize([v for v, _ in rows], patients=[patient for _, patient in rows]) for key, rows in own.items()
+    }
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,3 +163,19 @@ def test_without_a_lesion_to_choose_thresholds_with_there_is_no_comparison(tmp_p
 
     with pytest.raises(ValueError, match="no validation case has a mask of a lesion"):
         compare.compare(inferer, Bright(), healthy, validation=balls(1), **options)
+
+
+def test_intervals_draw_patients_with_all_of_their_scans():
+    scored = [{"dice": 0.2, "f1": 0.5}, {"dice": 0.2}, {"dice": 0.2}, {"dice": 0.8}, {"dice": 0.8}, {"f1": 0.5}]
+    found = compare._means(scored, list("aaabbc"))
+    assert (found["dice"]["count"], found["f1"]["count"]) == (5, 2)
+    assert found["dice"]["mean"] == pytest.approx(0.44)
+    assert (found["dice"]["low"], found["dice"]["high"]) == pytest.approx((0.2, 0.8))  # either may be drawn twice
+
+
+def test_of_thresholds_that_score_alike_the_lowest_is_taken():
+    truth = np.zeros((6, 6, 2), dtype=bool)
+    truth[:2] = True
+    item = {"organ": np.ones_like(truth), "truth": truth, "spacing": (1.0, 1.0, 1.0)}
+    item["maps"] = {"tonno": truth.astype(np.float32)}
+    assert compare._best_threshold([item], "tonno", "dice", 0.0) == (0.0, 1.0)

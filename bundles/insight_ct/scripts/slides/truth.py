@@ -194,6 +194,9 @@ class SlideScores(CaseHandler):
 
 
 def _spread(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
-    """Mean, spread and interval over the slides that have a value; empty where none has."""
-    values = [row[column] for row in rows if np.isfinite(row.get(column, np.nan))]
-    return {key: round(float(value), 4) for key, value in summarize(values).items()} if values else {}
+    """Mean, spread and interval, by patient, over the slides that have a value; empty where none has."""
+    known = [row for row in rows if np.isfinite(row.get(column, np.nan))]
+    if not known:
+        return {}
+    found = summarize([row[column] for row in known], patients=[row["patient"] for row in known])
+    return {key: round(float(value), 4) for key, value in found.items()}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,3 +61,35 @@ class TestTruth:
         (tmp_path / "a.xml").write_text(text)
         with pytest.raises(ValueError, match=r"a.xml: no annotation as ASAP writes it"):
             truth.read_polygons(tmp_path / "a.xml")
+
+
+def scored(tmp_path: Path, rows: list[dict]) -> dict:
+    handler = truth.SlideScores(tmp_path, classes=["none", "tumor"], resamples=40)
+    handler.rows = rows
+    return handler.summary()
+
+
+def test_intervals_draw_patients_with_all_of_their_slides(tmp_path):
+    values = [("a", 0.2)] * 3 + [("b", 0.8)] * 3
+    summary = scored(tmp_path, [{"case": str(k), "patient": p, "dice": v} for k, (p, v) in enumerate(values)])
+    assert [summary["dice"][key] for key in ("mean", "low", "high", "count")] == [0.5, 0.2, 0.8, 6]
+    rng, rows = np.random.default_rng(0), []
+    for number in range(12):
+        ill = int(number > 5)
+        row = {"label_tumor": ill, "probability_tumor": 0.3 * ill + rng.random(), "share_tumor": 0.0}
+        rows.append({"case": str(number), "patient": f"p{number:02}", **row})
+    once, copies = (scored(tmp_path, rows * times)["labels"]["tumor"] for times in (1, 5))
+    assert copies["auc_interval"] == once["auc_interval"]
+    assert once["auc_interval"][0] < once["auc"] < once["auc_interval"][1]
+
+
+def test_areas_are_in_square_millimeters(tmp_path):
+    mask, found = np.zeros((4, 4), int), np.zeros((4, 4), bool)
+    mask[0], found[:2, :2] = 1, True  # two cells are right and two false
+    tiled = SimpleNamespace(grid=SimpleNamespace(cell_um=500.0))
+    case = {"case": "s", "patient": "p"}
+    result = SimpleNamespace(case=case, probability=[0.9], truth=found, mask=mask, inside=mask > -1, tiled=tiled)
+    handler = truth.SlideScores(tmp_path, classes=["none", "tumor"])
+    handler._collect({}, {"pred": result}, None)
+    row = handler.rows[0]
+    assert (row["truth_mm2"], row["mask_mm2"], row["false_mm2"], row["dice"]) == (1.0, 1.0, 0.5, 0.5)
