@@ -163,3 +163,24 @@ def test_work_on_the_voxels_does_not_grow_with_the_number_of_tuples(monkeypatch,
         search.grid_counts(volume.view(Watched), truth, how=how, levels=levels)
         work.append(Watched.work)
     assert 0 < work[0] == work[1] <= 4 * volume.size
+
+
+def test_of_several_candidates_that_is_chosen_which_is_best_on_the_cases_not_fitted_on(tmp_path):
+    """The first member tells the lesion from what is around it on the one kind of cases, the second on the other."""
+    items = []
+    for name, maps in (("a", (0.5, 0.1, 0.5, 0.5)), ("c", (0.5, 0.5, 0.5, 0.1))):
+        first, second = found_on(name, *maps[:2]), found_on(name, *maps[2:])
+        items.append((first[0], {"pred": torch.cat([first[1]["pred"][:1], second[1]["pred"]])}))
+    handler = search.EnsembleSearch(tmp_path, names=["one", "two"], fit_cases=["a"], levels=[0.2, 0.4])
+    run_handler(handler, items)
+    with open(tmp_path / "search.csv", encoding="utf-8", newline="") as file:
+        rows = {(row["members"], row["how"]): row for row in csv.DictReader(file)}
+    fitted, unseen = (
+        {key: float(row[f"{section}_dice"]) for key, row in rows.items()} for section in ("training", "validation")
+    )
+    assert fitted["one", ""] > fitted["two", ""]
+    assert unseen["two", ""] > unseen["one", ""]
+    chosen = json.loads((tmp_path / "calibrated.json").read_text())
+    names = "+".join(["one", "two"][i] for i in chosen["use"])
+    assert unseen[names, chosen["combine"] if len(chosen["use"]) > 1 else ""] == max(unseen.values())
+    assert max(unseen.values()) > min(unseen.values())

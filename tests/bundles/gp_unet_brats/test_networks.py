@@ -219,3 +219,30 @@ class TestEvidenceWhereTheImageIsBright:
         with pytest.raises(ValueError, match="pool_at 'map'"):
             small(evidence_above=self.LEVELS, pool_at="features")
         assert tiny("gp_unet", options=TINY["gp_unet"][0] | {"evidence_above": self.LEVELS}).evidence_above.numel() == 3
+
+
+def test_a_class_whose_bright_regions_lie_outside_the_organ_has_no_evidence():
+    network = small(evidence_above=[None, 1.5, None])
+    image = torch.ones(1, 2, 16, 16)
+    image[:, 1] = 0
+    image[:, 1, 8:] = 1  # the organ
+    image[:, 0, :6] = 3.0  # bright, and not in it
+    logits = network(image)[0]
+    assert logits[1] == networks.NO_EVIDENCE
+    assert (logits[[0, 2]] != networks.NO_EVIDENCE).all()
+
+
+def test_brightness_at_the_border_is_that_of_the_pixels_there():
+    bright = load_script("gp_unet_brats", "evidence").bright_regions(torch.full((1, 1, 6, 7), 2.0), torch.tensor([1.5]))
+    assert bright.all()
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_pooled_features_are_those_of_the_organ(backbone):
+    """Without any there is nothing to pool, and logits are the head's own."""
+    network, image = tiny(backbone, pool_at="features"), torch.rand(1, 2, 32, 32)
+    torch.nn.init.constant_(network.head.bias, 0.25)
+    image[:, 1] = 0
+    torch.testing.assert_close(network(image), torch.full((1, 3), 0.25))
+    image[:, 1] = 1
+    assert not torch.allclose(network(image), torch.full((1, 3), 0.25))

@@ -66,3 +66,11 @@ def test_slices_across_an_axis_hold_the_volumes_own_slices(axis):
     values = [sorted(part[part > 0].tolist()) for part in slices[:, 0, 2:11, 2:11]]
     expected = [sorted(part.flatten().tolist()) for part in image[0].movedim(axis, 0)]
     torch.testing.assert_close(torch.tensor(values), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_a_pixel_is_as_large_as_its_share_of_the_planes_side():
+    """Planes of 100 mm and 101 pixels, whose first and last lie on the rim."""
+    inside = torch.ones(2, 2, 2, dtype=torch.bool)
+    for radius, unit_mm in ((50.0, 1.0), (1.0, 50.0)):
+        body = geometry.Body(inside[None].float(), inside, (1.0, 1.0, 1.0), radius, (slice(None),) * 3, unit_mm)
+        assert body.pixel_cm2(101) == pytest.approx(0.01)

@@ -239,3 +239,12 @@ class TestTissue:
         tissue, _ = find_tissue(picture, mpp=8, min_area_mm2=0.002, max_hole_mm2=0.002, blur_um=0, closing_um=0)
         assert tissue[10:20, 10:20].all()
         assert not tissue[96:104, 96:104].any()
+
+
+def test_a_part_that_ends_within_a_pixel_holds_that_pixels_share(tmp_path):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, 10:] = 200
+    with Slide(write_levels(tmp_path / "a.tif", [picture], mpp=0.5)) as slide:
+        part = slide.region(8.0, 0.0, 2.5, 2.5, (1, 1))
+    assert part.shape == (1, 1, 3)
+    assert part.max() > 0  # half of the last pixel is bright
