@@ -134,3 +134,8 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("common.handlers.base.get_world_size", lambda: 2)
     with pytest.raises(RuntimeError, match="Calibration looks at all cases in one process, but 2 were started"):
         calibrate(tmp_path, "even")
+
+
+def test_a_refinement_as_good_as_the_raw_map_is_left_out(tmp_path):
+    chosen = calibrate(tmp_path, "even", start={"gate": 0.5, "threshold": 0.65, "refine": REFINE}, candidates={})
+    assert (chosen["refine"], chosen["threshold"]) == (None, 0.65)

@@ -293,3 +293,15 @@ def test_a_second_run_starts_afresh(tmp_path, cases):
     run_handler(handler, [pair(cases[0])])
     assert len(read(tmp_path / "metrics.csv")) == 1
     assert len(read(tmp_path / "slices.csv")) == SHAPE[2]
+
+
+def test_within_the_organ_pooled_scores_count_no_other_voxel(tmp_path, cases):
+    organ = np.zeros(SHAPE, bool)
+    organ[2:6, 3:7, 1:4] = True
+    items = [pair(case) for case in cases]
+    for (batch, _), case in zip(items, cases, strict=True):
+        batch["organ"] = in_file(organ.astype(np.uint8), case["axcodes"])
+    handler = CaseScores(tmp_path, resamples=5, pooled_within="organ")
+    run_handler(handler, items)
+    expected = metrics.pooled_miou([case["pred"][organ] for case in cases], [case["truth"][organ] for case in cases])
+    assert handler.summary()["pooled"]["method"]["miou"] == pytest.approx(expected, abs=6e-5)

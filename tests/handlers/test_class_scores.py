@@ -173,3 +173,12 @@ def test_slices_that_are_cases_of_their_own_are_scored_by_patient_and_as_in_thei
     assert "of memory" in cut.pop("note")
     assert cut == whole
     assert {row["patient"] for row in rows(tmp_path / "class_slices.csv")} == {f"patient_{k}" for k in range(3)}
+
+
+def test_heat_below_0_is_no_evidence_however_large_the_offset(tmp_path):
+    heat = np.full((8, 8), -1.0)
+    heat[2:6, 2:6], heat[3:5, 3:5] = 0.5, 2.0
+    organ = np.ones(heat.shape, bool)
+    handler = ClassScores(tmp_path, classes=CLASSES, offset=100.0)
+    found = handler._mask_scores(heat, heat > 9, heat > 0, organ)
+    assert (found["dice_raw"], found["dice_mask"]) == (1.0, 0.0)

@@ -276,3 +276,37 @@ def test_another_number_of_labels_than_slices_is_an_error(tmp_path):
     handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START)
     with pytest.raises(ValueError, match="2 labels"):
         run_handler(handler, items, cases=cases)
+
+
+def test_what_is_for_volumes_counts_where_no_slice_has_a_label(tmp_path):
+    options = {"quantile": 0.5, "refine": {"dilate_mm": 9.0}}
+    assert calibrate(tmp_path, SLICES, for_volumes=options) == calibrate(tmp_path, SLICES)
+    assert calibrate(tmp_path, {"ill": 1, "well": 0}, for_volumes=options)["refine"] == options["refine"]
+
+
+def test_of_many_cases_some_are_looked_at_from_all_of_the_list(tmp_path):
+    items, cases = items_of({name: [0, 1, 0, 0, 0, 0] for name in "abcde"})
+    handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, most=3)
+    run_handler(handler, items, cases=cases)
+    assert [row["case"] for row in handler.rows] == ["a", "c", "e"]
+
+
+def test_of_a_volume_with_one_label_its_hottest_slice_reaches_the_natural_threshold(tmp_path):
+    items, cases = items_of({"ill": 1, "well": 0})
+    pred = items[0][1]["pred"]
+    for z, highest in enumerate((0.3, 0.3, 0.3, 0.3, 0.6, 0.3)):
+        pred[1, ..., z] = pred[1, ..., z].clamp(max=highest)
+    handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, natural=0.5)
+    run_handler(handler, items, cases=cases)
+    assert json.loads((tmp_path / "calibrated.json").read_text())["threshold"] == 0.5
+
+
+def test_heat_outside_the_organ_is_none_of_nothing(tmp_path):
+    """There it is as low as anywhere inside, which would pull a quantile down."""
+    items, cases = items_of(SLICES)
+    for batch, _ in items:
+        batch["image"][1, 8:] = 0
+    handler = LabelCalibration(tmp_path, ckpt=tmp_path / "model.pt", start=START, quantile=0.5)
+    run_handler(handler, items, cases=cases)
+    threshold = json.loads((tmp_path / "calibrated.json").read_text())["threshold"]
+    assert threshold == pytest.approx(0.1, abs=0.01)  # half of what is uniform to 0.2

@@ -187,3 +187,38 @@ def test_nothing_to_score_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="no case has a label"):
         scores(tmp_path, [pair("a", [0.5], [])], {})
     assert not (tmp_path / "labels.json").exists()
+
+
+def test_intervals_draw_patients_with_all_of_their_volumes_and_slices(tmp_path):
+    """So copies of what a patient has change none of them."""
+    found = {}
+    for times in (1, 4):
+        items, cases = [], {}
+        for number, p in enumerate((0.9, 0.8, 0.7, 0.3, 0.85, 0.6, 0.2, 0.4, 0.75, 0.1)):
+            for copy in range(times):
+                name = f"{number}{copy}"
+                batch, output = pair(name, [p, 1 - p], [0] if number == 9 else [])
+                items.append((batch | {"patient": f"p{number}"}, output))
+                cases[name] = {"case": name, "cls": [int(number < 5), 0]}
+        found[times] = scores(tmp_path, items, cases)
+    for kind in ("volumes", "slices"):
+        assert found[4][kind]["auc_interval"] == found[1][kind]["auc_interval"]
+        assert found[1][kind]["auc_interval"][0] < found[1][kind]["auc"]
+
+
+def test_what_is_marked_in_negatives_has_an_interval_over_patients(tmp_path):
+    items, cases = [], {}
+    for number in range(8):
+        batch, output = pair(str(number), [0.2], [0] if number < 4 else [])
+        output["pred"].affine = torch.diag(torch.tensor([10.0, 10.0, 10.0, 1.0]))  # a voxel is a milliliter
+        items.append((batch | {"patient": "ab"[number // 4]}, output))
+        cases[str(number)] = {"case": str(number), "cls": 0}
+    milliliters = scores(tmp_path, items, cases)["volumes"]["ml_in_negatives"]
+    assert [milliliters[key] for key in ("mean", "low", "high")] == [0.5, 0.0, 1.0]  # either is drawn twice
+
+
+def test_a_gate_of_0_lets_all_pass_that_have_any_probability(tmp_path):
+    items = [pair("a", [0.01], []), pair("b", [0.0], [])]
+    result = scores(tmp_path, items, {"a": {"case": "a", "cls": 1}, "b": {"case": "b", "cls": 0}}, gate=0.0)
+    assert result["gate"] == 0.0
+    assert (result["volumes"]["sensitivity"], result["volumes"]["specificity"]) == (1.0, 1.0)

@@ -100,3 +100,11 @@ def test_intervals_draw_patients_with_all_of_their_volumes(tmp_path):
     run_handler(VolumeScores(tmp_path), rows)
     found = read(tmp_path / "volumes.json")["method"]["dice"]
     assert [found[key] for key in ("mean", "low", "high")] == [0.5, 0.0, 1.0]
+
+
+def test_a_volume_of_which_nothing_is_known_is_no_negative_one(tmp_path):
+    unknown = {"case": "a", "box": torch.tensor([0, 0, 0, 2, 2, 2])}
+    healthy = {"case": "b", "cls": 0}
+    run_handler(VolumeScores(tmp_path), [(unknown, {"pred": cube((0, 2))}), (healthy, {"pred": cube()})])
+    method = read(tmp_path / "volumes.json")["method"]
+    assert (method["negatives_empty"], method["ml_in_negatives"]["count"]) == (1.0, 1)
