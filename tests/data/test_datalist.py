@@ -152,6 +152,8 @@ class TestSliceLabels:
         nib.save(image, tmp_path / "image.nii.gz")
         found = slice_labels(tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz", class_if_positive=2)
         assert found == [2, 2, 0, 0, 0]
+        nib.save(image.as_reoriented(turn), tmp_path / "image.nii.gz")
+        assert slice_labels(tmp_path / "mask.nii.gz", tmp_path / "image.nii.gz") == [1, 1, 0, 0, 0]
 
     def test_belong_to_the_image_that_is_trained_on(self, tmp_path):
         mask = np.zeros((3, 4, 5), np.uint8)

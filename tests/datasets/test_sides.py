@@ -62,6 +62,7 @@ def test_the_middle_is_where_the_image_is_symmetric_and_not_where_the_organ_has_
     assert middle_of(image, organ, spacing=2.0) == 20
     organ[30:] = False  # a mask that lacks a rim: its halves meet at 15
     assert middle_of(image, organ, spacing=2.0) == 20
+    assert 15 < middle_of(image, organ, spacing=6.0) <= 17  # 20 is 30 mm from where the halves meet: too far
     with pytest.raises(ValueError, match="organ is empty"):
         middle_of(image, np.zeros_like(organ), spacing=2.0)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.preprocessing.chest import _round, fill_holes_above_diaphragm
+from common.preprocessing.chest import _round, block_mean, fill_holes_above_diaphragm
 
 SPACING = (2.0, 2.0, 5.0)
 
@@ -60,3 +60,9 @@ class TestRound:
         np.testing.assert_array_equal(far[~uncertain], wall[~uncertain])
         assert (near >= wall).all()
         np.testing.assert_allclose((far - near).max(), 6.0)
+
+
+def test_the_last_block_of_a_mean_is_filled_up_with_the_border():
+    image = np.arange(7.0)[:, None, None]
+    np.testing.assert_array_equal(block_mean(image, (3, 1, 1))[:, 0, 0], [1.0, 4.0, 6.0])  # 6, and 6 twice more
+    np.testing.assert_array_equal(block_mean(image, (2, 1, 1))[:, 0, 0], [0.5, 2.5, 4.5, 6.0])

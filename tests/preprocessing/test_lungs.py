@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage as ndi
 
 from common.metrics import dice
-from common.preprocessing import lung_mask, organ_mask
+from common.preprocessing import lung_mask, lungs, organ_mask
 
 SPACING = (4.0, 4.0, 6.0)
 SIZE_MM = (400.0, 280.0, 180.0)
@@ -243,3 +243,33 @@ class TestLearnedLungMask:
         monkeypatch.setitem(sys.modules, "lungmask", None)
         with pytest.raises(ImportError, match=r"weakseg-bundles\[lung\]"):
             organ_mask(np.zeros((4, 4, 2)), spacing=(1, 1, 1), organ="lungmask", weights="b.pth")
+
+
+class TestSteps:
+    @pytest.mark.parametrize("factor", [2, 3, 4])
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_enlarged_blocks_lie_where_they_were_averaged(self, factor, axis):
+        coarse = np.zeros((6, 6, 6), bool)
+        coarse[(slice(None),) * axis + (slice(2, 4),)] = True
+        factors = [factor if a == axis else 1 for a in range(3)]
+        fine = np.repeat(coarse, factor, axis)
+        np.testing.assert_array_equal(lungs._enlarged(coarse, factors, fine.shape), fine)
+        np.testing.assert_array_equal(lungs.block_mean(fine, factors), coarse)
+
+    def test_parts_below_the_smallest_share_are_no_lung(self):
+        dark = np.zeros((40, 40, 5), bool)
+        dark[2:22, 2:22] = True
+        dark[30:36, 30:36, 2] = True  # 36 voxels beside 2000
+        smooth = np.where(dark, -0.1, 1.0)
+        large = dark & (np.arange(40) < 25)[:, None, None]
+        for smallest, expected in ((0.05, large), (0.01, dark)):
+            found = lungs._aerated(smooth, dark, -np.inf, smallest)
+            np.testing.assert_array_equal(found.sum(axis=(0, 1)) > 350, expected.sum(axis=(0, 1)) > 350)
+            assert found[25:].any() == expected[25:].any()
+
+    def test_what_both_lungs_enclose_together_is_not_filled(self):
+        x, y = np.meshgrid(np.arange(40) - 19.5, np.arange(40) - 19.5, indexing="ij")
+        ring = np.repeat(((np.hypot(x, y) > 6) & (np.hypot(x, y) < 14))[..., None], 6, axis=2)
+        closed = lungs._closed_by_side(ring, (2.0, 2.0, 5.0), 20.0, 3.0)
+        assert closed[ring].all()
+        assert not closed[18:22, 18:22].any()

@@ -7,6 +7,7 @@ from scipy import ndimage as ndi
 from common.datasets import phantom_case
 from common.metrics import dice
 from common.preprocessing import ORGANS, brain_mask, head_mask, normalize_by_median, organ_mask
+from common.preprocessing.organ import normalize_by_mode
 
 SPACING = (3.0, 3.0, 5.0)
 
@@ -156,3 +157,27 @@ class TestNormalizeByMedian:
     def test_nothing_positive_inside_leaves_the_units(self):
         image = np.array([[[0.0, 0.0, 2.0]]])
         np.testing.assert_array_equal(normalize_by_median(image, image == 0), image)
+
+
+class TestThinSlices:
+    def test_each_has_the_mask_of_the_middle_one_of_its_step(self, heads):
+        """Of four slices of 1 mm the third is looked at; the others could show anything."""
+        image = heads[0][0]
+        thin = np.zeros((*image.shape[:2], 4 * image.shape[2]), image.dtype)
+        thin[..., 2::4] = image
+        expected = brain_mask(image, (*SPACING[:2], 4.0))
+        np.testing.assert_array_equal(brain_mask(thin, (*SPACING[:2], 1.0)), np.repeat(expected, 4, axis=2))
+
+    def test_a_brain_that_goes_on_below_the_image_is_found_in_the_lowest_slice(self, heads):
+        image, _, brain = heads[0]
+        widest = int(brain.sum(axis=(0, 1)).argmax())
+        found = brain_mask(image[..., widest - 3 :], SPACING)  # whose widest slice is the third
+        assert dice(found[..., 0], brain[..., widest - 3]) > 0.85
+
+
+def test_the_most_frequent_intensity_is_one():
+    """Bins are a hundredth of the 99th percentile wide: the middle of the fullest is 50.5."""
+    image = np.full((10, 10, 100), 50.5)
+    image[..., :20] = 100.0
+    normal = normalize_by_mode(image, np.ones(image.shape, bool))
+    np.testing.assert_allclose(normal[..., 20:], 1.0, rtol=1e-6)

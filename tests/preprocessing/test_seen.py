@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage as ndi
 
-from common.preprocessing.seen import describe_case, summarize
+from common.preprocessing.seen import describe_case, distances, summarize
 from common.preprocessing.strange import compare
 
 SPACING = (2.0, 2.0, 5.0)
@@ -229,3 +229,19 @@ def test_pixels_of_another_size_are_named_sooner_where_weights_see_them_as_they_
         ((2.0, 2.0, 0.5), ["distance of slices 0.5 mm, in training 5 to 5 mm"]),
     ):
         assert compare(described(head(20), native_spacing=native), T1 | {"native_pixels": True}) == ([], expected)
+
+
+def test_finer_pixels_of_an_organ_are_as_many_milliliters():
+    fine = ORGAN.repeat(4, axis=0).repeat(4, axis=1)
+    image = head(0).repeat(4, axis=0).repeat(4, axis=1)
+    described_fine = described(image, organ=fine, spacing=(0.5, 0.5, 5.0))
+    assert described_fine["organ_ml"] == pytest.approx(described(head(0))["organ_ml"], rel=0.01)
+
+
+def test_contrasts_are_held_against_those_of_the_other_patients():
+    """Among so few each patient lies nearer to a mean that he is part of."""
+    cases = [described(head(seed)) for seed in range(10)]
+    seen = summarize(cases, [f"p{i}" for i in range(10)])["contrast"][0]
+    rows = np.array([case["contrast"][0] for case in cases])
+    among_all = distances(rows, np.array(seen["mean"]), np.array(seen["covariance"]))
+    assert seen["limit"] > 1.3 * np.quantile(among_all, 0.95)

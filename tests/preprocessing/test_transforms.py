@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 
 from common.datasets import phantom_case
 from common.preprocessing import NormalizeByOrgand, OrganMaskd, brain_mask
+from common.preprocessing.transforms import doubts_about_mask
 
 SPACING = (2.0, 2.0, 5.0)
 
@@ -121,3 +122,11 @@ class TestNormalized:
         wrong: Any = "zscore"
         with pytest.raises(ValueError, match="'none'\\], got 'zscore'"):
             NormalizeByOrgand("image", mode=wrong)
+
+
+def test_a_mask_of_everything_in_few_slices_is_doubted_as_one_of_all_is():
+    organ = np.zeros((8, 8, 10), bool)
+    organ[..., 4:7] = True
+    assert len(doubts_about_mask(organ)) == len(doubts_about_mask(np.ones_like(organ))) == 1
+    organ[:, :2, 4:6] = False  # two of the three leave corners free
+    assert doubts_about_mask(organ) == []

@@ -6,7 +6,7 @@ import pytest
 from monai.transforms import Compose
 
 from common.preprocessing import within_window
-from common.preprocessing.windows import OutsideWindow
+from common.preprocessing.windows import OutsideWindow, outside_window
 from tests.preprocessing.test_checking import preprocessing, volume
 
 
@@ -71,3 +71,12 @@ def test_processes_share_the_reading_and_take_the_same_cases(cases, monkeypatch)
     assert read == ["a", "c", "b"] * 2
     assert kept[2] == kept[3] == [cases[0], cases[2]]
     assert devices == [0, 1, 0, 1]
+
+
+def test_next_to_all_of_an_organ_has_to_lie_outside_and_the_text_says_where_most_of_it_lies():
+    case = {"outside": [0.2, 0.98], "quantiles": [[1, 5, 25, 50, 75, 95, 99], [10, 50, 250, 500, 750, 950, 990]]}
+    assert outside_window(case, (0, 1)) == ""
+    assert outside_window(case | {"outside": [0.2, 0.99]}, None) == ""
+    said = outside_window(case | {"outside": [0.2, 0.99]}, (0, 1))
+    assert said.startswith("99% of the organ's voxels lie outside of the window [0, 1]")
+    assert "(5 to 95 % of them are 50 to 950)" in said
