@@ -20,6 +20,7 @@ from common.training import (
     TrainingLog,
     WeightAverage,
     clip_gradients,
+    mask_targets,
     parameter_groups,
     prepare_batch,
 )
@@ -301,3 +302,10 @@ def test_prepared_batch_is_a_plain_channels_last_tensor_with_its_labels():
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(out, image)
     assert cls.tolist() == [0, 1]
+
+
+def test_the_organ_of_a_loss_on_maps_is_the_last_channel():
+    image = torch.stack([torch.full((2, 2), 3.0), torch.tensor([[0.0, 0.4], [0.6, 1.0]])])[None]
+    found = mask_targets({"pseudo": torch.ones(1, 1, 2, 2), "counts": torch.tensor([True])}, image)
+    assert found["organ"].tolist() == [[[[0.0, 0.0], [1.0, 1.0]]]]
+    assert found["counts"].tolist() == [1.0]

@@ -127,3 +127,18 @@ def test_a_pattern_finds_segmentations_beside_their_series(tmp_path):
     path = write_seg(case(tmp_path / "p1"), marked())
     (found,) = find_cases(tmp_path, "*/ct/", label_pattern="*/reader.dcm")
     assert found["label"] == str(path)
+
+
+def test_frames_that_mark_slices_apart_from_each_other_lie_where_they_were(tmp_path, monkeypatch):
+    """Slices 0, 1 and 4 of a series whose positions are rounded: gaps of one slice, and of three."""
+    image, whole = case(tmp_path), hd.seg.Segmentation
+    for file, off in zip(sorted(image.glob("*.dcm")), (0, 0.06, 0, 0, 0), strict=True):
+        one = pydicom.dcmread(file)
+        one.ImagePositionPatient = [*one.ImagePositionPatient[:2], round(one.ImagePositionPatient[2] + off, 4)]
+        one.save_as(file)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1:4, 2:5, [0, 1, 4]] = 1
+    monkeypatch.setattr(hd.seg, "Segmentation", lambda *a, **k: whole(*a, **{**k, "omit_empty_frames": True}))
+    path = write_seg(image, mask)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read_mask(path, image).array, mask)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.images import check_affine, check_one_grid, in_axes_of, nifti_affine
+from common.images.geometry import axis_of_slices
 from tests.pipeline import affine_of, world
 
 SHAPE = (6, 8, 5)
@@ -137,3 +138,8 @@ class TestOneGrid:
     def test_other_shapes_are_named(self):
         with pytest.raises(ValueError, match=r"shapes are \[6, 8, 4\] and \[6, 8, 5\]"):
             check_one_grid((6, 8, 4), LPS, SHAPE, LPS, what="mask and image")
+
+
+@pytest.mark.parametrize(("axcodes", "axis"), [("LPS", 2), ("RSA", 1), ("IRP", 0), ("ASL", 1), ("SLA", 0), ("PLI", 2)])
+def test_slices_lie_along_the_axis_that_runs_along_the_body(axcodes, axis):
+    assert axis_of_slices(affine_of(axcodes, (1, 2, 3), SHAPE)) == axis
