@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from ..files import print_any_text
 from .ranges import out_of_range
 from .settings import plain, problems, reached, tops
-from .weights import as_trained, check_channels, check_chosen, check_classes
+from .weights import as_trained, check_channels, check_chosen, check_classes, check_listed_classes
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def check_settings() -> None:
 
     Raises:
         ValueError: naming every setting that is wrong, several processes for a run that does not share its work, more
-            classes than the network tells apart, what lies beside the weights and does not fit, or the bundle whose
-            code this process has already loaded in place of the config's own.
+            classes than the network tells apart, a datalist of other classes, what lies beside the weights and does
+            not fit, or the bundle whose code this process has already loaded in place of the config's own.
     """
     print_any_text()
     end_with_the_cause()
@@ -66,6 +66,7 @@ def check_settings() -> None:
     told_keys = {*map(_top, given)} if caller else set()
     as_trained(parser, others.get(base.name, {}), told_keys)
     check_classes(parser)
+    check_listed_classes(parser)
     _check_one_logit(parser)
     check_chosen(parser)
     check_channels(parser)

@@ -1,4 +1,4 @@
-"""A run against what lies beside its weights: how they were trained, what they saw, what was chosen for them."""
+"""A run against its datalist and what lies beside its weights: their training, what they saw, what was chosen."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
 from ..checkpoint import read_beside
-from ..files import PathLike, json_text
+from ..files import PathLike, json_text, read_json
 from .ranges import wrong_choices
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,36 @@ def check_classes(parser: Any) -> None:
     before = read_beside(parser.get_parsed_content("ckpt")).get("trained", {}).get("classes", now)
     if now != before and sorted(map(str, now)) == sorted(map(str, before)):
         raise ValueError(f"--classes: {', '.join(now)}; the weights were trained with the order {', '.join(before)}")
+
+
+def check_listed_classes(parser: Any) -> None:
+    """Refuse a datalist whose labels, which are numbers, name other classes than those of the run.
+
+    Raises:
+        ValueError: a class has another number there, or a training would meet a number beyond its classes.
+    """
+    path = parser.get_parsed_content("datalist") if "datalist" in parser else None
+    now, listed = parser.get("classes"), {}
+    with suppress(OSError, ValueError):  # told where it is read
+        listed = read_json(path) if path else {}
+    there = listed.get("classes") if isinstance(listed, Mapping) else None
+    if not isinstance(now, list) or not isinstance(there, list):
+        return
+    numbers = _labels_in_numbers(listed)
+    moved = [name for k, name in enumerate(there) if name in now and now.index(name) != k]
+    if numbers and (moved or ("train" in parser and max(numbers) >= len(now))):
+        own = f", or give the run --classes {json.dumps(there)}" if "train" in parser else ""
+        raise ValueError(
+            f"{path}: its labels are of the classes {', '.join(map(str, there))}, and the run has "
+            f"{', '.join(map(str, now))}: labels would be taken for others; write it with these classes (prepare "
+            f"--classes){own}"
+        )
+
+
+def _labels_in_numbers(datalist: Mapping[str, Any]) -> set[int]:
+    sections = [part for part in datalist.values() if isinstance(part, list)]
+    found = [case.get("cls") for part in sections for case in part if isinstance(case, Mapping)]
+    return {one for cls in found for one in (cls if isinstance(cls, list) else [cls]) if isinstance(one, int)}
 
 
 def check_chosen(parser: Any) -> None:

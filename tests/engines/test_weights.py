@@ -106,3 +106,32 @@ def test_classes_in_another_order_than_in_training_are_refused(tmp_path):
     assert said == "--classes: tumor, none; the weights were trained with the order none, tumor"
     run(config_file=str(tmp_path / "inference.json"), classes=["none", "HGG"])
     assert seen == [["none", "HGG"]]
+
+
+@pytest.mark.parametrize(
+    ("training", "classes", "cls", "other"),
+    [
+        (False, ["none", "b", "a"], 1, True),
+        (True, ["none", "b", "a"], [0, 2], True),
+        (False, ["none", "b"], 1, True),
+        (True, ["none", "c", "d", "e"], [0, 3], True),
+        (False, ["none", "c", "d", "e"], [0, 3], False),  # what is yes or no is scored all the same
+        (True, ["none", "c", "d", "e"], [0, 2], False),
+        (True, ["healthy", "a", "b"], 2, False),
+        (False, ["none", "b", "a"], ["a"], False),  # names say what they mean
+    ],
+)
+def test_a_datalist_whose_labels_would_be_taken_for_other_classes_is_refused(training, classes, cls, other, tmp_path):
+    listed = tmp_path / "datalist.json"
+    listed.write_text(json.dumps({"classes": classes, "training": [{"case": "p", "cls": cls}]}))
+    here = {**CONFIG, "classes": ["none", "a", "b"], "datalist": str(listed)} | ({"train": {}} if training else {})
+    here["run"] = ["$engines.check_settings()", "$here.seen.append(@classes)"]
+    (tmp_path / "inference.json").write_text(json.dumps(here))
+    seen.clear()
+    if not other:
+        run(config_file=str(tmp_path / "inference.json"))
+        assert seen == [["none", "a", "b"]]
+        return
+    said = refusal(STARTS[0], str(tmp_path / "inference.json"))
+    assert f"its labels are of the classes {', '.join(classes)}, and the run has none, a, b" in said
+    assert ("or give the run --classes" in said) == training
