@@ -42,7 +42,8 @@ def _check_case(case: dict[str, Any], section: str, classes: Sequence[str], sour
     needed = ("case", "patient", "image", *(("cls",) if section == "training" else ()))
     lacking = [key for key in needed if key not in case]
     if lacking:
-        raise ValueError(f"{source}: case {case.get('case', case)!r} of {section!r} lacks {lacking}.")
+        unlabeled = ": a training needs the label of each case; add it, or its mask" if "cls" in lacking else ""
+        raise ValueError(f"{source}: case {case.get('case', case)!r} of {section!r} lacks {lacking}{unlabeled}.")
     for key, value in case.items():
         if expected := _mistyped(key, value):
             raise ValueError(f"{source}: case {case['case']!r}: {key} must be {expected}; got {value!r}.")

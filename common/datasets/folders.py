@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Literal
 from tqdm import tqdm
 
 from ..data import Case, find_cases, slice_labels
+from ..data.matches import some
 from ..files import PathLike
 from ..images import is_dicom
+
+logger = logging.getLogger(__name__)
 
 
 def folder(
@@ -36,7 +40,8 @@ def folder(
     Args:
         root: folder that holds the case folders.
         modalities: file names without suffix; with one, `image` is a path, with more, a list in this order.
-        label: name of the mask file; cases without it get neither `label` nor `cls`. `None`: masks are ignored.
+        label: name of the mask file; cases without it get neither `label` nor `cls`, and are named. `None`: masks are
+            ignored.
         organ: name of an organ's mask file, given as `organ`; `None`: there is none.
         pattern: glob relative to `root`; `{}` stands for the modality, and for `label`.
         label_pattern: glob of the masks, where it differs from `pattern`.
@@ -65,6 +70,10 @@ def folder(
         if "label" in case:
             labels = slice_labels(case["label"], case["image"])
             case["cls"] = labels if cls_per == "slice" else max(labels)
+    without = [case["case"] for case in cases if masks and "label" not in case]
+    if without:
+        told = "%s: %d case(s) have no mask %r, and so no label: %s"
+        logger.warning(told, root, len(without), masks, some(without))
     return cases
 
 

@@ -84,7 +84,7 @@ class TestDatalistFile:
             (datalist(training=[case("a", [0, "1"])]), "case 'a': cls must be"),
             (datalist(training=[case("a", ["none"])]), r"names among \['tumor'\]; got \['none'\]"),
             (datalist(training=[case("a", ["tumor", "tumor"])]), "names among"),
-            (datalist(training=[{"case": "a", "patient": "a", "image": "i"}]), r"lacks \['cls'\]"),
+            (datalist(training=[{"case": "a", "patient": "a", "image": "i"}]), r"lacks \['cls'\]: a training needs"),
             (datalist(training=[case("a")]) | {"classes": ["one"]}, "'classes' must list"),
             (datalist(test=[case("a")]), "'training' is absent or empty"),
             (datalist(training="abc"), "'training' must be a list of cases, each a dict; got abc"),

@@ -20,7 +20,7 @@ def mask_of(*slices: int, depth: int = 4) -> np.ndarray:
     return mask
 
 
-def test_reads_cases_with_labels_where_there_is_a_mask(tmp_path):
+def test_reads_cases_with_labels_where_there_is_a_mask_and_names_the_others(tmp_path, caplog):
     save(tmp_path / "P1_a" / "flair.nii.gz", np.ones((5, 6, 4)))
     save(tmp_path / "P1_a" / "mask.nii.gz", mask_of(0, 3))
     save(tmp_path / "P1_b" / "flair.nii.gz", np.ones((5, 6, 4)))
@@ -33,15 +33,17 @@ def test_reads_cases_with_labels_where_there_is_a_mask(tmp_path):
         "cls": [1, 0, 0, 1],
     }
     assert second.keys() == {"case", "patient", "image"}
+    assert "1 case(s) have no mask '*/mask.nii.gz', and so no label: P1_b" in caplog.text
     assert folder(tmp_path)[0]["patient"] == "P1_a"
 
 
-def test_several_modalities_make_a_list_and_masks_can_be_ignored(tmp_path):
+def test_several_modalities_make_a_list_and_masks_can_be_ignored(tmp_path, caplog):
     for name in ("flair", "t1", "mask"):
         save(tmp_path / "a" / f"{name}.nii.gz", mask_of(1))
     (case,) = folder(tmp_path, modalities=("t1", "flair"), label=None)
     assert case["image"] == [str(tmp_path / "a" / "t1.nii.gz"), str(tmp_path / "a" / "flair.nii.gz")]
     assert "label" not in case
+    assert "no mask" not in caplog.text
 
 
 def test_the_organs_mask_comes_along_where_it_is_asked_for(tmp_path):
