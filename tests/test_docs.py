@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from common.datasets import ADAPTERS
+
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "bundles/*/docs/*.md") for path in REPOSITORY.glob(pattern)
@@ -166,6 +168,16 @@ def test_commands_exist_and_have_the_options_that_documents_give_them(package):
                 if option not in known | EVERYWHERE and not (more and (option in passed_on or rest[0] == "prepare"))
             ]
     assert wrong == []
+
+
+def test_adapters_that_write_files_are_told_where_and_so_are_those_that_a_comment_adds():
+    lines = [
+        line for path in DOCUMENTS for block in blocks(path, "") for line in block.replace("\\\n", "").splitlines()
+    ]
+    lines = [line for line in lines if "common prepare" in line and "--dataset_dir" not in line]
+    assert len(lines) > 10
+    writing = {adapter for adapter, row in ADAPTERS.items() if row.converts}
+    assert [line for line in lines if writing & {*re.findall(r"\w+", line)}] == []
 
 
 def test_every_command_is_in_the_table_of_commands():
