@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,11 @@ import tifffile
 from tqdm import tqdm
 
 from ..data import Case, slice_labels
+from ..data.matches import some
 from ..files import PathLike, read_json
 from .files import load_volume, one_file, save_volume, told_by
+
+logger = logging.getLogger(__name__)
 
 BRATS_MODALITIES = ("t1", "t2", "t1ce", "flair")
 KAGGLE_CHANNELS = ("pre", "flair", "post")
@@ -74,9 +78,10 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
     """Read the TCGA-LGG slices published as `kaggle_3m` (Buda et al. 2019) and convert them to NIfTI volumes.
 
     Layout: `TCGA_XX_NNNN_DATE/TCGA_XX_NNNN_DATE_<slice>.tif` (RGB = pre-contrast, FLAIR, post-contrast; uint8,
-    256×256; where a sequence was missing its owners repeated FLAIR) and `..._<slice>_mask.tif`; slices count from 1,
-    inferior→superior. Written per case: `out_dir/<case>/{pre,flair,post,mask}.nii.gz`, LPS, with a nominal spacing
-    of 1×1×5 mm: the TIFF files do not tell the true one, so volumes in ml are nominal, too. Finished cases are skipped,
+    256×256; where a sequence was missing its owners repeated FLAIR: a case in which that is one of `modalities` is left
+    out, with a warning) and `..._<slice>_mask.tif`; slices count from 1, inferior→superior. Written per case:
+    `out_dir/<case>/{pre,flair,post,mask}.nii.gz`, LPS, with a nominal spacing of
+    1×1×5 mm: the TIFF files do not tell the true one, so volumes in ml are nominal, too. Finished cases are skipped,
     so an interrupted conversion can be run again.
 
     Args:
@@ -89,7 +94,7 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
 
     Raises:
         FileNotFoundError: no case folder, or a slice or its mask is missing.
-        ValueError: unknown modality, or a slice of another shape.
+        ValueError: unknown modality, a slice of another shape, or a modality that every case lacks.
     """
     unknown = set(modalities) - set(KAGGLE_CHANNELS)
     if unknown or not modalities:
@@ -99,6 +104,7 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
     if not folders:
         raise FileNotFoundError(f"no folder TCGA_* in {root}; give the folder kaggle_3m itself.")
     cases: list[Case] = []
+    repeated: list[str] = []
     for path in tqdm(folders, desc="converting slices", unit="case", disable=None):
         files = {name: out_dir / path.name / f"{name}.nii.gz" for name in (*KAGGLE_CHANNELS, "mask")}
         if not all(file.is_file() for file in files.values()):
@@ -106,9 +112,21 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
             for name, volume in zip(files, (*np.moveaxis(image, -1, 0), mask), strict=True):
                 save_volume(nib.Nifti1Image(np.ascontiguousarray(volume), _KAGGLE_AFFINE), files[name])
         images, label = [str(files[modality]) for modality in modalities], str(files["mask"])
+        if any(_same(files[modality], files["flair"]) for modality in modalities if modality != "flair"):
+            repeated.append(path.name)
+            continue
         patient = "_".join(path.name.split("_")[:3])
         cases.append(_case(path.name, patient, images, label, slice_labels(label, images)))
+    if repeated:
+        lacking = f"{len(repeated)} case(s) have FLAIR in place of another of {', '.join(modalities)}"
+        if not cases:
+            raise ValueError(f"{root}: {lacking}, and no case is left; choose other modalities.")
+        logger.warning("%s: %s, and are left out: %s", root, lacking, some(repeated))
     return cases
+
+
+def _same(one: Path, other: Path) -> bool:
+    return np.array_equal(*(np.asanyarray(load_volume(file).dataobj) for file in (one, other)))
 
 
 def _read_slices(path: Path) -> tuple[np.ndarray, np.ndarray]:

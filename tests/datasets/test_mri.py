@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -122,6 +123,23 @@ class TestKaggle3m:
     def test_splits_channels_into_their_modalities(self, kaggle_root, tmp_path):
         (case,) = kaggle_3m(kaggle_root, tmp_path / "out", modalities=("post", "pre"))
         assert [int(nib.Nifti1Image.from_filename(p).get_fdata()[0, 0, 0]) for p in case["image"]] == [201, 1]
+
+    def test_a_case_whose_owners_repeated_flair_for_a_modality_is_left_out_and_named(
+        self, kaggle_root, tmp_path, caplog
+    ):
+        name = "TCGA_CS_4942_19970222"
+        (kaggle_root / name).mkdir()
+        image = np.broadcast_to(np.array([1, 101, 101]), (8, 6, 3)).astype(np.uint8)
+        tifffile.imwrite(kaggle_root / name / f"{name}_1.tif", image, photometric="rgb")
+        tifffile.imwrite(kaggle_root / name / f"{name}_1_mask.tif", np.zeros((8, 6), np.uint8))
+        assert len(kaggle_3m(kaggle_root, tmp_path / "out", modalities=("pre", "flair"))) == 2
+        assert caplog.text == ""
+        (case,) = kaggle_3m(kaggle_root, tmp_path / "out", modalities=("post",))
+        assert case["case"] == "TCGA_CS_4941_19960909"
+        assert f"1 case(s) have FLAIR in place of another of post, and are left out: {name}" in caplog.text
+        shutil.rmtree(kaggle_root / "TCGA_CS_4941_19960909")
+        with pytest.raises(ValueError, match="no case is left; choose other modalities"):
+            kaggle_3m(kaggle_root, tmp_path / "out", modalities=("flair", "post"))
 
     def test_skips_finished_cases_and_mends_unfinished_ones(self, kaggle_root, tmp_path):
         (first,) = kaggle_3m(kaggle_root, tmp_path / "out")
