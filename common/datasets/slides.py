@@ -43,7 +43,7 @@ def camelyon16(
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     cases: list[Case] = []
     for kind in ("normal", "tumor"):
-        slides = [path for path in sorted(root.glob(f"training/{kind}/*.tif")) if path.stem not in exclude]
+        slides = [path for path in sorted(root.glob(f"training/{kind}/[!.]*.tif")) if path.stem not in exclude]
         if not slides:
             raise FileNotFoundError(f"no file training/{kind}/{kind}_*.tif in {root}; give the folder CAMELYON16.")
         share = (1 - validation, validation)
@@ -51,7 +51,7 @@ def camelyon16(
         for path in slides:
             section = "validation" if path.stem in held_out else "training"
             cases.append(_slide(path, int(kind == "tumor"), section, root / "training" / "lesion_annotations"))
-    tests = [path for path in sorted(root.glob("testing/images/*.tif")) if path.stem not in exclude]
+    tests = [path for path in sorted(root.glob("testing/images/[!.]*.tif")) if path.stem not in exclude]
     if tests:
         table = root / "testing" / "reference.csv"
         reference = _reference(table)
@@ -106,7 +106,7 @@ def bracs(root: PathLike, *, regions: str | None = "BRACS_RoI", table: str | Non
     """
     root = Path(root).absolute()
     home = root / "BRACS_WSI" if (root / "BRACS_WSI").is_dir() else root
-    slides = [path for name in _BRACS_SECTIONS for path in sorted(home.glob(f"{name}/Group_*/Type_*/*.svs"))]
+    slides = [path for name in _BRACS_SECTIONS for path in sorted(home.glob(f"{name}/Group_*/Type_*/[!.]*.svs"))]
     if not slides:
         raise FileNotFoundError(f"no file train/Group_*/Type_*/*.svs in {home}; give the folder of BRACS.")
     found: dict[str, set[str | None]] = {path.stem: {_bracs_label(path.parent.name[5:], path)} for path in slides}

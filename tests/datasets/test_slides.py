@@ -71,6 +71,13 @@ class TestCamelyon16:
             camelyon16(camelyon / "training")
 
 
+def test_what_a_mac_leaves_beside_slides_is_none(camelyon, bracs_root):
+    before = camelyon16(camelyon), bracs(bracs_root)
+    touch(camelyon, "training/normal/._normal_001.tif", "testing/images/._test_001.tif")
+    touch(bracs_root, "BRACS_WSI/train/Group_BT/Type_N/._BRACS_701.svs")
+    assert (camelyon16(camelyon), bracs(bracs_root)) == before
+
+
 @pytest.fixture
 def bracs_root(tmp_path: Path) -> Path:
     names = ("train/Group_BT/Type_N/BRACS_1", "train/Group_AT/Type_ADH/BRACS_2", "train/Group_MT/Type_IC/BRACS_3")
