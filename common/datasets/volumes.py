@@ -16,6 +16,7 @@ from ..images import read_grid
 from .files import load_volume, one_file, only, output_folder, read_table, save_volume, told_by
 
 MOSMED_CATEGORIES = ("CT-0", "CT-1", "CT-2", "CT-3", "CT-4")
+_BOXES = ("Annotation_Boxes.xlsx", "Annotation_Boxes.csv")
 _BOX_COLUMNS = ("Start Column", "End Column", "Start Row", "End Row", "Start Slice", "End Slice")
 
 
@@ -165,7 +166,7 @@ def duke(
     out_dir: PathLike,
     *,
     modalities: Sequence[str] = ("post1",),
-    boxes: str = "Annotation_Boxes.csv",
+    boxes: str | None = None,
     first_index: int = 1,
     allow_missing: bool = False,
 ) -> list[Case]:
@@ -186,7 +187,7 @@ def duke(
         root: folder of the patients' folders and the table.
         out_dir: where the breasts go; files of the same name are replaced.
         modalities: file names without suffix, on one grid.
-        boxes: name of the table, `.xlsx` or saved as `.csv`.
+        boxes: name of the table; by default the owners', or the same saved as `.csv`.
         first_index: index of the first row, column and slice in the table.
         allow_missing: go on where the table lists patients without a folder.
 
@@ -201,6 +202,7 @@ def duke(
     """
     root = Path(root).absolute()
     out_dir = output_folder(out_dir, root)
+    boxes = boxes or next((name for name in _BOXES if (root / name).is_file()), _BOXES[0])
     table = read_table(root / boxes, ("Patient ID", *_BOX_COLUMNS))
     rows = {row["Patient ID"].strip(): row for row in table}
     if len(rows) < len(table):

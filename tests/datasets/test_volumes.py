@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import openpyxl
 import pytest
 
 from common.datasets import autopet, duke, mosmed
@@ -211,6 +212,21 @@ class TestDuke:
         table.write_text(table.read_text().replace("001,2,4,3,6,1,2", "001,1,3,2,5,0,1"))
         case = duke(tmp_path / "in", tmp_path / "out", first_index=0)[0]
         assert case["box"] == filled(case["image"])
+
+    def test_the_owners_workbook_is_found_by_itself(self, tmp_path):
+        root = tmp_path / "in"
+        write_duke(root, {"Breast_MRI_001": (2, 4, 3, 6, 1, 2)})
+        table = root / "Annotation_Boxes.csv"
+        book = openpyxl.Workbook()
+        for line in table.read_text().splitlines():
+            book.active.append([int(text) if text.isdigit() else text for text in line.split(",")])
+        expected = duke(root, tmp_path / "out")
+        book.save(table.with_suffix(".xlsx"))
+        table.unlink()
+        assert duke(root, tmp_path / "out") == expected
+        table.with_suffix(".xlsx").unlink()
+        with pytest.raises(FileNotFoundError, match=r"Annotation_Boxes\.xlsx"):
+            duke(root, tmp_path / "out")
 
     def test_says_what_is_wrong_with_the_table(self, tmp_path):
         root, out = tmp_path / "in", tmp_path / "out"
