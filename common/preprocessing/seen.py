@@ -80,9 +80,10 @@ def describe_case(
             which only makes sense of those that are not negative.
 
     Returns:
-        `spacing` (native), `organ_ml`, and for each channel `quantiles` (at `LEVELS`), `outside` (share of the organ's
-        voxels that are not in the window, or negative), `contrast`, and `negative` (share of the whole image's voxels
-        that are, by more than a twentieth of the organ's median). Intensities are those of some large slices.
+        `spacing` (native), `slices`, `organ_ml`, and for each channel `quantiles` (at `LEVELS`), `outside` (share of
+        the organ's voxels that are not in the window, or negative), `contrast`, and `negative` (share of the whole
+        image's voxels that are, by more than a twentieth of the organ's median). Intensities are those of some large
+        slices.
     """
     thin = max(1, int(1.5 / min(spacing[:2])))
     pixel, organ = (spacing[0] * thin, spacing[1] * thin), organ[::thin, ::thin]
@@ -94,6 +95,7 @@ def describe_case(
     (low, high), inside = window or (0.0, np.inf), [channel[within] for channel in some]
     return {
         "spacing": [round(float(s), 4) for s in native_spacing],
+        "slices": len(area),
         "organ_ml": round(float(area.sum()) * pixel[0] * pixel[1] * spacing[2] / 1000.0, 3),
         "quantiles": [[_short(q) for q in np.percentile(values, LEVELS)] for values in inside],
         "outside": [round(float(((values < low) | (values > high)).mean()), 4) for values in inside],
@@ -121,7 +123,8 @@ def summarize(
     Args:
         cases: as `describe_case` gives them.
         patients: of each case. Where a patient's organ was cut into parts, each a case, what is whole later is as
-            large as all of them: the upper end of `organ_ml` is the largest sum of a patient.
+            large as all of them: the upper end of `organ_ml` is the largest sum of a patient; of pictures, which are
+            no parts of one, it is that of a picture.
         channels: names of the modalities, see `channel_names`.
         window: see `describe_case`.
 
@@ -129,17 +132,20 @@ def summarize(
         Plain numbers: lowest, median and highest over the cases; `outside` and `negative` are the highest; `contrast`
         of each channel is mean, covariance and `limit`, None with fewer than `FEW_PATIENTS` patients.
     """
+    slices = [case.get("slices", 0) for case in cases]
+    pictures = set(slices) == {1}
     volumes: dict[str, float] = defaultdict(float)
-    for case, patient in zip(cases, patients, strict=True):
-        volumes[patient] += case["organ_ml"]
+    for number, (case, patient) in enumerate(zip(cases, patients, strict=True)):
+        volumes[f"picture {number}" if pictures else patient] += case["organ_ml"]
     quantiles = np.array([case["quantiles"] for case in cases])  # [cases, C, LEVELS]
     count = quantiles.shape[1]
     return {
         "cases": len(cases),
-        "patients": len(volumes),
+        "patients": len(set(patients)),
         "channels": channel_names(channels, count),
         "window": None if window is None else [float(w) for w in window],
         "spacing": _range(np.array([case["spacing"] for case in cases])),
+        "slices": _range(np.array(slices)),
         "organ_ml": _range(np.array([case["organ_ml"] for case in cases])) | {"max": _short(max(volumes.values()))},
         "levels": list(LEVELS),
         "quantiles": [_range(quantiles[:, i]) for i in range(count)],

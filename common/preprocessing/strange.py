@@ -44,7 +44,7 @@ def compare(
     strange, volume = _strange_contrasts(case, seen), _strange_volume(case, seen)
     largest = seen["organ_ml"]["max"]
     # Each alone has harmless causes, and so has a small organ: a child's, or one in part.
-    if case["organ_ml"] > largest * (ORGAN_VOLUME if strange else IMPOSSIBLE_VOLUME):
+    if _comparable(case, seen) and case["organ_ml"] > largest * (ORGAN_VOLUME if strange else IMPOSSIBLE_VOLUME):
         text = "; ".join([volume, *strange])
         return [*errors, f"{text}: another body part or kind of image, or a wrong spacing"], []
     warnings = [*([volume] if volume else []), *strange, *_strange_values(case, seen, window)]
@@ -110,9 +110,14 @@ def _strange_values(case: Description, seen: Description, window: Sequence[float
     return found
 
 
+def _comparable(case: Description, seen: Description) -> bool:
+    """Whether the organ's volume tells anything: how large a whole scan is, weights of pictures have not seen."""
+    return seen.get("slices", {}).get("max") != 1 or case.get("slices") == 1
+
+
 def _strange_volume(case: Description, seen: Description) -> str:
     own, before = case["organ_ml"], seen["organ_ml"]
-    if before["min"] / ORGAN_VOLUME <= own <= before["max"] * ORGAN_VOLUME:
+    if not _comparable(case, seen) or before["min"] / ORGAN_VOLUME <= own <= before["max"] * ORGAN_VOLUME:
         return ""
     return f"organ of {own:.0f} ml, in training {before['min']:.0f} to {before['max']:.0f} ml"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.preprocessing.strange import compare
 from tests.bundles.conftest import read_json
@@ -56,6 +58,20 @@ def test_shipped_weights_know_flair_of_other_scanners_and_not_t1(real_data):
         path = sorted(folder.glob(f"*/{name}.nii.gz"))[0]
         warnings = preprocessing({"case": name, "image": str(path)})["warnings"]
         assert ("contrast unlike 'flair' of the training" in warnings) == unlike
+
+
+def test_shipped_weights_for_pictures_refuse_those_with_far_finer_pixels(real_data, tmp_path):
+    """As the slices are published, 512 pixels wide; the weights saw 192."""
+    parser = parsed("gp_unet_brats", "inference", "t1ce")
+    parser["ckpt"] = str(BUNDLES / "gp_unet_brats" / "models" / "t1ce_classes.pt")
+    preprocessing = parser.get_parsed_content("preprocessing")
+    picture = real_data("cheng_t1ce") / "0001.png"
+    assert "organ of" not in preprocessing({"case": "a", "image": str(picture)})["warnings"]
+    with Image.open(picture) as opened:
+        opened.resize((512, 512)).save(tmp_path / "fine.png")
+    with pytest.raises(RuntimeError, match="CheckSeend") as caught:
+        preprocessing({"case": "a", "image": str(tmp_path / "fine.png")})
+    assert re.search(r"organ of \d+ ml, in training 2 to 24 ml: .* a wrong spacing", str(caught.value.__cause__))
 
 
 @pytest.mark.parametrize("bundle", SPLITS)

@@ -203,6 +203,20 @@ def test_an_organ_in_parts_may_be_whole_later():
     assert compare(described(head(20)), seen) == ([], [])
 
 
+def test_pictures_are_no_parts_of_an_organ_that_is_whole_later():
+    """Of a patient's many pictures one with finer pixels, whose head is larger in them, stands out."""
+    pictures = [described(head(seed)[..., 4:5], organ=ORGAN[..., 4:5]) for seed in range(12)]
+    seen = summarize(pictures, [f"p{i // 6}" for i in range(12)])
+    assert (seen["patients"], seen["slices"]) == (2, {"min": 1.0, "median": 1.0, "max": 1.0})
+    assert seen["organ_ml"]["max"] == seen["organ_ml"]["min"]
+    assert compare(described(head(20)[..., 4:5], organ=ORGAN[..., 4:5]), seen) == ([], [])
+    for factor, certain in ((2.0, False), (4.0, True)):
+        larger = described(head(20)[..., 4:5], organ=ORGAN[..., 4:5], spacing=(2.0 * factor, 2.0, 5.0))
+        errors, warnings = compare(larger, seen)
+        assert any("organ of" in text for text in (errors if certain else warnings))
+    assert not any("organ of" in text for part in compare(described(head(20)), seen) for text in part)  # a whole scan
+
+
 @pytest.mark.parametrize(
     ("native", "told"), [((2.0, 2.8, 5.0), ""), ((4.0, 2.0, 5.0), "4 x 2"), ((2.0, 3.2, 5.0), "2 x 3.2")]
 )
