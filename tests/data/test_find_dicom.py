@@ -169,6 +169,10 @@ class TestTree:
             find_series(tmp_path / "p1")
         with pytest.raises(FileNotFoundError, match=r"no DICOM scan matches 'dicom' in .*/none"):
             find_cases(tmp_path / "none", "dicom")
+        (tmp_path / "sent").mkdir()
+        (tmp_path / "sent" / "Study1.ZIP").touch()
+        with pytest.raises(FileNotFoundError, match=r"check dataset_dir and the pattern; unpack Study1\.ZIP first\."):
+            find_cases(tmp_path / "sent", "dicom")
         with pytest.raises(ValueError, match="'dicom' is a case a series; give folders instead"):
             find_cases(tmp_path, ["dicom", "*/"])
 
