@@ -26,7 +26,7 @@ ALMOST = 1.02
 class Slide:
     """An open slide of known resolution. Use it in a `with` block, or `close` it.
 
-    MONAI's `WSIReader` reads. OpenSlide reads single tiles of a pyramid. tifffile decodes a whole level, so the slide's
+    MONAI's `WSIReader` opens. OpenSlide reads single tiles of a pyramid. tifffile decodes a whole level, so the slide's
     finest level then stays in memory: for small files that OpenSlide does not open, e.g. TIFF without tiles.
 
     Args:
@@ -72,6 +72,7 @@ class Slide:
         self.size = (int(width), int(height))
         # Per axis: the mean that openslide gives is off by a pixel or more at the far edge of a small level.
         self._downsamples = [(width / w, height / h) for h, w in sizes]
+        self._means = self._wsi.level_downsamples if backend == "openslide" else (1.0,)
         self.mpp = self._resolution(mpp_of_file)
 
     @contextmanager
@@ -144,10 +145,9 @@ class Slide:
             return np.pad(part, missing, constant_values=255)
         dx, dy = self._downsamples[level]
         with self._named_errors(f"its part at x {round(left * dx)}, y {round(top * dy)}"):
-            # RGBA: asked for RGB, the reader would turn what was not scanned black.
-            location = (round(top * dy), round(left * dx))
-            rgba = self._reader.get_data(self._wsi, location, (height, width), level, mode="RGBA")[0]
-        rgba = np.moveaxis(rgba, 0, -1)
+            # OpenSlide divides a place by its mean, whichever the axis: on a long strip the difference is of tiles.
+            place = (round(left * self._means[level]), round(top * self._means[level]))
+            rgba = np.asarray(self._wsi.read_region(place, level, (width, height)))
         if rgba[..., 3].min() == 255:
             return np.ascontiguousarray(rgba[..., :3])
         alpha = rgba[..., 3:] / np.float32(255)

@@ -58,6 +58,16 @@ class TestRegion:
         assert np.abs(halved - block_reduce(fine[32:160, 64:320], (2, 2, 1), np.mean)).mean() < 20
         assert np.abs(halved - block_reduce(fine[0:128, 0:256], (2, 2, 1), np.mean)).mean() > 25
 
+    @pytest.mark.parametrize("mpp", [1.0, 8.0, 17.0])
+    def test_the_end_of_a_long_strip_lies_where_it_does_though_its_levels_have_rounded_sizes(self, tmp_path, mpp):
+        strip = np.full((203, 15000, 3), 240, np.uint8)
+        strip[:, 13500:14000] = LESION
+        levels = [strip[: 203 // scale * scale : scale, ::scale] for scale in (1, 2, 4, 8, 16, 32, 64)]
+        with Slide(write_levels(tmp_path / "a.tif", levels, mpp=0.25)) as slide:
+            row = slide.thumbnail(mpp)[0, :, 1] < 140
+        edges = (np.flatnonzero(np.diff(row.astype(int))) + 1) * mpp / 0.25
+        assert np.abs(edges - [13500, 14000]).max() < 5 * mpp
+
     @pytest.mark.parametrize("backend", ["openslide", "tifffile"])
     def test_is_white_beyond_the_slide(self, tmp_path, backend):
         with Slide(write_levels(tmp_path / "a.tif", [noise((300, 300)) // 2], mpp=0.5), backend=backend) as slide:
