@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
+import tifffile
 from monai.data import WSIReader
 from PIL import Image
 from scipy import ndimage
@@ -65,7 +66,7 @@ class Slide:
             if backend == "tifffile":
                 if (kind := self._wsi.series[0].dtype) != np.uint8:  # MONAI's reader would wrap 16 bits modulo 256
                     raise ValueError(f"its pixels are {kind}")
-                self._whole = np.moveaxis(self._reader.get_data(self._wsi, level=0)[0], 0, -1).astype(np.uint8)
+                self._whole = self._finest()
             levels = range(self._reader.get_level_count(self._wsi) if backend == "openslide" else 1)
             height, width = self._reader.get_size(self._wsi, 0)
             sizes = [self._reader.get_size(self._wsi, level) for level in levels]
@@ -74,6 +75,14 @@ class Slide:
         self._downsamples = [(width / w, height / h) for h, w in sizes]
         self._means = self._wsi.level_downsamples if backend == "openslide" else (1.0,)
         self.mpp = self._resolution(mpp_of_file)
+
+    def _finest(self) -> np.ndarray:
+        """`[H, W, 3]` uint8: all of the finest level."""
+        extra = self._wsi.series[0].keyframe.extrasamples
+        alpha = extra[:1] in ((tifffile.EXTRASAMPLE.ASSOCALPHA,), (tifffile.EXTRASAMPLE.UNASSALPHA,))
+        pixels = self._reader.get_data(self._wsi, level=0, mode="RGBA" if alpha else "RGB")[0]
+        pixels = np.moveaxis(pixels, 0, -1).astype(np.uint8)
+        return _on_white(pixels, multiplied=extra[0] == tifffile.EXTRASAMPLE.ASSOCALPHA) if alpha else pixels
 
     @contextmanager
     def _named_errors(self, part: str = "") -> Iterator[None]:
@@ -148,10 +157,7 @@ class Slide:
             # OpenSlide divides a place by its mean, whichever the axis: on a long strip the difference is of tiles.
             place = (round(left * self._means[level]), round(top * self._means[level]))
             rgba = np.asarray(self._wsi.read_region(place, level, (width, height)))
-        if rgba[..., 3].min() == 255:
-            return np.ascontiguousarray(rgba[..., :3])
-        alpha = rgba[..., 3:] / np.float32(255)
-        return (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+        return _on_white(rgba)
 
     def thumbnail(self, mpp: float, *, block: int = 128) -> np.ndarray:
         """The whole slide, averaged down.
@@ -172,6 +178,15 @@ class Slide:
                 h, w = part.shape[:2]
                 part[...] = self.region(j * px, i * py, w * px, h * py, (h, w))
         return result
+
+
+def _on_white(rgba: np.ndarray, *, multiplied: bool = False) -> np.ndarray:
+    """`[H, W, 3]` uint8 of colors and alpha; `multiplied`: the file has the colors times alpha."""
+    if rgba[..., 3].min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    alpha = rgba[..., 3:] / np.float32(255)
+    colors = rgba[..., :3] * (1 if multiplied else alpha) + 255 * (1 - alpha)
+    return colors.clip(0, 255).round().astype(np.uint8)
 
 
 def _advice(error: Exception, backend: str) -> str:

@@ -50,6 +50,18 @@ class TestRegion:
             assert slide.mpp == pytest.approx((0.5, 0.5))
             np.testing.assert_array_equal(slide.region(130, 70, 200, 100, (100, 200)), picture[70:170, 130:330])
 
+    @pytest.mark.parametrize("backend", ["openslide", "tifffile"])
+    @pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+    def test_is_white_where_a_slide_is_transparent(self, tmp_path, backend, kind):
+        pixels = np.zeros((256, 256, 4), np.uint8)
+        pixels[:, :100] = (*LESION, 255)
+        options = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER", "photometric": "rgb"}
+        tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(128, 128), extrasamples=[kind], **options)
+        with Slide(tmp_path / "a.tif", backend=backend) as slide:
+            part = slide.region(0, 0, 256, 256, (256, 256))
+        assert (part[:, 100:] == 255).all()
+        assert (part[:, :100] == LESION).all()
+
     def test_takes_the_level_that_has_the_resolution(self, tmp_path):
         fine, coarse = noise((512, 512)), noise((128, 128), seed=1)
         with Slide(write_levels(tmp_path / "a.tif", [fine, coarse], mpp=0.5)) as slide:
