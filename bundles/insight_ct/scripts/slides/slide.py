@@ -193,6 +193,8 @@ def _advice(error: Exception, backend: str) -> str:
     """What to do about an error of a reader."""
     if isinstance(error, ImportError) or "imagecodecs" in str(error):
         return "its compression needs imagecodecs: pip install 'weakseg-bundles[wsi]'"
+    if "Unsupported TIFF compression" in str(error):
+        return "OpenSlide does not know its compression: save it in JPEG, or use backend tifffile for a small file"
     if type(error).__name__ == "OpenSlideUnsupportedFormatError":
         return "it is no slide, or of a format that OpenSlide does not know: use backend tifffile for a small TIFF file"
     if "not a TIFF file" in str(error):

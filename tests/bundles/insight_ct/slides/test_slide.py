@@ -160,6 +160,12 @@ class TestBadSlides:
         with pytest.raises(ValueError, match=r"a.tif: .*needs imagecodecs: pip install 'weakseg-bundles\[wsi\]'"):
             Slide(path, backend="tifffile")
 
+    def test_offers_the_other_reader_for_a_compression_that_openslide_lacks(self, tmp_path):
+        known = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER", "photometric": "rgb"}
+        tifffile.imwrite(tmp_path / "a.tif", noise((256, 256)), tile=(128, 128), compression="jpeg2000", **known)
+        with pytest.raises(ValueError, match=r"a.tif: .*save it in JPEG, or use backend tifffile for a small file"):
+            Slide(tmp_path / "a.tif")
+
     @pytest.mark.parametrize("kind", ["uint16", "int8", "float32"])
     def test_refuses_pixels_of_other_than_8_bits_in_place_of_wrapping_them(self, tmp_path, kind):
         tifffile.imwrite(tmp_path / "a.tif", noise((64, 64)).astype(kind), photometric="rgb")
