@@ -27,12 +27,14 @@ def read_polygons(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
         left out.
 
     Raises:
-        ValueError: no such XML, or a coordinate is missing.
+        ValueError: no such XML, that of another program, or a coordinate is missing.
     """
     try:
-        annotations = ElementTree.parse(path).getroot().iter("Annotation")
+        root = ElementTree.parse(path).getroot()
+        if root.tag != "ASAP_Annotations" and next(root.iter("Coordinate"), None) is None:
+            raise ValueError(f"<{root.tag}> without a <Coordinate>")
         found = []
-        for annotation in annotations:
+        for annotation in root.iter("Annotation"):
             if annotation.get("Type") in POINTS:
                 continue
             points = annotation.iter("Coordinate")

@@ -56,7 +56,15 @@ class TestTruth:
         path.write_text(path.read_text().replace('Type="Polygon"', f'Type="{kind}"'))
         assert truth.read_polygons(path) == []
 
-    @pytest.mark.parametrize("text", ["no xml", '<A><Annotation><Coordinate Order="0" X="1"/></Annotation></A>'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "no xml",
+            '<A><Annotation><Coordinate Order="0" X="1"/></Annotation></A>',
+            '<Annotations><Annotation><Vertex X="1" Y="2"/></Annotation></Annotations>',  # of ImageScope
+            "<annotations><annotation><point><x>1</x></point></annotation></annotations>",  # of NDP.view
+        ],
+    )
     def test_names_a_file_that_is_no_annotation(self, tmp_path, text):
         (tmp_path / "a.xml").write_text(text)
         with pytest.raises(ValueError, match=r"a.xml: no annotation as ASAP writes it"):
