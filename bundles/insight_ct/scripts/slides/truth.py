@@ -67,8 +67,12 @@ def polygons_to_cells(
 
     Returns:
         `shape` bool.
+
+    Raises:
+        ValueError: there are polygons, and all lie beyond the cells.
     """
     cells = np.zeros(shape, bool)
+    outlines = [corners for group, corners in polygons if group not in excluded]
     for value in (True, False):
         for group, corners in polygons:
             if (group not in excluded) == value:
@@ -79,6 +83,12 @@ def polygons_to_cells(
                     inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
                     rows, columns = rows[inside], columns[inside]
                 cells[rows, columns] = value
+        if value and outlines and not cells.any():
+            x, y = np.concatenate(outlines).min(axis=0)
+            raise ValueError(
+                f"all polygons lie beyond the slide, from x {x:.0f}, y {y:.0f} on: they are of another slide, or not "
+                "in pixels of its finest level"
+            )
     return cells
 
 

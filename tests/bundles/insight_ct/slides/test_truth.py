@@ -39,6 +39,11 @@ class TestTruth:
         polygons = [("_0", corners_of((142, 282, 145, 284))), ("_0", corners_of((-9, -9, -8, -8)))]
         assert np.argwhere(self.cells(write_annotation(tmp_path / "a.xml", polygons))).tolist() == [[20, 10]]
 
+    def test_outlines_of_another_slide_are_refused(self, tmp_path):
+        polygons = [("_0", corners_of((9000, 140, 9500, 700))), ("_2", corners_of((140, 140, 700, 700)))]
+        with pytest.raises(ValueError, match="all polygons lie beyond the slide, from x 9000, y 140 on"):
+            self.cells(write_annotation(tmp_path / "a.xml", polygons))
+
     def test_corners_are_taken_in_their_order_and_lines_left_out(self, tmp_path):
         lines = '<Coordinate Order="{}" X="{}" Y="{}"/>'
         shuffled = "".join(lines.format(i, *corners_of((140, 140, 700, 700))[i]) for i in (2, 0, 3, 1))
