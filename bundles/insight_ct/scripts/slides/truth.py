@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 from skimage.draw import polygon
 
+from common.data.matches import some
 from common.files import rounded, write_csv, write_json
 from common.handlers import CaseHandler
 from common.metrics import bootstrap_by_patient, component_scores, dice, iou, roc_auc, summarize
+
+logger = logging.getLogger(__name__)
 
 EXCLUDED = ("_2", "Exclusion")
 POINTS = ("Dot", "PointSet")  # types of annotations that outline nothing
@@ -125,7 +129,8 @@ class SlideScores(CaseHandler):
 
     Writes `metrics.csv` (a row for each slide) and `summary.json`. Masks are compared in cells, any label against any
     finding, beside two trivial baselines: the empty mask and all tissue; of several labels each is also compared by
-    itself with the polygons of a group of its name. A slide whose label says that nothing is there
+    itself with the polygons of a group of its name. Where labels and outlines contradict each other, `disagreeing`
+    counts these slides and names them, and so does a warning. A slide whose label says that nothing is there
     has an empty truth: its row tells the false area, and Dice is averaged over slides with a finding only.
 
     Args:
@@ -182,15 +187,32 @@ class SlideScores(CaseHandler):
 
     def _write(self) -> None:
         write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
-        write_json(self.output_dir / "summary.json", self.summary())
+        summary = self.summary()
+        write_json(self.output_dir / "summary.json", summary)
+        if found := summary.get("disagreeing"):
+            logger.warning(
+                "labels contradict outlines in %d of %d slides (%s): one says yes where the other says no. Are labels "
+                "inverted, or outlines of another slide?",
+                found["count"],
+                found["of"],
+                some(found["cases"], 3),
+            )
 
     def summary(self) -> dict[str, Any]:
         """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
-        result = {"slides": len(self.rows)} | self._summary_of_labels()
+        result = {"slides": len(self.rows)} | self._summary_of_labels() | self._disagreeing()
         for name in ("dice", "iou", "precision", "recall", "f1", "dice_empty", "dice_tissue"):
             if spread := _spread(self.rows, name):
                 result[name] = spread
         return result
+
+    def _disagreeing(self) -> dict[str, Any]:
+        """Slides whose label and truth say otherwise, of how many that have both; empty if there is none."""
+        both = [row for row in self.rows if "truth_mm2" in row and f"label_{self.names[0]}" in row]
+        cases = [
+            row["case"] for row in both if any(row[f"label_{k}"] for k in self.names) != bool(row["truth_mm2"] > 0)
+        ]
+        return {"disagreeing": {"count": len(cases), "of": len(both), "cases": cases}} if cases else {}
 
     def _summary_of_labels(self) -> dict[str, Any]:
         labeled = [row for row in self.rows if f"label_{self.names[0]}" in row]

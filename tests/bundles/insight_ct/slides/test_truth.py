@@ -106,3 +106,16 @@ def test_areas_are_in_square_millimeters(tmp_path):
     handler._collect({}, {"pred": result}, None)
     row = handler.rows[0]
     assert (row["truth_mm2"], row["mask_mm2"], row["false_mm2"], row["dice"]) == (1.0, 1.0, 0.5, 0.5)
+
+
+def test_labels_that_outlines_contradict_are_counted_and_named(tmp_path, caplog):
+    kinds = {"right": (1, 0.2), "healthy": (0, 0.0), "turned": (0, 0.2), "empty": (1, 0.0)}
+    known = {"probability_tumor": 0.5, "share_tumor": 0.0}
+    rows = [{"case": k, "patient": k, "label_tumor": c, "truth_mm2": mm2, **known} for k, (c, mm2) in kinds.items()]
+    rows.append({"case": "without", "patient": "without", "label_tumor": 1, **known})
+    assert scored(tmp_path, rows)["disagreeing"] == {"count": 2, "of": 4, "cases": ["turned", "empty"]}
+    assert "disagreeing" not in scored(tmp_path, [*rows[:2], rows[-1]])
+    handler = truth.SlideScores(tmp_path, classes=["none", "tumor"], resamples=40)
+    handler.rows = rows
+    handler._write()
+    assert "labels contradict outlines in 2 of 4 slides (turned, empty)" in caplog.text
