@@ -51,6 +51,8 @@ def check_headers(rows: Sequence[Row], images: Sequence[str], path: Path) -> Non
                     raise ValueError(f"{file} is an empty file")
                 if column not in images and file.name.lower().endswith(_OUTLINES) and _may_be_slide(image):
                     continue
+                if column == "mask" and _is_slide(image):
+                    raise ValueError(f"{file} cannot score a whole slide: outlines are polygons in ASAP's XML")
                 own = _grid(file, mask=column not in images, needed=masked)
                 if column == images[0]:
                     grid = own
@@ -63,6 +65,11 @@ def check_headers(rows: Sequence[Row], images: Sequence[str], path: Path) -> Non
 
 def _may_be_slide(file: Path) -> bool:
     return file.name.lower().endswith((*SLIDES, *TIFF))
+
+
+def _is_slide(file: Path) -> bool:
+    name = file.name.lower()
+    return name.endswith(SLIDES) or (name.endswith(TIFF) and is_slide_file(file))
 
 
 def _grid(file: Path, *, mask: bool, needed: bool) -> Grid | None:

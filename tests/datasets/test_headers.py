@@ -81,6 +81,11 @@ def test_slides_and_their_outlines_are_left_to_what_opens_them(tmp_path):
         for side in (64, 32):
             slide.write(np.zeros((side, side), np.uint8))
     assert len(labeled_table(labeled(tmp_path, "b.tif", "a.xml"))[0]) == 1
+    for name in ("m.geojson", "m.png", "m.tif"):
+        (tmp_path / name).write_bytes((tmp_path / "b.tif").read_bytes())
+        for slide in ("a.svs", "b.tif"):
+            with pytest.raises(ValueError, match=rf"row 2, column 'mask': .*{name} cannot score a whole slide: .*XML"):
+                labeled_table(labeled(tmp_path, slide, name))
     scan(tmp_path / "c.nii.gz")
     with pytest.raises(ValueError, match=r"row 2, column 'mask': .*a.xml: cannot be read"):
         labeled_table(labeled(tmp_path, "c.nii.gz", "a.xml"))
