@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -18,6 +19,8 @@ from skimage.filters import threshold_otsu
 
 from common.masks import clean
 
+logger = logging.getLogger(__name__)
+
 # No microscope's pixel is smaller or larger; 72 dots per inch (353 µm), which many writers put by default, is outside.
 PLAUSIBLE_MPP = (0.02, 100.0)
 # A level that is coarser than asked for by less than this is taken as it is: pyramids round their sizes.
@@ -32,7 +35,8 @@ class Slide:
 
     Args:
         path: the file.
-        mpp_of_file: micrometers per pixel of the finest level, for a file that does not say, or says it wrong.
+        mpp_of_file: micrometers per pixel of the finest level, for a file that does not say, or says it wrong; where
+            the file says another, a warning tells.
         backend: `openslide` or `tifffile`.
 
     Attributes:
@@ -96,22 +100,32 @@ class Slide:
             ) from None
 
     def _resolution(self, given: float | None) -> tuple[float, float]:
+        own = self._own_resolution()
+        plausible = own is not None and all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in own)
         if given is not None:
+            if own and plausible and not np.allclose(own, given, rtol=0.1):
+                logger.warning("%s: says %.4g × %.4g µm per pixel; mpp_of_file makes it %g", self.path, *own, given)
             return (float(given), float(given))
+        if own is None:
+            raise ValueError(
+                f"{self.path}: the file does not say how large a pixel is; give the micrometers per pixel of its "
+                "finest level: --mpp_of_file 0.25"
+            )
+        if not plausible:
+            raise ValueError(
+                f"{self.path}: {own[0]:.4g} × {own[1]:.4g} µm cannot be the size of a pixel; give the micrometers per "
+                "pixel of the finest level: --mpp_of_file 0.25"
+            )
+        return own
+
+    def _own_resolution(self) -> tuple[float, float] | None:
+        """What the file says, x and y; None where it says nothing, or no unit."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # MONAI takes pixels without a unit for micrometers, with a warning
                 y, x = self._reader.get_mpp(self._wsi, 0)
         except Exception:
-            raise ValueError(
-                f"{self.path}: the file does not say how large a pixel is; give the micrometers per pixel of its "
-                "finest level: --mpp_of_file 0.25"
-            ) from None
-        if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in (x, y)):
-            raise ValueError(
-                f"{self.path}: {x:.4g} × {y:.4g} µm cannot be the size of a pixel; give the micrometers per pixel of "
-                "the finest level: --mpp_of_file 0.25"
-            )
+            return None
         return (float(x), float(y))
 
     def close(self) -> None:

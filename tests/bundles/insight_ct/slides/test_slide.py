@@ -205,6 +205,14 @@ class TestBadSlides:
         with Slide(path, backend=backend, mpp_of_file=0.4) as slide:
             assert slide.mpp == (0.4, 0.4)
 
+    def test_says_where_a_given_resolution_is_not_that_of_the_file(self, tmp_path, caplog):
+        path = write_slide(tmp_path / "a.tif", (600, 600), mpp=0.5, levels=1)
+        Slide(path, mpp_of_file=0.49).close()
+        assert not caplog.text
+        with Slide(path, mpp_of_file=0.25) as slide:
+            assert slide.mpp == (0.25, 0.25)
+        assert "a.tif: says 0.5 × 0.5 µm per pixel; mpp_of_file makes it 0.25" in caplog.text
+
     def test_does_not_believe_in_a_guessed_unit(self, tmp_path, monkeypatch):
         def guess(*_: object) -> tuple[float, float]:
             warnings.warn("The resolution unit is missing, `micrometer` will be used as default.", stacklevel=2)
