@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def is_slide_file(path: PathLike) -> bool:
     """
     try:
         with tifffile.TiffFile(path) as file:
+            _check_end(file)
             return _several_sizes(file) or max(file.pages.first.shape) > LARGEST
     except Exception as error:  # of what is damaged, tifffile raises whatever its parts do
         raise ValueError(f"{path}: cannot be read ({error}); expected a whole TIFF file") from error
@@ -113,6 +115,17 @@ def _deep(path: str) -> np.ndarray | None:
 
 def _several_sizes(file: tifffile.TiffFile) -> bool:
     return len(file.series) > 1 or file.series[0].is_pyramidal
+
+
+def _check_end(file: tifffile.TiffFile) -> None:
+    """Refuse a file that is cut off behind a page: of a slide the levels are missing, and tifffile goes without."""
+    tiff, handle = file.tiff, file.filehandle
+    handle.seek(file.pages[-1].offset)
+    (tags,) = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))
+    handle.seek(tags * tiff.tagsize, 1)
+    (following,) = struct.unpack(tiff.offsetformat, handle.read(tiff.offsetsize))
+    if following >= handle.size:
+        raise ValueError("it is cut off")
 
 
 def _check_pages(count: int) -> None:

@@ -185,3 +185,15 @@ def test_results_of_pictures_are_known_for_results(tmp_path):
     assert not is_result(tmp_path / "0002_seg.png")
     assert is_picture("scan.TIFF")
     assert not is_picture("scan.nii.gz")
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_a_slide_that_is_cut_off_is_no_picture(tmp_path, kept):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for side in (512, 256):
+            file.write(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8), photometric="rgb")
+    assert is_slide_file(path)
+    path.write_bytes(path.read_bytes()[: int(kept * 512 * 512 * 3)])
+    with pytest.raises(ValueError, match=r"a.tif: cannot be read \(it is cut off\)"):
+        is_slide_file(path)
