@@ -18,7 +18,7 @@ from .fit_checks import check_images, doubt_about_patients, labels_of_cases
 from .fit_minutes import LOOKED_AT, cases_of, minutes, read_grids
 from .fit_request import Request, remember, requested, with_shown_cases
 from .fit_runs import DRAW, SLIDES, VOLUMES, Recipe, learn, merged, once, refining, steps, usual_rounds
-from .fit_slides import found_slides, minutes_of_slides, summary_of_slides
+from .fit_slides import check_slides, found_slides, minutes_of_slides, summary_of_slides
 from .fit_summary import summary, summary_of_classes
 from .format import format_json
 from .own_bundle import make_bundle, make_slide_bundle, with_settings
@@ -95,6 +95,8 @@ def fit(
         said = asked.merged_settings()
         how = {"channels": said["channels"], "dicom_geometry": said.get("dicom_geometry")}
         check_images(asked.listed, "test", dataset_dir, **how)
+    elif recipe is SLIDES and not begun:
+        check_slides(own, content, Path(dataset_dir))
     scored = "test" if content.get("test") else "validation"
     everything = "+".join(section for section in SECTIONS if content.get(section))
     scores, masks = home / "evaluation" / recipe.scores, home / "masks" / "predictions.csv"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from monai.bundle import ConfigParser
+from tqdm import tqdm
 
 from ..data import SECTIONS
 from ..files import read_json
@@ -89,7 +90,7 @@ def found_slides(own: Path, content: Mapping[str, Any], dataset_dir: Path) -> Fo
     cells = max(1, config["tile_px"] // config["stride"])
     sizes, mpp, tiles = [], [], []
     with _scripts_of(own):
-        tiler = ConfigParser(config=config).get_parsed_content("preprocessing")
+        tiler = _tiler(config)
         for number in some:
             tiled = tiler(str(dataset_dir / cases[number]["image"]), cells=cells)
             with tiled.slide as slide:
@@ -99,6 +100,28 @@ def found_slides(own: Path, content: Mapping[str, Any], dataset_dir: Path) -> Fo
     suffixes = Counter(_suffix(case["image"]) for case in cases)
     um = config["tile_px"] * config["mpp"]
     return Found(suffixes, np.array(sizes), np.array(mpp), np.array(tiles), um, config["mpp"])
+
+
+def check_slides(own: Path, content: Mapping[str, Any], dataset_dir: Path) -> None:
+    """Refuse slides of the test section that cannot be scored, before anything is trained: tissue is sought in each.
+
+    Raises:
+        ValueError: naming the cases, and what is wrong with the first three.
+    """
+    broken, cases = [], content.get("test") or []
+    with _scripts_of(own):
+        tiler = _tiler(read_json(own / "configs" / "wsi_inference.json"))
+        for case in tqdm(cases, desc="reading the test section", unit="slide", leave=False, disable=None):
+            try:
+                tiler(str(dataset_dir / case["image"]), cells=1).slide.close()
+            except (OSError, ValueError) as error:
+                broken.append(f"{case['case']}: {error}")
+    if broken:
+        more = f"; … ({len(broken)})" if len(broken) > 3 else ""
+        raise ValueError(
+            f"{len(broken)} of {len(cases)} slides of the test section cannot be scored; mend them, or take them out, "
+            f"before anything is trained: {'; '.join(broken[:3])}{more}"
+        )
 
 
 def minutes_of_slides(found: Found, content: Mapping[str, Any], train: Mapping[str, Any], rounds: int) -> int:
@@ -147,6 +170,10 @@ def _scripts_of(own: Path) -> Iterator[None]:
         for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
             del sys.modules[name]
         sys.modules.update(before)
+
+
+def _tiler(config: dict[str, Any]) -> Any:
+    return ConfigParser(config=config).get_parsed_content("preprocessing")
 
 
 def _suffix(image: Any) -> str:
