@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -276,6 +277,7 @@ class SlideWriter(PredictionWriter):
             if self.save_heatmap:
                 write_pyramid(file("heatmap.ome.tif"), result.heat, names=labels, **options)
                 for name, heat in zip(labels, result.heat, strict=True):
+                    name = re.sub(r'[/\\:*?"<>|]', "_", name)  # which no name of a file can hold on any system
                     write_pyramid(file(f"heatmap_{name}.tif"), heat[None], as_bytes=True, **options)
             if self.save_mask:
                 write_pyramid(file("seg.tif"), result.mask[None], **options)

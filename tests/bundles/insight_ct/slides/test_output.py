@@ -9,7 +9,7 @@ from skimage.measure import block_reduce
 
 from common.masks import otsu
 from tests.bundles.conftest import load_script
-from tests.bundles.insight_ct.slides.helpers import LESION, corners_of, write_slide
+from tests.bundles.insight_ct.slides.helpers import LESION, corners_of, run_slides, slide_case, write_slide
 
 output, truth = load_script("insight_ct", "slides.output"), load_script("insight_ct", "slides.truth")
 slide_tiles = load_script("insight_ct", "slides.tiles")
@@ -167,3 +167,9 @@ def test_overlay_shows_heat_mask_and_truth_where_they_are(tmp_path):
     colored = np.ptp(hot, axis=-1) > 20
     assert colored[215:275, 495:555].all()
     assert colored.sum() <= 75**2
+
+
+def test_labels_that_no_file_can_be_named_by_have_their_heatmaps_in_the_same_folder(tmp_path):
+    run_slides([slide_case(tmp_path, cls=["low/high"])], tmp_path / "out", classes=("none", "low/high", "3+4: ä"))
+    found = {path.name for path in (tmp_path / "out").rglob("a_*.tif")}
+    assert found == {"a_seg.tif", "a_heatmap.ome.tif", "a_heatmap_low_high.tif", "a_heatmap_3+4_ ä.tif"}
