@@ -182,7 +182,7 @@ class Tiler:
     def recipe(self) -> str:
         """All that decides what the tiles of a file are, as text; for the key of stored features."""
         options = {k: v for k, v in vars(self).items() if k != "threads"}
-        return f"stained cells {sorted(options.items())!r}"
+        return f"stained cells, levels by their means {sorted(options.items())!r}"
 
     def __call__(self, path: str, *, cells: int) -> TiledSlide:
         """Open a slide and choose its tiles; what is doubtful about them (`TileGrid.doubt`) is said in the console.
