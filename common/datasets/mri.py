@@ -126,7 +126,8 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
 
 
 def _same(one: Path, other: Path) -> bool:
-    return np.array_equal(*(np.asanyarray(load_volume(file).dataobj) for file in (one, other)))
+    first, second = (np.asanyarray(load_volume(file).dataobj) for file in (one, other))
+    return np.array_equal(first, second)
 
 
 def _read_slices(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -57,11 +57,13 @@ def check_listed_classes(parser: Any) -> None:
         ValueError: a class has another number there, or a training would meet a number beyond its classes.
     """
     path = parser.get_parsed_content("datalist") if "datalist" in parser else None
-    now, listed = parser.get("classes"), {}
+    now, listed = parser.get("classes"), None
     with suppress(OSError, ValueError):  # told where it is read
-        listed = read_json(path) if path else {}
-    there = listed.get("classes") if isinstance(listed, Mapping) else None
-    if not isinstance(now, list) or not isinstance(there, list):
+        listed = read_json(path) if path else None
+    if not isinstance(listed, Mapping) or not isinstance(now, list):
+        return
+    there = listed.get("classes")
+    if not isinstance(there, list):
         return
     numbers = _labels_in_numbers(listed)
     moved = [name for k, name in enumerate(there) if name in now and now.index(name) != k]

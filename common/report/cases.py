@@ -104,7 +104,7 @@ def add_volumes(
             continue
         levels = heat_levels(volumes.heat, stops)
         if volumes.truth is not None:
-            scores.append((*patients_of([row]), dice_by_level(levels, volumes.truth)))
+            scores.append((patients_of([row])[0], dice_by_level(levels, volumes.truth)))
         if left <= 0 or (image := read_image(files.get(row["case"], {}))) is None:
             continue
         if image.shape != volumes.heat.shape:
