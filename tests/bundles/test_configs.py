@@ -71,7 +71,7 @@ BUNDLES = {
     "insight_ct": {
         "train": [
             *("train+covid", "train+phantom", "train+mosmed", "train+mosmed+paper", "train+covid+train_supervised"),
-            *("train+covid+train_refine+covid_refine+train_draw", "train+covid+train_draw+draw_supervised"),
+            *("train+covid+train_refine+train_draw", "train+covid+train_draw+draw_supervised"),
             *("train+covid+train_refine", "train+multi_gpu_train"),
         ],
         "inference": [

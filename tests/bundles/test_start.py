@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 from common.commands.run import BUNDLES
 from tests.running import run_module
 
-DRAWN = ["train", "covid", "train_refine", "covid_refine", "train_draw"]
+DRAWN = ["train", "covid", "train_refine", "train_draw"]
 
 
 @pytest.mark.parametrize(
