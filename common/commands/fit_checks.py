@@ -17,7 +17,7 @@ from ..files import PathLike, file_digest, glance, read_json
 from ..preprocessing import LoadCased
 from .fit_minutes import cases_of, read_case_grid
 from .fit_runs import SLIDES, VOLUMES, Recipe, merged
-from .fit_slides import are_slides
+from .fit_slides import are_slides, refuse_broken
 from .run import BUNDLES
 
 DATALIST, IMAGES, MASKS = "datalist_sha256", "images_sha256", "masks_sha256"
@@ -181,12 +181,7 @@ def check_images(listed: Path, section: str, dataset_dir: str, *, channels: int,
             load({key: case[key] for key in ("image", "organ") if key in case})
         except (OSError, ValueError) as error:
             broken.append(f"{case['case']}: {error}")
-    if broken:
-        more = f"; … ({len(broken)})" if len(broken) > 3 else ""
-        raise ValueError(
-            f"{listed}: {len(broken)} of {len(cases)} cases of the {section} section cannot be scored; mend them, or "
-            f"take them out, before anything is trained: {'; '.join(broken[:3])}{more}"
-        )
+    refuse_broken(broken, f"{listed}: {len(broken)} of {len(cases)} cases of the {section} section")
 
 
 def labels_of_cases(cases: Sequence[Case]) -> list[bool]:

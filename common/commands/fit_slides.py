@@ -116,11 +116,20 @@ def check_slides(own: Path, content: Mapping[str, Any], dataset_dir: Path) -> No
                 tiler(str(dataset_dir / case["image"]), cells=1).slide.close()
             except (OSError, ValueError) as error:
                 broken.append(f"{case['case']}: {error}")
+    refuse_broken(broken, f"{len(broken)} of {len(cases)} slides of the test section")
+
+
+def refuse_broken(broken: Sequence[str], which: str) -> None:
+    """Stop where there are cases that cannot be read: their names, each with what is wrong.
+
+    Raises:
+        ValueError: naming the first three.
+    """
     if broken:
         more = f"; … ({len(broken)})" if len(broken) > 3 else ""
         raise ValueError(
-            f"{len(broken)} of {len(cases)} slides of the test section cannot be scored; mend them, or take them out, "
-            f"before anything is trained: {'; '.join(broken[:3])}{more}"
+            f"{which} cannot be scored; mend them, or take them out, before anything is trained: "
+            f"{'; '.join(broken[:3])}{more}"
         )
 
 
