@@ -48,8 +48,7 @@ def prepare(
             `decathlon_prostate`, `mosmed`, `mosmed_severity`, `autopet`, `duke`, `cheng`, `substacks`,
             `half_lungs`, `camelyon16` or `bracs`: functions of `common.datasets`, which document layouts and options.
         root: the data set as published, or the table.
-        dataset_dir: what paths are relative to, by default `root`, or the table's folder; adapters that write files
-            write them there, and need it.
+        dataset_dir: of paths, and of files that adapters write (these need it); by default the folder of the data.
         datalist: the file to write; by default `<dataset_dir>/datalist.json`.
         classes: names, class 0 first; by default the adapter's or the table's.
         fractions: of patients in training, validation, test.
