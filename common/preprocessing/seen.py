@@ -133,10 +133,9 @@ def summarize(
         of each channel is mean, covariance and `limit`, None with fewer than `FEW_PATIENTS` patients.
     """
     slices = [case.get("slices", 0) for case in cases]
-    pictures = set(slices) == {1}
-    volumes: dict[str, float] = defaultdict(float)
-    for number, (case, patient) in enumerate(zip(cases, patients, strict=True)):
-        volumes[f"picture {number}" if pictures else patient] += case["organ_ml"]
+    organs: dict[Any, float] = defaultdict(float)
+    for case, organ in zip(cases, range(len(cases)) if set(slices) == {1} else patients, strict=True):
+        organs[organ] += case["organ_ml"]
     quantiles = np.array([case["quantiles"] for case in cases])  # [cases, C, LEVELS]
     count = quantiles.shape[1]
     return {
@@ -146,7 +145,7 @@ def summarize(
         "window": None if window is None else [float(w) for w in window],
         "spacing": _range(np.array([case["spacing"] for case in cases])),
         "slices": _range(np.array(slices)),
-        "organ_ml": _range(np.array([case["organ_ml"] for case in cases])) | {"max": _short(max(volumes.values()))},
+        "organ_ml": _range(np.array([case["organ_ml"] for case in cases])) | {"max": _short(max(organs.values()))},
         "levels": list(LEVELS),
         "quantiles": [_range(quantiles[:, i]) for i in range(count)],
         **{share: [max(case[share][i] for case in cases) for i in range(count)] for share in ("outside", "negative")},

@@ -16,7 +16,7 @@ from .levels import (
     threshold_stops,
     voxels_above,
 )
-from .tables import Run, patients_of
+from .tables import Run, patient_of_row
 from .volumes import CaseVolumes, embedded, read_case, read_image
 
 SMALL = 2**22  # voxels of a case's volumes on the page
@@ -104,7 +104,7 @@ def add_volumes(
             continue
         levels = heat_levels(volumes.heat, stops)
         if volumes.truth is not None:
-            scores.append((patients_of([row])[0], dice_by_level(levels, volumes.truth)))
+            scores.append((patient_of_row(row), dice_by_level(levels, volumes.truth)))
         if left <= 0 or (image := read_image(files.get(row["case"], {}))) is None:
             continue
         if image.shape != volumes.heat.shape:

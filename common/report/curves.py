@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from ..metrics import bootstrap_by_patient, roc_auc
 from ..metrics.bootstrap import FEW_PATIENTS, few_patients
-from .tables import Run, patients_of
+from .tables import Run, patient_of_row
 
 GRID = np.linspace(0, 1, 51)
 RESAMPLES = 200
@@ -39,7 +39,7 @@ def _curves_of(
     if labels.all() or not labels.any():
         return None
     probabilities = np.array([row["probability"] for row in rows], dtype=float)
-    patients = np.array(patients_of(rows))
+    patients = np.array([*map(patient_of_row, rows)])
     told = (probabilities, labels, patients)
     shared = {"kind": kind, "positives": int(labels.sum()), "negatives": int((~labels).sum())}
     # Tables hold four decimals, and so ties that the run did not see: its own areas of these labels count.

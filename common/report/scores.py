@@ -10,7 +10,7 @@ import numpy as np
 from ..metrics import bootstrap_by_patient
 from .classes import class_table
 from .supervision import plural
-from .tables import Run, patients_of
+from .tables import Run, patient_of_row
 
 # What each baseline is wherever it is named, and whether it uses anything that was learned: marked slices are those
 # that the network takes for positive. `common.masks.BaselineMasksd` makes them.
@@ -52,7 +52,7 @@ def compared(metrics: Mapping[str, Mapping[str, Any]], other: str) -> dict[str, 
     if not both:
         return {}
     gains = np.array([row["dice"] - row[other] for row in both])
-    low, high = bootstrap_by_patient(patients_of(both), np.mean, gains, resamples=PAIRS)
+    low, high = bootstrap_by_patient([*map(patient_of_row, both)], np.mean, gains, resamples=PAIRS)
     difference = {"value": float(gains.mean()), "low": _number(low), "high": _number(high)}
     return {"better": int((gains > 0).sum()), "cases": len(both), "difference": difference}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,9 +116,9 @@ def _value(key: str, text: str | None) -> Any:
     return None if math.isnan(number) else number
 
 
-def patients_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Whose case each row is of; one without a patient is a patient of its own."""
-    return [str(row.get("patient") or row["case"]) for row in rows]
+def patient_of_row(row: Mapping[str, Any]) -> str:
+    """Whose case a row is of; one without a patient is a patient of its own."""
+    return str(row.get("patient") or row["case"])
 
 
 def _by_case(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from common.report.cases import case_rows
-from common.report.scores import baselines, facts, headline
+from common.report.scores import baselines, compared, facts, headline
 from common.report.supervision import learned, supervision
 from common.report.tables import Run, read_run
+
+PATIENTS = (("a", 1.0), ("b", 0.0))
 
 
 @pytest.fixture
@@ -35,6 +37,16 @@ def test_a_mean_says_what_healthy_cases_count_in_it(run):
 def test_the_raw_map_of_the_method_is_no_baseline_of_it(run):
     summary = dict(run.summary) | {"dice_raw": dict(run.summary["dice"]) | {"mean": 0.99}}
     assert headline(replace(run, summary=summary))["rival"]["key"] == "dice_baseline_gated"
+
+
+def test_differences_to_a_baseline_draw_patients_with_all_of_their_cases():
+    """Of two patients, one gains in each of his scans and the other loses: a draw may hold one of them alone."""
+    rows = {
+        f"{p}{k}": {"case": f"{p}{k}", "patient": p, "dice": d, "other": 0.5} for p, d in PATIENTS for k in range(6)
+    }
+    assert compared(rows, "other")["difference"] == pytest.approx({"value": 0.0, "low": -0.5, "high": 0.5})
+    apart = compared({name: row | {"patient": None} for name, row in rows.items()}, "other")["difference"]
+    assert -0.5 < apart["low"] < apart["high"] < 0.5  # without names each scan is a patient of its own
 
 
 def test_the_method_is_compared_with_each_baseline_case_by_case(run):
