@@ -21,6 +21,7 @@ LARGEST_MM, HIGH_MM = 420.0, 100.0
 PARTED, WHOLE, BEHIND, ABOVE = 0.3, 0.6, -0.025, -0.15
 # Air is -1000 Hounsfield units, lungs hardly below -950, fat -100, muscle 50.
 HOUNSFIELD, DARKEST_LUNG, SOFT_TISSUE = -500.0, -980.0, (-150.0, 150.0)
+AIR, ITS_RANGE, NO_AIR, A_FIFTH = -1000.0, 50.0, 300.0, 0.2
 
 
 def check_gray(image: np.ndarray, spacing: Sequence[float]) -> None:
@@ -122,12 +123,28 @@ def _units(image: np.ndarray, lungs: np.ndarray, factors: Sequence[int]) -> list
         return []
     coarse = block_mean(image, factors)
     own, tissue = float(np.median(coarse[lungs])), float(np.median(coarse[around]))
-    if own >= DARKEST_LUNG and SOFT_TISSUE[0] <= tissue <= SOFT_TISSUE[1]:
+    if own < DARKEST_LUNG or not SOFT_TISSUE[0] <= tissue <= SOFT_TISSUE[1]:
+        said = (
+            f"lungs have {own:.0f} and what surrounds them {tissue:.0f}; in Hounsfield units it is about -850 and -100 "
+            "to 60"
+        )
+    elif (air := _air(coarse, near)) is not None and abs(air - AIR) > ITS_RANGE:
+        said = f"the air around the body has {air:.0f}; in Hounsfield units it is -1000"
+    else:
         return []
-    return [
-        f"lungs have {own:.0f} and what surrounds them {tissue:.0f}; in Hounsfield units it is about -850 and -100 to "
-        "60: were slope or intercept lost, or applied twice?"
-    ]
+    return [f"{said}: were slope or intercept lost, or applied twice?"]
+
+
+def _air(image: np.ndarray, lungs: np.ndarray) -> float | None:
+    """What air has at the edges of slices, None where they show little of it; what fills up the image is no air."""
+    edges = np.zeros(image.shape, dtype=bool)
+    edges[[0, -1]] = edges[:, [0, -1]] = True
+    edge = image[edges & ~lungs]
+    for values in (edge[edge > edge.min(initial=0.0) + 1.0], edge):  # without noise, air is as even as a filling
+        air = values[abs(values - AIR) < NO_AIR]
+        if len(air) > A_FIFTH * edges.sum():
+            return float(np.median(air))
+    return None
 
 
 def doubt_about_windpipe(airways: np.ndarray, lungs: np.ndarray, spacing: Sequence[float]) -> list[str]:

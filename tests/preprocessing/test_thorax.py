@@ -99,7 +99,9 @@ def test_lungs_larger_than_a_chest_are_doubted(chest, factors):
     [
         (lambda hu: hu, False),
         (lambda hu: np.maximum(hu, -1024), False),
-        (lambda hu: hu + 90, False),
+        (lambda hu: hu + 40, False),
+        (lambda hu: hu + 90, True),
+        (lambda hu: hu - 90, True),
         (lambda hu: (hu + 1350) * 255 / 1500, False),  # other units, of which nothing is known
         (lambda hu: hu + 1024, False),
         (lambda hu: hu + 200, True),
@@ -110,3 +112,16 @@ def test_lungs_larger_than_a_chest_are_doubted(chest, factors):
 )
 def test_hounsfield_units_whose_slope_or_intercept_is_wrong_are_told(chest, units, told):
     assert ("were slope or intercept lost" in doubts(units(chest.noisy()), chest.lungs)) == told
+
+
+def test_air_tells_an_offset_where_the_image_shows_any(chest):
+    shifted = chest.noisy() + 90
+    said = doubts(shifted, chest.lungs)
+    assert re.fullmatch(r"the air around the body has -9\d\d; in Hounsfield units it is -1000: were .*", said)
+    for filling in (-2000, -1024):  # a round field of view
+        outside = np.hypot(chest.x / 0.9, chest.y / 0.8) > np.abs(chest.x).max()
+        assert 0.2 < outside[..., 0].mean() < 0.8
+        assert doubts(np.where(outside, filling, chest.noisy()), chest.lungs) == ""
+    inside = np.s_[20:-20, 12:-12]
+    assert doubts(shifted[inside], chest.lungs[inside]) == ""
+    assert "has -910" in doubts(chest.image + 90, chest.lungs)
