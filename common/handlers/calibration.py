@@ -37,6 +37,7 @@ class Calibration(CaseHandler):
         output_dir: where the files go.
         ckpt: the weights.
         start: options to begin with, as `MapsToMaskd` takes them.
+        fixed: other options of it, those of inference, that stay and are not written: `evidence`, `min_component_ml` …
         candidates: values to try by option; `refine.dilate_mm` reaches into `refine`, and is left
             out while that is null.
         raw_thresholds: candidates of `raw_threshold`.
@@ -55,6 +56,7 @@ class Calibration(CaseHandler):
         ckpt: PathLike,
         start: Mapping[str, Any],
         candidates: Mapping[str, Sequence[Any]],
+        fixed: Mapping[str, Any] | None = None,
         raw_thresholds: Sequence[float] = (),
         passes: int = 2,
         label_gate: bool = False,
@@ -64,6 +66,7 @@ class Calibration(CaseHandler):
         self.ckpt = ckpt
         self.start = dict(start)
         self.candidates = dict(candidates)
+        self.fixed = dict(fixed or {})
         self.raw_thresholds = list(raw_thresholds)
         self.passes = passes
         self.label_gate = label_gate
@@ -116,7 +119,7 @@ class Calibration(CaseHandler):
         print(f"score {score:.4f} (Dice minus false volume) over {len(self.rows)} cases with {json.dumps(result)}")
 
     def _score(self, options: Mapping[str, Any]) -> float:
-        transform = MapsToMaskd("pred", **options)
+        transform = MapsToMaskd("pred", **{**self.fixed, **options})
         masks = [transform(dict(case))["pred"][0].numpy() > 0 for case in self.rows]
         scores = [dice(m, row["truth"]) for m, row in zip(masks, self.rows, strict=True) if row["truth"].any()]
         lesions, false = (
@@ -137,7 +140,7 @@ class Calibration(CaseHandler):
         if not self.raw_thresholds:
             return float(options.get("threshold", 0.0))
         ill = [row for row in self.rows if row["truth"].any()]
-        heats = [MapsToMaskd("pred")(dict(row))["heatmap"][0].numpy() for row in ill]
+        heats = [MapsToMaskd("pred", **self.fixed)(dict(row))["heatmap"][0].numpy() for row in ill]
         truths = [row["truth"] for row in ill]
         best, score = best_threshold(heats, truths, self.raw_thresholds)
         self.trials.append({"dice": round(score, 4), "raw_threshold": best})

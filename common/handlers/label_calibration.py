@@ -53,7 +53,8 @@ class LabelCalibration(CaseHandler):
     Args:
         output_dir: where the files go.
         ckpt: the weights.
-        start: the options of `MapsToMaskd` that stay: `refine`, `binarize` …
+        start: the options of `MapsToMaskd` that stay, and are written with what is chosen: `refine`, `binarize` …
+        fixed: other options of it, those of inference, that are not written: `evidence`, `min_component_ml` …
         quantile: of the heat in negatives that is the threshold.
         quantiles: others to report.
         natural: threshold that maps have by themselves, such as 0 of logits trained against (pseudo-)masks; it
@@ -82,6 +83,7 @@ class LabelCalibration(CaseHandler):
         *,
         ckpt: PathLike,
         start: Mapping[str, Any],
+        fixed: Mapping[str, Any] | None = None,
         quantile: float = 0.999,
         quantiles: Sequence[float] = (),
         natural: float | None = None,
@@ -98,6 +100,7 @@ class LabelCalibration(CaseHandler):
         super().__init__(output_dir)
         self.ckpt = ckpt
         self.start = dict(start)
+        self.fixed = dict(fixed or {})
         self.quantile = quantile
         self.quantiles = list(quantiles)
         self.natural = natural
@@ -116,7 +119,7 @@ class LabelCalibration(CaseHandler):
         places = np.linspace(0, len(engine.cases) - 1, min(self.most, len(engine.cases))).round().astype(int)
         if list(engine.cases).index(batch["case"]) in places:
             pred = torch.as_tensor(output["pred"]).cpu().float()
-            labeled = LabeledCase.of({**case, "case": batch["case"]}, batch["image"].cpu(), pred)
+            labeled = LabeledCase.of({**case, "case": batch["case"]}, batch["image"].cpu(), pred, self.fixed)
             self.rows.append({"case": batch["case"], "labeled": labeled})
 
     @property

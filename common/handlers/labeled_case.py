@@ -32,6 +32,7 @@ class LabeledCase:
         of_slices: `[K, Z]`, what the network says of the classes of slices.
         heat: `[X, Y, Z]`.
         classes: `[K, Z]`, probabilities of the classes in each slice.
+        fixed: options of `MapsToMaskd` that no calibration chooses.
     """
 
     name: str
@@ -45,12 +46,16 @@ class LabeledCase:
     of_slices: Tensor
     heat: np.ndarray
     classes: np.ndarray
+    fixed: Mapping[str, Any]
 
     @classmethod
-    def of(cls, case: Mapping[str, Any], image: MetaTensor, pred: Tensor) -> LabeledCase:
+    def of(
+        cls, case: Mapping[str, Any], image: MetaTensor, pred: Tensor, fixed: Mapping[str, Any] | None = None
+    ) -> LabeledCase:
         """Of an entry of the datalist, its image `[C, X, Y, Z]` (organ last) and the maps `[2K, X, Y, Z]` of it."""
         positive, labels = labels_of(case, pred.shape[-1])
-        seen = MapsToMaskd("pred", gate=None)({"image": image, "pred": pred})
+        fixed = dict(fixed or {})
+        seen = MapsToMaskd("pred", gate=None, **fixed)({"image": image, "pred": pred})
         count = len(pred) // 2
         return cls(
             name=case["case"],
@@ -64,6 +69,7 @@ class LabeledCase:
             of_slices=pred[count:, 0, 0],
             heat=as_array(seen["heatmap"])[0].astype(np.float16),
             classes=as_array(seen["slice_probability"]),
+            fixed=fixed,
         )
 
     @cached_property
@@ -109,11 +115,11 @@ class LabeledCase:
         return peaks if self.labels is not None else peaks.max(keepdims=True)
 
     def mask(self, options: Mapping[str, Any]) -> np.ndarray:
-        """`[X, Y, Z]`, by options of `MapsToMaskd`."""
+        """`[X, Y, Z]`, by options of `MapsToMaskd` beside the fixed ones."""
         maps = self.maps.float()
         pred = torch.cat([maps, self.of_slices[:, None, None].expand_as(maps)])
         data: dict[Hashable, Any] = {"image": self.image.float(), "pred": pred}
-        return np.asarray(MapsToMaskd("pred", **options)(data)["pred"])[0] > 0
+        return np.asarray(MapsToMaskd("pred", **{**self.fixed, **options})(data)["pred"])[0] > 0
 
     def ml(self, mask: np.ndarray) -> float:
         """Milliliters of a mask of it."""

@@ -124,6 +124,17 @@ def test_thresholds_from_labels_are_the_quantile_that_the_config_names(bundle):
 
 
 @pytest.mark.parametrize("bundle", NAMES)
+@pytest.mark.parametrize("name", ["calibrate", "calibrate_labels"])
+def test_what_a_calibration_does_not_choose_is_as_in_inference(bundle, name):
+    (masks,) = [i for i in components(config(bundle, "inference")) if i["_target_"] == "common.masks.MapsToMaskd"]
+    content = config(bundle, name)
+    (handler,) = content["handlers"]
+    chosen = {*content["start"], "gate", "threshold", "min_volume_ml"}
+    assert masks.keys() - {"_target_", "keys"} == chosen | handler.get("fixed", {}).keys()
+    assert all(masks[key] == value for key, value in handler.get("fixed", {}).items())
+
+
+@pytest.mark.parametrize("bundle", NAMES)
 def test_pseudo_masks_are_cut_at_the_threshold_that_was_chosen_for_the_teacher(bundle):
     parser = parsed(bundle, "train", "train_refine")
     parser["teacher_chosen"] = {"threshold": 0.3, "gate": 0.7, "raw_threshold": 0.9, "refine": None}
