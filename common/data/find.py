@@ -15,7 +15,7 @@ from ..files import PathLike
 from .matches import DICOM, Match, matches, series_of_tree, some
 
 Case = dict[str, Any]
-ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".7z", ".rar")
 LONGEST_NAME = 200  # bytes of a case's name: with what is appended, a file's may have 255
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _images(root: Path, patterns: Sequence[str]) -> list[list[Match]]:
     for pattern, files in zip(patterns, found, strict=True):
         if not files:
             what = "DICOM scan" if pattern == DICOM else "folder with a DICOM scan" if pattern[-1:] == "/" else "file"
-            archives = [str(path.relative_to(root)) for path in root.rglob("*") if path.suffix.lower() in ARCHIVES]
+            archives = [str(path.relative_to(root)) for path in root.rglob("*") if path.name.lower().endswith(ARCHIVES)]
             packed = f"; unpack {some(sorted(archives))} first" if archives else ""
             raise FileNotFoundError(
                 f"no {what} matches {pattern!r} in {root}; check dataset_dir and the pattern{packed}."

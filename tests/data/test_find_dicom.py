@@ -171,7 +171,9 @@ class TestTree:
             find_cases(tmp_path / "none", "dicom")
         (tmp_path / "sent").mkdir()
         (tmp_path / "sent" / "Study1.ZIP").touch()
-        with pytest.raises(FileNotFoundError, match=r"check dataset_dir and the pattern; unpack Study1\.ZIP first\."):
+        (tmp_path / "sent" / "Study2.tar.gz").touch()
+        (tmp_path / "sent" / "notes.gz").touch()
+        with pytest.raises(FileNotFoundError, match=r"the pattern; unpack Study1\.ZIP, Study2\.tar\.gz first\."):
             find_cases(tmp_path / "sent", "dicom")
         with pytest.raises(ValueError, match="'dicom' is a case a series; give folders instead"):
             find_cases(tmp_path, ["dicom", "*/"])
