@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..files import PathLike
-from .words import NEGATIONS, NO, NO_NAMES, SIDES, YES, is_doubtful, says_no
+from .words import NEGATIONS, NO, NO_NAMES, SIDES, YES, as_seen, is_doubtful, says_no
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def parse_labels(
     Raises:
         ValueError: a text is empty, unknown or fits no other; the message says where, and what is accepted.
     """
+    texts = [(place, as_seen(text)) for place, text in texts]
     empty = "the label is empty; write no or none where nothing was found"
     refuse(source, [f"{place}: {empty}" for place, text in texts if not text])
     classes = _given_classes(classes)
@@ -104,7 +105,7 @@ def found_kinds(texts: Places, source: PathLike) -> tuple[str, ...]:
     Raises:
         ValueError: a text means that nobody knows, is a number but no grade, or a date.
     """
-    texts = [(place, whole_number(text)) for place, text in texts]
+    texts = [(place, whole_number(as_seen(text))) for place, text in texts]
     doubtful = "means that nobody knows; leave the cell empty, and the case is left out"
     _check_texts(texts, source, doubtful=doubtful, spoiled="is a number or a date, and no kind")
     names: dict[str, str] = {}
@@ -123,7 +124,7 @@ def _check_texts(texts: Places, source: PathLike, *, doubtful: str, spoiled: str
 
 def _given_classes(given: Sequence[str] | None) -> list[str]:
     """The names without surrounding blanks, none where none were given."""
-    classes = [name.strip() for name in given or ()]
+    classes = [as_seen(name) for name in given or ()]
     lower = [name.lower() for name in classes]
     if given is not None and (len(classes) < 2 or len({*lower}) < len(classes)):
         raise ValueError(f"classes must be two or more names, the negative one first, all different; got {classes}.")
@@ -293,7 +294,7 @@ def _check_positive(tokens: Places, source: PathLike, positive: Mapping[str, str
     places = {text.lower(): place for place, text in reversed(tokens)}
     another = f"seems to say {negative!r}: write one word for both; if it is a class, {option}"
     refuse(source, [f"{places[lower]}: {text!r} {another}" for lower, text in positive.items() if says_no(text)])
-    parts = {lower: [part.strip() for part in re.split("[,/+&]", lower)] for lower in positive}
+    parts = {lower: [part.strip() for part in re.split("[,/+&\n]", lower)] for lower in positive}
     joined = [lower for lower, names in parts.items() if len(names) > 1 and all(name in positive for name in names)]
     several = f"names classes of other rows; put ';' between several names; if it is a class, {option}"
     refuse(source, [f"{places[lower]}: {positive[lower]!r} {several}" for lower in joined])

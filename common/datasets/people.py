@@ -13,7 +13,7 @@ from pathlib import Path
 from ..data.matches import some
 from .labels import refuse
 from .rows import Row
-from .words import NOBODY
+from .words import NOBODY, as_seen
 
 _SIGNS = r"[\s._/-]+"
 _GO_ON = "if they are two people, name them apart, or go on with --patients_as_written"
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 def same_person(text: str) -> str:
     """A patient's name without what typing and spreadsheets change.
 
-    Case, blanks and signs between words, zeros in front, `.0` or `,0` behind.
+    Case, blanks and signs between words, what no screen shows, zeros in front, `.0` or `,0` behind.
 
     Example:
         `P 7`, `p_07` and `P-7` are one; `12-3` and `1-23` are two.
     """
-    plain = re.sub(r"^(\d+)(\.0+|,00?)$", r"\1", unicodedata.normalize("NFKC", text).casefold().strip())
+    plain = re.sub(r"^(\d+)(\.0+|,00?)$", r"\1", unicodedata.normalize("NFKC", as_seen(text)).casefold())
     plain = re.sub(rf"(?<=\d){_SIGNS}(?=\d)", "-", plain)
     plain = re.sub(rf"(?<!\d){_SIGNS}|{_SIGNS}(?!\d)", "", plain)
     return re.sub(r"(?<!\d)0+(?=\d)", "", plain)

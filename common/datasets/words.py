@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 YES = ("yes", "y", "true", "positive", "1")
 NO = ("no", "n", "false", "negative", "0", "none", "-", "normal", "healthy")
@@ -42,6 +43,13 @@ NEGATIONS = re.compile(
     re.IGNORECASE,
 )
 _LONG_NO = tuple(word for word in NO if len(word) > 4)
+# Marks that no screen shows: of order, of where a word may be broken, of zero width.
+_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+
+
+def as_seen(text: str) -> str:
+    """A text without what nobody sees: marks, another kind of blank or several, accents apart from their letters."""
+    return re.sub(r"[^\S\n]+", " ", unicodedata.normalize("NFC", _UNSEEN.sub("", text))).strip()
 
 
 def is_doubtful(text: str) -> bool:

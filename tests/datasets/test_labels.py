@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.datasets.labels import parse_labels
+from common.datasets.labels import found_kinds, parse_labels
 
 
 def parse(*texts: str, **options: Any) -> tuple[list, tuple[str, ...]]:
@@ -45,6 +45,14 @@ class TestParseLabels:
     )
     def test_grades_and_names_are_found(self, texts, expected, classes):
         assert parse(*texts.split()) == (expected, classes)
+
+    def test_what_no_screen_shows_makes_no_class(self):
+        texts = ("low grade", "low\u00a0grade", "low  grade\u200b", "Ha\u0308matom", "H\u00e4matom", "\ufeffno")
+        assert parse(*texts) == ([1, 1, 1, 2, 2, 0], ("none", "low grade", "H\u00e4matom"))
+        assert parse(*texts, classes=["none", "Ha\u0308matom", "low\u00a0grade"])[0] == [2, 2, 2, 1, 1, 0]
+        assert found_kinds([("row 2", "low grade"), ("row 3", "low\u00a0grade")], "a.csv") == ("low grade",)
+        with pytest.raises(ValueError, match=r"'ADH.nDCIS' names classes of other rows; put ';' between"):
+            parse("ADH\nDCIS", "ADH", "DCIS", "none")
 
     @pytest.mark.parametrize(
         ("texts", "classes", "expected"),

@@ -33,6 +33,12 @@ def test_two_ways_to_write_one_patient_are_refused_unless_they_are_meant(tmp_pat
     assert [case["patient"] for case in cases] == [one, other]
 
 
+def test_a_mark_that_no_screen_shows_makes_no_second_patient(tmp_path):
+    table = write(tmp_path, "image,label,patient", "a.tif,1,P7", "b.tif,0,P7\u200b")
+    with pytest.raises(ValueError, match=r"'P7.u200b' and 'P7' in row 2 seem to be one patient"):
+        labeled_table(table)
+
+
 @pytest.mark.parametrize(
     ("one", "other"), [("1-23", "12-3"), ("P1-2", "P12"), ("1 2", "12"), ("70", "7"), ("7,000", "7"), ("A", "B")]
 )
