@@ -123,9 +123,11 @@ def _refuse_merged(path: Path, name: str, header: Sequence[str]) -> None:
 
 
 def _text(value: object) -> str:
-    """A cell of a sheet, where every number may be a float."""
+    """A cell of a sheet, where every number may be a float, and has 15 digits at most."""
     if value is None:
         return ""
+    if isinstance(value, (int, float)) and abs(value) >= 1e15 and (isinstance(value, float) or value % 10 == 0):
+        return f"{value:.14e}"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -23,6 +23,7 @@ _DATES = (
     r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ t].*)?",
     rf"\d{{1,2}}[-. ]+{_MONTH}([-. ]+\d{{2,4}})?",
     rf"{_MONTH}[- ]+\d+",
+    r"\d{1,2}(:\d\d){1,2}",
 )
 _NO_NAME = re.compile("|".join((r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", *_DATES)), re.IGNORECASE)
 _MOST_GRADES = 20

@@ -35,6 +35,7 @@ NOT_WHO = "age birth birthdate comment comments date gender height history orien
 # What stands where a formula has no result, in English and German.
 ERRORS = ("#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!", "#NV", "#BEZUG!", "#WERT!", "#ZAHL!")
 _CUT = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\d\d:\d\d:\d\d")  # cells that are dates or times
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ def _slips(row: Row) -> Iterator[str]:
             yield f"{row.at(column)}: {text!r} is a spreadsheet's error"
         elif column in ("patient", "case") and _CUT.fullmatch(text):
             yield f"{row.at(column)}: {text!r}, from which a spreadsheet has cut digits; format the column as text"
+        elif column in ("patient", "case") and _MOMENT.fullmatch(text):
+            yield f"{row.at(column)}: {text!r} is a date to the spreadsheet, not a name; format the column as text"
 
 
 def image_columns(columns: dict[str, str], modalities: Sequence[str] | None, path: Path) -> dict[str, str]:

@@ -97,6 +97,11 @@ class TestReadTable:
         assert [_text(value) for value in (3.0, 3.5, None)] == ["3", "3.5", ""]
         assert read_rows(tmp_path / "a.XLSX") == [(1, ["label", "score"]), (3, ["1", "2.5"]), (4, ["True"])]
 
+    def test_a_number_that_a_sheet_has_cut_is_not_taken_for_what_was_typed(self):
+        numbers = (1.23456789012345e16, 12345678901234500, 12345678901234567, 123456789012345.0)
+        texts = ["1.23456789012345e+16", "1.23456789012345e+16", "12345678901234567", "123456789012345"]
+        assert [_text(number) for number in numbers] == texts
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [

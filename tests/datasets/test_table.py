@@ -234,6 +234,11 @@ class TestErrors:
                 r"'1.23E\+15', from which a spreadsheet has cut digits; form",
             ),
             (("image,label,patient", "a.tif,1,1e+05"), r"'1e\+05', from which a spreadsheet has cut digits; form"),
+            (
+                ("image,label,patient", "a.tif,1,2024-02-01 00:00:00"),
+                r"column 'patient': '2024-02-01 00:00:00' is a date to the spreadsheet, not a name; format",
+            ),
+            (("image,label", "a.tif,01:02:00", "b.tif,no"), r"'01:02:00' is a number or a date, and no label"),
             (("image,label,split", "a.tif,1,dev"), r"row 2, column 'split': 'dev'; expected training, valid"),
             (
                 ("image,label,patient,split", "a.tif,1,P,test", "b.tif,1,P,", "c.tif,0,P,val"),
