@@ -16,6 +16,11 @@ from .files import read_rows
 from .labels import refuse
 
 COLUMNS = ("image", "label", "patient", "case", "slice", "side", "organ", "mask", "split")
+SECTIONS = {
+    **dict.fromkeys(("training", "train"), "training"),
+    **dict.fromkeys(("validation", "val", "valid"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 # What others call the columns that decide who is in which section: left out, they would change it silently.
 SAME = {
@@ -162,18 +167,19 @@ def held(columns: dict[str, str], wanted: str) -> str:
     return f"columns with texts are {', '.join(columns.values())}{meant}"
 
 
-def check_columns(columns: dict[str, str], images: dict[str, str], path: Path) -> None:
+def check_columns(columns: dict[str, str], images: dict[str, str], rows: Sequence[Row], path: Path) -> None:
     """Say which columns are left out.
 
     Raises:
-        ValueError: no labels, or a column whose name is nearly that of patients or sections.
+        ValueError: no labels, or a column that seems to hold patients or sections, by its name or texts.
     """
     if "label" not in columns:
         raise ValueError(f"{path}: the column 'label' is missing; {held(columns, 'label')}")
     absent = [name for name in COLUMNS if name not in columns]
     others = []
     for name in [name for name in columns if name not in (*COLUMNS[1:], *images)]:
-        near = _meant(name, absent)
+        sections = {SECTIONS.get(row[name].lower(), "") for row in rows if row[name]}
+        near = "split" if "split" in absent and len(sections) > 1 and all(sections) else _meant(name, absent)
         if near in SAME:
             raise ValueError(f"{path}: the column {columns[name]!r} looks like {near!r}; rename it, or take it out.")
         others.append(repr(columns[name]) + (f" (is {near!r} meant?)" if near else ""))

@@ -19,16 +19,11 @@ from .copies import check_copies, check_masks, roles
 from .headers import check_headers
 from .labels import parse_labels, refuse
 from .people import patients_of
-from .rows import Row, check_columns, find_files, image_columns, read_labeled_rows
+from .rows import SECTIONS, Row, check_columns, find_files, image_columns, read_labeled_rows
 from .sides import parse_side
 from .words import NO
 
 _SHARED = ("case", "patient", "side", "organ", "mask", "split")  # of all rows of a case
-_SECTIONS = {
-    **dict.fromkeys(("training", "train"), "training"),
-    **dict.fromkeys(("validation", "val", "valid"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 _NO_NAME = re.compile(r"^\.|[/\\:*?\"<>|\x00-\x1f]")  # what a name of files cannot hold on any system
 
 
@@ -79,7 +74,7 @@ def labeled_table(
         raise ValueError(f"slices_from must be 'bottom' or 'top'; got {slices_from!r}.")
     columns, rows = read_labeled_rows(path)
     images = image_columns(columns, modalities, path)
-    check_columns(columns, images, path)
+    check_columns(columns, images, rows, path)
     texts = [(row.at("label"), row["label"]) for row in rows]
     labels, found_classes = parse_labels(
         texts, path, classes=classes, positive_from=positive_from, multi_label=multi_label
@@ -234,7 +229,7 @@ def _check_sections(cases: Sequence[Case], groups: Sequence[Sequence[Row]], path
     for case, (row, *_) in zip(cases, groups, strict=True):
         if not row["split"]:
             continue
-        section = _SECTIONS.get(row["split"].lower(), "")
+        section = SECTIONS.get(row["split"].lower(), "")
         if not section:
             problems.append(f"{row.at('split')}: {row['split']!r}; expected training, validation or test, or nothing")
             continue

@@ -221,6 +221,7 @@ class TestErrors:
                 )
             ),
             (("image,label,set", "a.tif,1,test"), r"the column 'set' looks like 'split'; rename it"),
+            (("image,label,Cohort", "a.tif,1,Train", "b.tif,0,TEST", "c.tif,0,"), "'Cohort' looks like 'split'"),
             (("image,label,mask", "a.tif,1,a.tif"), r"row 2, column 'mask': a.tif is in column 'image', too"),
             (("image,label,organ", "a.tif,1,./a.tif"), r"row 2, column 'organ': ./a.tif is in column 'image', too"),
             (("image,label,organ,mask", "a.tif,1,o.tif,o.tif"), r"row 2, column 'mask': o.tif is in column 'organ'"),
