@@ -48,10 +48,7 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
         for name, value in given.arguments.items():
             parameter = signature.parameters[name]
             if parameter.kind is not parameter.VAR_KEYWORD:
-                given.arguments[name] = plain(value)
-                asked = {KINDS.get(part.partition("[")[0], ANY) for part in str(parameter.annotation).split(" | ")}
-                if line := mismatch(given.arguments[name], asked):
-                    raise ValueError(f"--{name}: {line}")
+                given.arguments[name] = as_annotated(value, parameter)
         command(*given.args, **given.kwargs)
 
     # So Fire hands over what is unknown or lacking, too; it would complain of the first only when the command has done
@@ -65,6 +62,19 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
     everything = sorted([*optional, *more], key=lambda parameter: parameter.kind)
     run.__signature__ = signature.replace(parameters=everything)  # type: ignore[attr-defined]
     return run
+
+
+def as_annotated(value: Any, parameter: inspect.Parameter) -> Any:
+    """What was typed for a parameter, with `null`, `true` and `false` as in JSON.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    found = plain(value)
+    asked = {KINDS.get(part.partition("[")[0], ANY) for part in str(parameter.annotation).split(" | ")}
+    if line := mismatch(found, asked):
+        raise ValueError(f"--{parameter.name}: {line}")
+    return found
 
 
 def _check_count(places: Sequence[str], args: Sequence[Any]) -> None:

@@ -12,10 +12,12 @@ from ..datasets.adjust import of_one_patient, with_masks_of, with_sections_of
 from ..datasets.copies import with_copies_together
 from ..datasets.kinds import with_kinds
 from ..datasets.parts import single_slices
+from ..datasets.registry import ADAPTERS
 from ..datasets.sides import halves as halves_of
 from ..datasets.sides import whole_in_test
 from ..datasets.template import write_template
 from ..files import read_json
+from .arguments import as_annotated
 from .run import names
 
 
@@ -84,6 +86,7 @@ def prepare(
         options["classes"] = named
     try:
         _check(at_most=at_most, split=split, halves=halves, seed=seed)
+        options = _as_adapter_asks(adapter, options)
         whole, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
         if kinds:  # first, as its table may say whose cases are
             whole, found_classes = with_kinds(whole, kinds, column=kind, classes=named, root=root)
@@ -144,6 +147,12 @@ def _check(*, at_most: Any, split: str, halves: str | None, seed: int) -> None:
         raise ValueError("--split paper cuts scans into slices, --halves into halves: choose one of them")
     if seed < 0:
         raise ValueError(f"--seed: expected 0 or more, got {seed}")
+
+
+def _as_adapter_asks(adapter: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the types that the adapter has; unknown ones, which it refuses, as they are."""
+    asked = ADAPTERS[adapter].options if adapter in ADAPTERS else {}
+    return {name: as_annotated(value, asked[name]) if name in asked else value for name, value in options.items()}
 
 
 def _without(key: str, cases: list[Case]) -> list[Case]:

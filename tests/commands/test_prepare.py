@@ -235,6 +235,16 @@ class TestPrepare:
         assert [[c["cls"] for c in contents(tmp_path)[s]].count(1) for s in SECTIONS] == [3, 3, 5]
         assert [[c["cls"] for c in contents(tmp_path)[s]].count(0) for s in SECTIONS] == [12, 3, 5]
 
+    @pytest.mark.parametrize(("word", "cls"), [("false", {0, 1}), ("true", {"finding", ""})])
+    def test_options_of_an_adapter_are_true_and_false_as_typed(self, tmp_path, word, cls):
+        rows = [f"{k}.nii.gz,{k % 2}" for k in range(12)]
+        for k in range(12):
+            scan(tmp_path / f"{k}.nii.gz")
+        (tmp_path / "a.csv").write_text("\n".join(["image,label", *rows]))
+        main(["prepare", "table", str(tmp_path / "a.csv"), "--multi_label", word])
+        found = [case["cls"] for section in SECTIONS for case in contents(tmp_path)[section]]
+        assert {one if isinstance(one, int) else "".join(one) for one in found} == cls
+
     def test_a_template_is_written_where_asked_for(self, tmp_path, capsys):
         for command in (["--template", str(tmp_path / "a.csv")], [str(tmp_path / "b.tsv"), "--template"]):
             main(["prepare", "table", *command])
@@ -253,6 +263,9 @@ class TestPrepare:
             ("mosmed", {}, r"no file studies/CT-"),
             ("kaggle_3m", {}, "say where with --dataset_dir"),
             ("folder", {"split": "patient"}, "--split is 'patients', 'paper' or a datalist .*; no file 'patient'"),
+            ("table", {"positive_from": "x"}, "--positive_from: expected a number or null, got a text: 'x'"),
+            ("table", {"first_slice": 1.5}, "--first_slice: expected a whole number, got a number: 1.5"),
+            ("table", {"patients_as_written": "no"}, "--patients_as_written: expected true or false, got a text: 'no'"),
             ("folder", {"at_most": 60}, "--at_most is a number a class, e.g. .*; got 60"),
         ],
     )
