@@ -86,6 +86,9 @@ def prepare(
         options["classes"] = named
     try:
         _check(at_most=at_most, split=split, halves=halves, seed=seed)
+        home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
+        path = Path(datalist) if datalist else home / "datalist.json"
+        _refuse_other(path)
         options = _as_adapter_asks(adapter, options)
         whole, found_classes, modalities = read_cases(adapter, root, dataset_dir, **options)
         if kinds:  # first, as its table may say whose cases are
@@ -96,8 +99,6 @@ def prepare(
             whole = of_one_patient(whole, names(same_patient))
         if masks_of:
             whole = with_masks_of(whole, masks_of)
-        home = Path(dataset_dir or (root if Path(root).is_dir() else Path(root).parent)).absolute()
-        path = Path(datalist) if datalist else home / "datalist.json"
         if halves:
             told = _without("label", whole) if of_table else whole  # a table's masks score, and say nothing else
             cases = halves_of(told, _home_of_halves(path, home), organ=halves)
@@ -199,6 +200,12 @@ def _refuse_drawn(datalist: str) -> None:
             f"{datalist}: drawn by --split paper, so its patients are in several sections and cannot be kept in one; "
             "name a datalist that is split by patient, or draw slices again by --split paper and the same --seed"
         )
+
+
+def _refuse_other(path: Path) -> None:
+    """A file of another kind, the table of labels say, is not written over."""
+    if path.is_file() and path.suffix.lower() != ".json":
+        raise ValueError(f"--datalist {path}: there is such a file, and it is no datalist; name one that ends in .json")
 
 
 def _template(adapter: str, path: str) -> None:

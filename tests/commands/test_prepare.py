@@ -245,6 +245,15 @@ class TestPrepare:
         found = [case["cls"] for section in SECTIONS for case in contents(tmp_path)[section]]
         assert {one if isinstance(one, int) else "".join(one) for one in found} == cls
 
+    def test_the_table_is_not_written_over(self, tmp_path):
+        table = tmp_path / "a.csv"
+        table.write_text("image,label\n" + "".join(f"{k}.nii.gz,{k % 2}\n" for k in range(12)))
+        for k in range(12):
+            scan(tmp_path / f"{k}.nii.gz")
+        with pytest.raises(SystemExit, match=r"--datalist \S+a.csv: there is such a file, and it is no datalist; name"):
+            prepare("table", str(table), datalist=str(table))
+        assert table.read_text().startswith("image,label")
+
     def test_a_template_is_written_where_asked_for(self, tmp_path, capsys):
         for command in (["--template", str(tmp_path / "a.csv")], [str(tmp_path / "b.tsv"), "--template"]):
             main(["prepare", "table", *command])
