@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from ..files import PathLike
 from .words import NEGATIONS, NO, NO_NAMES, SIDES, YES, as_seen, is_doubtful, says_no
@@ -145,8 +146,9 @@ def _given_classes(given: Sequence[str] | None) -> list[str]:
 
 
 def _as_option(names: Sequence[str]) -> str:
-    """How the classes are named on a command line; quotes keep names of several words together."""
-    return f"--classes {shlex.quote(','.join(names))}"
+    """How the classes are named on a command line; a list where names hold commas."""
+    listed = any("," in name for name in names)
+    return f"--classes {shlex.quote(json.dumps([*names], ensure_ascii=False) if listed else ','.join(names))}"
 
 
 def whole_number(text: str) -> str:
@@ -295,10 +297,16 @@ def _check_positive(tokens: Places, source: PathLike, positive: Mapping[str, str
     places = {text.lower(): place for place, text in reversed(tokens)}
     another = f"seems to say {negative!r}: write one word for both; if it is a class, {option}"
     refuse(source, [f"{places[lower]}: {text!r} {another}" for lower, text in positive.items() if says_no(text)])
-    parts = {lower: [part.strip() for part in re.split("[,/+&\n]", lower)] for lower in positive}
-    joined = [lower for lower, names in parts.items() if len(names) > 1 and all(name in positive for name in names)]
+    joined = [lower for lower in positive if _joins(lower, positive)]
     several = f"names classes of other rows; put ';' between several names; if it is a class, {option}"
     refuse(source, [f"{places[lower]}: {positive[lower]!r} {several}" for lower in joined])
+
+
+def _joins(text: str, names: Container[str]) -> bool:
+    """Whether a text joins several names, of which other rows have one; of a slash all, as it is in single ones."""
+    apart, divided = ([part.strip() for part in re.split(signs, text)] for signs in ("[,+&\n]", "[,/+&\n]"))
+    one = len(apart) > 1 and all(apart) and any(part in names for part in apart)
+    return one or (len(divided) > 1 and all(part in names for part in divided))
 
 
 def _without_negative(names: Sequence[str]) -> str:

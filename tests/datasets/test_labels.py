@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -45,6 +47,13 @@ class TestParseLabels:
     )
     def test_grades_and_names_are_found(self, texts, expected, classes):
         assert parse(*texts.split()) == (expected, classes)
+
+    def test_a_sign_that_joins_no_name_of_other_rows_makes_a_class(self):
+        assert parse("none", "HER2+", "HER2", "grade 1/2", "grade 1")[0] == [0, 1, 2, 3, 4]
+        with pytest.raises(ValueError, match=r"--classes") as told:
+            parse("none", "mass, edema", "mass")
+        option = shlex.split(str(told.value).rpartition("--classes ")[2])[0]
+        assert parse("none", "mass, edema", "mass", classes=ast.literal_eval(option))[0] == [0, 1, 2]
 
     def test_what_no_screen_shows_makes_no_class(self):
         texts = ("low grade", "low\u00a0grade", "low  grade\u200b", "Ha\u0308matom", "H\u00e4matom", "\ufeffno")
@@ -199,9 +208,10 @@ class TestParseLabels:
         ),
         (
             "none|A|B|A, B",
-            r"row 5: 'A, B' names classes of other rows; put ';' between several names; .* 'none,A,B,A, B'",
+            r"""'A, B' names classes of other rows; put ';' between several names; .* '."none", "A", "B", "A, B".'$""",
         ),
         ("none|A+B|B|A", r"row 3: 'A\+B' names classes of other rows"),
+        ("none|mass, edema|mass", "row 3: 'mass, edema' names classes of other rows; put ';' between several names"),
         (
             "0|1|9|9",
             r"row 5: 9 would make a class of its own and of 2, 3, 4, 5, 6, 7, 8, .* --classes 0,1,2,3,4,5,6,7,8,9$",
