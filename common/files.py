@@ -177,8 +177,9 @@ def _plain(value: Any) -> Any:
 
 
 def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with floats to four decimals."""
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+    """The row with floats to four decimals, but probabilities, which a gate of any size parts, to seven digits."""
+    digits = {key: ".7g" if key.startswith("probability") else ".4f" for key in row}
+    return {key: float(format(v, digits[key])) if isinstance(v, float) else v for key, v in row.items()}
 
 
 def file_digest(path: PathLike, *, unpack: bool = False) -> str:

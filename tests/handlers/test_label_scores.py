@@ -64,13 +64,22 @@ def test_few_patients_of_a_kind_have_no_interval_and_the_reason_stands_with_the_
         assert "note" not in result
 
 
+def test_rows_are_called_by_a_small_gate_as_the_scores_are(tmp_path):
+    items = [pair("a", [0.00091, 0.00089], []), pair("b", [0.00092, 0.00088], [])]
+    result = scores(tmp_path, items, {"a": {"case": "a", "cls": [1, 0]}, "b": {"case": "b", "cls": [0, 1]}}, 0.0009)
+    with open(tmp_path / "label_slices.csv", encoding="utf-8") as file:
+        called = [(row["positive"], float(row["probability"]) > result["gate"]) for row in csv.DictReader(file)]
+    assert (result["slices"]["sensitivity"], result["slices"]["specificity"]) == (0.5, 0.5)
+    assert called == [("1", True), ("0", False), ("0", True), ("1", False)]
+
+
 def test_slices_are_left_as_rows_where_they_have_labels_masks_or_not(tmp_path):
     items = [pair("a", [0.91234, 0.1], [0]), pair("b", [0.2], [])]
     scores(tmp_path, items, {"a": {"case": "a", "cls": [1, 0]}, "b": {"case": "b", "cls": [0]}})
     with open(tmp_path / "label_slices.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     told = [tuple(row[key] for key in ("case", "slice", "positive", "probability", "marked")) for row in rows]
-    assert told == [("a", "0", "1", "0.9123", "1"), ("a", "1", "0", "0.1", "0"), ("b", "0", "0", "0.2", "0")]
+    assert told == [("a", "0", "1", "0.91234", "1"), ("a", "1", "0", "0.1", "0"), ("b", "0", "0", "0.2", "0")]
     scores(tmp_path / "whole", items, {"a": {"case": "a", "cls": 1}})
     assert not (tmp_path / "whole" / "label_slices.csv").exists()
 
