@@ -17,7 +17,7 @@ from torch import nn
 
 from common.checkpoint import load_weights, read_checkpoint
 from common.commands.verify import weights
-from common.data import load_datalist
+from common.data import load_datalist, write_datalist
 from common.datasets.files import read_table
 from common.features import FeatureStore
 from common.files import write_csv
@@ -203,6 +203,19 @@ class TestBundles:
 
     def test_texts_of_a_datalist_are_no_expressions(self, monai):
         assert [monai["case"][key] for key in ("case", "patient", "note")] == ["$1 + 1", "@data", "%list.json"]
+
+
+@pytest.mark.parametrize("key", ["classes", "modalities"])
+@pytest.mark.parametrize("name", ["$print('run')", "@data", "%list.json"])
+def test_a_name_that_a_config_would_evaluate_is_no_class(tmp_path, key, name):
+    case = {"case": "a", "patient": "p", "image": "scan.nii.gz", "cls": 1}
+    listed = {"name": "data", "classes": ["none", "tumor"], "modalities": ["flair"], "training": [case]}
+    listed[key][-1] = name
+    with pytest.raises(ValueError, match=rf"{key}: a name cannot begin with '\$', '@' or '%'; rename"):
+        write_datalist(tmp_path / "list.json", listed)
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=rf"list\.json: {key}: a name cannot begin with"):
+        load_datalist(tmp_path / "list.json", "training", dataset_dir=tmp_path)
 
 
 def test_a_datalist_may_name_scans_outside_the_folder(tmp_path):

@@ -87,7 +87,8 @@ def _pattern(paths: Sequence[str], every: Collection[str]) -> str:
     names = _names(sorted({part[-1] for part in parts}), suffixes)
     patterns = ["/".join([*folders, name]) for name in names]
     others = {*every} - {*paths}
-    return next((one for one in patterns if not any(_matches(one, other) for other in others)), patterns[-1])
+    found = next((one for one in patterns if not any(_matches(one, other) for other in others)), patterns[-1])
+    return f"./{found}" if found.startswith(("$", "@", "%")) else found  # which a config would evaluate
 
 
 def _folders(paths: Sequence[Sequence[str]]) -> list[str]:

@@ -30,6 +30,9 @@ def check_cases(datalist: dict[str, Any], source: str) -> None:
     classes = datalist.get("classes")
     if not isinstance(classes, list) or len(classes) < 2:
         raise ValueError(f"{source}: 'classes' must list two or more names, the negative one first; got {classes!r}.")
+    for key, name in [(k, name) for k in ("classes", "modalities") for name in datalist.get(k) or ()]:
+        if str(name).startswith(("$", "@", "%")):  # `fit` writes them into configs, which would run, or look them up
+            raise ValueError(f"{source}: {key}: a name cannot begin with '$', '@' or '%'; rename {name!r}.")
     for section in SECTIONS:
         cases = datalist.get(section, [])
         if not _lists(dict, cases):

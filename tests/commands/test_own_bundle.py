@@ -131,6 +131,8 @@ def test_of_files_and_series_the_pattern_is_of_the_more():
         ([["1_t1.nii", "1_t2.nii"], ["2_t1.nii", "2_t2.nii"]], ["*_t1.nii", "*_t2.nii"]),
         ([["t1/1.mha", "t2/1.mha"], ["t1/2.mha", "t2/2.mha"]], ["t1/*.mha", "t2/*.mha"]),
         (["p1/t[1].nii.gz", "p2/t[1].nii.gz"], "*/t[[]1].nii.gz"),
+        (["$run/1.nii.gz", "$run/2.nii.gz"], "./$run/*.nii.gz"),  # a config evaluates what begins with these
+        ([["@t1/1.mha", "%t2/1.mha"], ["@t1/2.mha", "%t2/2.mha"]], ["./@t1/*.mha", "./%t2/*.mha"]),
         (["../else/p1/ct.nii.gz", "../else/p2/ct.nii.gz"], "*/ct.nii.gz"),
         (["/data/p1/ct.nii.gz", "/data/p2/ct.nii.gz"], "*/ct.nii.gz"),
     ],
