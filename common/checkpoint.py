@@ -19,7 +19,7 @@ from ignite.distributed import get_rank, get_world_size, one_rank_only
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from .files import alone, atomic_path, file_digest, write_json
+from .files import alone, atomic_path, file_digest, without_code, write_json
 
 logger = logging.getLogger(__name__)
 # What schedules move of an optimizer's groups, and what goes with them: on resuming the config's values count.
@@ -111,7 +111,7 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
     the like, and under `chosen_from` what they were chosen from and for which weights.
 
     Raises:
-        ValueError: the file is no JSON, or one of these parts no dict.
+        ValueError: the file is no JSON, one of these parts no dict, or `trained` holds what a config would run.
     """
     path = Path(ckpt).with_suffix(".json")
     try:
@@ -123,7 +123,7 @@ def read_beside(ckpt: str | os.PathLike[str]) -> dict[str, Any]:
     content = content if isinstance(content, dict) else {}
     if wrong := [part for part in ("trained", "chosen", "chosen_from") if not isinstance(content.get(part, {}), dict)]:
         raise ValueError(f"{path}: {wrong[0]} is {content[wrong[0]]!r}, no dict; mend it or remove the file")
-    return content
+    return without_code(content, path)
 
 
 def add_beside(ckpt: str | os.PathLike[str], **parts: Any) -> None:

@@ -176,6 +176,26 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def without_code(content: dict[str, Any], path: PathLike) -> dict[str, Any]:
+    """What goes with weights, whose part `trained` a run takes into its config.
+
+    Raises:
+        ValueError: the config would evaluate it, or make an object of it.
+    """
+    if wrong := [key for key, value in content.get("trained", {}).items() if would_run(value)]:
+        raise ValueError(f"{path}: {wrong[0]} of 'trained' is code, and no value; whose weights are these?")
+    return content
+
+
+def would_run(value: Any) -> bool:
+    """Whether a config would evaluate a value, or make an object of it."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(would_run, value.values()))
+    if isinstance(value, list):
+        return any(map(would_run, value))
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
+
+
 def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with floats to four decimals, but probabilities, which a gate of any size parts, to seven digits."""
     digits = {key: ".7g" if key.startswith("probability") else ".4f" for key in row}

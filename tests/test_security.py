@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.checkpoint import load_weights, read_checkpoint
+from common.checkpoint import load_weights, read_beside, read_checkpoint
 from common.commands.verify import weights
 from common.data import load_datalist, write_datalist
 from common.datasets.files import read_table
@@ -216,6 +216,15 @@ def test_a_name_that_a_config_would_evaluate_is_no_class(tmp_path, key, name):
     (tmp_path / "list.json").write_text(json.dumps(listed))
     with pytest.raises(ValueError, match=rf"list\.json: {key}: a name cannot begin with"):
         load_datalist(tmp_path / "list.json", "training", dataset_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", ["$print('run')", ["none", "@data"], {"a": "%list.json"}, [{"_target_": "os.system", "command": "true"}]]
+)
+def test_settings_beside_weights_that_a_config_would_evaluate_are_refused(tmp_path, value):
+    (tmp_path / "model.json").write_text(json.dumps({"trained": {"spacing": [1, 1, -1], "classes": value}}))
+    with pytest.raises(ValueError, match=r"model\.json: classes of 'trained' is code, and no value; whose weights"):
+        read_beside(tmp_path / "model.pt")
 
 
 def test_a_datalist_may_name_scans_outside_the_folder(tmp_path):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..files import PathLike
+from ..files import PathLike, would_run
 from .splits import patient_of
 
 SECTIONS = ("training", "validation", "test")
@@ -31,7 +31,7 @@ def check_cases(datalist: dict[str, Any], source: str) -> None:
     if not isinstance(classes, list) or len(classes) < 2:
         raise ValueError(f"{source}: 'classes' must list two or more names, the negative one first; got {classes!r}.")
     for key, name in [(k, name) for k in ("classes", "modalities") for name in datalist.get(k) or ()]:
-        if str(name).startswith(("$", "@", "%")):  # `fit` writes them into configs, which would run, or look them up
+        if would_run(name):  # `fit` writes them into configs, which would run, or look them up
             raise ValueError(f"{source}: {key}: a name cannot begin with '$', '@' or '%'; rename {name!r}.")
     for section in SECTIONS:
         cases = datalist.get(section, [])
