@@ -15,6 +15,7 @@ from zipfile import BadZipFile, ZipFile
 import nibabel as nib
 import numpy as np
 
+from ..data.matches import some
 from ..files import PathLike, atomic_path
 from ..images import in_axes_of, on_grid, read_volume
 
@@ -95,7 +96,7 @@ def _read_xlsx(path: Path) -> list[list[str]]:
             raise ValueError(
                 f"{path}: row {number}: a formula that was never computed; open the file, and save it again."
             )
-    _refuse_merged(path, name, next(filter(any, rows), []))
+    _check_looks(path, name, rows)
     return rows
 
 
@@ -104,14 +105,19 @@ def _cells(sheet: Any) -> list[list[str]]:
     return [[_text(value) for value in row] for row in sheet.iter_rows(values_only=True)]
 
 
-def _refuse_merged(path: Path, name: str, header: Sequence[str]) -> None:
-    """Refuse a text that stands for several rows: all but the first of them are empty."""
-    with ZipFile(path) as file:  # merged cells are told only where all else is read, too
-        if not any(b"mergeCell " in file.read(one) for one in file.namelist() if "/worksheets/" in one):
-            return
+def _check_looks(path: Path, name: str, rows: Sequence[Sequence[str]]) -> None:
+    """Warn of hidden rows, and refuse a text that stands for several rows: all but the first of them are empty."""
+    with ZipFile(path) as file:  # how rows look is told only where all else is read, too
+        sheets = [file.read(one) for one in file.namelist() if "/worksheets/" in one]
+    if not any(b"mergeCell " in sheet or b'hidden="' in sheet for sheet in sheets):
+        return
     import openpyxl
 
-    sheet = openpyxl.load_workbook(path)[name]
+    sheet, header = openpyxl.load_workbook(path)[name], next(filter(any, rows), [])
+    hidden = [str(n) for n, row in enumerate(rows, 1) if any(row) and sheet.row_dimensions[n].hidden]
+    if hidden:
+        what = "%s: rows that the sheet hides, or filters out, are read as the others: %s; delete what is not meant"
+        logger.warning(what, path, some(hidden))
     for cells in sheet.merged_cells.ranges:
         text = _text(sheet.cell(cells.min_row, cells.min_col).value)
         if text and cells.max_row > cells.min_row:

@@ -79,6 +79,18 @@ class TestReadTable:
         ):
             read_rows(tmp_path / "a.xlsx")
 
+    def test_rows_that_a_sheet_hides_are_read_and_told(self, tmp_path: Path, caplog):
+        openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
+        book = openpyxl.Workbook()
+        for row in (("image", "label"), ("a", "yes"), ("bad", "yes"), ("worse", "no"), ("b", "no")):
+            book.active.append(row)
+        for number in (3, 4, 9):  # the last is empty
+            book.active.row_dimensions[number].hidden = True
+        book.save(tmp_path / "a.xlsx")
+        assert len(read_rows(tmp_path / "a.xlsx")) == 5
+        (said,) = caplog.messages
+        assert said.endswith("hides, or filters out, are read as the others: 3, 4; delete what is not meant")
+
     def test_a_formula_without_a_value_is_named(self, tmp_path: Path):
         openpyxl = pytest.importorskip("openpyxl", reason="reading .xlsx is optional")
         book = openpyxl.Workbook()
