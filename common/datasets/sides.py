@@ -93,8 +93,8 @@ def halves(cases: Sequence[Case], out_dir: PathLike, *, organ: str, gap_mm: floa
         gap_mm: left out between the halves: a finding of one side may reach across the middle.
 
     Returns:
-        Cases `<case>_left` and `<case>_right`, with `organ` and `half` (the side), the image and all else of their
-        case.
+        Cases `<case>_left` and `<case>_right`, with `organ`, the side in `half` and in `side`, by which samplers
+        stratify parts of scans, the image and all else of their case.
 
     Raises:
         ValueError: an unknown organ; an image is a picture, or not 3D; nothing says where a finding is, or there is no
@@ -147,7 +147,7 @@ def _halves_of(case: Case, out_dir: Path, organ: str, gap_mm: float) -> list[Cas
         name = f"{case['case']}_{side}"
         mine = save_volume(nib.Nifti1Image(half, image.affine), out_dir / f"{name}.nii.gz")
         cls = case["cls"] if where in (side, "both") else _nothing(case)
-        parts.append(kept | {"case": name, "cls": cls, "organ": mine, "half": side})
+        parts.append(kept | {"case": name, "cls": cls, "organ": mine, "half": side, "side": side})
     return parts
 
 

@@ -10,6 +10,8 @@ from monai.transforms import Compose
 from common.commands.benchmark_suite import benchmark_suite
 from common.commands.folds import write_folds
 from common.commands.prepare import prepare
+from common.commands.run import BUNDLES
+from common.data.splits import stratum
 from common.datasets import labeled_table
 from common.datasets.phantom import phantom_case
 from common.datasets.sides import halves, middle_of, parse_side, side_of
@@ -76,6 +78,15 @@ def test_less_than_a_tenth_across_the_middle_is_of_one_side():
     mask[10] = True
     assert side_of(mask, 10) == "both"
     assert side_of(mask, 4) == "right"
+
+
+@pytest.mark.parametrize("bundle", ["insight_ct", "tonno_mosmed"])
+def test_halves_know_the_side_by_which_trainings_on_lungs_stratify(bundle, tmp_path):
+    head(tmp_path / "p")
+    parts = halves([case_of(tmp_path / "p", finding_side="left")], tmp_path / "h", organ="brain")
+    strata = read_json(BUNDLES / bundle / "configs" / "covid.json")["stratify_by"]
+    assert strata == ["side"]
+    assert [stratum(part, strata) for part in parts] == [("left",), ("right",)]
 
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "PSR", "IRA"])
