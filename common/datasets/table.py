@@ -69,7 +69,7 @@ def labeled_table(
         ValueError: a text that is empty, unclear, or contradicts others. Messages name row and column.
     """
     path = Path(path)
-    root = Path(dataset_dir or path.parent).absolute()
+    root = Path(os.path.abspath(dataset_dir or path.parent))  # no ".." in it, as in its files: names come from them
     if slices_from not in ("bottom", "top"):
         raise ValueError(f"slices_from must be 'bottom' or 'top'; got {slices_from!r}.")
     columns, rows = read_labeled_rows(path)

@@ -58,6 +58,8 @@ class TestCases:
             "c": "P3",
         }
         assert cases["c"]["image"] == str(tmp_path / "data" / "c.nii.gz")
+        (tmp_path / "here").mkdir()
+        assert by_name(labeled_table(tmp_path / "labels.csv", tmp_path / "here" / ".." / "data")) == cases
         write(tmp_path, "", "far/x.nii.gz", name="far.csv")
         (tmp_path / "labels.csv").write_text("\n".join((*rows[:2], "../far/x.nii.gz,0,P3,")))
         assert by_name(labeled_table(tmp_path / "labels.csv", tmp_path / "data"))["far"]["patient"] == "P3"
