@@ -20,6 +20,7 @@ from common.metrics import bootstrap_by_patient, component_scores, dice, iou, ro
 logger = logging.getLogger(__name__)
 
 EXCLUDED = ("_2", "Exclusion")
+OFF_TISSUE = 0.5  # share of what is outlined; outlines of its tissue run a little over the edge, or across fat
 POINTS = ("Dot", "PointSet")  # types of annotations that outline nothing
 
 
@@ -130,8 +131,9 @@ class SlideScores(CaseHandler):
     Writes `metrics.csv` (a row for each slide) and `summary.json`. Masks are compared in cells, any label against any
     finding, beside two trivial baselines: the empty mask and all tissue; of several labels each is also compared by
     itself with the polygons of a group of its name. Where labels and outlines contradict each other, `disagreeing`
-    counts these slides and names them, and so does a warning. A slide whose label says that nothing is there
-    has an empty truth: its row tells the false area, and Dice is averaged over slides with a finding only.
+    counts these slides and names them, and so does a warning; so does `off_tissue` with outlines most of which lie
+    where no tissue is. A slide whose label says that nothing is there has an empty truth: its row tells the false
+    area, and Dice is averaged over slides with a finding only.
 
     Args:
         output_dir: where the files go.
@@ -168,6 +170,7 @@ class SlideScores(CaseHandler):
                 tissue[: result.inside.shape[0], : result.inside.shape[1]] = result.inside
                 row |= {"dice": dice(pred, truth), "iou": iou(pred, truth), **component_scores(pred, truth)}
                 row |= {"dice_empty": 0.0, "dice_tissue": dice(tissue, truth)}
+                row |= {"truth_off_tissue": float((truth & ~tissue).sum() / truth.sum())}
         self.rows.append(row)
 
     def _by_label(self, result: Any) -> dict[str, float]:
@@ -197,10 +200,18 @@ class SlideScores(CaseHandler):
                 found["of"],
                 some(found["cases"], 3),
             )
+        if found := summary.get("off_tissue"):
+            logger.warning(
+                "most of what is outlined holds no tissue in %d of %d slides (%s): are outlines of another slide, or "
+                "not in pixels of its finest level?",
+                found["count"],
+                found["of"],
+                some(found["cases"], 3),
+            )
 
     def summary(self) -> dict[str, Any]:
         """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
-        result = {"slides": len(self.rows)} | self._summary_of_labels() | self._disagreeing()
+        result = {"slides": len(self.rows)} | self._summary_of_labels() | self._disagreeing() | self._off_tissue()
         for name in ("dice", "iou", "precision", "recall", "f1", "dice_empty", "dice_tissue"):
             if spread := _spread(self.rows, name):
                 result[name] = spread
@@ -213,6 +224,12 @@ class SlideScores(CaseHandler):
             row["case"] for row in both if any(row[f"label_{k}"] for k in self.names) != bool(row["truth_mm2"] > 0)
         ]
         return {"disagreeing": {"count": len(cases), "of": len(both), "cases": cases}} if cases else {}
+
+    def _off_tissue(self) -> dict[str, Any]:
+        """Slides whose outlines mark bare glass for the most part, of how many have any; empty if there is none."""
+        outlined = [row for row in self.rows if "truth_off_tissue" in row]
+        cases = [row["case"] for row in outlined if row["truth_off_tissue"] > OFF_TISSUE]
+        return {"off_tissue": {"count": len(cases), "of": len(outlined), "cases": cases}} if cases else {}
 
     def _summary_of_labels(self) -> dict[str, Any]:
         labeled = [row for row in self.rows if f"label_{self.names[0]}" in row]

@@ -119,3 +119,21 @@ def test_labels_that_outlines_contradict_are_counted_and_named(tmp_path, caplog)
     handler.rows = rows
     handler._write()
     assert "labels contradict outlines in 2 of 4 slides (turned, empty)" in caplog.text
+
+
+def test_outlines_of_bare_glass_are_counted_and_named(tmp_path, caplog):
+    tissue, grid = np.zeros((8, 8), bool), SimpleNamespace(cell_um=500.0, cell_px=(10.0, 10.0))
+    tissue[4:, 4:] = True
+    handler = truth.SlideScores(tmp_path, classes=["none", "tumor"], resamples=40)
+    for name, at in {"right": (4, 4), "edge": (3, 4), "half the size": (2, 2)}.items():
+        found = np.zeros((10, 10), bool)  # cells reach beyond the tissue's array
+        found[at[0] : at[0] + 3, at[1] : at[1] + 3] = True
+        case = {"case": name, "patient": name, "labels": [1]}
+        tiled = SimpleNamespace(grid=grid)
+        scored = {"truth": found, "mask": found.astype(int), "inside": tissue, "tiled": tiled}
+        handler._collect({}, {"pred": SimpleNamespace(case=case, probability=[0.9], **scored)}, None)
+    assert handler.summary()["off_tissue"] == {"count": 1, "of": 3, "cases": ["half the size"]}
+    handler._write()
+    assert "most of what is outlined holds no tissue in 1 of 3 slides (half the size)" in caplog.text
+    handler.rows.pop()
+    assert "off_tissue" not in handler.summary()
