@@ -17,7 +17,7 @@ from ..files import PathLike, file_digest, json_text, read_json, write_csv, writ
 from .console import logged, step
 from .fit_checks import IMAGES, MASKS, data_digests
 from .fit_request import check_same
-from .fit_runs import Recipe, check_kept, done_before, merged, natural_threshold, refining, say_done
+from .fit_runs import Recipe, check_kept, done_before, merged, natural_threshold, refining, say_done, say_trained
 from .folds import scans_of_fold, write_folds
 from .run import bundle_root, config_files, for_configs, names, run_bundle
 
@@ -49,7 +49,7 @@ def crossvalidate(
 
     What is finished is skipped, so an interrupted run goes on where it was; what was chosen or scored with other
     weights, configs, settings, cases, images or masks is made anew, and a training with others (masks only where it
-    learns from these) is refused. Written to `output_dir`:
+    learns from these), or in whose folder other weights lie than it made, is refused. Written to `output_dir`:
     `fold<k>/{training,<choose>,evaluation}`, `metrics.csv` (every case with its fold) and `crossvalidation.json` (mean
     and standard deviation over folds of every number of the folds' `summary.json`, and of their `volumes.json` and
     `class_scores.json` where there are any).
@@ -218,7 +218,7 @@ def _train(place: Path, title: str, bundle: str, configs: list[str], data: Mappi
     Raises:
         ValueError: the training that lies there, finished or begun, is of other configs, settings, cases, images or
             teachers, or learned from other masks.
-        FileNotFoundError: it is finished, and its weights are gone.
+        ValueError, FileNotFoundError: it is finished, and its weights are others, or gone.
     """
     settings, note = for_configs(bundle, configs, overrides), "made_from.json"
     finished = place / "finished"
@@ -233,7 +233,7 @@ def _train(place: Path, title: str, bundle: str, configs: list[str], data: Mappi
     else:
         step(title)
         run_bundle(bundle, configs, output_dir=str(place), **settings)
-        finished.touch()
+        say_trained(place)
 
 
 def _once(result: Path, title: str, bundle: str, configs: list[str], data: Mapping[str, Any], **overrides: Any) -> None:

@@ -217,14 +217,20 @@ def _train(
     step(title)
     run_bundle(own, configs, output_dir=str(place), **for_configs(own, configs, shared), **more)
     (place / "calibrated.json").unlink(missing_ok=True)  # of weights that were lost; what was chosen lay beside them
-    finished.touch()
+    say_trained(place)
+
+
+def say_trained(place: Path) -> None:
+    """Note that the training of a folder has ended, and with which weights."""
+    write(place / "finished", file_digest(place / "model.pt"))
 
 
 def check_kept(place: Path, *files: str) -> None:
-    """Refuse the folder of a finished training that has lost what it made.
+    """Refuse the folder of a finished training that has lost what it made, or holds the weights of another.
 
     Raises:
         FileNotFoundError: naming the file, and how to train anew.
+        ValueError: likewise, of other weights: what had taught them is unknown, test patients perhaps.
     """
     for file in (place / name for name in files):
         if not file.is_file():
@@ -232,6 +238,12 @@ def check_kept(place: Path, *files: str) -> None:
                 f"{file} is gone, though its training is finished: put it back, or remove `finished` and "
                 "`checkpoint.pt` there to train anew"
             )
+    told = (place / "finished").read_text(encoding="utf-8")  # empty: of an earlier version, which noted no weights
+    if told and told != file_digest(place / "model.pt"):
+        raise ValueError(
+            f"{place / 'model.pt'} is not what the training there has made: put that back, or remove `finished` and "
+            "`checkpoint.pt` there to train anew"
+        )
 
 
 def once(

@@ -24,6 +24,7 @@ def test_what_was_made_from_other_weights_or_settings_is_made_anew(data, runs, t
     out = tmp_path / "out"
     crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
     (out / "fold1" / "training" / "model.pt").write_bytes(b"other weights")
+    (out / "fold1" / "training" / "finished").write_text("")  # as of an earlier version
     runs.clear()
     crossvalidate("b", str(data), str(out), folds=2, choose="choose.json")
     assert [tuple(Path(call["output_dir"]).parts[-2:]) for call in runs] == [
@@ -43,6 +44,16 @@ def test_a_finished_training_without_its_weights_is_named(data, runs, tmp_path):
         FileNotFoundError, match=r"fold1/training/model.pt is gone, though its training is finished: put"
     ):
         crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="")
+
+
+def test_weights_that_a_finished_training_has_not_made_are_refused(data, runs, tmp_path):
+    crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="")
+    weights = tmp_path / "out" / "fold0" / "training" / "model.pt"
+    weights.write_bytes(b"of fold 1, which saw the test patients of fold 0")
+    runs.clear()
+    with pytest.raises(ValueError, match=r"fold0/training/model.pt is not what the training there has made: put that"):
+        crossvalidate("b", str(data), str(tmp_path / "out"), folds=2, choose="")
+    assert runs == []
 
 
 @pytest.mark.parametrize("change", [{"max_epochs": 2}, {"spacing": (1, 1, -1)}, {"seed": 1}])
