@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data import SECTIONS, Case, kinds_of_patients, patient_folds, patient_of, stratified_split, write_datalist
 from ..data.checks import check_cases
+from ..data.matches import some
 from ..data.splits import first_that, signs_of_patients
 from ..files import PathLike, read_json
 from .fit_minutes import cases_of
+
+logger = logging.getLogger(__name__)
 
 
 def folds(datalist: str, count: int = 5, seed: int = 0, keep: str | None = None) -> None:
@@ -31,6 +36,15 @@ def folds(datalist: str, count: int = 5, seed: int = 0, keep: str | None = None)
     for path in write_folds(datalist, Path(datalist).parent, count=count, seed=seed, keep=keep):
         content = read_json(path)
         print(f"{path}: " + ", ".join(f"{len(content[s])} {s}" for s in SECTIONS))
+    if others := _of_other_folds(Path(datalist), count):
+        logger.warning("of folds dealt before, whose test patients are tested in these, too: remove %s", some(others))
+
+
+def _of_other_folds(datalist: Path, count: int) -> list[str]:
+    """Files of the folds of a datalist that lie beside the first `count`."""
+    stem = re.escape(datalist.stem)
+    numbers = {path: re.fullmatch(rf"{stem}_fold(\d+)\.json", path.name) for path in sorted(datalist.parent.iterdir())}
+    return [str(path) for path, number in numbers.items() if number and int(number[1]) >= count]
 
 
 def write_folds(

@@ -35,6 +35,16 @@ def test_each_patient_is_tested_once_and_is_in_one_section_of_a_fold_with_all_ca
     assert not datalist.with_name("list_fold3.json").exists()
 
 
+def test_files_of_more_folds_that_were_dealt_before_are_named(datalist, caplog):
+    for name in ("other_fold9.json", "list_fold9_kept.json"):
+        (datalist.parent / name).touch()
+    folds(str(datalist), count=3)
+    assert not caplog.messages
+    folds(str(datalist), count=2)
+    (message,) = caplog.messages
+    assert message.endswith(f"remove {datalist.with_name('list_fold2.json')}")
+
+
 def test_a_sixth_of_those_who_are_not_tested_validates(datalist):
     folds(str(datalist), count=2)
     sizes = {section: len(set(ids)) for section, ids in patients(datalist.with_name("list_fold0.json")).items()}
