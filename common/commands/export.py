@@ -107,11 +107,16 @@ def common_modules(texts: Mapping[str, str]) -> list[str]:
         Paths below `common`, sorted: `files.py`, `masks/__init__.py`, `masks/refine.py` …
 
     Raises:
-        ValueError: a module that `common` does not have; the message names the file that asks for it.
+        ValueError: a module that `common` does not have, or no Python; the message names the file.
     """
     asked: dict[str, str] = {}
     for file, text in sorted(texts.items()):
-        names = re.findall(REFERENCE.pattern + r"\.([\w.]+)", text) if _is_config(file) else _imports_of_common(text)
+        try:
+            names = (
+                re.findall(REFERENCE.pattern + r"\.([\w.]+)", text) if _is_config(file) else [*_imports_of_common(text)]
+            )
+        except SyntaxError as error:
+            raise ValueError(f"{file}, line {error.lineno}: {error.msg}; mend it or take it out") from None
         asked |= {name: file for name in names if name not in asked}
     found: set[str] = set()
     done: set[str] = set()

@@ -277,6 +277,12 @@ def test_all_failures_are_listed_at_once_and_the_command_fails(small):
     assert {line.split(":")[0] for line in lines[1:]} >= {"files", "changelog", "paths", "licenses"}
 
 
+def test_a_script_that_is_no_python_is_named(small):
+    (small / "scripts" / "broken.py").write_text("import os\nx = (\n")
+    told = "cannot be checked (ValueError: scripts/broken.py, line 2: '(' was never closed; mend it or take it out)"
+    assert f"packages: {told}" in problems(small, QUICK, slow=())
+
+
 def test_the_schema_can_be_given(small, tmp_path):
     (tmp_path / "strict.json").write_text(json.dumps({"required": ["eval_metrics"]}))
     with pytest.raises(SystemExit, match=r"schema: .*'eval_metrics' is a required property"):
