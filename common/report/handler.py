@@ -15,7 +15,7 @@ from ..engines import gathered, raise_together, running_config
 from ..files import PathLike, write_json
 from .build import write_report
 from .record import run_record
-from .tables import RECORD
+from .tables import RECORD, SUMMARIES, TABLES
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ class Report:
     """Handler: writes `run.json`, the record of a run, and, when `enabled`, `report.html` from the run's files.
 
     It comes after all other handlers, wherever it stands among them, and needs no case: those that an earlier run
-    finished are in the page, too. Of several processes the first one writes.
+    finished are in the page, too. Scores that an earlier run has left in the folder are of other masks: they are out of
+    the page, with a warning. Of several processes the first one writes.
 
     Args:
         output_dir: the run's folder.
@@ -54,6 +55,7 @@ class Report:
         }
         self.limits: dict[str, Any] = {"max_embedded": max_embedded, "max_mb": max_mb}
         self._began = 0.0
+        self._earlier: dict[str, tuple[int, ...]] = {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._start)
@@ -63,6 +65,7 @@ class Report:
 
     def _start(self, engine: Engine) -> None:
         self._began = time.time()
+        self._earlier = _scores_in(self.output_dir)
         if engine.has_event_handler(self._finish, Events.COMPLETED):
             engine.remove_event_handler(self._finish, Events.COMPLETED)
         engine.add_event_handler(Events.COMPLETED, self._finish)  # now, so that the other handlers' files are there
@@ -79,15 +82,28 @@ class Report:
 
     def _write(self, engine: Any, failed: Mapping[str, str]) -> None:
         config, settings = running_config()
+        now = _scores_in(self.output_dir)
+        own = [name for name, state in now.items() if state != self._earlier.get(name)]
+        if others := [name for name in now if name not in own]:
+            told = "%s: %s are of an earlier run, not of these masks, and out of the report; remove them"
+            logger.warning(told, self.output_dir, ", ".join(others))
         record = run_record(
             engine.cases,
             config=config,
             settings=settings,
             seconds=time.time() - self._began,
             failed=failed,
+            scores=own,
             device=str(engine.state.device),
             **self.about,
         )
         write_json(self.output_dir / RECORD, record)
         if self.enabled:
             logger.info("report: %s", write_report(self.output_dir, **self.limits))
+
+
+def _scores_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Files of scores in a folder by name; who writes one anew leaves another file, or another time."""
+    found = {name: folder / name for name in (*TABLES, *SUMMARIES)}
+    states = {name: path.stat() for name, path in found.items() if path.is_file()}
+    return {name: (state.st_ino, state.st_mtime_ns, state.st_size) for name, state in states.items()}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def run_record(
     seconds: float = 0.0,
     failed: Mapping[str, str] | None = None,
     device: str = "cpu",
+    scores: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The record of a run.
 
@@ -45,12 +46,14 @@ def run_record(
         seconds: of the run.
         failed: reasons by case.
         device: where the network ran.
+        scores: names of the files of scores that it wrote.
     """
     return {
         **_described_run(config, settings, bundle_root, seconds, device),
         "section": section if datalist else None,
         "cases": len(cases),
         "failed": dict(failed or {}),
+        "scores": list(scores),
         "chosen": dict(chosen or {}),
         "weights": described_weights(ckpt),
         "data": described_data(cases, datalist),

@@ -13,6 +13,8 @@ from typing import Any
 from ..files import PathLike
 
 RECORD = "run.json"
+TABLES = ("metrics.csv", "labels.csv", "label_slices.csv", "slices.csv")
+SUMMARIES = ("summary.json", "labels.json", "class_scores.json")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Run:
 
 
 def read_run(folder: PathLike) -> Run:
-    """Read a run's folder.
+    """Read a run's folder, without scores that its record does not name: an earlier run has left them.
 
     Raises:
         FileNotFoundError: it holds no `predictions.csv`.
@@ -60,17 +62,21 @@ def read_run(folder: PathLike) -> Run:
         raise FileNotFoundError(
             f"{folder} holds no predictions.csv: give the output_dir of an inference or evaluation, or of a training"
         )
-    metrics = _by_case(read_rows(folder / "metrics.csv"))
+    record = read_json(folder / RECORD)
+    own = record.get("scores", (*TABLES, *SUMMARIES))  # records of earlier versions name none
+    rows = {name: read_rows(folder / name) if name in own else [] for name in TABLES}
+    content = {name: read_json(folder / name) if name in own else {} for name in SUMMARIES}
+    metrics = _by_case(rows["metrics.csv"])
     return Run(
         folder=folder,
         predictions=_by_case(read_rows(folder / "predictions.csv")),
         metrics=metrics,
-        labels=_by_case(read_rows(folder / "labels.csv")) or _labels_of_slides(metrics),
-        slices=read_rows(folder / "label_slices.csv") or read_rows(folder / "slices.csv"),
-        summary=read_json(folder / "summary.json"),
-        label_summary=read_json(folder / "labels.json"),
-        class_summary=read_json(folder / "class_scores.json"),
-        record=read_json(folder / RECORD),
+        labels=_by_case(rows["labels.csv"]) or _labels_of_slides(metrics),
+        slices=rows["label_slices.csv"] or rows["slices.csv"],
+        summary=content["summary.json"],
+        label_summary=content["labels.json"],
+        class_summary=content["class_scores.json"],
+        record=record,
     )
 
 

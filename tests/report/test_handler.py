@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.handlers import CaseScores, CaseWriter, LabelScores
-from common.report import Report
+from common.report import Report, write_report
 from tests.pipeline import evaluator, save
 from tests.report.conftest import embedded
 
@@ -65,6 +65,21 @@ def test_cases_that_an_earlier_run_finished_are_skipped_and_in_the_page(cases, t
     report = embedded(tmp_path)
     assert sorted(row["case"] for row in report["cases"]) == ["p0", "p1"]
     assert not any("truth" in row["volumes"] for row in report["cases"])  # what is not scored is not opened
+
+
+def test_scores_of_an_earlier_run_in_the_folder_are_out_of_the_page(cases, tmp_path, caplog):
+    for _ in range(2):
+        run(cases, tmp_path)
+    assert "earlier run" not in caplog.text
+    run(cases, tmp_path, scored=False, enabled=True)
+    told = "slices.csv, summary.json, labels.json are of an earlier run, not of these masks"
+    assert told in caplog.text
+    for _ in range(2):  # of the run itself, and made afterwards
+        report = embedded(tmp_path)
+        assert report["run"]["kind"] == "inference"
+        assert [row["dice"] for row in report["cases"]] == [None, None]
+        assert report["headline"]["measure"] != "mean Dice"
+        write_report(tmp_path)
 
 
 def test_a_run_that_makes_every_case_anew_warns_of_nothing(cases, tmp_path, caplog):
