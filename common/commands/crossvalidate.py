@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from .run import bundle_root, config_files, for_configs, names, run_bundle
 WITHOUT_CONSEQUENCE = ("dataset_dir", "device", "num_workers", "progress")
 # Scores of an evaluation beside those of its cases: of volumes, and (`paper_scores.json`) of slices of several classes.
 FURTHER = ("volumes", "class_scores")
+NOTE, BEGUN = "made_from.json", ("finished", "checkpoint.pt")  # files in the folder of a training
 
 
 def crossvalidate(
@@ -96,7 +98,7 @@ def crossvalidate(
     if keep is None and not scans and read_json(source).get("masked_section") == "test":
         keep = "test"
         print("the section 'test' holds all masks and is kept, as by --keep test; --keep '' deals it into folds, too")
-    lists = write_folds(source, home, count=folds, seed=seed, keep=keep or None)
+    lists = _dealt(source, home, count=folds, seed=seed, keep=keep or None)
     if choose is None:
         choose = "calibrate.json" if _all_have_masks(scans or source, but=keep) else "calibrate_labels.json"
     whole = [scans_of_fold(scans, fold) for fold in lists] if scans else lists
@@ -201,6 +203,18 @@ class _Protocol:
         return place / "training" / "model.pt"
 
 
+def _dealt(source: Path, home: Path, **deal: Any) -> list[Path]:
+    """The datalists of `write_folds`, refused beside trainings with others: those had these test patients, perhaps."""
+    home.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=home, prefix=".folds") as made:
+        lists = write_folds(source, made, **deal)
+        for k, path in enumerate(lists):
+            place = home / f"fold{k}" / "training"
+            if (place / NOTE).is_file() and any((place / name).is_file() for name in BEGUN):
+                check_same(place, read_json(place / NOTE) | {"datalist": file_digest(path)}, name=NOTE)
+        return [path.replace(home / path.name) for path in lists]
+
+
 def _all_have_masks(datalist: PathLike, *, but: str | None) -> bool:
     content = read_json(datalist)
     return all("label" in case for section in SECTIONS if section != but for case in content.get(section) or [])
@@ -220,15 +234,14 @@ def _train(place: Path, title: str, bundle: str, configs: list[str], data: Mappi
             teachers, or learned from other masks.
         ValueError, FileNotFoundError: it is finished, and its weights are others, or gone.
     """
-    settings, note = for_configs(bundle, configs, overrides), "made_from.json"
-    finished = place / "finished"
-    if not finished.is_file() and not (place / "checkpoint.pt").is_file():
-        (place / note).unlink(missing_ok=True)  # of a try that ended before its first epoch
+    settings = for_configs(bundle, configs, overrides)
+    if not any((place / name).is_file() for name in BEGUN):
+        (place / NOTE).unlink(missing_ok=True)  # of a try that ended before its first epoch
     keys = {key: value for path in config_files(bundle, configs) for key, value in read_json(path).items()}
     if not any(key.endswith("learns_from") and value == "masks" for key, value in keys.items()):
         data = {key: value for key, value in data.items() if key != MASKS}
-    check_same(place, {**_made_from(bundle, configs, settings), **data}, name=note, newer=(IMAGES, MASKS))
-    if finished.is_file():
+    check_same(place, {**_made_from(bundle, configs, settings), **data}, name=NOTE, newer=(IMAGES, MASKS))
+    if (place / "finished").is_file():
         check_kept(place, "model.pt")
     else:
         step(title)

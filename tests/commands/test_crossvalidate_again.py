@@ -9,6 +9,7 @@ import pytest
 
 import common.commands.crossvalidate
 from common.commands.crossvalidate import crossvalidate
+from common.files import file_digest
 
 
 def test_what_is_finished_is_not_run_again(data, runs, tmp_path):
@@ -65,6 +66,12 @@ def test_a_training_of_other_settings_or_cases_is_refused(data, runs, tmp_path, 
     with pytest.raises(ValueError, match=rf"training holds what was made with another {key}; choose another folder"):
         crossvalidate("b", str(data), str(tmp_path / "out"), **{**before, **change})
     assert len(runs) == 4
+    lists = [tmp_path / "out" / f"datalist_fold{k}.json" for k in range(2)]  # those with which it was trained
+    assert [str(path) for path in lists] == [call["datalist"] for call in runs[::2]]
+    assert [file_digest(path) for path in lists] == [
+        json.loads((tmp_path / "out" / f"fold{k}" / "training" / "made_from.json").read_text())["datalist"]
+        for k in range(2)
+    ]
 
 
 def test_other_masks_are_chosen_from_and_scored_anew_and_other_images_are_refused(data, runs, scans, tmp_path):
