@@ -10,18 +10,23 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from ..checkpoint import read_beside
 from ..files import PathLike, json_text, read_json
 from .ranges import wrong_choices
 
 logger = logging.getLogger(__name__)
 
+SIZES = ("spacing", "mpp")  # of a pixel: of another one a network that saw no other may make anything
+
 
 def as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str]) -> None:
     """Set what the weights of a run depend on to what it was in their training: classes, spacing, window …
 
     Left alone is what the command, or a file laid over the first config, says. Where the weights lie does not matter:
-    in a bundle's own folder, too, they may be others than those that its config was made for.
+    in a bundle's own folder, too, they may be others than those that its config was made for. Of a pixel's size a
+    warning says what the training had.
 
     Args:
         parser: of the run.
@@ -35,6 +40,9 @@ def as_trained(parser: Any, usual: Mapping[str, Any], told: Set[str]) -> None:
         if key in usual and key in parser and key not in told and value != usual[key] == parser[key]:
             logger.warning("%s %s, as in the training of %s, in place of %s", key, value, ckpt, usual[key])
             parser[key] = value
+        elif key in SIZES and not isinstance(now := parser.get(key, value), str) and not np.array_equal(now, value):
+            told_otherwise = "%s %s: %s was trained with %s, so probabilities and masks may mean nothing"
+            logger.warning(told_otherwise, key, now, ckpt, value)
 
 
 def check_classes(parser: Any) -> None:

@@ -65,6 +65,19 @@ def test_what_weights_depend_on_is_as_in_their_training_unless_the_run_says_othe
     ]
 
 
+def test_a_size_of_pixels_that_the_weights_did_not_see_is_told(tmp_path, caplog):
+    here = {"imports": CONFIG["imports"], "ckpt": str(tmp_path / "model.pt"), "spacing": [1.0, 1, -1], "mpp": 1.0}
+    (tmp_path / "inference.json").write_text(json.dumps(here | {"run": ["$engines.check_settings()"]}))
+    (tmp_path / "model.json").write_text(json.dumps({"trained": {"spacing": [1.0, 1.0, -1.0], "mpp": 1.0}}))
+    file = str(tmp_path / "inference.json")
+    run(config_file=file)
+    run(config_file=file, spacing=(1, 1, -1), mpp=1)
+    assert "was trained with" not in caplog.text
+    run(config_file=file, spacing=[3, 3, -1], mpp=2)
+    for told in ("spacing [3, 3, -1]", "mpp 2"):
+        assert f"{told}: {tmp_path / 'model.pt'} was trained with" in caplog.text
+
+
 def test_what_was_chosen_for_weights_and_no_run_could_use_is_refused_unless_the_run_says_otherwise(tmp_path):
     chosen = {"_target_": "common.checkpoint.read_chosen", "ckpt": "@ckpt"}
     here = {**CONFIG, "ckpt": str(tmp_path / "model.pt"), "chosen": chosen, "threshold": "$float(@chosen['gate'])"}

@@ -81,7 +81,7 @@ class TileGrid:
         if coarsest <= ENLARGED * self.mpp:
             return ""
         times = f"enlarged {coarsest / self.mpp:.3g} times to {self.mpp:g}"
-        return f"pixels of {coarsest:.3g} µm {times}: --mpp, or a finer scan"
+        return f"pixels of {coarsest:.3g} µm {times}: a finer scan, or a training with --mpp"
 
     def tissue_coverage(self, tissue: np.ndarray, mpp: float) -> np.ndarray:
         """Share of each cell's area that is tissue.

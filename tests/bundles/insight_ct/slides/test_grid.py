@@ -41,7 +41,7 @@ class TestGrid:
 
     @pytest.mark.parametrize("slide_mpp", [(8.0, 8.0), (8.0, 0.25), (0.25, 8.0)])
     def test_a_slide_coarser_than_the_tiles_is_doubted(self, slide_mpp):
-        said = "pixels of 8 µm enlarged 16 times to 0.5: --mpp, or a finer scan"
+        said = "pixels of 8 µm enlarged 16 times to 0.5: a finer scan, or a training with --mpp"
         assert TileGrid((1000, 1000), slide_mpp, mpp=0.5).doubt == said
 
     @pytest.mark.parametrize("mpp", [0.25, 0.5, 0.74])

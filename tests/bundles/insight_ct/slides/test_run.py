@@ -177,7 +177,7 @@ class TestRun:
     def test_a_slide_coarser_than_its_tiles_is_said_in_the_console_and_in_the_table(self, tmp_path, caplog):
         cases = [slide_case(tmp_path, name, side=side) for name, side in (("fine", 500), ("coarse", 250))]
         run_slides(cases, tmp_path / "out", tiler={"mpp": 2.0})
-        said = "pixels of 5 µm enlarged 2.5 times to 2: --mpp, or a finer scan"
+        said = "pixels of 5 µm enlarged 2.5 times to 2: a finer scan, or a training with --mpp"
         assert [row["warnings"] for row in rows_of(tmp_path / "out" / "predictions.csv")] == ["", said]
         assert [r.getMessage() for r in caplog.records if "enlarged" in r.msg % r.args] == [
             f"{cases[1]['image']}: {said}"
