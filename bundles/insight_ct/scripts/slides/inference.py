@@ -171,16 +171,25 @@ class SlideDataset(CaseDataset):
     Args:
         data: cases.
         classes: names, the negative one first.
+
+    Raises:
+        ValueError: a label is none of these classes.
     """
 
     def __init__(self, data: Sequence[dict], *, classes: Sequence[str]) -> None:
         super().__init__(data, dict)
-        self.classes = list(classes)
+        self.labels = [_label(case, classes) for case in data]
 
     def __getitem__(self, index: int) -> dict:
-        case = super().__getitem__(index)
-        cls = self.data[index].get("cls")
-        return case if cls is None else case | {"labels": torch.tensor(multi_hot(cls, self.classes))}
+        case, labels = super().__getitem__(index), self.labels[index]
+        return case if labels is None else case | {"labels": torch.tensor(labels)}
+
+
+def _label(case: Mapping[str, Any], classes: Sequence[str]) -> list[int] | None:
+    try:
+        return None if case.get("cls") is None else multi_hot(case["cls"], classes)
+    except ValueError as error:
+        raise ValueError(f"case {case['case']!r}: {error} Do the weights have other classes?") from None
 
 
 def prepare_slide(

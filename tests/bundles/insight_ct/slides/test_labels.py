@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import tifffile
 import torch
 
 from common.commands.prepare import prepare
-from tests.bundles.conftest import run_bundle
+from tests.bundles.conftest import load_script, run_bundle
 from tests.bundles.insight_ct.slides.helpers import (
     GLASS,
     LESION,
@@ -51,3 +52,11 @@ def test_several_labels_of_a_slide_are_learned_in_one_network(tmp_path):
     assert {name: scores["dice"]["count"] for name, scores in summary["labels"].items()} == {"low": 2, "high": 2}
     assert tifffile.imread(tmp_path / "out" / "s6_heatmap.ome.tif").shape[0] == 2
     assert len(list((tmp_path / "out").glob("*_heatmap_high.tif"))) == 4
+
+
+def test_a_label_that_the_weights_do_not_know_is_told_with_its_case_before_any_slide_is_read():
+    cases = [{"case": "a"}, {"case": "b", "cls": 2}]
+    with pytest.raises(
+        ValueError, match=r"case 'b': cls must be .*'tumor'.*; got 2. Do the weights have other classes"
+    ):
+        load_script("insight_ct", "slides.inference").SlideDataset(cases, classes=("none", "tumor"))
