@@ -57,7 +57,9 @@ class Panel(CaseHandler):
 
     def _check(self) -> None:
         if not self.rows:
-            raise RuntimeError("no case with a lesion in its ground truth: nothing to show in a panel")
+            raise RuntimeError(
+                "no case with a lesion in its ground truth: is evaluate.json, which reads masks, among the configs?"
+            )
 
     def _write(self) -> None:
         ranked = sorted(self.rows, key=lambda row: row["dice"])
