@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..data import Case
 from ..files import PathLike, atomic_path
+from .files import only
 
 CHENG_CLASSES = ("none", "meningioma", "glioma", "pituitary")
 
@@ -36,15 +37,19 @@ def cheng(root: PathLike, out_dir: PathLike, *, size: int | None = None) -> list
     Raises:
         ImportError: h5py is not installed.
         FileNotFoundError: no such file.
-        ValueError: a file is no HDF5, or lacks a part.
+        ValueError: a file is no HDF5, or lacks a part, or a number is there twice.
     """
     root, out_dir = Path(root).absolute(), Path(out_dir).absolute()
-    files = {int(path.stem): path for path in sorted(root.rglob("[!.]*.mat")) if path.stem.isdecimal()}
+    files: dict[int, list[Path]] = {}
+    for path in sorted(root.rglob("[!.]*.mat")):
+        if path.stem.isdecimal():
+            files.setdefault(int(path.stem), []).append(path)
     if not files:
         raise FileNotFoundError(f"no file <number>.mat below {root}; unpack the four archives there.")
+    alone = {number: only(paths) for number, paths in files.items()}
     out_dir.mkdir(parents=True, exist_ok=True)
     cases: list[Case] = []
-    for number, path in tqdm(sorted(files.items()), desc="converting slices", unit="slice", disable=None):
+    for number, path in tqdm(sorted(alone.items()), desc="converting slices", unit="slice", disable=None):
         name = f"{number:04d}"
         content = _read(path)
         pictures = {"image": out_dir / f"{name}.png", "label": out_dir / f"{name}_mask.png"}

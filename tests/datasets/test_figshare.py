@@ -80,6 +80,13 @@ def test_what_is_no_such_file_is_named(tmp_path):
         cheng(tmp_path, tmp_path)
 
 
+def test_a_number_that_is_there_twice_is_refused(tmp_path):
+    for folder in ("1-766", "767-1532"):
+        write_mat(tmp_path / folder / "1.mat", label=1, patient=folder)
+    with pytest.raises(ValueError, match=r"1\.mat and .*1\.mat are one file of one case"):
+        cheng(tmp_path, tmp_path / "out")
+
+
 def test_papers_split_draws_slices_whatever_patient_they_are_of_and_says_so(tmp_path, capsys):
     for number in range(24):
         write_mat(tmp_path / "raw" / f"{number + 1}.mat", label=1 + number % 3, patient=f"P{number % 3}")
