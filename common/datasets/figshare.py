@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..data import Case
 from ..files import PathLike, atomic_path
-from .files import only
+from .files import only, up_to_date
 
 CHENG_CLASSES = ("none", "meningioma", "glioma", "pituitary")
 
@@ -24,7 +24,8 @@ def cheng(root: PathLike, out_dir: PathLike, *, size: int | None = None) -> list
     `cjdata/tumorMask`, `cjdata/label` (1 meningioma, 2 glioma, 3 pituitary tumor) and `cjdata/PID`. Axial, coronal and
     sagittal slices are mixed, and none is free of tumor: classes are told from one another, "none" is no label.
     Written per slice: `out_dir/<number>.png` (16 bits) and `<number>_mask.png`. Slices finished in this size are
-    skipped, so an interrupted conversion can be run again. Needs the extra `[figshare]`.
+    skipped unless their files have changed since, so an interrupted conversion can be run again. Needs the extra
+    `[figshare]`.
 
     Args:
         root: the unpacked files.
@@ -53,7 +54,8 @@ def cheng(root: PathLike, out_dir: PathLike, *, size: int | None = None) -> list
         name = f"{number:04d}"
         content = _read(path)
         pictures = {"image": out_dir / f"{name}.png", "label": out_dir / f"{name}_mask.png"}
-        if not all(_is_picture(file, size or content["image"].shape[::-1]) for file in pictures.values()):
+        shape = size or content["image"].shape[::-1]
+        if not (up_to_date(pictures.values(), [path]) and all(_is_picture(file, shape) for file in pictures.values())):
             image, mask = (_resized(content[key], size) for key in ("image", "tumorMask"))
             _save(image.clip(0, 65535).round().astype(np.uint16), pictures["image"])
             _save(255 * (mask > 0.5).astype(np.uint8), pictures["label"])
@@ -84,9 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_picture(path: Path, size: int | tuple[int, ...]) -> bool:
-    """Whether a picture of this size, or width and height, is there: not of a run with another size."""
-    if not path.is_file():
-        return False
+    """Whether a picture has this size, or width and height: not of a run with another size."""
     with Image.open(path) as picture:
         return picture.size == (size if isinstance(size, tuple) else (size, size))
 

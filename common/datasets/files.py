@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,16 @@ def only(files: Sequence[Path]) -> Path:
     if len(files) > 1:
         raise ValueError(f"{files[0]} and {files[1]} are one file of one case; they may differ: keep the right one.")
     return files[0]
+
+
+def up_to_date(written: Iterable[PathLike], sources: Iterable[PathLike]) -> bool:
+    """Whether files are all there, and none of what they were made from has been changed or replaced since."""
+    made = [Path(path) for path in written]
+    if not all(path.is_file() for path in made):
+        return False
+    # The status changes, too, where an older file takes the place of one, whose own time is before that of the result.
+    changed = max(max(found.st_mtime_ns, found.st_ctime_ns) for found in (Path(path).stat() for path in sources))
+    return changed < min(path.stat().st_mtime_ns for path in made)
 
 
 def load_volume(path: PathLike, *, like: nib.Nifti1Image | None = None) -> nib.Nifti1Image:

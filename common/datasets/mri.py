@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data import Case, slice_labels
 from ..data.matches import some
 from ..files import PathLike, read_json
-from .files import load_volume, one_file, save_volume, told_by
+from .files import load_volume, one_file, save_volume, told_by, up_to_date
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
     256×256; where a sequence was missing its owners repeated FLAIR: a case in which that is one of `modalities` is left
     out, with a warning) and `..._<slice>_mask.tif`; slices count from 1, inferior→superior. Written per case:
     `out_dir/<case>/{pre,flair,post,mask}.nii.gz`, LPS, with a nominal spacing of
-    1×1×5 mm: the TIFF files do not tell the true one, so volumes in ml are nominal, too. Finished cases are skipped,
-    so an interrupted conversion can be run again.
+    1×1×5 mm: the TIFF files do not tell the true one, so volumes in ml are nominal, too. Finished cases are skipped
+    unless their files have changed since, so an interrupted conversion can be run again.
 
     Args:
         root: the folder `kaggle_3m`.
@@ -107,7 +107,7 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
     repeated: list[str] = []
     for path in tqdm(folders, desc="converting slices", unit="case", disable=None):
         files = {name: out_dir / path.name / f"{name}.nii.gz" for name in (*KAGGLE_CHANNELS, "mask")}
-        if not all(file.is_file() for file in files.values()):
+        if not up_to_date(files.values(), (path, *path.glob("[!.]*.tif"))):
             image, mask = _read_slices(path)
             for name, volume in zip(files, (*np.moveaxis(image, -1, 0), mask), strict=True):
                 save_volume(nib.Nifti1Image(np.ascontiguousarray(volume), _KAGGLE_AFFINE), files[name])
@@ -167,7 +167,8 @@ def decathlon(
     Layout (medicaldecathlon.com): `dataset.json` with `modality` (`{"0": "T2", "1": "ADC"}`; brain tumors,
     Task01: FLAIR, T1w, t1gd, T2w) and `training` (pairs of `image` and `label`), `imagesTr/<case>.nii.gz` with
     the modalities along the fourth axis, `labelsTr/<case>.nii.gz`. Written per case, in RAS order:
-    `out_dir/<case>/<modality>.nii.gz` for the chosen modalities and `mask.nii.gz`. Finished cases are skipped.
+    `out_dir/<case>/<modality>.nii.gz` for the chosen modalities and `mask.nii.gz`. Finished cases are skipped
+    unless their files, or `dataset.json`, have changed since.
     Any label > 0 is positive.
     Every case counts as a patient of its own, since the owners give no patient ids: Task01 draws on earlier BraTS
     sets, where a patient may have several scans.
@@ -199,7 +200,7 @@ def decathlon(
         name = re.sub(r"\.nii(\.gz)?$", "", image.name)
         files = {modality: out_dir / name / f"{modality}.nii.gz" for modality in modalities}
         mask = out_dir / name / "mask.nii.gz"
-        if not all(file.is_file() for file in (*files.values(), mask)):
+        if not up_to_date((*files.values(), mask), (path, image, truth)):
             volume = _take_modalities(image, names, files)
             save_volume(load_volume(truth, like=volume), mask)
         images = [str(files[modality]) for modality in modalities]

@@ -55,6 +55,14 @@ def test_pictures_of_another_size_are_made_anew_and_others_stay(tmp_path):
     assert times[1] == times[2]
 
 
+def test_a_slice_that_was_replaced_is_read_again(tmp_path):
+    write_mat(tmp_path / "raw" / "1.mat", label=3, patient="A")
+    (case,) = cheng(tmp_path / "raw", tmp_path / "out")
+    _, mask = write_mat(tmp_path / "raw" / "1.mat", label=1, patient="A")
+    assert cheng(tmp_path / "raw", tmp_path / "out")[0]["cls"] == 1
+    np.testing.assert_array_equal(np.asarray(Image.open(case["label"])) > 0, mask > 0)
+
+
 def test_prepare_splits_patients_of_every_class_apart(tmp_path):
     for number in range(24):
         write_mat(tmp_path / "raw" / f"{number + 1}.mat", label=1 + number % 3, patient=f"P{number % 12:02d}")

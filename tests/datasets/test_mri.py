@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -150,6 +151,15 @@ class TestKaggle3m:
         assert kaggle_3m(kaggle_root, tmp_path / "out") == [first]
         assert len(list(Path(first["image"]).parent.iterdir())) == 4
 
+    def test_a_mask_that_was_replaced_is_read_again_were_it_older_than_the_volumes(self, kaggle_root, tmp_path):
+        (first,) = kaggle_3m(kaggle_root, tmp_path / "out")
+        z = first["cls"].index(1)
+        file = kaggle_root / first["case"] / f"{first['case']}_{z + 1}_mask.tif"
+        tifffile.imwrite(file, np.zeros((8, 6), np.uint8))
+        os.utime(file, (0, 0))
+        (second,) = kaggle_3m(kaggle_root, tmp_path / "out")
+        assert second["cls"] == [cls * (i != z) for i, cls in enumerate(first["cls"])]
+
     @pytest.mark.parametrize(
         ("number", "message"),
         [("5", r"slices must count from 1 without gaps; missing: \[5\]"), ("12_mask", "_12_mask.tif")],
@@ -230,6 +240,16 @@ class TestDecathlon:
         assert Path(first["image"]).stat().st_mtime_ns == written
         both = decathlon(decathlon_root, tmp_path / "out", modalities=("FLAIR", "T1w"))[0]
         assert nib.Nifti1Image.from_filename(both["image"][1]).get_fdata().min() == 1000
+
+    @pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+    def test_a_file_that_was_replaced_is_read_again(self, decathlon_root, tmp_path, folder):
+        file = decathlon_root / folder / "BRATS_457.nii.gz"
+        decathlon(decathlon_root, tmp_path / "out", modalities=("FLAIR",))
+        held = nib.Nifti1Image.from_filename(file)
+        save_volume(file, np.zeros(held.shape, held.get_data_dtype()), held.affine)
+        case = decathlon(decathlon_root, tmp_path / "out", modalities=("FLAIR",))[0]
+        written = case["image" if folder == "imagesTr" else "label"]
+        assert not nib.Nifti1Image.from_filename(written).get_fdata().any()
 
     def test_says_what_is_missing(self, decathlon_root, tmp_path):
         def read(**options):
