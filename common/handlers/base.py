@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,24 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
 from ..engines import gathered, gathered_rows, raise_together
+from ..files import PathLike
+
+logger = logging.getLogger(__name__)
 
 OF_MEMORY = "split 'paper': other slices of these patients may have been trained on, so scores are of memory, too"
+
+
+def chosen_from_section(section: str | None, datalist: PathLike | None) -> dict[str, str]:
+    """The section of a datalist that settings are chosen from, for `chosen_from`; test cases are warned of."""
+    if not section or not datalist:
+        return {}
+    if "test" in section.split("+"):
+        logger.warning(
+            "gate and thresholds are chosen from the section %r: scores of these test cases flatter them from now on; "
+            "say --section validation to choose again",
+            section,
+        )
+    return {"section": section}
 
 
 def iterate_cases(engine: Engine) -> Iterator[tuple[dict, dict]]:

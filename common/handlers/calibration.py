@@ -18,7 +18,7 @@ from ..files import PathLike, rounded, write_csv, write_json
 from ..images import spacing_of
 from ..masks import MapsToMaskd, best_threshold, volume_ml
 from ..metrics import dice
-from .base import CaseHandler
+from .base import CaseHandler, chosen_from_section
 
 
 class Calibration(CaseHandler):
@@ -45,6 +45,7 @@ class Calibration(CaseHandler):
         label_gate: gate the slices by their true label in place of the probability. So pseudo-masks are made, whose
             options are what is sought then.
         more: settings that are kept beside the weights with what is chosen here, such as how maps were combined.
+        datalist, section: whose cases these are.
     """
 
     one_process = True
@@ -61,6 +62,8 @@ class Calibration(CaseHandler):
         passes: int = 2,
         label_gate: bool = False,
         more: Mapping[str, Any] | None = None,
+        datalist: PathLike | None = None,
+        section: str | None = None,
     ) -> None:
         super().__init__(output_dir)
         self.ckpt = ckpt
@@ -71,6 +74,8 @@ class Calibration(CaseHandler):
         self.passes = passes
         self.label_gate = label_gate
         self.more = dict(more or {})
+        self.datalist = datalist
+        self.section = section
         self.trials: list[dict[str, Any]] = []
 
     def _start(self) -> None:
@@ -115,7 +120,8 @@ class Calibration(CaseHandler):
         write_csv(self.output_dir / "calibration.csv", self.trials)
         write_json(self.output_dir / "calibrated.json", result)
         masks = f"{len(self.rows)} cases, to choose these settings"
-        add_beside(self.ckpt, chosen=result, chosen_from={"masks": masks, "cases": len(self.rows)})
+        source = {"masks": masks, "cases": len(self.rows)} | chosen_from_section(self.section, self.datalist)
+        add_beside(self.ckpt, chosen=result, chosen_from=source)
         print(f"score {score:.4f} (Dice minus false volume) over {len(self.rows)} cases with {json.dumps(result)}")
 
     def _score(self, options: Mapping[str, Any]) -> float:

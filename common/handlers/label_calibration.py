@@ -26,7 +26,7 @@ from ..masks import (
     volume_gate,
 )
 from ..metrics import balanced_accuracy
-from .base import CaseHandler
+from .base import CaseHandler, chosen_from_section
 from .labeled_case import LabeledCase
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class LabelCalibration(CaseHandler):
         more: settings that are kept beside the weights with what is chosen here, such as how maps were combined.
         most: so many cases, evenly drawn, are looked at.
         datalist: whose content identifies the labels, and says whether there are negatives at all.
+        section: of the datalist, which these cases are.
     """
 
     one_process = True
@@ -96,6 +97,7 @@ class LabelCalibration(CaseHandler):
         more: Mapping[str, Any] | None = None,
         most: int = 64,
         datalist: PathLike | None = None,
+        section: str | None = None,
     ) -> None:
         super().__init__(output_dir)
         self.ckpt = ckpt
@@ -113,6 +115,7 @@ class LabelCalibration(CaseHandler):
         self.more = dict(more or {})
         self.most = most
         self.datalist = datalist
+        self.section = section
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         case = engine.cases[batch["case"]]
@@ -142,6 +145,7 @@ class LabelCalibration(CaseHandler):
             "positives": int(labels.sum()),
             "negatives": int((~labels).sum()),
             "datalist_sha256": file_digest(self.datalist) if self.datalist else None,
+            **chosen_from_section(self.section, self.datalist),
         }
         if labels.all() and self.without_negatives and self.datalist and tells_classes_apart(read_json(self.datalist)):
             best = {**self.start, "gate": 0.0, "threshold": 0.0, "min_volume_ml": 0.0, **self.without_negatives}

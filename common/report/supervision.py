@@ -87,7 +87,8 @@ def chosen(source: Mapping[str, Any]) -> list[str]:
         more = f"Of each class, on average {told:.0%} of {whom} were called so there." if told is not None else None
         return [f"{rule[0].upper()}{rule[1:]}.", *([more] if more else [])]
     labels = f"yes/no labels of {source['labels']}" if source.get("labels") else "what is told below"
-    cases = f" of {plural(source['cases'], 'case')}" if source.get("cases") else ""
+    where = f" of the {source['section']} section" if source.get("section") else ""
+    cases = f" of {plural(source['cases'], 'case')}{where}" if source.get("cases") else where
     kinds = [f"{_words(source[kind])} {kind[:-1]}" for kind in ("positives", "negatives") if kind in source]
     counts = f" ({', '.join(kinds)})" if kinds else ""
     lines = [f"Gate and thresholds were chosen from {labels}{cases}{counts}."]

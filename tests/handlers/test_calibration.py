@@ -107,6 +107,14 @@ def test_what_is_chosen_lies_beside_the_weights_and_says_that_masks_chose_it(tmp
     assert beside["chosen_from"] == {"masks": "2 cases, to choose these settings", "cases": 2}
 
 
+@pytest.mark.parametrize("datalist", [None, "datalist.json"])
+def test_a_section_is_told_with_what_it_chose_and_test_cases_are_warned_of(tmp_path, caplog, datalist):
+    calibrate(tmp_path, "bright", section="validation+test", datalist=datalist)
+    source = json.loads((tmp_path / "model.json").read_text())["chosen_from"]
+    assert source.get("section") == ("validation+test" if datalist else None)
+    assert ("scores of these test cases flatter them" in caplog.text) == bool(datalist)
+
+
 def test_an_empty_mask_gains_nothing_in_healthy_volumes(tmp_path):
     ill, healthy = a_case("bright", 0), a_case("bright", 1)
     healthy["truth"][:] = False

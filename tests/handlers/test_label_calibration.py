@@ -52,6 +52,14 @@ def test_gate_and_threshold_follow_the_labels_of_slices_and_lie_beside_the_weigh
     assert (source["labels"], source["masks"], source["positives"], source["negatives"]) == ("slices", "none", 2, 10)
 
 
+def test_a_section_is_told_with_what_it_chose_and_test_cases_are_warned_of(tmp_path, caplog):
+    (listed := tmp_path / "datalist.json").write_text("{}")
+    for section, warned in (("validation", False), ("test", True)):
+        calibrate(tmp_path, SLICES, section=section, datalist=listed)
+        assert json.loads((tmp_path / "model.json").read_text())["chosen_from"]["section"] == section
+        assert ("scores of these test cases flatter them" in caplog.text) == warned
+
+
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("common.handlers.base.get_world_size", lambda: 2)
     with pytest.raises(RuntimeError, match="LabelCalibration looks at all cases in one process, but 2 were started"):

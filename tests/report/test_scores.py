@@ -116,10 +116,11 @@ def test_a_score_of_few_patients_says_why_it_has_no_interval_and_no_other_does(r
 
 def test_supervision_says_labels_of_what_and_masks_for_what(run):
     source = {"labels": "slices", "masks": "none", "cases": 12, "patients": 12, "positives": 152, "negatives": 177}
+    source["section"] = "validation"
     weights = {"seen": {"cases": 64, "patients": 60}, "chosen_from": source}
     said = " ".join(supervision(replace(run, record={"weights": weights, "section": "test"})))
     assert "Training saw 64 cases of 60 patients." in said
-    assert "chosen from yes/no labels of slices of 12 cases (152 positive, 177 negative)." in said
+    assert "chosen from yes/no labels of slices of 12 cases of the validation section (152 positive, 177" in said
     assert "Masks used for these choices: none." in said
     assert "Masks of 4 cases of the test section were opened here, to score." in said
     assert "fitted to masks of training patients" in said  # the baselines, which the run has

@@ -12,6 +12,7 @@ import numpy as np
 from common.checkpoint import add_beside
 from common.files import PathLike, file_digest, rounded, write_csv, write_json
 from common.handlers import CaseHandler
+from common.handlers.base import chosen_from_section
 from common.masks import choose_gate, heat_threshold
 
 MOST_CELLS = 100_000  # of a slide, evenly drawn: enough for a quantile of .999
@@ -35,6 +36,7 @@ class SlideCalibration(CaseHandler):
         quantiles: others to report.
         more: settings that are kept beside the weights with what is chosen here.
         datalist: whose content identifies the labels.
+        section: of the datalist, which these slides are.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class SlideCalibration(CaseHandler):
         quantiles: Sequence[float] = (),
         more: Mapping[str, Any] | None = None,
         datalist: PathLike | None = None,
+        section: str | None = None,
     ) -> None:
         super().__init__(output_dir)
         self.ckpt = ckpt
@@ -57,6 +60,7 @@ class SlideCalibration(CaseHandler):
         self.quantiles = list(quantiles)
         self.more = dict(more or {})
         self.datalist = datalist
+        self.section = section
 
     def _collect(self, batch: dict, output: dict, engine: Any) -> None:
         result = output["pred"]
@@ -91,6 +95,7 @@ class SlideCalibration(CaseHandler):
             "sensitivity": self.sensitivity,
             "heat_quantile": self.quantile,
             "datalist_sha256": file_digest(self.datalist) if self.datalist else None,
+            **chosen_from_section(self.section, self.datalist),
         }
         add_beside(self.ckpt, chosen=chosen, chosen_from=source)
         write_json(self.output_dir / "calibrated.json", chosen)

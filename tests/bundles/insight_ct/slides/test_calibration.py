@@ -49,6 +49,14 @@ def test_gate_and_threshold_lie_above_what_slides_without_the_label_show_and_no_
     assert planted < areas[1] < 2 * planted  # cells that a lesion cuts count in full
 
 
+def test_slides_of_the_test_section_that_choose_are_warned_of(tmp_path, caplog):
+    (tmp_path / "datalist.json").write_text("{}")
+    cases = [slide_case(tmp_path, name, cls=cls) for name, cls in (("a", 0), ("b", 1))]
+    beside = calibrated(cases, tmp_path / "out", section="test", datalist=tmp_path / "datalist.json")
+    assert beside["chosen_from"]["section"] == "test"
+    assert "chosen from the section 'test': scores of these test cases flatter them" in caplog.text
+
+
 def test_a_network_that_tells_nothing_apart_is_refused(tmp_path):
     cases = [slide_case(tmp_path, "a", cls=1, lesions=()), slide_case(tmp_path, "b", cls=0)]
     with pytest.raises(ValueError, match="has not learned"):
