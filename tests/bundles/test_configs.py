@@ -119,15 +119,12 @@ def runs(bundle: str) -> list[str]:
 def write_data(folder_: Path, modalities: Sequence[str], classes: list[str], shape: tuple[int, int, int]) -> None:
     """A phantom of the given modalities with its datalist."""
     write_phantom(folder_, cases=5, shape=shape, modalities=4 if len(modalities) > 1 else 1, healthy_fraction=0.0)
-    datalist = make_datalist(
-        folder(folder_, modalities=modalities),
-        name="phantom",
-        classes=classes,
-        modalities=modalities,
-        dataset_dir=folder_,
-        fractions=(0.5, 0.25, 0.25),
-    )
+    cases, options = folder(folder_, modalities=modalities), {"modalities": modalities, "fractions": (0.5, 0.25, 0.25)}
+    datalist = make_datalist(cases, name="phantom", classes=classes, dataset_dir=folder_, **options)
     write_datalist(folder_ / "datalist.json", datalist)
+    for case in datalist["training"] + datalist["validation"] + datalist["test"]:
+        case["cls"] = max(case["cls"])
+    write_datalist(folder_ / "slides.json", datalist)  # a slide has one label
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +142,8 @@ def found_in(tmp_path_factory) -> Callable[[str], dict]:
             for kind in ("train", "inference"):
                 for names in BUNDLES[bundle][kind]:
                     data = paper if "paper" in names else plain
-                    overrides = {"dataset_dir": str(data), "datalist": str(data / "datalist.json"), "device": "cpu"}
+                    listed = data / ("slides.json" if "wsi" in names else "datalist.json")
+                    overrides = {"dataset_dir": str(data), "datalist": str(listed), "device": "cpu"}
                     overrides |= {"output_dir": str(data / "out"), "progress": False}
                     if kind == "inference":
                         overrides["check_range"] = False  # the shipped weights saw other images
