@@ -70,7 +70,7 @@ def check_settings() -> None:
     _check_one_logit(parser)
     check_chosen(parser)
     check_channels(parser)
-    _warn_of_unused_patterns(told_keys, parser)
+    _warn_of_unused_selection(told_keys, parser)
     _warn_of_idle_settings(told_keys, workflow)
 
 
@@ -83,10 +83,13 @@ def _apply(given: Mapping[str, Any], told: Mapping[str, Any], parser: Any) -> No
             parser[key] = value
 
 
-def _warn_of_unused_patterns(told_keys: Set[str], parser: Any) -> None:
+def _warn_of_unused_selection(told_keys: Set[str], parser: Any) -> None:
     unused = sorted(key for key in told_keys if key.endswith("_pattern"))
-    listed = parser.get_parsed_content("datalist") if unused and "datalist" in parser else None
-    if listed:
+    asked = unused or "section" in told_keys
+    listed = parser.get_parsed_content("datalist") if asked and "datalist" in parser else None
+    if "section" in told_keys and not listed:
+        logger.warning("--section: not used, since no datalist is read; --datalist FILE names the cases of a section")
+    if listed and unused:
         keys = ", ".join(f"--{key}" for key in unused)
         logger.warning('%s: not used, since %s names the cases; --datalist "" goes by patterns', keys, listed)
 

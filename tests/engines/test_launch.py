@@ -206,6 +206,16 @@ def test_a_pattern_that_a_datalist_makes_useless_is_told(tmp_path, caplog, liste
     assert (said in caplog.text) == bool(listed)
 
 
+@pytest.mark.parametrize("listed", [None, "", "a.json"])
+def test_a_section_of_no_datalist_is_told(tmp_path, caplog, listed):
+    here = {**CONFIG, "section": "test", "datalist": listed}
+    (tmp_path / "inference.json").write_text(json.dumps(here))
+    run(config_file=str(tmp_path / "inference.json"))
+    assert "not used" not in caplog.text
+    run(config_file=str(tmp_path / "inference.json"), section="validation")
+    assert ("--section: not used, since no datalist is read" in caplog.text) == (not listed)
+
+
 @pytest.mark.parametrize(("start", "told"), zip(STARTS, ({"threshold": 0.1}, {}), strict=True))
 def test_a_step_of_a_run_can_ask_for_its_config_and_for_what_the_command_said(start, told, file):
     step = "$here.seen.append(engines.running_config())"
