@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..data import Case, split_patients
+from ..data.matches import some
 from ..files import PathLike
 from .files import told_by
+
+logger = logging.getLogger(__name__)
 
 BRACS_CLASSES = ("none", "ADH", "FEA", "DCIS", "Invasive")
 _BRACS_TYPES = {"N": None, "PB": None, "UDH": None, "ADH": "ADH", "FEA": "FEA", "DCIS": "DCIS", "IC": "Invasive"}
@@ -33,7 +37,7 @@ def camelyon16(
         exclude: slides to leave out; `test_049` is the duplicate that the owners withdrew.
 
     Returns:
-        Cases with `cls` 0 or 1, `section`, and `label` (the polygons) of slides with tumor where there is one.
+        Cases with `cls` 0 or 1, `section`, and `label` (the polygons) of slides with tumor; those without are named.
 
     Raises:
         FileNotFoundError: no slide, no reference table, or a test slide without a row in it.
@@ -59,6 +63,9 @@ def camelyon16(
             if path.stem not in reference:
                 raise FileNotFoundError(f"{table} has no row for {path.name}; expected the owners' table.")
             cases.append(_slide(path, reference[path.stem], "test", root / "testing" / "lesion_annotations"))
+    if without := [case["case"] for case in cases if case["cls"] and "label" not in case]:
+        told = "%s: %d slide(s) with tumor have no polygons lesion_annotations/<slide>.xml, and so no Dice: %s"
+        logger.warning(told, root, len(without), some(without))
     return cases
 
 

@@ -46,7 +46,8 @@ def mosmed(
         Cases with `cls` for the volume, `label` where there is a mask, and `section` where fixed.
 
     Raises:
-        FileNotFoundError: no study, no registry, a study of the registry is missing, or a mask has no study.
+        FileNotFoundError: no study, no registry, a study of the registry is missing, a mask has no study, or there is
+            none for `masked_section`.
         ValueError: an unknown category or section, or a study that the registry does not list, or that is there twice.
     """
     root = Path(root).absolute()
@@ -59,6 +60,10 @@ def mosmed(
     if alone := sorted(set(masks) - set(studies)):
         lone = masks[alone[0]]
         raise FileNotFoundError(f"{lone}: there is no study of that name below {root / 'studies'}; complete the case.")
+    if masked_section and not masks:
+        raise FileNotFoundError(
+            f"no file masks/study_*_mask.nii.gz in {root}: {masked_section!r} would get no case; unpack the masks."
+        )
     categories = {name: path.parent.name for name, path in studies.items()}
     if registry is not None:
         categories = _listed_categories(root, registry, studies)

@@ -44,6 +44,11 @@ class TestCamelyon16:
         assert cases["test_001"]["label"] == str(camelyon / "testing/lesion_annotations/test_001.xml")
         assert all("label" not in cases[name] for name in ("tumor_010", "test_002", "test_114", "normal_001"))
 
+    def test_slides_with_tumor_that_have_no_polygons_are_named(self, camelyon, caplog):
+        camelyon16(camelyon)
+        assert "2 slide(s) with tumor have no polygons" in caplog.text
+        assert "tumor_010, test_114" in caplog.text
+
     def test_a_tenth_of_either_kind_validates_and_the_official_test_slides_test(self, camelyon):
         def validating(**options: object) -> list[str]:
             return [case["case"] for case in camelyon16(camelyon, **options) if case["section"] == "validation"]

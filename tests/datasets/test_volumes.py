@@ -50,6 +50,15 @@ class TestMosmed:
         fixed = {c["case"]: c["section"] for c in mosmed(mosmed_root, masked_section="validation") if "section" in c}
         assert fixed == {"study_0255": "validation"}
 
+    def test_a_section_for_masks_of_which_there_are_none_is_refused(self, mosmed_root):
+        (mosmed_root / "masks" / "masks").mkdir()
+        (mosmed_root / "masks" / "study_0255_mask.nii.gz").rename(mosmed_root / "masks" / "masks" / "a_mask.nii.gz")
+        assert not any("label" in case for case in mosmed(mosmed_root))
+        with pytest.raises(
+            FileNotFoundError, match=r"no file masks/study_\*_mask.nii.gz in .*: 'test' would get no case"
+        ):
+            mosmed(mosmed_root, masked_section="test")
+
     def test_registry_gives_the_categories(self, mosmed_root):
         table = mosmed_root / "dataset_registry.csv"
         table.write_text(table.read_text().replace("study_0002,CT-0", "study_0002,CT-3"))
