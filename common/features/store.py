@@ -160,9 +160,11 @@ class FeatureStore:
         return self.root / key[:2] / key
 
     def get(self, key: str | None) -> Entry | None:
-        """The entry, or None where there is none, or an unfinished one."""
-        finished = key is not None and (self.folder(key) / "entry.json").is_file()
-        return Entry(self.folder(key)) if key is not None and finished else None
+        """The entry, or None where there is none, or one that is unfinished or was emptied as the power failed."""
+        try:
+            return None if key is None else Entry(self.folder(key))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def open(self, key: str) -> Entry:
         """The entry.

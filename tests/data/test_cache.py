@@ -144,12 +144,14 @@ def test_targets_follow_the_mask_that_they_may_be_made_from(cases, tmp_path):
     assert Preprocessing.read == ["c1"]
 
 
-@pytest.mark.parametrize("damage", ["no entry.json", "cut off", "missing"])
+@pytest.mark.parametrize("damage", ["no entry.json", "empty entry.json", "cut off", "missing"])
 def test_an_unfinished_or_damaged_entry_is_made_anew(cases, tmp_path, damage):
     read(cases[:1], tmp_path / "cache")
     (entry,) = (tmp_path / "cache").rglob("entry.json")
     if damage == "no entry.json":
         entry.unlink()
+    elif damage == "empty entry.json":
+        entry.write_bytes(b"")
     elif damage == "cut off":
         os.truncate(entry.parent / "image.npy", 200)
     else:

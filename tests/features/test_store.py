@@ -117,6 +117,16 @@ def test_a_chunk_that_was_cut_off_is_computed_again(tmp_path):
     assert calls.value == 4
 
 
+def test_an_entry_whose_description_was_emptied_is_unfinished(tmp_path):
+    store, (encoder, calls) = FeatureStore(tmp_path), counted()
+    expected = store.compute(KEY, tiles(), encoder)[:]
+    (store.folder(KEY) / "entry.json").write_bytes(b"")
+    assert store.get(KEY) is None
+    calls_before = calls.value
+    assert torch.equal(store.compute(KEY, tiles(), encoder)[:], expected)
+    assert calls.value == calls_before  # its chunks are whole
+
+
 def test_chunks_of_other_features_are_refused_by_the_name_of_their_folder(tmp_path):
     store = FeatureStore(tmp_path)
     store.folder(KEY).mkdir(parents=True)
