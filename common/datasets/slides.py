@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..data import Case, split_patients
@@ -100,7 +100,8 @@ def bracs(root: PathLike, *, regions: str | None = "BRACS_RoI", table: str | Non
 
     Args:
         root: folder of the data set.
-        regions: folder of the regions in `root`; where it is missing, or None, the folder of a slide is its label.
+        regions: folder of the regions in `root`; None, or without any (then with a warning): the folder of a slide is
+            its label.
         table: name of the owners' table in `root` (`BRACS.xlsx`, or saved as `.csv`), with the columns
             `WSI Filename` and `Patient Id`; without it each slide counts as a patient.
 
@@ -117,10 +118,12 @@ def bracs(root: PathLike, *, regions: str | None = "BRACS_RoI", table: str | Non
     if not slides:
         raise FileNotFoundError(f"no file train/Group_*/Type_*/*.svs in {home}; give the folder of BRACS.")
     found: dict[str, set[str | None]] = {path.stem: {_bracs_label(path.parent.name[5:], path)} for path in slides}
-    for region in sorted((root / regions).rglob("BRACS_*.png")) if regions else []:
-        parts = re.fullmatch(r"(BRACS_\d+)_([A-Z]+)_\d+", region.stem)
-        if parts and parts[1] in found:
-            found[parts[1]].add(_bracs_label(parts[2], region))
+    told = _bracs_regions(root / regions, found) if regions else []
+    for slide, label in told:
+        found[slide].add(label)
+    if regions and not told:
+        alone = "%s: no region BRACS_<number>_<type>_<n>.png of these slides, whose folders alone label them"
+        logger.warning(alone, root / regions)
     patients = {} if table is None else _bracs_patients(root / table, slides)
     return [
         {
@@ -132,6 +135,12 @@ def bracs(root: PathLike, *, regions: str | None = "BRACS_RoI", table: str | Non
         }
         for path in slides
     ]
+
+
+def _bracs_regions(home: Path, slides: Collection[str]) -> list[tuple[str, str | None]]:
+    """Slide and label of each region that was cut out of one of these slides."""
+    files = ((re.fullmatch(r"(BRACS_\d+)_([A-Z]+)_\d+", path.stem), path) for path in sorted(home.rglob("BRACS_*.png")))
+    return [(parts[1], _bracs_label(parts[2], path)) for parts, path in files if parts and parts[1] in slides]
 
 
 def _bracs_patients(table: Path, slides: Sequence[Path]) -> dict[str, str]:

@@ -107,10 +107,15 @@ class TestBracs:
         }
         assert multi_hot(found["BRACS_3"], BRACS_CLASSES) == [1, 0, 1, 1]
 
-    def test_the_folder_alone_labels_a_slide_without_regions(self, bracs_root):
+    def test_the_folder_alone_labels_a_slide_without_regions(self, bracs_root, caplog):
+        bracs(bracs_root)
+        assert caplog.text == ""
         found = {case["case"]: case["cls"] for case in bracs(bracs_root / "BRACS_WSI")}
         assert (found["BRACS_3"], found["BRACS_10"]) == (["Invasive"], [])
+        assert "BRACS_RoI: no region BRACS_<number>_<type>_<n>.png of these slides" in caplog.text
+        caplog.clear()
         assert found == {case["case"]: case["cls"] for case in bracs(bracs_root, regions=None)}
+        assert caplog.text == ""
 
     def test_keeps_the_official_split_through_a_datalist(self, bracs_root):
         cases = bracs(bracs_root)
