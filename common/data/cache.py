@@ -142,7 +142,7 @@ def _found(folder: Path) -> CacheEntry | None:
     """The entry, if it is finished and nothing of it is missing or cut off."""
     try:
         entry = CacheEntry(folder)
-    except (FileNotFoundError, ValueError):  # unfinished, or emptied as the power failed
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # unfinished, or emptied as the power failed
         return None
     sizes = [path.stat().st_size if path.is_file() else -1 for path in (folder / f"{name}.npy" for name in entry.names)]
     return entry if sum(sizes) == entry.bytes and -1 not in sizes else None

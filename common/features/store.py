@@ -163,7 +163,7 @@ class FeatureStore:
         """The entry, or None where there is none, or one that is unfinished or was emptied as the power failed."""
         try:
             return None if key is None else Entry(self.folder(key))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
 
     def open(self, key: str) -> Entry:

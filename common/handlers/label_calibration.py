@@ -60,6 +60,8 @@ class LabelCalibration(CaseHandler):
         natural: threshold that maps have by themselves, such as 0 of logits trained against (pseudo-)masks; it
             counts where the quantile is lower, but for maps that have not learned to reach it: then the level that
             `common.masks.reached_level` finds in positive slices, or in positive volumes.
+        below_otsu: the threshold is at most the median over cases of Otsu's: for maps that are the mean of what planes
+            of many angles say, of which thin lesions fill few.
         natural_gate: gate of a network whose probability is read off its map, trained against (pseudo-)masks; it counts
             where three quarters of the positives reach it, and else what they reach.
         organ: `lung` takes `common.masks.OF_LUNGS` in place of entries of `start` and the quantile.
@@ -88,6 +90,7 @@ class LabelCalibration(CaseHandler):
         quantile: float = 0.999,
         quantiles: Sequence[float] = (),
         natural: float | None = None,
+        below_otsu: bool = False,
         natural_gate: float | None = None,
         organ: str | None = None,
         normalize: str = "organ_median",
@@ -106,6 +109,7 @@ class LabelCalibration(CaseHandler):
         self.quantile = quantile
         self.quantiles = list(quantiles)
         self.natural = natural
+        self.below_otsu = below_otsu
         self.natural_gate = natural_gate
         self.lungs = organ == "lung"
         self.relative = not self.lungs and in_multiples(normalize)
@@ -181,6 +185,7 @@ class LabelCalibration(CaseHandler):
         quantile, rule = self._rule(of_slices)
         heats = [case.heat_of_nothing(gate) for case in (self._unseen() if self.lungs else self.cases)]
         threshold = max(heat_threshold(heats, quantile), self._natural(of_slices))
+        threshold = min(threshold, self._median_otsu()) if self.below_otsu else threshold
         best = {**rule, "gate": gate, "threshold": threshold}
         whole = [case for case in self.cases if not case.half]  # what a healthy half has may reach over the middle
         sizes = [case.ml(case.mask(best)) for case in whole]

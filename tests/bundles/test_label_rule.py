@@ -28,6 +28,15 @@ def test_a_network_that_draws_lungs_has_the_gate_of_its_threshold(organ, gate):
     assert parser.get_parsed_content("handlers#0#natural_gate") == gate
 
 
+@pytest.mark.parametrize(
+    ("organ", "natural", "below"), [("lung", 0.5, True), ("lung", None, False), ("brain", 0.5, False)]
+)
+def test_means_over_planes_of_lungs_are_cut_below_otsu(organ, natural, below):
+    parser = parsed("tonno_mosmed", "inference", "calibrate_labels")
+    parser["natural_threshold"], parser["organ"] = natural, organ
+    assert parser.get_parsed_content("handlers#0#below_otsu") is below
+
+
 @pytest.mark.parametrize("bundle", REFINED)
 @pytest.mark.parametrize(
     ("organ", "normalize", "teachers"),

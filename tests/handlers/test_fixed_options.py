@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from common.handlers import LabelCalibration
+from common.masks import otsu
 from tests.handlers import test_calibration as with_masks
 from tests.handlers.test_label_calibration import SLICES, START, items_of
 from tests.pipeline import run_handler
@@ -25,6 +27,19 @@ def test_heat_is_read_as_inference_reads_it(tmp_path, evidence, threshold):
     chosen = from_labels(tmp_path, items, cases, quantile=0.99, fixed={"evidence": evidence})
     assert chosen["threshold"] == pytest.approx(threshold, abs=0.002)
     assert "evidence" not in chosen
+
+
+def test_a_mean_over_planes_is_cut_no_higher_than_otsu_cuts_it(tmp_path):
+    options = {"quantile": 0.99, "natural": 0.8}
+    items, cases = items_of(SLICES)
+    assert from_labels(tmp_path, items, cases, **options)["threshold"] == 0.8
+    maps = [output["pred"][1].numpy() for _, output in items]
+    median = np.median([otsu(one) for one in maps])
+    chosen = from_labels(tmp_path, items, cases, **options, below_otsu=True)["threshold"]
+    assert chosen == pytest.approx(median, abs=0.001)
+    assert chosen < 0.5
+    low = from_labels(tmp_path, items, cases, quantile=0.1, below_otsu=True)["threshold"]
+    assert low < 0.1  # what the labels choose is not raised
 
 
 @pytest.mark.parametrize(("dropped", "smallest"), [(0.0, 0.087), (0.06, 0.0)])
