@@ -107,7 +107,8 @@ def kaggle_3m(root: PathLike, out_dir: PathLike, *, modalities: Sequence[str] = 
     repeated: list[str] = []
     for path in tqdm(folders, desc="converting slices", unit="case", disable=None):
         files = {name: out_dir / path.name / f"{name}.nii.gz" for name in (*KAGGLE_CHANNELS, "mask")}
-        if not up_to_date(files.values(), (path, *path.glob("[!.]*.tif"))):
+        folder = [path] if path.parent != out_dir else []  # which tells of slices taken out, unless this writes there
+        if not up_to_date(files.values(), [*folder, *path.glob("[!.]*.tif")]):
             image, mask = _read_slices(path)
             for name, volume in zip(files, (*np.moveaxis(image, -1, 0), mask), strict=True):
                 save_volume(nib.Nifti1Image(np.ascontiguousarray(volume), _KAGGLE_AFFINE), files[name])

@@ -185,13 +185,14 @@ class LabelCalibration(CaseHandler):
         quantile, rule = self._rule(of_slices)
         heats = [case.heat_of_nothing(gate) for case in (self._unseen() if self.lungs else self.cases)]
         threshold = max(heat_threshold(heats, quantile), self._natural(of_slices))
-        threshold = min(threshold, self._median_otsu()) if self.below_otsu else threshold
+        median_otsu = self._median_otsu()
+        threshold = min(threshold, median_otsu) if self.below_otsu else threshold
         best = {**rule, "gate": gate, "threshold": threshold}
         whole = [case for case in self.cases if not case.half]  # what a healthy half has may reach over the middle
         sizes = [case.ml(case.mask(best)) for case in whole]
         best["min_volume_ml"] = smallest_volume(sizes, [case.positive for case in whole])
         others = [("natural zero", 0.0), *((f"quantile {q:g}", heat_threshold(heats, q)) for q in self.quantiles)]
-        others.append(("Otsu", self._median_otsu()))
+        others.append(("Otsu", median_otsu))
         return best, [(name, {**best, "threshold": other}) for name, other in others]
 
     def _gate(self, of_slices: bool, probabilities: np.ndarray, labels: np.ndarray) -> float:

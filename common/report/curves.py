@@ -42,7 +42,7 @@ def _curves_of(
     patients = np.array([*map(patient_of_row, rows)])
     told = (probabilities, labels, patients)
     shared = {"kind": kind, "positives": int(labels.sum()), "negatives": int((~labels).sum())}
-    # Tables hold four decimals, and so ties that the run did not see: its own areas of these labels count.
+    # Tables hold seven digits, and so ties that the run did not see: its own areas of these labels count.
     own = scores if all(scores.get(key) == shared[key] for key in ("positives", "negatives")) else {}
     return {
         "roc": shared | roc(*told) | _area(own.get("auc")),

@@ -160,6 +160,13 @@ class TestKaggle3m:
         (second,) = kaggle_3m(kaggle_root, tmp_path / "out")
         assert second["cls"] == [cls * (i != z) for i, cls in enumerate(first["cls"])]
 
+    def test_slices_are_read_once_and_volumes_may_lie_beside_them(self, kaggle_root, tmp_path):
+        for out in (tmp_path / "out", kaggle_root):
+            (first,) = kaggle_3m(kaggle_root, out)
+            written = Path(first["image"]).stat().st_mtime_ns
+            assert kaggle_3m(kaggle_root, out) == [first]
+            assert Path(first["image"]).stat().st_mtime_ns == written
+
     @pytest.mark.parametrize(
         ("number", "message"),
         [("5", r"slices must count from 1 without gaps; missing: \[5\]"), ("12_mask", "_12_mask.tif")],

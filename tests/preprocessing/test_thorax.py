@@ -122,6 +122,9 @@ def test_air_tells_an_offset_where_the_image_shows_any(chest):
         outside = np.hypot(chest.x / 0.9, chest.y / 0.8) > np.abs(chest.x).max()
         assert 0.2 < outside[..., 0].mean() < 0.8
         assert doubts(np.where(outside, filling, chest.noisy()), chest.lungs) == ""
+    corners = np.abs(chest.x) / np.abs(chest.x).max() + np.abs(chest.y) / np.abs(chest.y).max() > 1.3
+    assert corners[[0, -1]].mean() > 0.5  # most of two edges
+    assert "air around the body" in doubts(np.where(corners, -1024, shifted), chest.lungs)
     inside = np.s_[20:-20, 12:-12]
     assert doubts(shifted[inside], chest.lungs[inside]) == ""
     assert "has -910" in doubts(chest.image + 90, chest.lungs)

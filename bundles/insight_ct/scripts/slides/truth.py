@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 EXCLUDED = ("_2", "Exclusion")
 OFF_TISSUE = 0.5  # share of what is outlined; outlines of its tissue run a little over the edge, or across fat
 POINTS = ("Dot", "PointSet")  # types of annotations that outline nothing
+DOUBTS = {
+    "disagreeing": "labels contradict outlines in %d of %d slides (%s): one says yes where the other says no. Are "
+    "labels inverted, or outlines of another slide?",
+    "off_tissue": "most of what is outlined holds no tissue in %d of %d slides (%s): are outlines of another slide, or "
+    "not in pixels of its finest level?",
+}
 
 
 def read_polygons(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
@@ -192,22 +198,9 @@ class SlideScores(CaseHandler):
         write_csv(self.output_dir / "metrics.csv", [rounded(row) for row in self.rows])
         summary = self.summary()
         write_json(self.output_dir / "summary.json", summary)
-        if found := summary.get("disagreeing"):
-            logger.warning(
-                "labels contradict outlines in %d of %d slides (%s): one says yes where the other says no. Are labels "
-                "inverted, or outlines of another slide?",
-                found["count"],
-                found["of"],
-                some(found["cases"], 3),
-            )
-        if found := summary.get("off_tissue"):
-            logger.warning(
-                "most of what is outlined holds no tissue in %d of %d slides (%s): are outlines of another slide, or "
-                "not in pixels of its finest level?",
-                found["count"],
-                found["of"],
-                some(found["cases"], 3),
-            )
+        for name, text in DOUBTS.items():
+            if found := summary.get(name):
+                logger.warning(text, found["count"], found["of"], some(found["cases"], 3))
 
     def summary(self) -> dict[str, Any]:
         """AUC by label and their mean (macro), and mean, spread and interval of Dice and components over slides."""
